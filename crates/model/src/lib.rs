@@ -1,0 +1,27 @@
+//! The pure core: parsed Kubernetes objects, the store that holds them, the view that one node takes of a Service, and
+//! the load-balancing table that every backend reads.
+//!
+//! Flow: [`Change`] → [`Store`] → [`view`] → [`Table`]. Each arrow is a plain function call; nothing here does I/O,
+//! takes the time, or logs. The crate knows nothing of netfilter and nothing of wire formats: objects arrive parsed
+//! (crate `api`), and backends see only [`Frontend`]s, never a Service or an `EndpointSlice`.
+#![forbid(unsafe_code)]
+
+mod names;
+mod net;
+mod objects;
+mod slots;
+mod store;
+mod table;
+pub mod view;
+
+pub use names::{Interner, Name, ObjectName, ServiceName, ServicePortName};
+pub use net::{AddrError, CidrError, Family, IpFamily, Protocol, V4, V6, parse_addr, parse_cidr};
+pub use objects::{
+    Change, Conditions, Endpoint, EndpointSlice, Hints, Kind, Node, Object, Service, ServiceCidr,
+    ServicePort, SliceEndpoints, SlicePort, TrafficPolicy,
+};
+pub use slots::assign_slots;
+pub use store::{ServiceEntry, Store, Touched};
+pub use table::{
+    AddressKind, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, Pool, Table, Verdict,
+};

@@ -1,0 +1,246 @@
+//! The parsed form of the API objects that the proxy watches: only the fields it uses, already valid.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::{Family, Name, ObjectName, Protocol, ServiceName, V4, V6};
+
+/// A watched kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `v1` Service.
+    Service,
+    /// `discovery.k8s.io/v1` `EndpointSlice`.
+    EndpointSlice,
+    /// `v1` Node: only this node.
+    Node,
+    /// `networking.k8s.io/v1` `ServiceCIDR`.
+    ServiceCidr,
+}
+
+impl Kind {
+    /// Every kind, in the order in which they are reported.
+    pub const ALL: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::Node, Self::ServiceCidr];
+
+    /// The kind as manifests spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Node => "Node",
+            Self::ServiceCidr => "ServiceCIDR",
+        }
+    }
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// One parsed object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A Service.
+    Service(Service),
+    /// An `EndpointSlice`.
+    EndpointSlice(EndpointSlice),
+    /// A Node.
+    Node(Node),
+    /// A `ServiceCIDR`.
+    ServiceCidr(ServiceCidr),
+}
+
+impl Object {
+    /// The object's kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::Node(_) => Kind::Node,
+            Self::ServiceCidr(_) => Kind::ServiceCidr,
+        }
+    }
+
+    /// The object's name.
+    pub fn name(&self) -> &ObjectName {
+        match self {
+            Self::Service(service) => &service.name,
+            Self::EndpointSlice(slice) => &slice.name,
+            Self::Node(node) => &node.name,
+            Self::ServiceCidr(cidr) => &cidr.name,
+        }
+    }
+}
+
+/// What a source tells the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The object exists in this form now.
+    Apply(Object),
+    /// The object is gone, or no longer concerns the proxy. Unknown names are fine.
+    Delete(Kind, ObjectName),
+    /// A complete listing: objects of the kind that are not in it are gone, except those named in `keep`.
+    Replace {
+        /// The kind that was listed.
+        kind: Kind,
+        /// All objects of the kind.
+        objects: Vec<Object>,
+        /// Objects that exist but whose present form was rejected: an earlier accepted form stays in force.
+        keep: Vec<ObjectName>,
+    },
+}
+
+/// `internalTrafficPolicy` or `externalTrafficPolicy`. Unknown strings mean `Cluster`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TrafficPolicy {
+    /// Any endpoint.
+    #[default]
+    Cluster,
+    /// Only endpoints on this node.
+    Local,
+}
+
+/// A Service that has a cluster IP and is ours to serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Namespace and name.
+    pub name: ServiceName,
+    /// `clusterIPs`, at most one of each family.
+    pub cluster_ips: Box<[IpAddr]>,
+    /// `ports`, in the object's order.
+    pub ports: Box<[ServicePort]>,
+    /// `externalIPs`.
+    pub external_ips: Box<[IpAddr]>,
+    /// `status.loadBalancer.ingress[].ip` with `ipMode` VIP (the default).
+    pub load_balancer_ips: Box<[IpAddr]>,
+    /// `loadBalancerSourceRanges`, masked. Empty for a family: unrestricted in that family.
+    pub source_ranges: Box<[IpNet]>,
+    /// `sessionAffinity: ClientIP` with its timeout; `None` when there is no affinity.
+    pub affinity: Option<Duration>,
+    /// `internalTrafficPolicy`.
+    pub internal_policy: TrafficPolicy,
+    /// `externalTrafficPolicy`, which counts only for Services that accept external traffic by definition of the API:
+    /// type `LoadBalancer`, type `NodePort`, or `externalIPs` not empty. `Cluster` for all others.
+    pub external_policy: TrafficPolicy,
+    /// `healthCheckNodePort`, for type `LoadBalancer` with `externalTrafficPolicy: Local` only.
+    pub health_check_node_port: Option<u16>,
+}
+
+/// One port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Name; empty for a single unnamed port.
+    pub name: Name,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Port on the virtual addresses; never 0.
+    pub port: u16,
+    /// Port on the nodes.
+    pub node_port: Option<u16>,
+}
+
+/// A slice of the endpoints of one Service, in one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// Namespace and name of the slice itself.
+    pub name: ObjectName,
+    /// The Service that it belongs to (label `kubernetes.io/service-name`).
+    pub service: ServiceName,
+    /// Ports; each applies to all endpoints of the slice.
+    pub ports: Box<[SlicePort]>,
+    /// Endpoints.
+    pub endpoints: SliceEndpoints,
+}
+
+/// One port of a slice. It serves the Service port of the same name and protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    /// Name; matches the Service port's name, also when empty.
+    pub name: Name,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Port on the endpoint; never 0.
+    pub port: u16,
+}
+
+/// The endpoints of a slice, by its `addressType`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SliceEndpoints {
+    /// `addressType: IPv4`.
+    V4(Box<[Endpoint<V4>]>),
+    /// `addressType: IPv6`.
+    V6(Box<[Endpoint<V6>]>),
+}
+
+/// One endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint<F: Family> {
+    /// `addresses[0]`.
+    pub address: F::Addr,
+    /// Conditions.
+    pub conditions: Conditions,
+    /// `nodeName`.
+    pub node: Option<Name>,
+    /// `hints`; `None` when there are none, which is most of the time.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// An endpoint's conditions after the API's defaults: absent `ready` and `serving` mean true, absent `terminating`
+/// means false.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conditions {
+    /// Takes new traffic (it is ready and not terminating, or the Service publishes not-ready addresses).
+    pub ready: bool,
+    /// Would take traffic if it has to, also while terminating.
+    pub serving: bool,
+    /// Is shutting down.
+    pub terminating: bool,
+}
+
+impl Default for Conditions {
+    fn default() -> Self {
+        Self { ready: true, serving: true, terminating: false }
+    }
+}
+
+/// Topology hints of an endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// `forZones[].name`.
+    pub zones: Box<[Name]>,
+    /// `forNodes[].name`.
+    pub nodes: Box<[Name]>,
+}
+
+/// What the proxy uses of its Node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// The node's name (no namespace).
+    pub name: ObjectName,
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Option<Name>,
+    /// Usable addresses: `InternalIP`s in order, then `ExternalIP`s.
+    pub addresses: Box<[IpAddr]>,
+    /// `spec.podCIDRs`.
+    pub pod_cidrs: Box<[IpNet]>,
+}
+
+impl Node {
+    /// The node's primary address of a family: the first one listed.
+    pub fn primary_address(&self, family: crate::IpFamily) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|addr| crate::IpFamily::of(*addr) == family)
+    }
+}
+
+/// A range that cluster IPs are allocated from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceCidr {
+    /// The object's name (no namespace).
+    pub name: ObjectName,
+    /// `spec.cidrs`.
+    pub cidrs: Box<[IpNet]>,
+}

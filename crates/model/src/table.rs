@@ -1,0 +1,330 @@
+//! The load-balancing table: what the kernel of this node has to do, in terms that every backend shares.
+//!
+//! Every rule of Kubernetes has been decided when a [`Frontend`] exists. A backend reads frontends and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use rustc_hash::FxBuildHasher;
+
+use crate::{Family, Protocol, ServiceName, ServicePortName};
+
+/// Which of a Service's addresses a frontend is. The order is that of precedence when two Services claim the same
+/// address, protocol and port: the first wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AddressKind {
+    /// `clusterIPs`.
+    ClusterIp,
+    /// `status.loadBalancer.ingress`.
+    LoadBalancerIp,
+    /// `externalIPs`.
+    ExternalIp,
+    /// `ports[].nodePort`, on every address of the node that is accepted for node ports.
+    NodePort,
+}
+
+/// The address that packets are captured by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FrontendAddress<F: Family> {
+    /// A virtual address.
+    Ip(F::Addr),
+    /// Any address of the node that is accepted for node ports.
+    Node,
+}
+
+/// What a packet must match to belong to a frontend. At most one frontend has each key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FrontendKey<F: Family> {
+    /// Destination address.
+    pub address: FrontendAddress<F>,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Destination port, in host byte order.
+    pub port: u16,
+}
+
+/// One endpoint as packets see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Destination<F: Family> {
+    /// Address.
+    pub address: F::Addr,
+    /// Port, in host byte order.
+    pub port: u16,
+    /// Whether the endpoint runs on this node.
+    pub local: bool,
+}
+
+/// What happens to a new flow that finds no endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verdict {
+    /// Refused with ICMP port unreachable: no node has a usable endpoint.
+    Reject,
+    /// Silently dropped: other nodes have usable endpoints and a load balancer should look there (`Local` policy).
+    Drop,
+}
+
+/// Where new flows go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pool<F: Family> {
+    /// To one of these, each as likely as any other. Sorted, without duplicates, never empty.
+    Endpoints(Arc<[Destination<F>]>),
+    /// Nowhere.
+    Empty(Verdict),
+}
+
+impl<F: Family> Pool<F> {
+    /// A pool of these endpoints, or the verdict when there are none.
+    pub fn new(endpoints: BTreeSet<Destination<F>>, when_empty: Verdict) -> Self {
+        if endpoints.is_empty() {
+            Self::Empty(when_empty)
+        } else {
+            Self::Endpoints(endpoints.into_iter().collect())
+        }
+    }
+
+    /// The endpoints; empty when there are none.
+    pub fn endpoints(&self) -> &[Destination<F>] {
+        match self {
+            Self::Endpoints(endpoints) => endpoints,
+            Self::Empty(_) => &[],
+        }
+    }
+}
+
+/// When the source address of a flow is rewritten to one of this node's, besides the flows that return to their own
+/// sender (hairpin), which always are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Masquerade {
+    /// Never: the endpoint sees the client.
+    Never,
+    /// Unless the client is a pod, as far as the node can tell one: replies to others must come back through this node.
+    UnlessFromPod,
+    /// Always.
+    Always,
+}
+
+/// One captured address, protocol and port, and everything that decides where its packets go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frontend<F: Family> {
+    /// What packets match.
+    pub key: FrontendKey<F>,
+    /// Which of the Service's addresses this is.
+    pub kind: AddressKind,
+    /// The Service's port that it serves.
+    pub service: ServicePortName,
+    /// Where new flows go.
+    pub pool: Pool<F>,
+    /// Where new flows from pods and from this node itself go, where that differs from `pool`: the short cut of
+    /// `externalTrafficPolicy: Local`.
+    pub internal_pool: Option<Pool<F>>,
+    /// `ClientIP` affinity: how long a client stays with its endpoint after its last new flow.
+    pub affinity: Option<Duration>,
+    /// Source address rewriting.
+    pub masquerade: Masquerade,
+    /// `loadBalancerSourceRanges`: new flows from elsewhere are dropped. `None`: no restriction.
+    pub allowed_sources: Option<Arc<[IpNet]>>,
+}
+
+/// All frontends of one family.
+///
+/// Several Services may claim one key (the API does not prevent it); the claim of the best [`AddressKind`], then of the
+/// first Service by name, is in force, and the next one takes over when it goes.
+#[derive(Clone, Debug)]
+pub struct Table<F: Family> {
+    frontends: HashMap<FrontendKey<F>, Claims<F>, FxBuildHasher>,
+    by_service: BTreeMap<ServiceName, Box<[FrontendKey<F>]>>,
+}
+
+#[derive(Clone, Debug)]
+struct Claims<F: Family> {
+    winner: Frontend<F>,
+    /// Sorted; nearly always empty.
+    others: Vec<Frontend<F>>,
+}
+
+impl<F: Family> Default for Table<F> {
+    fn default() -> Self {
+        Self { frontends: HashMap::default(), by_service: BTreeMap::new() }
+    }
+}
+
+impl<F: Family> Table<F> {
+    /// Sets the frontends of a Service, replacing all that it had; returns the keys whose frontend in force differs
+    /// from before. Of two frontends with one key the better by precedence, then the first, counts.
+    pub fn set_service(
+        &mut self,
+        service: &ServiceName,
+        frontends: Vec<Frontend<F>>,
+    ) -> BTreeSet<FrontendKey<F>> {
+        let new = dedup(frontends);
+        let old = self.by_service.remove(service).unwrap_or_default();
+        let mut changed = BTreeSet::new();
+        for key in old.iter().filter(|key| !new.contains_key(key)) {
+            if self.withdraw(service, key) {
+                changed.insert(*key);
+            }
+        }
+        let keys: Box<[_]> = new.keys().copied().collect();
+        for frontend in new.into_values() {
+            let key = frontend.key;
+            if self.claim(frontend) {
+                changed.insert(key);
+            }
+        }
+        if !keys.is_empty() {
+            self.by_service.insert(service.clone(), keys);
+        }
+        changed
+    }
+
+    /// The frontend in force for a key.
+    pub fn get(&self, key: &FrontendKey<F>) -> Option<&Frontend<F>> {
+        self.frontends.get(key).map(|claims| &claims.winner)
+    }
+
+    /// The claims for a key that lost against the one in force.
+    pub fn conflicts(&self, key: &FrontendKey<F>) -> &[Frontend<F>] {
+        self.frontends.get(key).map_or(&[], |claims| &claims.others)
+    }
+
+    /// All frontends in force, in the order of their Services' names.
+    pub fn iter(&self) -> impl Iterator<Item = &Frontend<F>> {
+        let keys =
+            self.by_service.iter().flat_map(|(service, keys)| keys.iter().map(move |key| (service, key)));
+        keys.filter_map(|(service, key)| {
+            self.get(key).filter(|frontend| frontend.service.service == *service)
+        })
+    }
+
+    /// The names of the Services that have frontends.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        self.by_service.keys()
+    }
+
+    /// Adds or updates a claim; true if the frontend in force differs afterwards.
+    fn claim(&mut self, frontend: Frontend<F>) -> bool {
+        let Some(claims) = self.frontends.get_mut(&frontend.key) else {
+            self.frontends.insert(frontend.key, Claims { winner: frontend, others: Vec::new() });
+            return true;
+        };
+        if claims.others.is_empty() && same_owner(&claims.winner, &frontend) {
+            let differs = claims.winner != frontend;
+            claims.winner = frontend;
+            return differs;
+        }
+        let before = claims.winner.clone();
+        let mut all = std::mem::take(&mut claims.others);
+        all.push(before.clone());
+        all.retain(|known| !same_owner(known, &frontend));
+        all.push(frontend);
+        all.sort_by(|a, b| precedence(a).cmp(&precedence(b)));
+        claims.winner = all.remove(0);
+        claims.others = all;
+        claims.winner != before
+    }
+
+    /// Removes a Service's claim; true if the frontend in force differs afterwards.
+    fn withdraw(&mut self, service: &ServiceName, key: &FrontendKey<F>) -> bool {
+        let Some(claims) = self.frontends.get_mut(key) else { return false };
+        if claims.winner.service.service != *service {
+            claims.others.retain(|other| other.service.service != *service);
+            return false;
+        }
+        if claims.others.is_empty() {
+            self.frontends.remove(key);
+        } else {
+            claims.winner = claims.others.remove(0);
+        }
+        true
+    }
+}
+
+fn same_owner<F: Family>(a: &Frontend<F>, b: &Frontend<F>) -> bool {
+    a.service.service == b.service.service
+}
+
+fn precedence<F: Family>(frontend: &Frontend<F>) -> (AddressKind, &ServicePortName) {
+    (frontend.kind, &frontend.service)
+}
+
+fn dedup<F: Family>(frontends: Vec<Frontend<F>>) -> BTreeMap<FrontendKey<F>, Frontend<F>> {
+    let mut by_key: BTreeMap<FrontendKey<F>, Frontend<F>> = BTreeMap::new();
+    for frontend in frontends {
+        let better = by_key.get(&frontend.key).is_none_or(|known| precedence(&frontend) < precedence(known));
+        if better {
+            by_key.insert(frontend.key, frontend);
+        }
+    }
+    by_key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ObjectName, V4};
+
+    fn frontend(service: &str, kind: AddressKind, ip: &str, endpoint: u16) -> Frontend<V4> {
+        let destination =
+            Destination { address: "10.244.0.1".parse().unwrap(), port: endpoint, local: false };
+        Frontend {
+            key: FrontendKey {
+                address: FrontendAddress::Ip(ip.parse().unwrap()),
+                protocol: Protocol::Tcp,
+                port: 80,
+            },
+            kind,
+            service: ServicePortName {
+                service: ObjectName::new("ns", service),
+                port: "http".into(),
+                protocol: Protocol::Tcp,
+            },
+            pool: Pool::new(BTreeSet::from([destination]), Verdict::Reject),
+            internal_pool: None,
+            affinity: None,
+            masquerade: Masquerade::UnlessFromPod,
+            allowed_sources: None,
+        }
+    }
+
+    fn set(table: &mut Table<V4>, service: &str, frontends: Vec<Frontend<V4>>) -> usize {
+        table.set_service(&ObjectName::new("ns", service), frontends).len()
+    }
+
+    #[test]
+    fn only_differences_are_reported() {
+        let mut table = Table::default();
+        let one = || frontend("a", AddressKind::ClusterIp, "10.96.0.1", 8080);
+        assert_eq!(set(&mut table, "a", vec![one()]), 1);
+        assert_eq!(set(&mut table, "a", vec![one()]), 0);
+        assert_eq!(set(&mut table, "a", vec![frontend("a", AddressKind::ClusterIp, "10.96.0.1", 8081)]), 1);
+        assert_eq!(set(&mut table, "a", vec![frontend("a", AddressKind::ClusterIp, "10.96.0.2", 8081)]), 2);
+        assert_eq!(set(&mut table, "a", vec![]), 1);
+        assert_eq!(table.iter().count(), 0);
+        assert_eq!(table.services().count(), 0);
+    }
+
+    #[test]
+    fn a_conflict_has_one_winner_in_any_order_and_the_next_takes_over() {
+        let claims = [
+            frontend("b", AddressKind::ClusterIp, "10.96.0.1", 1),
+            frontend("a", AddressKind::ExternalIp, "10.96.0.1", 2),
+            frontend("c", AddressKind::ClusterIp, "10.96.0.1", 3),
+        ];
+        for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2], [1, 2, 0], [0, 2, 1], [2, 0, 1]] {
+            let mut table = Table::default();
+            for i in order {
+                set(&mut table, &claims[i].service.service.name, vec![claims[i].clone()]);
+            }
+            assert_eq!(table.get(&claims[0].key), Some(&claims[0]));
+            assert_eq!(table.conflicts(&claims[0].key), [claims[2].clone(), claims[1].clone()]);
+            assert_eq!(table.iter().count(), 1);
+            assert_eq!(set(&mut table, "b", vec![]), 1);
+            assert_eq!(table.get(&claims[0].key), Some(&claims[2]));
+            assert_eq!(set(&mut table, "a", vec![]), 0);
+            assert_eq!(set(&mut table, "c", vec![]), 1);
+            assert_eq!(table.get(&claims[0].key), None);
+        }
+    }
+}
