@@ -1,0 +1,157 @@
+//! What the operator asked for, and what follows from it together with the Node.
+
+use backend_nftables::{Config, NodePortAddresses, PodSource};
+use ipnet::IpNet;
+use model::{Family, IpFamily, Name, Node};
+
+/// The settings of a run.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The name of this node's Node object, and the `nodeName` of local endpoints.
+    pub node_name: Name,
+    /// The families to serve.
+    pub families: Vec<IpFamily>,
+    /// `nodePortAddresses`.
+    pub node_ports: NodePorts,
+    /// `detectLocalMode`: how packets from pods are told from others.
+    pub pods: Pods,
+    /// `masqueradeAll`: masquerade pods' traffic to cluster IPs too.
+    pub masquerade_all: bool,
+    /// The packet mark bit for masquerading, as a mask.
+    pub masquerade_mark: u32,
+}
+
+/// `nodePortAddresses`: where node ports are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePorts {
+    /// `primary`: on the Node object's first address of each family. On none while the Node is unknown or has no
+    /// address of the family.
+    Primary,
+    /// On the node's addresses in these ranges.
+    Within(Vec<IpNet>),
+}
+
+/// `detectLocalMode`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pods {
+    /// `ClusterCIDR`: by source address in the first of these ranges of the family; not at all if there is none.
+    ClusterCidr(Vec<IpNet>),
+    /// `NodeCIDR`: by source address in the Node's first pod CIDR of the family.
+    NodeCidr,
+    /// `BridgeInterface`: by the interface that packets arrive on.
+    BridgeInterface(String),
+    /// `InterfaceNamePrefix`: by the beginning of that interface's name.
+    InterfaceNamePrefix(String),
+}
+
+impl Settings {
+    /// The ruleset's settings for one family, given the Node as far as it is known.
+    pub(crate) fn config<F: Family>(&self, node: Option<&Node>) -> Config {
+        Config {
+            node_ports: NodePortAddresses::Within(self.node_port_ranges::<F>(node)),
+            pods: self.pod_source::<F>(node),
+            masquerade_all: self.masquerade_all,
+            masquerade_mark: self.masquerade_mark,
+        }
+    }
+
+    /// The ranges of one family. When ranges were given but none of this family, upstream accepts all its addresses,
+    /// and so do we: clusters rely on it (`NodePortAddresses` in `pkg/proxy/util/nodeport_addresses.go`).
+    fn node_port_ranges<F: Family>(&self, node: Option<&Node>) -> Vec<IpNet> {
+        match &self.node_ports {
+            NodePorts::Primary => {
+                let primary = node.and_then(|node| node.primary_address(F::FAMILY));
+                primary.map(IpNet::from).into_iter().collect()
+            }
+            NodePorts::Within(ranges) => {
+                let own = ranges.iter().filter(|range| is_of::<F>(range));
+                let own: Vec<IpNet> = own.copied().collect();
+                if own.is_empty() { vec![everything::<F>()] } else { own }
+            }
+        }
+    }
+
+    fn pod_source<F: Family>(&self, node: Option<&Node>) -> Option<PodSource> {
+        let first = |ranges: &[IpNet]| ranges.iter().find(|range| is_of::<F>(range)).copied();
+        match &self.pods {
+            Pods::ClusterCidr(ranges) => first(ranges).map(PodSource::Cidr),
+            Pods::NodeCidr => first(&node?.pod_cidrs).map(PodSource::Cidr),
+            Pods::BridgeInterface(name) => Some(PodSource::Interface(name.clone())),
+            Pods::InterfaceNamePrefix(prefix) => Some(PodSource::InterfacePrefix(prefix.clone())),
+        }
+    }
+}
+
+fn is_of<F: Family>(range: &IpNet) -> bool {
+    IpFamily::of(range.addr()) == F::FAMILY
+}
+
+fn everything<F: Family>() -> IpNet {
+    match F::FAMILY {
+        IpFamily::V4 => IpNet::V4(ipnet::Ipv4Net::default()),
+        IpFamily::V6 => IpNet::V6(ipnet::Ipv6Net::default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::{ObjectName, V4, V6};
+
+    fn settings(node_ports: NodePorts, pods: Pods) -> Settings {
+        Settings {
+            node_name: "node-1".into(),
+            families: vec![IpFamily::V4, IpFamily::V6],
+            node_ports,
+            pods,
+            masquerade_all: false,
+            masquerade_mark: 0x4000,
+        }
+    }
+
+    fn node(addresses: &[&str]) -> Node {
+        Node {
+            name: ObjectName::new("", "node-1"),
+            zone: None,
+            addresses: addresses.iter().map(|addr| addr.parse().unwrap()).collect(),
+            pod_cidrs: ["fd00:10:244::/64", "10.244.0.0/24"].map(|net| net.parse().unwrap()).into(),
+        }
+    }
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    #[track_caller]
+    fn check_node_ports(setting: NodePorts, node: Option<&Node>, v4: &[&str], v6: &[&str]) {
+        let settings = settings(setting, Pods::NodeCidr);
+        let expected = |nets: &[&str]| NodePortAddresses::Within(nets.iter().map(|text| net(text)).collect());
+        assert_eq!(settings.config::<V4>(node).node_ports, expected(v4));
+        assert_eq!(settings.config::<V6>(node).node_ports, expected(v6));
+    }
+
+    #[test]
+    fn primary_is_the_first_address_of_the_family_or_none() {
+        let dual = node(&["192.168.0.7", "192.168.0.8", "fd00::7"]);
+        check_node_ports(NodePorts::Primary, Some(&dual), &["192.168.0.7/32"], &["fd00::7/128"]);
+        check_node_ports(NodePorts::Primary, Some(&node(&["192.168.0.7"])), &["192.168.0.7/32"], &[]);
+        check_node_ports(NodePorts::Primary, None, &[], &[]);
+    }
+
+    #[test]
+    fn ranges_of_one_family_leave_the_other_unrestricted() {
+        check_node_ports(NodePorts::Within(vec![net("10.0.0.0/8")]), None, &["10.0.0.0/8"], &["::/0"]);
+    }
+
+    #[test]
+    fn pods_are_told_by_the_first_range_of_the_family() {
+        let ranges = ["10.1.0.0/16", "10.2.0.0/16"].map(net).to_vec();
+        let by_cluster = settings(NodePorts::Primary, Pods::ClusterCidr(ranges));
+        assert_eq!(by_cluster.config::<V4>(None).pods, Some(PodSource::Cidr(net("10.1.0.0/16"))));
+        assert_eq!(by_cluster.config::<V6>(None).pods, None);
+        let by_node = settings(NodePorts::Primary, Pods::NodeCidr);
+        assert_eq!(by_node.config::<V6>(None).pods, None);
+        let pods = by_node.config::<V6>(Some(&node(&[]))).pods;
+        assert_eq!(pods, Some(PodSource::Cidr(net("fd00:10:244::/64"))));
+    }
+}

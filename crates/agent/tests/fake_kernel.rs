@@ -1,0 +1,257 @@
+//! The agent against a kernel in memory that fails on demand.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent::{Input, NodePorts, Pods, Settings};
+use backend_nftables::{Backend, Config, Extent, NodePortAddresses, table_name};
+use model::view::{ThisNode, frontends};
+use model::{
+    Change, Conditions, Endpoint, EndpointSlice, IpFamily, Kind, Object, ObjectName, Protocol, Service,
+    ServicePort, SliceEndpoints, SlicePort, Store, Table, Touched, TrafficPolicy, V4,
+};
+use nft::Kernel;
+use testkit::fake_kernel::{FakeKernel, Fault};
+use tokio::sync::mpsc::{Sender, channel};
+
+const NODE: &str = "node-1";
+
+fn settings() -> Settings {
+    Settings {
+        node_name: NODE.into(),
+        families: vec![IpFamily::V4],
+        node_ports: NodePorts::Primary,
+        pods: Pods::ClusterCidr(Vec::new()),
+        masquerade_all: false,
+        masquerade_mark: 0x4000,
+    }
+}
+
+fn service(n: u8) -> Object {
+    Object::Service(Service {
+        name: ObjectName::new("ns", &format!("svc-{n}")),
+        cluster_ips: [[10, 96, 0, n].into()].into(),
+        ports: [ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }]
+            .into(),
+        external_ips: Box::default(),
+        load_balancer_ips: Box::default(),
+        source_ranges: Box::default(),
+        affinity: None,
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+        health_check_node_port: None,
+    })
+}
+
+fn slice(n: u8, endpoints: &[u8]) -> Object {
+    let endpoint = |last: &u8| Endpoint::<V4> {
+        address: [10, 244, 0, *last].into(),
+        conditions: Conditions::default(),
+        node: Some(NODE.into()),
+        hints: None,
+    };
+    Object::EndpointSlice(EndpointSlice {
+        name: ObjectName::new("ns", &format!("svc-{n}-a")),
+        service: ObjectName::new("ns", &format!("svc-{n}")),
+        ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
+        endpoints: SliceEndpoints::V4(endpoints.iter().map(endpoint).collect()),
+    })
+}
+
+/// An agent that runs, and what it has been told.
+struct Bench {
+    kernel: FakeKernel,
+    inputs: Sender<Input>,
+    store: Store,
+}
+
+impl Bench {
+    fn start(kernel: &FakeKernel) -> Self {
+        let (inputs, receiver) = channel(1024);
+        let connection = kernel.clone();
+        let open: agent::OpenKernel = Arc::new(move || Ok(Box::new(connection.clone())));
+        tokio::spawn(agent::run(settings(), open, receiver));
+        Self { kernel: kernel.clone(), inputs, store: Store::default() }
+    }
+
+    async fn send(&mut self, change: Change) {
+        self.store.apply(change.clone(), &mut Touched::default());
+        self.inputs.send(Input::Change(change)).await.unwrap();
+    }
+
+    async fn apply(&mut self, object: Object) {
+        self.send(Change::Apply(object)).await;
+    }
+
+    async fn listed(&mut self) {
+        for kind in Kind::ALL {
+            self.inputs.send(Input::Listed(kind)).await.unwrap();
+        }
+    }
+
+    /// What is wrong in the kernel; `None` when it holds what the objects ask for.
+    fn difference(&self) -> Option<String> {
+        let mut table = Table::<V4>::default();
+        let node = ThisNode { name: NODE.into() };
+        for (name, entry) in self.store.entries() {
+            table.set_service(name, frontends(&node, entry));
+        }
+        let config = Config { node_ports: NodePortAddresses::Within(Vec::new()), ..Config::default() };
+        let found = self.kernel.clone().read(nft::Family::Ip, &table_name()).ok()?;
+        let backend = Backend::new(config.clone());
+        let plan = backend.repair(&config, &table, found.as_ref(), Extent::Difference);
+        (!plan.transaction.is_empty()).then(|| plan.transaction.to_string())
+    }
+
+    #[track_caller]
+    fn assert_right(&self) {
+        assert_eq!(self.difference(), None);
+    }
+
+    /// Waits until the kernel is right.
+    async fn converged(&self) {
+        let waiting = async {
+            while self.difference().is_some() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let outcome = tokio::time::timeout(Duration::from_secs(30), waiting).await;
+        assert!(outcome.is_ok(), "not converged; left to do:\n{}", self.difference().unwrap_or_default());
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_programmed_before_every_kind_is_complete() {
+    let kernel = FakeKernel::new();
+    let mut bench = Bench::start(&kernel);
+    bench.apply(service(1)).await;
+    bench.apply(slice(1, &[1, 2])).await;
+    for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
+        bench.inputs.send(Input::Listed(kind)).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(kernel.applied().len(), 0);
+    bench.inputs.send(Input::Listed(Kind::ServiceCidr)).await.unwrap();
+    bench.converged().await;
+    assert_eq!(kernel.applied().len(), 1, "everything in one transaction");
+}
+
+#[tokio::test]
+async fn changes_are_carried_over() {
+    let kernel = FakeKernel::new();
+    let mut bench = Bench::start(&kernel);
+    bench.listed().await;
+    for round in 0..20u8 {
+        bench.apply(service(round % 3)).await;
+        bench.apply(slice(round % 3, &[round, round + 1])).await;
+        bench.converged().await;
+    }
+    bench.send(Change::Delete(Kind::Service, ObjectName::new("ns", "svc-1"))).await;
+    bench
+        .send(Change::Replace { kind: Kind::EndpointSlice, objects: vec![slice(2, &[9])], keep: Vec::new() })
+        .await;
+    bench.converged().await;
+}
+
+#[tokio::test]
+async fn a_start_on_what_is_there_already_writes_nothing() {
+    let kernel = FakeKernel::new();
+    let mut first = Bench::start(&kernel);
+    first.apply(service(1)).await;
+    first.apply(slice(1, &[1, 2, 3])).await;
+    first.listed().await;
+    first.converged().await;
+    // Leaves the slots in another order than a fresh start would choose.
+    first.apply(slice(1, &[1, 3, 4])).await;
+    first.apply(slice(1, &[3, 4, 5])).await;
+    first.converged().await;
+    let written = kernel.applied().len();
+
+    let mut second = Bench::start(&kernel);
+    second.apply(service(1)).await;
+    second.apply(slice(1, &[3, 4, 5])).await;
+    second.listed().await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(kernel.applied().len(), written);
+    second.assert_right();
+    // It knows what is there.
+    second.apply(slice(1, &[3, 4, 6])).await;
+    second.converged().await;
+    assert_eq!(kernel.applied().len(), written + 1);
+    assert_eq!(kernel.applied().last().unwrap().element_count(), 3, "a slot and two hairpin entries");
+}
+
+#[tokio::test]
+async fn a_burst_is_few_transactions() {
+    let kernel = FakeKernel::new();
+    let mut bench = Bench::start(&kernel);
+    bench.listed().await;
+    bench.apply(service(1)).await;
+    bench.converged().await;
+    let before = kernel.applied().len();
+    for n in 0..200u8 {
+        bench.apply(slice(1, &[n])).await;
+    }
+    bench.converged().await;
+    let transactions = kernel.applied().len() - before;
+    assert!(transactions < 100, "{transactions} transactions for a burst of 200 changes");
+}
+
+/// Every call fails once, in every way and at every step of a life.
+#[tokio::test]
+async fn every_failure_is_repaired() {
+    // EPERM, ENOENT, EINTR, ENOMEM, EBUSY, EEXIST, EINVAL, ENOBUFS.
+    let errnos = [1, 2, 4, 12, 16, 17, 22, 105].map(Fault::Errno);
+    for fault in errnos.into_iter().chain([Fault::AnswerLost]) {
+        for at in 0..8 {
+            let kernel = FakeKernel::new();
+            kernel.fail_next(std::iter::repeat_n(None, at).chain([Some(fault)]));
+            let mut bench = Bench::start(&kernel);
+            bench.apply(service(1)).await;
+            bench.apply(slice(1, &[1, 2])).await;
+            bench.listed().await;
+            bench.converged().await;
+            bench.apply(slice(1, &[2, 3])).await;
+            bench.converged().await;
+            bench.apply(service(2)).await;
+            bench.converged().await;
+        }
+    }
+}
+
+/// Changes that arrive while the kernel refuses everything are all there once it works again.
+#[tokio::test]
+async fn nothing_is_lost_during_an_outage() {
+    let kernel = FakeKernel::new();
+    let mut bench = Bench::start(&kernel);
+    bench.listed().await;
+    bench.converged().await;
+    kernel.fail_next([Some(Fault::Errno(16)); 5]);
+    for n in 0..50u8 {
+        bench.apply(service(n % 10)).await;
+        bench.apply(slice(n % 10, &[n])).await;
+    }
+    bench.send(Change::Delete(Kind::Service, ObjectName::new("ns", "svc-3"))).await;
+    bench.converged().await;
+}
+
+/// A transaction that the kernel never accepts as a difference is replaced by a new table.
+#[tokio::test]
+async fn what_can_not_be_mended_is_built_anew() {
+    let kernel = FakeKernel::new();
+    let mut bench = Bench::start(&kernel);
+    bench.apply(service(1)).await;
+    bench.listed().await;
+    bench.converged().await;
+    kernel.tamper(nft::Family::Ip, &table_name(), |ruleset| {
+        let chain = ruleset.chains.get_mut("services").unwrap();
+        chain.base =
+            Some(nft::BaseChain { kind: nft::ChainType::Filter, hook: nft::Hook::Input, priority: 0 });
+    });
+    bench.apply(service(2)).await;
+    bench.apply(slice(2, &[1])).await;
+    // The next failure makes the agent look at the table again.
+    kernel.fail_next([Some(Fault::Errno(16))]);
+    bench.apply(slice(2, &[2])).await;
+    bench.converged().await;
+}

@@ -1,0 +1,68 @@
+//! What the fixed part of the ruleset depends on.
+
+use ipnet::IpNet;
+use model::{Family, IpFamily};
+
+/// Settings of one family's ruleset. A change of it changes chains, never elements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// On which of the node's addresses node ports are served.
+    pub node_ports: NodePortAddresses,
+    /// How packets from pods are told from others; `None`: not at all, so that `UnlessFromPod` never masquerades
+    /// (upstream's behaviour without a local detector).
+    pub pods: Option<PodSource>,
+    /// Masquerade all traffic to cluster IPs, also from pods (`masqueradeAll`).
+    pub masquerade_all: bool,
+    /// The packet mark bit, as a mask, that carries "to be masqueraded" from the nat chains to postrouting.
+    pub masquerade_mark: u32,
+}
+
+/// Upstream's default `iptablesMasqueradeBit` is 14.
+pub(crate) const DEFAULT_MASQUERADE_MARK: u32 = 1 << 14;
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            node_ports: NodePortAddresses::All,
+            pods: None,
+            masquerade_all: false,
+            masquerade_mark: DEFAULT_MASQUERADE_MARK,
+        }
+    }
+}
+
+/// `nodePortAddresses`. Loopback addresses never serve node ports in this mode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// Every local address.
+    All,
+    /// Local addresses in these ranges; none when empty. Ranges of the other family are ignored.
+    Within(Vec<IpNet>),
+}
+
+impl NodePortAddresses {
+    /// The ranges of a family; `None` for "all".
+    pub(crate) fn ranges<F: Family>(&self) -> Option<Vec<IpNet>> {
+        match self {
+            Self::All => None,
+            Self::Within(ranges) => {
+                let own = |range: &&IpNet| IpFamily::of(range.addr()) == F::FAMILY;
+                let mut ranges: Vec<IpNet> = ranges.iter().filter(own).copied().collect();
+                ranges.sort_unstable();
+                ranges.dedup();
+                if ranges.iter().any(|range| range.prefix_len() == 0) { None } else { Some(ranges) }
+            }
+        }
+    }
+}
+
+/// How a packet from a pod is recognised (`detectLocalMode`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodSource {
+    /// By its source address (`ClusterCIDR`, `NodeCIDR`).
+    Cidr(IpNet),
+    /// By the interface that it arrives on (`BridgeInterface`).
+    Interface(String),
+    /// By the beginning of that interface's name (`InterfaceNamePrefix`).
+    InterfacePrefix(String),
+}

@@ -1,0 +1,145 @@
+//! Names and declarations of our table's sets and maps, and the layout of their keys and data.
+
+use std::sync::Arc;
+
+use model::{Destination, Family, FrontendAddress, FrontendKey, IpFamily, Protocol};
+use nft::{Bytes, Field, Name, Set, SetData};
+
+/// The table that is ours, in `ip` and in `ip6`: the name that upstream uses, which its clean-up and other software
+/// look for.
+pub fn table_name() -> Name {
+    Name::from_static("kube-proxy")
+}
+
+/// The netfilter family of a table for `F`.
+pub(crate) fn nft_family<F: Family>() -> nft::Family {
+    match F::FAMILY {
+        IpFamily::V4 => nft::Family::Ip,
+        IpFamily::V6 => nft::Family::Ip6,
+    }
+}
+
+/// Our sets and maps. The order is that of declaration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Map {
+    /// address . protocol . port → chain that balances.
+    ServiceIps,
+    /// protocol . port → chain that balances.
+    ServiceNodePorts,
+    /// address . protocol . port . slot → endpoint.
+    Endpoints,
+    /// protocol . port . slot → endpoint.
+    NodePortEndpoints,
+    /// address . protocol . port → refusal.
+    NoEndpointServices,
+    /// protocol . port → refusal.
+    NoEndpointNodePorts,
+    /// source . destination of flows that an endpoint on this node opens to itself through a Service.
+    Hairpin,
+}
+
+/// `numgen random mod N` in the declarations of the slot maps: only a label for the slot's type, since the N of a packet
+/// is that of the chain it passes.
+const SLOT: Field = Field::NumgenRandom { modulus: 65536 };
+
+impl Map {
+    pub(crate) const ALL: [Self; 7] = [
+        Self::ServiceIps,
+        Self::ServiceNodePorts,
+        Self::Endpoints,
+        Self::NodePortEndpoints,
+        Self::NoEndpointServices,
+        Self::NoEndpointNodePorts,
+        Self::Hairpin,
+    ];
+
+    pub(crate) fn name(self) -> Name {
+        Name::from_static(match self {
+            Self::ServiceIps => "service-ips",
+            Self::ServiceNodePorts => "service-nodeports",
+            Self::Endpoints => "endpoints",
+            Self::NodePortEndpoints => "nodeport-endpoints",
+            Self::NoEndpointServices => "no-endpoint-services",
+            Self::NoEndpointNodePorts => "no-endpoint-nodeports",
+            Self::Hairpin => "hairpin-connections",
+        })
+    }
+
+    pub(crate) fn set(self) -> Arc<Set> {
+        let (key, data) = match self {
+            Self::ServiceIps | Self::NoEndpointServices => (ip_key(), SetData::Verdict),
+            Self::ServiceNodePorts | Self::NoEndpointNodePorts => (port_key(), SetData::Verdict),
+            Self::Endpoints => ([ip_key(), vec![SLOT]].concat(), SetData::Fields(endpoint_fields())),
+            Self::NodePortEndpoints => {
+                ([port_key(), vec![SLOT]].concat(), SetData::Fields(endpoint_fields()))
+            }
+            Self::Hairpin => (hairpin_key(), SetData::None),
+        };
+        Arc::new(Set { name: self.name(), key, data, comment: None })
+    }
+}
+
+/// How a packet to a virtual address is looked up.
+pub(crate) fn ip_key() -> Vec<Field> {
+    vec![Field::DestAddr, Field::L4Proto, Field::DestPort]
+}
+
+/// How a packet to a node port is looked up.
+pub(crate) fn port_key() -> Vec<Field> {
+    vec![Field::L4Proto, Field::DestPort]
+}
+
+/// How a flow back to its sender is looked up, after its destination was rewritten.
+pub(crate) fn hairpin_key() -> Vec<Field> {
+    vec![Field::SourceAddr, Field::DestAddr]
+}
+
+fn endpoint_fields() -> Vec<Field> {
+    vec![Field::DestAddr, Field::DestPort]
+}
+
+/// The key of a frontend in its dispatch map.
+pub(crate) fn frontend_bytes<F: Family>(key: &FrontendKey<F>) -> Bytes {
+    let bytes = match key.address {
+        FrontendAddress::Ip(addr) => Bytes::new().addr(addr.into()),
+        FrontendAddress::Node => Bytes::new(),
+    };
+    bytes.proto(key.protocol.number()).port(key.port)
+}
+
+/// The key of one of a frontend's slots.
+pub(crate) fn slot_bytes<F: Family>(key: &FrontendKey<F>, index: u32) -> Bytes {
+    frontend_bytes(key).index(index)
+}
+
+/// An endpoint as map data.
+pub(crate) fn destination_bytes<F: Family>(destination: &Destination<F>) -> Bytes {
+    Bytes::new().addr(destination.address.into()).port(destination.port)
+}
+
+/// An endpoint that hairpins, as set key.
+pub(crate) fn hairpin_bytes<F: Family>(addr: F::Addr) -> Bytes {
+    Bytes::new().addr(addr.into()).addr(addr.into())
+}
+
+/// An endpoint's address and port.
+pub(crate) type Socket<F> = (<F as Family>::Addr, u16);
+
+/// Reads a slot back: the frontend, the slot's number and the endpoint in it. `None` if somebody else wrote it.
+pub(crate) fn parse_slot<F: Family>(
+    map: Map,
+    key: &Bytes,
+    data: &Bytes,
+) -> Option<(FrontendKey<F>, u32, Socket<F>)> {
+    let family = nft_family::<F>();
+    let mut fields = key.reader();
+    let address = match map {
+        Map::Endpoints => FrontendAddress::Ip(F::narrow(fields.addr(family)?)?),
+        _ => FrontendAddress::Node,
+    };
+    let protocol = Protocol::from_number(fields.proto()?)?;
+    let key = FrontendKey { address, protocol, port: fields.port()? };
+    let index = fields.index()?;
+    let mut fields = data.reader();
+    Some((key, index, (F::narrow(fields.addr(family)?)?, fields.port()?)))
+}

@@ -1,0 +1,180 @@
+//! From whatever the kernel holds to what it should hold: start-up, recovery after a failure, and audits.
+
+use std::collections::{BTreeMap, HashMap};
+
+use model::{Family, FrontendKey, Table};
+use nft::{Data, Element, Op, Ruleset, Transaction};
+use rustc_hash::FxBuildHasher;
+
+use crate::chains::{self, ChainId, ChainSpec};
+use crate::config::Config;
+use crate::elements::ElementChanges;
+use crate::layout::{Map, Socket, nft_family, parse_slot, table_name};
+use crate::plan::{Backend, Held, Outcome, Plan, hairpin_element};
+use crate::programmed::{MapElement, Programmed};
+
+/// How much of the table a repair may touch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Only what differs.
+    Difference,
+    /// The table is deleted and written anew in one transaction: no packet sees it missing. The way out when a
+    /// difference was refused.
+    Rebuild,
+}
+
+impl<F: Family> Backend<F> {
+    /// The transaction that turns the table as `found` in the kernel (`None`: there is none) into what `table` and
+    /// `config` ask for. Endpoints keep the slots in which they are found, so an unchanged table gives an empty
+    /// transaction.
+    pub fn repair(
+        &self,
+        config: &Config,
+        table: &Table<F>,
+        found: Option<&Ruleset>,
+        extent: Extent,
+    ) -> Plan<F> {
+        let slots = found.map(found_slots::<F>).unwrap_or_default();
+        let mut held = wanted(table, &slots);
+        let kept = found.filter(|found| extent == Extent::Difference && can_be_kept::<F>(found, config));
+        let mut transaction = Transaction::new(nft_family::<F>(), table_name());
+        let ops = &mut transaction.ops;
+        match (found, kept) {
+            (_, Some(found)) => difference(ops, found, config, &mut held),
+            (Some(_), None) => {
+                ops.push(Op::DeleteTable);
+                difference(ops, &Ruleset::default(), config, &mut held);
+            }
+            (None, None) => difference(ops, &Ruleset::default(), config, &mut held),
+        }
+        Plan { transaction, outcome: Outcome::Whole { held: Box::new(held), config: config.clone() } }
+    }
+}
+
+/// Whether the table can be brought right without deleting a set or a base chain, which can't be altered in place.
+fn can_be_kept<F: Family>(found: &Ruleset, config: &Config) -> bool {
+    let sets = Map::ALL.iter().all(|map| {
+        let state = found.sets.get(&map.name());
+        state.is_none_or(|state| state.matches(&map.set()))
+    });
+    let fixed = chains::fixed::<F>(config);
+    sets && fixed.iter().all(|chain| {
+        let state = found.chains.get(&chain.name);
+        state.is_none_or(|state| state.base == chain.base)
+    })
+}
+
+fn found_slots<F: Family>(found: &Ruleset) -> HashMap<FrontendKey<F>, Vec<Socket<F>>, FxBuildHasher> {
+    let mut slots = Vec::new();
+    for map in [Map::Endpoints, Map::NodePortEndpoints] {
+        let elements = found.sets.get(&map.name()).map_or(&[][..], |state| &state.elements);
+        slots.extend(elements.iter().filter_map(|element| match &element.data {
+            Data::Value(data) => parse_slot::<F>(map, &element.key, data),
+            Data::None | Data::Verdict(_) => None,
+        }));
+    }
+    slots.sort_unstable();
+    let mut by_frontend: HashMap<_, Vec<Socket<F>>, _> = HashMap::default();
+    for (key, idx, socket) in slots {
+        let sockets = by_frontend.entry(key).or_default();
+        // Behind a gap, numbers no longer are positions; the difference will tell.
+        if u32::try_from(sockets.len()) == Ok(idx) {
+            sockets.push(socket);
+        }
+    }
+    by_frontend
+}
+
+fn wanted<F: Family>(
+    table: &Table<F>,
+    slots: &HashMap<FrontendKey<F>, Vec<Socket<F>>, FxBuildHasher>,
+) -> Held<F> {
+    let mut held = Held::default();
+    for frontend in table.iter() {
+        let previous = slots.get(&frontend.key).map_or(&[][..], Vec::as_slice);
+        let programmed = Programmed::new(frontend, previous);
+        held.shared.count(&frontend.key, None, Some(&programmed));
+        held.frontends.insert(frontend.key, programmed);
+    }
+    held
+}
+
+/// Everything that makes `found` into what `held` says, in an order that is right at every step.
+fn difference<F: Family>(ops: &mut Vec<Op>, found: &Ruleset, config: &Config, held: &mut Held<F>) {
+    for id in found.chains.keys().filter_map(|name| ChainId::parse(name)) {
+        // A chain that nobody uses may stay: deleting it here could be what the kernel refused.
+        held.shared.chains.entry(id).or_insert(0);
+    }
+    let chains = chains::all::<F>(config, held.shared.chains.keys().copied());
+    if found.sets.is_empty() && found.chains.is_empty() || found.dormant {
+        ops.push(Op::AddTable);
+    }
+    for map in Map::ALL.into_iter().filter(|map| !found.sets.contains_key(&map.name())) {
+        ops.push(Op::AddSet(map.set()));
+    }
+    add_chains(ops, found, &chains, |chain| chain.base.is_none());
+    set_rules::<F>(ops, found, &chains, |chain| chain.base.is_none());
+    element_difference(found, held).into_ops(ops);
+    // Packets come in only now that all they can meet is there.
+    add_chains(ops, found, &chains, |chain| chain.base.is_some());
+    set_rules::<F>(ops, found, &chains, |chain| chain.base.is_some());
+    remove_foreign(ops, found, &chains);
+}
+
+fn add_chains(
+    ops: &mut Vec<Op>,
+    found: &Ruleset,
+    chains: &BTreeMap<nft::Name, ChainSpec>,
+    which: impl Fn(&ChainSpec) -> bool,
+) {
+    for chain in chains.values().filter(|chain| which(chain)) {
+        if found.chains.get(&chain.name).is_none_or(|state| state.foreign) {
+            ops.push(Op::AddChain { name: chain.name.clone(), base: chain.base });
+        }
+    }
+}
+
+fn set_rules<F: Family>(
+    ops: &mut Vec<Op>,
+    found: &Ruleset,
+    chains: &BTreeMap<nft::Name, ChainSpec>,
+    which: impl Fn(&ChainSpec) -> bool,
+) {
+    let family = nft_family::<F>();
+    for chain in chains.values().filter(|chain| which(chain)) {
+        let state = found.chains.get(&chain.name);
+        if state.is_none_or(|state| !state.rules_match(&chain.rules, family)) {
+            ops.push(Op::SetRules { chain: chain.name.clone(), rules: chain.rules.clone() });
+        }
+    }
+}
+
+fn element_difference<F: Family>(found: &Ruleset, held: &Held<F>) -> ElementChanges {
+    let mut wanted: BTreeMap<Map, Vec<Element>> = Map::ALL.into_iter().map(|map| (map, Vec::new())).collect();
+    #[expect(clippy::iter_over_hash_type, reason = "sorted below")]
+    for (key, programmed) in &held.frontends {
+        for MapElement { map, element } in programmed.elements(key) {
+            wanted.entry(map).or_default().push(element);
+        }
+    }
+    let hairpins = held.shared.hairpins.keys().map(|addr| hairpin_element::<F>(*addr));
+    wanted.insert(Map::Hairpin, hairpins.collect());
+    let mut changes = ElementChanges::default();
+    for (map, mut elements) in wanted {
+        elements.sort_unstable_by_key(|element| element.key);
+        let found = found.sets.get(&map.name()).map_or(&[][..], |state| &state.elements);
+        changes.map(map, found, elements);
+    }
+    changes
+}
+
+/// The table is ours: sets and chains that we did not write go. A foreign base chain could eat packets.
+fn remove_foreign(ops: &mut Vec<Op>, found: &Ruleset, chains: &BTreeMap<nft::Name, ChainSpec>) {
+    let foreign: Vec<_> = found.chains.keys().filter(|name| !chains.contains_key(*name)).collect();
+    // Emptied first, since they may refer to one another.
+    ops.extend(foreign.iter().map(|name| Op::SetRules { chain: (*name).clone(), rules: Vec::new() }));
+    ops.extend(foreign.iter().map(|name| Op::DeleteChain((*name).clone())));
+    let known = Map::ALL.map(Map::name);
+    let foreign = found.sets.keys().filter(|name| !known.contains(name));
+    ops.extend(foreign.map(|name| Op::DeleteSet(name.clone())));
+}

@@ -1,0 +1,241 @@
+//! Whatever happens, in whatever order, the kernel ends with what the table says, and then nothing is left to do.
+//!
+//! The oracle is [`Backend::repair`] on what the kernel holds: an empty transaction means that it is all there, and
+//! nothing else is.
+
+use std::collections::BTreeSet;
+
+use backend_nftables::{Backend, Config, Extent, table_name};
+use model::{
+    AddressKind, Destination, Family, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool,
+    Protocol, ServicePortName, Table, V4, Verdict,
+};
+use nft::{Kernel, Transaction};
+use proptest::prelude::*;
+use testkit::fake_kernel::FakeKernel;
+
+/// One Service's state: which of eight endpoints it has (none: refused), and whether it has a node port.
+#[derive(Clone, Copy, Debug)]
+struct State {
+    endpoints: u8,
+    node_port: bool,
+    drop: bool,
+    masquerade_never: bool,
+}
+
+fn state() -> impl Strategy<Value = Option<State>> {
+    let fields = (any::<u8>(), any::<bool>(), any::<bool>(), any::<bool>());
+    let state = fields.prop_map(|(endpoints, node_port, drop, masquerade_never)| State {
+        endpoints,
+        node_port,
+        drop,
+        masquerade_never,
+    });
+    proptest::option::weighted(0.8, state)
+}
+
+/// Service number and its new state, several at a time.
+fn batches() -> impl Strategy<Value = Vec<Vec<(u8, Option<State>)>>> {
+    proptest::collection::vec(proptest::collection::vec((0u8..5, state()), 1..4), 1..12)
+}
+
+fn name(service: u8) -> ObjectName {
+    ObjectName::new("ns", &format!("svc-{service}"))
+}
+
+fn frontends(service: u8, state: Option<State>) -> Vec<Frontend<V4>> {
+    let Some(state) = state else { return Vec::new() };
+    let destination =
+        |bit: u8| Destination { address: [10, 244, 0, bit].into(), port: 8080, local: bit.is_multiple_of(2) };
+    let endpoints: BTreeSet<_> =
+        (0..8).filter(|bit| state.endpoints & 1 << bit != 0).map(destination).collect();
+    let pool = Pool::new(endpoints, if state.drop { Verdict::Drop } else { Verdict::Reject });
+    let frontend = |kind, address, port, masquerade| Frontend {
+        key: FrontendKey { address, protocol: Protocol::Tcp, port },
+        kind,
+        service: ServicePortName { service: name(service), port: "http".into(), protocol: Protocol::Tcp },
+        pool: pool.clone(),
+        internal_pool: None,
+        affinity: None,
+        masquerade,
+        allowed_sources: None,
+    };
+    let masquerade = if state.masquerade_never { Masquerade::Never } else { Masquerade::UnlessFromPod };
+    // Services 3 and 4 claim the same address.
+    let ip = FrontendAddress::Ip([10, 96, 0, service.min(3)].into());
+    let mut frontends = vec![frontend(AddressKind::ClusterIp, ip, 80, masquerade)];
+    if state.node_port {
+        let port = 30000 + u16::from(service);
+        frontends.push(frontend(AddressKind::NodePort, FrontendAddress::Node, port, Masquerade::Always));
+    }
+    frontends
+}
+
+/// Nothing is left to do, also for a backend that starts now and knows nothing.
+fn assert_settled<F: Family>(kernel: &FakeKernel, table: &Table<F>, config: &Config) {
+    let found = kernel.clone().read(nft::Family::Ip, &table_name()).unwrap();
+    let plan = Backend::<F>::new(config.clone()).repair(config, table, found.as_ref(), Extent::Difference);
+    assert!(plan.transaction.is_empty(), "left to do:\n{}", plan.transaction);
+}
+
+fn started(kernel: &mut FakeKernel, table: &Table<V4>, config: &Config) -> Backend<V4> {
+    let mut backend = Backend::new(config.clone());
+    let found = kernel.read(nft::Family::Ip, &table_name()).unwrap();
+    let plan = backend.repair(config, table, found.as_ref(), Extent::Difference);
+    if !plan.transaction.is_empty() {
+        kernel.apply(&plan.transaction).unwrap();
+    }
+    backend.committed(plan);
+    backend
+}
+
+/// Applies a transaction one operation at a time, as a kernel with a tiny socket buffer would get it.
+fn apply_in_pieces(kernel: &mut FakeKernel, tx: &Transaction) {
+    for op in &tx.ops {
+        let piece = Transaction { ops: vec![op.clone()], ..tx.clone() };
+        kernel.apply(&piece).unwrap_or_else(|error| panic!("{error}\n{tx}"));
+    }
+}
+
+fn config() -> Config {
+    Config::default()
+}
+
+proptest! {
+    #[test]
+    fn increments_end_where_a_fresh_start_does(batches in batches(), pieces in any::<bool>()) {
+        let mut kernel = FakeKernel::new();
+        let mut table = Table::default();
+        let mut backend = started(&mut kernel, &table, &config());
+        for batch in batches {
+            let mut dirty = BTreeSet::new();
+            for (service, state) in batch {
+                dirty.extend(table.set_service(&name(service), frontends(service, state)));
+            }
+            let plan = backend.plan(&table, &dirty);
+            if pieces {
+                apply_in_pieces(&mut kernel, &plan.transaction);
+            } else if !plan.transaction.is_empty() {
+                kernel.apply(&plan.transaction).unwrap();
+            }
+            backend.committed(plan);
+            assert_settled(&kernel, &table, &config());
+            prop_assert!(backend.plan(&table, &dirty).transaction.is_empty());
+        }
+    }
+
+    #[test]
+    fn any_state_is_repaired_to_any_other(before in batches(), after in batches(), pieces in any::<bool>()) {
+        let mut kernel = FakeKernel::new();
+        let mut table = Table::default();
+        for (service, state) in before.into_iter().flatten() {
+            table.set_service(&name(service), frontends(service, state));
+        }
+        started(&mut kernel, &table, &config());
+        for (service, state) in after.into_iter().flatten() {
+            table.set_service(&name(service), frontends(service, state));
+        }
+        let found = kernel.read(nft::Family::Ip, &table_name()).unwrap();
+        let plan = Backend::new(config()).repair(&config(), &table, found.as_ref(), Extent::Difference);
+        if pieces {
+            apply_in_pieces(&mut kernel, &plan.transaction);
+        } else if !plan.transaction.is_empty() {
+            kernel.apply(&plan.transaction).unwrap();
+        }
+        assert_settled(&kernel, &table, &config());
+    }
+
+    #[test]
+    fn tampering_is_repaired(batches in batches(), damage in proptest::collection::vec((0usize..6, any::<prop::sample::Index>()), 1..6)) {
+        let mut kernel = FakeKernel::new();
+        let mut table = Table::default();
+        for (service, state) in batches.into_iter().flatten() {
+            table.set_service(&name(service), frontends(service, state));
+        }
+        started(&mut kernel, &table, &config());
+        for (kind, at) in damage {
+            kernel.tamper(nft::Family::Ip, &table_name(), |ruleset| tamper(ruleset, kind, at));
+        }
+        started(&mut kernel, &table, &config());
+        assert_settled(&kernel, &table, &config());
+        for extent in [Extent::Difference, Extent::Rebuild] {
+            let found = kernel.read(nft::Family::Ip, &table_name()).unwrap();
+            let plan = Backend::new(config()).repair(&config(), &table, found.as_ref(), extent);
+            if !plan.transaction.is_empty() {
+                kernel.apply(&plan.transaction).unwrap();
+            }
+            assert_settled(&kernel, &table, &config());
+        }
+    }
+}
+
+/// What a person with the wrong command may do to our table.
+fn tamper(ruleset: &mut nft::Ruleset, kind: usize, at: prop::sample::Index) {
+    let sets: Vec<_> = ruleset.sets.values_mut().filter(|set| !set.elements.is_empty()).collect();
+    match kind {
+        0 | 1 if !sets.is_empty() => {
+            let n = at.index(sets.len());
+            let elements = &mut sets.into_iter().nth(n).unwrap().elements;
+            let n = at.index(elements.len());
+            if kind == 0 {
+                elements.remove(n);
+            } else {
+                elements[n].data = elements[(n + 1) % elements.len()].data.clone();
+            }
+        }
+        2 => {
+            let n = at.index(ruleset.chains.len());
+            ruleset.chains.values_mut().nth(n).unwrap().rules.clear();
+        }
+        3 => {
+            let chain = nft::ChainState::new(None, Vec::new());
+            ruleset.chains.insert(nft::Name::from_static("foreign"), chain);
+        }
+        4 => {
+            let n = at.index(ruleset.chains.len());
+            let chain = ruleset.chains.values_mut().nth(n).unwrap();
+            let again = chain.rules.clone();
+            chain.rules.extend(again);
+        }
+        _ => {
+            if let Some(set) = sets.into_iter().next() {
+                set.elements.clear();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_lost_table_is_written_again() {
+    let mut kernel = FakeKernel::new();
+    let mut table = Table::default();
+    let state = State { endpoints: 7, node_port: true, drop: false, masquerade_never: false };
+    table.set_service(&name(0), frontends(0, Some(state)));
+    started(&mut kernel, &table, &config());
+    kernel.delete_table(nft::Family::Ip, &table_name());
+    started(&mut kernel, &table, &config());
+    assert_settled(&kernel, &table, &config());
+}
+
+/// The cost of a change is that of the change, however many Services there are.
+#[test]
+fn a_change_writes_only_what_changed() {
+    let mut kernel = FakeKernel::new();
+    let mut table = Table::default();
+    let state = |endpoints| Some(State { endpoints, node_port: false, drop: false, masquerade_never: false });
+    for service in 0..5 {
+        table.set_service(&name(service), frontends(service, state(0b0111)));
+    }
+    let mut backend = started(&mut kernel, &table, &config());
+    let mut change = |endpoints| {
+        let dirty = table.set_service(&name(1), frontends(1, state(endpoints)));
+        let plan = backend.plan(&table, &dirty);
+        kernel.apply(&plan.transaction).unwrap();
+        backend.committed(plan);
+        kernel.applied().last().unwrap().to_string()
+    };
+    insta::assert_snapshot!("one_endpoint_replaced", change(0b1110));
+    insta::assert_snapshot!("one_endpoint_added", change(0b1111));
+    insta::assert_snapshot!("two_endpoints_removed", change(0b0011));
+    insta::assert_snapshot!("last_endpoints_removed", change(0));
+}

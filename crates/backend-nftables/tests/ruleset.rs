@@ -1,0 +1,89 @@
+//! The ruleset as an operator reads it: one Service in each situation, in both families.
+
+use std::collections::BTreeSet;
+
+use backend_nftables::{Backend, Config, Extent, NodePortAddresses, PodSource};
+use model::{
+    AddressKind, Destination, Family, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool,
+    Protocol, ServicePortName, Table, V4, V6, Verdict,
+};
+
+fn frontend<F: Family>(
+    service: &str,
+    address: Option<&str>,
+    protocol: Protocol,
+    port: u16,
+    endpoints: &[&str],
+) -> Frontend<F> {
+    let parse = |text: &str| F::narrow(text.parse().unwrap()).unwrap();
+    let endpoints: BTreeSet<_> = endpoints
+        .iter()
+        .map(|ip| Destination { address: parse(ip), port: 8080, local: ip.ends_with('1') })
+        .collect();
+    let (kind, address, masquerade) = match address {
+        Some(ip) => (AddressKind::ClusterIp, FrontendAddress::Ip(parse(ip)), Masquerade::UnlessFromPod),
+        None => (AddressKind::NodePort, FrontendAddress::Node, Masquerade::Always),
+    };
+    Frontend {
+        key: FrontendKey { address, protocol, port },
+        kind,
+        service: ServicePortName { service: ObjectName::new("shop", service), port: "main".into(), protocol },
+        pool: Pool::new(endpoints, Verdict::Reject),
+        internal_pool: None,
+        affinity: None,
+        masquerade,
+        allowed_sources: None,
+    }
+}
+
+fn text<F: Family>(config: &Config, services: Vec<Vec<Frontend<F>>>) -> String {
+    let mut table = Table::default();
+    for frontends in services {
+        table.set_service(&frontends[0].service.service.clone(), frontends);
+    }
+    Backend::new(config.clone()).repair(config, &table, None, Extent::Difference).transaction.to_string()
+}
+
+#[test]
+fn ipv4() {
+    let config = Config {
+        node_ports: NodePortAddresses::Within(vec!["192.168.0.7/32".parse().unwrap()]),
+        pods: Some(PodSource::Cidr("10.244.0.0/16".parse().unwrap())),
+        ..Config::default()
+    };
+    let web = ["10.244.0.1", "10.244.1.2"];
+    let services = vec![
+        vec![
+            frontend::<V4>("web", Some("10.96.0.10"), Protocol::Tcp, 80, &web),
+            frontend("web", None, Protocol::Tcp, 30080, &web),
+        ],
+        vec![
+            frontend("gone", Some("10.96.0.11"), Protocol::Udp, 53, &[]),
+            frontend("gone", None, Protocol::Udp, 30053, &[]),
+        ],
+    ];
+    insta::assert_snapshot!(text(&config, services));
+}
+
+#[test]
+fn ipv6_with_pods_told_by_interface() {
+    let config = Config {
+        node_ports: NodePortAddresses::All,
+        pods: Some(PodSource::InterfacePrefix("cali".into())),
+        ..Config::default()
+    };
+    let services =
+        vec![vec![frontend::<V6>("web", Some("fd00:10:96::a"), Protocol::Sctp, 80, &["fd00:10:244::1"])]];
+    insta::assert_snapshot!(text(&config, services));
+}
+
+#[test]
+fn no_node_ports_and_all_masqueraded() {
+    let config = Config {
+        node_ports: NodePortAddresses::Within(Vec::new()),
+        masquerade_all: true,
+        ..Config::default()
+    };
+    let services = vec![vec![frontend::<V4>("web", Some("10.96.0.10"), Protocol::Tcp, 80, &["10.244.0.2"])]];
+    insta::assert_snapshot!(text(&config, services));
+}

@@ -1,0 +1,71 @@
+//! `kube-proxy`: reads flags, wires the source to the agent and the agent to the kernel, and waits for a signal.
+
+mod flags;
+mod host;
+mod logs;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use agent::{Input, NodePorts, OpenKernel, Settings};
+use anyhow::Context as _;
+use flags::Flags;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing::{error, info};
+
+fn main() -> ExitCode {
+    let matches = flags::command().get_matches();
+    let flags = match Flags::new(&matches) {
+        Ok(flags) => flags,
+        Err(error) => flags::command().error(clap::error::ErrorKind::ValueValidation, error).exit(),
+    };
+    logs::init(flags.log_format, flags.verbosity);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let outcome = runtime.context("start the runtime").and_then(|runtime| runtime.block_on(serve(flags)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!(err = format!("{error:#}"), "command failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Serves until a signal asks to end. The rules stay in the kernel, so that traffic goes on until the next start, which
+/// takes them over.
+async fn serve(flags: Flags) -> anyhow::Result<()> {
+    // Before anything else: as process 1 of a container the kernel delivers only signals that have a handler.
+    let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
+    let settings = settings(&flags)?;
+    info!(version = env!("CARGO_PKG_VERSION"), node = %settings.node_name, families = ?settings.families, "Using nftables Proxier");
+    let open: OpenKernel = Arc::new(|| Ok(Box::new(kernel::Nftables::open()?)));
+    let (inputs_tx, inputs) = mpsc::channel(INPUTS);
+    start_source(flags, &settings, inputs_tx).await?;
+    tokio::select! {
+        result = agent::run(settings, open, inputs) => result.context("serve"),
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}
+
+/// Changes that may wait between the source and the agent.
+const INPUTS: usize = 4096;
+
+fn settings(flags: &Flags) -> anyhow::Result<Settings> {
+    let node_name = flags.hostname_override.clone().map_or_else(host::hostname, Ok)?;
+    let node_ports = if flags.nodeport_addresses.is_empty() {
+        NodePorts::Primary
+    } else {
+        NodePorts::Within(flags.nodeport_addresses.clone())
+    };
+    Ok(Settings {
+        node_name: node_name.as_str().into(),
+        families: host::families(),
+        node_ports,
+        pods: flags.pods.clone(),
+        masquerade_all: flags.masquerade_all,
+        masquerade_mark: 1 << 14,
+    })
+}
