@@ -39,13 +39,42 @@ pub enum StartError {
     WorkerDied,
 }
 
-/// Serves until the sources end (all senders of `inputs` are dropped).
+/// Serves until the source ends (all senders of `events` are dropped). `read` says what an event of the source means
+/// here; `None` for those that are not for the agent.
 ///
 /// # Errors
 /// A thread can't be started, or died. Failures of the kernel are not errors: they are logged and repaired.
-pub async fn run(settings: Settings, open: OpenKernel, inputs: Receiver<Input>) -> Result<(), StartError> {
+pub async fn run<E>(
+    settings: Settings,
+    open: OpenKernel,
+    events: Receiver<E>,
+    read: impl Fn(E) -> Option<Input>,
+) -> Result<(), StartError> {
     let (reports_tx, reports) = unbounded_channel();
-    Agent::new(settings, &open, &reports_tx)?.serve(inputs, reports).await
+    Agent::new(settings, &open, &reports_tx)?.serve(Inputs { events, read }, reports).await
+}
+
+/// The source's events as the agent's inputs.
+struct Inputs<E, R> {
+    events: Receiver<E>,
+    read: R,
+}
+
+impl<E, R: Fn(E) -> Option<Input>> Inputs<E, R> {
+    /// The next one; `None` when the source has ended.
+    async fn recv(&mut self) -> Option<Input> {
+        loop {
+            let event = self.events.recv().await?;
+            if let Some(input) = (self.read)(event) {
+                return Some(input);
+            }
+        }
+    }
+
+    /// The next one that is here already.
+    fn try_recv(&mut self) -> Option<Input> {
+        std::iter::from_fn(|| self.events.try_recv().ok()).find_map(&self.read)
+    }
 }
 
 /// How many changes are taken in before the kernel is looked after again: a flood of events must not starve it.
@@ -88,9 +117,9 @@ impl Agent {
         })
     }
 
-    async fn serve(
+    async fn serve<E, R: Fn(E) -> Option<Input>>(
         mut self,
-        mut inputs: Receiver<Input>,
+        mut inputs: Inputs<E, R>,
         mut reports: UnboundedReceiver<Report>,
     ) -> Result<(), StartError> {
         loop {
@@ -125,13 +154,13 @@ impl Agent {
     }
 
     /// Takes in what has arrived. All of it together makes one step, so that a burst costs one transaction.
-    fn take_inputs(&mut self, first: Input, inputs: &mut Receiver<Input>) {
+    fn take_inputs<E, R: Fn(E) -> Option<Input>>(&mut self, first: Input, inputs: &mut Inputs<E, R>) {
         let now = Instant::now();
         let mut touched = Touched::default();
         let mut completed = false;
         let mut next = Some(first);
         for _ in 0..MAX_CHANGES_AT_ONCE {
-            match next.take().or_else(|| inputs.try_recv().ok()) {
+            match next.take().or_else(|| inputs.try_recv()) {
                 Some(Input::Change(change)) => self.store.apply(change, &mut touched),
                 Some(Input::Listed(kind)) => completed |= self.listed(kind),
                 None => break,

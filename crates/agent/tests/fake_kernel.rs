@@ -1,4 +1,11 @@
 //! The agent against a kernel in memory that fails on demand.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    unreachable_pub,
+    reason = "a test fails by panicking and says on the way what it tries"
+)]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,7 +77,7 @@ impl Bench {
         let (inputs, receiver) = channel(1024);
         let connection = kernel.clone();
         let open: agent::OpenKernel = Arc::new(move || Ok(Box::new(connection.clone())));
-        tokio::spawn(agent::run(settings(), open, receiver));
+        tokio::spawn(agent::run(settings(), open, receiver, Some));
         Self { kernel: kernel.clone(), inputs, store: Store::default() }
     }
 

@@ -2,6 +2,13 @@
 //!
 //! The oracle is [`Backend::repair`] on what the kernel holds: an empty transaction means that it is all there, and
 //! nothing else is.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    unreachable_pub,
+    reason = "a test fails by panicking and says on the way what it tries"
+)]
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,11 @@
 //! The ruleset as an operator reads it: one Service in each situation, in both families.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    unreachable_pub,
+    reason = "a test fails by panicking and says on the way what it tries"
+)]
 
 use std::collections::BTreeSet;
 

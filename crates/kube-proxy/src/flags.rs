@@ -91,7 +91,8 @@ fn text(matches: &ArgMatches, id: &str) -> Option<String> {
 }
 
 fn nodeport_addresses(matches: &ArgMatches) -> Result<Vec<IpNet>, FlagError> {
-    let given: Vec<_> = matches.get_many::<Option<IpNet>>("nodeport-addresses").into_iter().flatten().collect();
+    let given: Vec<_> =
+        matches.get_many::<Option<IpNet>>("nodeport-addresses").into_iter().flatten().collect();
     if given.len() > 1 && given.iter().any(|range| range.is_none()) {
         return Err(FlagError::PrimaryAndMore);
     }
@@ -102,9 +103,9 @@ fn pods(matches: &ArgMatches) -> Result<agent::Pods, FlagError> {
     let named = |mode, flag| text(matches, flag).ok_or(FlagError::Needs { mode, flag });
     let mode = matches.get_one("detect-local-mode").copied().unwrap_or(LocalMode::ClusterCidr);
     Ok(match mode {
-        LocalMode::ClusterCidr => {
-            agent::Pods::ClusterCidr(matches.get_many("cluster-cidr").into_iter().flatten().copied().collect())
-        }
+        LocalMode::ClusterCidr => agent::Pods::ClusterCidr(
+            matches.get_many("cluster-cidr").into_iter().flatten().copied().collect(),
+        ),
         LocalMode::NodeCidr => agent::Pods::NodeCidr,
         LocalMode::BridgeInterface => {
             agent::Pods::BridgeInterface(named("BridgeInterface", "pod-bridge-interface")?)
@@ -121,7 +122,7 @@ const JSON: &str = "application/json";
 /// The parser. Names and meanings are upstream's, except `--manifests`.
 pub(crate) fn command() -> Command {
     let value = |name: &'static str, kind: &'static str, help: &'static str| {
-        Arg::new(name).long(name).value_name(kind).help(help).overrides_with(name)
+        Arg::new(name).long(name).value_name(kind).help(help)
     };
     let source = [
         value("kubeconfig", "FILE", "Kubeconfig with the API server and credentials [default: in-cluster]"),
@@ -161,6 +162,7 @@ pub(crate) fn command() -> Command {
         .about("Directs packets for Kubernetes Services to their pods on this node")
         .version(env!("CARGO_PKG_VERSION"))
         .disable_help_subcommand(true)
+        .args_override_self(true)
         .args(source.map(|arg| arg.help_heading("Source")))
         .args(traffic.map(|arg| arg.help_heading("Traffic")))
         .args(logs.map(|arg| arg.help_heading("Log")))

@@ -10,9 +10,11 @@ use std::sync::Arc;
 use agent::{Input, NodePorts, OpenKernel, Settings};
 use anyhow::Context as _;
 use flags::Flags;
+use model::Kind;
+use source::{ApiConfig, ContentType, Source, SourceEvent, Timings};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 fn main() -> ExitCode {
     let matches = flags::command().get_matches();
@@ -41,20 +43,53 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
     let settings = settings(&flags)?;
     info!(version = env!("CARGO_PKG_VERSION"), node = %settings.node_name, families = ?settings.families, "Using nftables Proxier");
     let open: OpenKernel = Arc::new(|| Ok(Box::new(kernel::Nftables::open()?)));
-    let (inputs_tx, inputs) = mpsc::channel(INPUTS);
-    start_source(flags, &settings, inputs_tx).await?;
+    let (events_tx, events) = mpsc::channel(EVENTS);
+    let _source = start_source(&flags, events_tx).await?;
     tokio::select! {
-        result = agent::run(settings, open, inputs) => result.context("serve"),
+        result = agent::run(settings, open, events, read_event) => result.context("serve"),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     }
 }
 
-/// Changes that may wait between the source and the agent.
-const INPUTS: usize = 4096;
+/// Events that may wait between the source and the agent.
+const EVENTS: usize = 4096;
+
+async fn start_source(flags: &Flags, events: mpsc::Sender<SourceEvent>) -> anyhow::Result<Source> {
+    if let Some(dir) = &flags.manifests {
+        return source::spawn_folder(dir.clone(), events).context("read the manifests");
+    }
+    let config = ApiConfig {
+        kubeconfig: flags.kubeconfig.clone(),
+        server: flags.master.clone(),
+        node_name: node_name(flags)?,
+        content_type: if flags.json_only { ContentType::Json } else { ContentType::Protobuf },
+        user_agent: source::user_agent(env!("CARGO_PKG_VERSION")),
+        timings: Timings::default(),
+    };
+    source::spawn_api(config, events).await.context("configure the API client")
+}
+
+/// What an event means to the agent; what is only for people is logged here.
+fn read_event(event: SourceEvent) -> Option<Input> {
+    match event {
+        SourceEvent::Change(change) => return Some(Input::Change(change)),
+        SourceEvent::Listed(kind) => return Some(Input::Listed(kind)),
+        SourceEvent::Rejected(rejection) => warn!(%rejection, "left out what can't be used"),
+        SourceEvent::Problem { kind, text } => {
+            warn!(kind = kind.map_or("all", Kind::as_str), problem = text, "the source has a problem");
+        }
+        SourceEvent::Recovered(kind) => info!(%kind, "the source works again"),
+    }
+    None
+}
+
+fn node_name(flags: &Flags) -> anyhow::Result<String> {
+    flags.hostname_override.clone().map_or_else(host::hostname, Ok)
+}
 
 fn settings(flags: &Flags) -> anyhow::Result<Settings> {
-    let node_name = flags.hostname_override.clone().map_or_else(host::hostname, Ok)?;
+    let node_name = node_name(flags)?;
     let node_ports = if flags.nodeport_addresses.is_empty() {
         NodePorts::Primary
     } else {

@@ -13,7 +13,8 @@ use nft::{
 const ENOENT: i32 = 2;
 const EBUSY: i32 = 16;
 const EEXIST: i32 = 17;
-const ELOOP: i32 = 40;
+/// What a recent kernel (6.18) says of a loop; older ones say ELOOP.
+const EMLINK: i32 = 31;
 const EOPNOTSUPP: i32 = 95;
 
 /// Tables in memory. Clones are connections to the same tables.
@@ -124,7 +125,7 @@ fn apply(tx: &Transaction, mut table: Option<Ruleset>) -> Result<Option<Ruleset>
     Ok(table)
 }
 
-fn refused(object: impl ToString, errno: i32) -> KernelError {
+fn refused(object: impl std::fmt::Display, errno: i32) -> KernelError {
     KernelError::refused(object.to_string(), errno, None)
 }
 
@@ -176,7 +177,9 @@ fn add_chain(table: &mut Ruleset, name: &Name, base: Option<&BaseChain>) -> Resu
         None => {
             table.chains.insert(name.clone(), ChainState::new(base.copied(), Vec::new()));
         }
-        Some(known) if base.is_some() && known.base.as_ref() != base => return Err(refused(name, EEXIST)),
+        Some(known) if base.is_some() && known.base.as_ref() != base => {
+            return Err(refused(name, EOPNOTSUPP));
+        }
         Some(_) => {}
     }
     Ok(())
@@ -274,21 +277,21 @@ fn target(verdict: &Verdict) -> Option<&Name> {
     }
 }
 
-/// What the kernel checks at commit: no loops, and expressions only on hooks that allow them.
+/// What the kernel checks at commit, on every way from a base chain: no loops, and expressions only on hooks that allow
+/// them.
 fn validate(table: &Ruleset) -> Result<(), KernelError> {
-    for (name, chain) in &table.chains {
-        if let Some(base) = &chain.base {
-            walk(table, name, *base, &mut Vec::new())?;
-        } else {
-            find_loop(table, name, &mut Vec::new())?;
-        }
-    }
-    Ok(())
+    let base_chains = table.chains.iter().filter_map(|(name, chain)| Some((name, chain.base?)));
+    base_chains.into_iter().try_for_each(|(name, base)| walk(table, name, base, &mut Vec::new()))
 }
 
-fn walk<'a>(table: &'a Ruleset, name: &'a Name, base: BaseChain, path: &mut Vec<&'a Name>) -> Result<(), KernelError> {
+fn walk<'a>(
+    table: &'a Ruleset,
+    name: &'a Name,
+    base: BaseChain,
+    path: &mut Vec<&'a Name>,
+) -> Result<(), KernelError> {
     if path.contains(&name) {
-        return Err(refused(format!("chain {name}"), ELOOP));
+        return Err(refused(format!("chain {name}"), EMLINK));
     }
     let Some(chain) = table.chains.get(name) else { return Ok(()) };
     path.push(name);
@@ -299,19 +302,6 @@ fn walk<'a>(table: &'a Ruleset, name: &'a Name, base: BaseChain, path: &mut Vec<
     }
     for next in next_chains(table, chain) {
         walk(table, next, base, path)?;
-    }
-    path.pop();
-    Ok(())
-}
-
-fn find_loop<'a>(table: &'a Ruleset, name: &'a Name, path: &mut Vec<&'a Name>) -> Result<(), KernelError> {
-    if path.contains(&name) {
-        return Err(refused(format!("chain {name}"), ELOOP));
-    }
-    let Some(chain) = table.chains.get(name) else { return Ok(()) };
-    path.push(name);
-    for next in next_chains(table, chain) {
-        find_loop(table, next, path)?;
     }
     path.pop();
     Ok(())
@@ -333,8 +323,8 @@ fn next_chains<'a>(table: &'a Ruleset, chain: &'a ChainState) -> std::collection
     next
 }
 
-/// `nft_chain_validate_dependency` and `nft_chain_validate_hooks` (net/netfilter/nf_tables_api.c, nft_reject.c,
-/// nft_masq.c, nft_nat.c).
+/// `nft_chain_validate_dependency` and `nft_chain_validate_hooks` (`nf_tables_api.c`, `nft_reject.c`, `nft_masq.c` and
+/// `nft_nat.c` in `net/netfilter`).
 fn allowed(expr: &Expr, base: BaseChain) -> bool {
     let nat = base.kind == ChainType::Nat;
     match expr {

@@ -1,0 +1,42 @@
+# `make demo` and `make test` are all the set-up there is; see README.md.
+
+CARGO ?= cargo
+export PATH := $(PATH):/usr/sbin:/sbin
+
+BUILD_TOOLS := cc:gcc cc:libc6-dev
+RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux
+TEST_TOOLS := $(RUN_TOOLS) kubectl:kubernetes-client
+
+.PHONY: demo test check bench fmt
+
+## Three pods, a Service and a client in namespaces of their own; nothing is left behind.
+demo:
+	@scripts/setup $(BUILD_TOOLS) $(RUN_TOOLS)
+	$(CARGO) build --release --locked -p kube-proxy -p demo
+	target/release/demo target/release/kube-proxy
+
+## All tests. Those that program a kernel need root.
+test:
+	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS)
+	$(CARGO) test --workspace --locked
+
+## What CI runs: format, lints, documentation, licences, tests.
+check:
+	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS)
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked
+	command -v cargo-deny >/dev/null || $(CARGO) install --locked --debug cargo-deny
+	$(CARGO) deny --all-features check licenses bans sources
+	INSTA_UPDATE=no $(CARGO) test --workspace --locked
+
+## Times and memory at 10,000 Services; SERVICES and ENDPOINTS change the size.
+SERVICES ?= 10000
+ENDPOINTS ?= 10
+bench:
+	@scripts/setup $(BUILD_TOOLS) $(RUN_TOOLS)
+	$(CARGO) build --release --locked -p kube-proxy -p bench
+	target/release/bench --services $(SERVICES) --endpoints $(ENDPOINTS) target/release/kube-proxy
+
+fmt:
+	$(CARGO) fmt --all

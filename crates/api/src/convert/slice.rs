@@ -1,0 +1,159 @@
+//! `EndpointSlice`s.
+
+use model::{
+    Conditions, Endpoint, EndpointSlice, Family, Hints, Interner, Name, Object, ObjectName, SliceEndpoints,
+    SlicePort, V4, V6,
+};
+
+use super::{Converted, Refusal, item_name, port_number, protocol};
+use crate::raw;
+use crate::report::{IgnoreReason, Notes, quoted};
+
+pub(super) fn convert(
+    raw: &raw::EndpointSlice<'_>,
+    name: ObjectName,
+    interner: &mut Interner,
+    notes: &mut Notes,
+) -> Converted {
+    let service = owner(raw, &name, interner, notes)?;
+    let endpoints = match &*raw.address_type {
+        "IPv4" => SliceEndpoints::V4(endpoints::<V4>(&raw.endpoints, interner, notes)),
+        "IPv6" => SliceEndpoints::V6(endpoints::<V6>(&raw.endpoints, interner, notes)),
+        "FQDN" => return Err(Refusal::Ignore(IgnoreReason::Fqdn)),
+        other => {
+            let reason = format!("{} is neither IPv4, IPv6 nor FQDN", quoted(other));
+            return Err(Refusal::Reject { path: "addressType", reason });
+        }
+    };
+    let ports = ports(&raw.ports, interner, notes).into();
+    Ok(Object::EndpointSlice(EndpointSlice { name, service, ports, endpoints }))
+}
+
+/// The Service that the slice belongs to. A slice that lost its label is ignored, not rejected: its former Service has
+/// to lose these endpoints.
+fn owner(
+    raw: &raw::EndpointSlice<'_>,
+    name: &ObjectName,
+    interner: &mut Interner,
+    notes: &mut Notes,
+) -> Result<ObjectName, Refusal> {
+    let labels = &raw.metadata.labels;
+    if labels.headless {
+        return Err(Refusal::Ignore(IgnoreReason::Headless));
+    }
+    let path = format_args!("metadata.labels[{}]", raw::LABEL_SERVICE_NAME);
+    let owner = item_name(&labels.service_name, path, interner, notes).filter(|owner| !owner.is_empty());
+    let Some(owner) = owner else {
+        if labels.service_name.is_empty() {
+            notes.add(path, "is missing");
+        }
+        return Err(Refusal::Ignore(IgnoreReason::NoOwner));
+    };
+    Ok(ObjectName { namespace: name.namespace.clone(), name: owner })
+}
+
+/// Ports in the object's order, without exact repeats.
+fn ports(raw: &[raw::SlicePort<'_>], interner: &mut Interner, notes: &mut Notes) -> Vec<SlicePort> {
+    let mut ports = Vec::with_capacity(raw.len());
+    for (i, raw) in raw.iter().enumerate() {
+        match slice_port(raw, i, interner, notes) {
+            Some(port) if ports.contains(&port) => notes.add(format_args!("ports[{i}]"), "is there twice"),
+            Some(port) => ports.push(port),
+            None => {}
+        }
+    }
+    ports
+}
+
+fn slice_port(
+    raw: &raw::SlicePort<'_>,
+    i: usize,
+    interner: &mut Interner,
+    notes: &mut Notes,
+) -> Option<SlicePort> {
+    let Some(name) = &raw.name else {
+        notes.add(format_args!("ports[{i}].name"), "is missing");
+        return None;
+    };
+    let Some(number) = raw.port else {
+        notes.add(format_args!("ports[{i}].port"), "is missing");
+        return None;
+    };
+    let name = item_name(name, format_args!("ports[{i}].name"), interner, notes)?;
+    let protocol =
+        protocol(raw.protocol.as_deref().unwrap_or(""), format_args!("ports[{i}].protocol"), notes)?;
+    let port = port_number(number, format_args!("ports[{i}].port"), notes)?;
+    Some(SlicePort { name, protocol, port })
+}
+
+fn endpoints<F: Family>(
+    raw: &[raw::Endpoint<'_>],
+    interner: &mut Interner,
+    notes: &mut Notes,
+) -> Box<[Endpoint<F>]> {
+    let mut endpoints = Vec::with_capacity(raw.len());
+    for (i, raw) in raw.iter().enumerate() {
+        if let Some(address) = address::<F>(raw, i, notes) {
+            endpoints.push(endpoint(raw, i, address, interner, notes));
+        }
+    }
+    endpoints.into()
+}
+
+/// The first address; the others of an endpoint are by definition as good.
+fn address<F: Family>(raw: &raw::Endpoint<'_>, i: usize, notes: &mut Notes) -> Option<F::Addr> {
+    let Some(text) = &raw.addresses.0 else {
+        notes.add(format_args!("endpoints[{i}].addresses"), "is empty");
+        return None;
+    };
+    match model::parse_addr(text).map(F::narrow) {
+        Ok(Some(address)) => return Some(address),
+        Ok(None) => {
+            let reason = format_args!("{} is not an {} address", quoted(text), F::FAMILY);
+            notes.add(format_args!("endpoints[{i}].addresses[0]"), reason);
+        }
+        Err(error) => notes.add(format_args!("endpoints[{i}].addresses[0]"), error),
+    }
+    None
+}
+
+fn endpoint<F: Family>(
+    raw: &raw::Endpoint<'_>,
+    i: usize,
+    address: F::Addr,
+    interner: &mut Interner,
+    notes: &mut Notes,
+) -> Endpoint<F> {
+    let raw::Conditions { ready, serving, terminating } = raw.conditions;
+    // A node name that can't be one makes the endpoint remote, which is what it is for this node.
+    let node = (!raw.node_name.is_empty())
+        .then(|| item_name(&raw.node_name, format_args!("endpoints[{i}].nodeName"), interner, notes))
+        .flatten();
+    Endpoint {
+        address,
+        conditions: Conditions {
+            ready: ready.unwrap_or(true),
+            serving: serving.unwrap_or(true),
+            terminating: terminating.unwrap_or(false),
+        },
+        node,
+        hints: hints(&raw.hints, i, interner, notes),
+    }
+}
+
+fn hints(raw: &raw::Hints<'_>, i: usize, interner: &mut Interner, notes: &mut Notes) -> Option<Box<Hints>> {
+    if raw.for_zones.is_empty() && raw.for_nodes.is_empty() {
+        return None;
+    }
+    let mut names = |hints: &[raw::Hint<'_>], field: &str| -> Box<[Name]> {
+        let mut names = Vec::with_capacity(hints.len());
+        for (j, hint) in hints.iter().enumerate() {
+            let path = format_args!("endpoints[{i}].hints.{field}[{j}].name");
+            names.extend(item_name(&hint.name, path, interner, notes));
+        }
+        names.into()
+    };
+    let zones = names(&raw.for_zones, "forZones");
+    let nodes = names(&raw.for_nodes, "forNodes");
+    (!zones.is_empty() || !nodes.is_empty()).then(|| Box::new(Hints { zones, nodes }))
+}

@@ -1,0 +1,323 @@
+//! The raw form of each kind: the fields that we use, as the wire has them, borrowed from the input where it can be.
+//!
+//! Absent and `null` mean the same, as in the API's own decoder. Unknown fields are skipped.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+/// Label on Services that another proxy serves.
+pub(crate) const LABEL_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+/// Label on the slices of headless Services.
+pub(crate) const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
+/// Label that names a slice's Service.
+pub(crate) const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Label with a Node's zone.
+pub(crate) const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
+/// Annotation of the bookmark that ends a streamed initial list.
+pub(crate) const ANNOTATION_INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+
+/// A text, borrowed unless it had escapes. `Option<Cow<str>>` would always be copied by serde.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Text<'a>(pub(crate) Cow<'a, str>);
+
+impl std::ops::Deref for Text<'_> {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'a> From<&'a str> for Text<'a> {
+    fn from(text: &'a str) -> Self {
+        Self(Cow::Borrowed(text))
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Text<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'de>, E> {
+                Ok(text.into())
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
+/// `null` is the default value.
+fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// Declares raw structs whose fields are all optional on the wire.
+macro_rules! raw {
+    ($($(#[$meta:meta])* struct $name:ident<'a> { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* })*) => {$(
+        $(#[$meta])*
+        #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+        #[serde(rename_all = "camelCase", default, bound(deserialize = "'de: 'a"))]
+        pub(crate) struct $name<'a> {
+            $($(#[$field_meta])* #[serde(deserialize_with = "nullable")] pub(crate) $field: $type,)*
+        }
+    )*};
+}
+
+raw! {
+    /// The part of an object that every kind has.
+    struct Head<'a> {
+        metadata: Meta<'a>,
+    }
+
+    struct Meta<'a> {
+        name: Text<'a>,
+        namespace: Text<'a>,
+        resource_version: Text<'a>,
+        labels: Labels<'a>,
+        annotations: Annotations<'a>,
+    }
+
+    struct Service<'a> {
+        metadata: Meta<'a>,
+        spec: ServiceSpec<'a>,
+        status: ServiceStatus<'a>,
+    }
+
+    struct ServiceSpec<'a> {
+        ports: Vec<ServicePort<'a>>,
+        #[serde(rename = "clusterIP")]
+        cluster_ip: Text<'a>,
+        #[serde(rename = "clusterIPs")]
+        cluster_ips: Vec<Text<'a>>,
+        r#type: Text<'a>,
+        #[serde(rename = "externalIPs")]
+        external_ips: Vec<Text<'a>>,
+        session_affinity: Text<'a>,
+        session_affinity_config: AffinityConfig<'a>,
+        load_balancer_source_ranges: Vec<Text<'a>>,
+        external_traffic_policy: Text<'a>,
+        internal_traffic_policy: Text<'a>,
+        health_check_node_port: i64,
+        ip_families: Vec<Text<'a>>,
+    }
+
+    struct ServicePort<'a> {
+        name: Text<'a>,
+        protocol: Text<'a>,
+        port: i64,
+        node_port: i64,
+    }
+
+    struct AffinityConfig<'a> {
+        #[serde(rename = "clientIP")]
+        client_ip: ClientIp<'a>,
+    }
+
+    struct ServiceStatus<'a> {
+        load_balancer: LoadBalancer<'a>,
+    }
+
+    struct LoadBalancer<'a> {
+        ingress: Vec<Ingress<'a>>,
+    }
+
+    struct Ingress<'a> {
+        ip: Text<'a>,
+        ip_mode: Option<Text<'a>>,
+    }
+
+    struct EndpointSlice<'a> {
+        metadata: Meta<'a>,
+        address_type: Text<'a>,
+        endpoints: Vec<Endpoint<'a>>,
+        ports: Vec<SlicePort<'a>>,
+    }
+
+    struct Endpoint<'a> {
+        addresses: First<'a>,
+        conditions: Conditions,
+        node_name: Text<'a>,
+        hints: Hints<'a>,
+    }
+
+    struct Hints<'a> {
+        for_zones: Vec<Hint<'a>>,
+        for_nodes: Vec<Hint<'a>>,
+    }
+
+    struct Hint<'a> {
+        name: Text<'a>,
+    }
+
+    struct SlicePort<'a> {
+        name: Option<Text<'a>>,
+        protocol: Option<Text<'a>>,
+        port: Option<i64>,
+    }
+
+    struct Node<'a> {
+        metadata: Meta<'a>,
+        spec: NodeSpec<'a>,
+        status: NodeStatus<'a>,
+    }
+
+    struct NodeSpec<'a> {
+        #[serde(rename = "podCIDR")]
+        pod_cidr: Text<'a>,
+        #[serde(rename = "podCIDRs")]
+        pod_cidrs: Vec<Text<'a>>,
+    }
+
+    struct NodeStatus<'a> {
+        addresses: Vec<NodeAddress<'a>>,
+    }
+
+    struct NodeAddress<'a> {
+        r#type: Text<'a>,
+        address: Text<'a>,
+    }
+
+    struct ServiceCidr<'a> {
+        metadata: Meta<'a>,
+        spec: CidrSpec<'a>,
+    }
+
+    struct CidrSpec<'a> {
+        cidrs: Vec<Text<'a>>,
+    }
+}
+
+/// `sessionAffinityConfig.clientIP`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct ClientIp<'a> {
+    pub(crate) timeout_seconds: Option<i64>,
+    #[serde(skip)]
+    lifetime: std::marker::PhantomData<&'a ()>,
+}
+
+/// An endpoint's conditions; absent ones have defaults.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(default)]
+pub(crate) struct Conditions {
+    pub(crate) ready: Option<bool>,
+    pub(crate) serving: Option<bool>,
+    pub(crate) terminating: Option<bool>,
+}
+
+/// The first of a list of texts; the others are skipped.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct First<'a>(pub(crate) Option<Text<'a>>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for First<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FirstVisitor;
+        impl<'de> Visitor<'de> for FirstVisitor {
+            type Value = First<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of strings")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<First<'de>, A::Error> {
+                let first = First(seq.next_element()?);
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(first)
+            }
+        }
+        deserializer.deserialize_seq(FirstVisitor)
+    }
+}
+
+/// The labels that we look at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Labels<'a> {
+    pub(crate) proxy_name: bool,
+    pub(crate) headless: bool,
+    pub(crate) service_name: Text<'a>,
+    pub(crate) zone: Text<'a>,
+}
+
+impl<'a> Labels<'a> {
+    /// Takes a label in, if it is one of ours.
+    pub(crate) fn set(&mut self, key: &str, value: Text<'a>) {
+        match key {
+            LABEL_PROXY_NAME => self.proxy_name = true,
+            LABEL_HEADLESS => self.headless = true,
+            LABEL_SERVICE_NAME => self.service_name = value,
+            LABEL_ZONE => self.zone = value,
+            _ => {}
+        }
+    }
+}
+
+/// The annotations that we look at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Annotations<'a> {
+    pub(crate) initial_events_end: bool,
+    lifetime: std::marker::PhantomData<&'a ()>,
+}
+
+impl Annotations<'_> {
+    /// Takes an annotation in, if it is one of ours.
+    pub(crate) fn set(&mut self, key: &str, value: &str) {
+        if key == ANNOTATION_INITIAL_EVENTS_END {
+            self.initial_events_end = value == "true";
+        }
+    }
+}
+
+/// A map of texts, handed over entry by entry.
+trait TextMap<'a>: Default {
+    fn put(&mut self, key: &str, value: Text<'a>);
+}
+
+impl<'a> TextMap<'a> for Labels<'a> {
+    fn put(&mut self, key: &str, value: Text<'a>) {
+        self.set(key, value);
+    }
+}
+
+impl<'a> TextMap<'a> for Annotations<'a> {
+    fn put(&mut self, key: &str, value: Text<'a>) {
+        self.set(key, &value);
+    }
+}
+
+fn text_map<'de, D: Deserializer<'de>, T: TextMap<'de>>(deserializer: D) -> Result<T, D::Error> {
+    struct MapVisitor<T>(std::marker::PhantomData<T>);
+    impl<'de, T: TextMap<'de>> Visitor<'de> for MapVisitor<T> {
+        type Value = T;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a map of strings")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<T, A::Error> {
+            let mut texts = T::default();
+            while let Some((key, value)) = map.next_entry::<Text<'de>, Option<Text<'de>>>()? {
+                texts.put(&key, value.unwrap_or_default());
+            }
+            Ok(texts)
+        }
+    }
+    deserializer.deserialize_map(MapVisitor(std::marker::PhantomData))
+}
+
+impl<'de> Deserialize<'de> for Labels<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text_map(deserializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Annotations<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text_map(deserializer)
+    }
+}

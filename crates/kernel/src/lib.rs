@@ -1,0 +1,9 @@
+//! The kernel's edge: real netlink sockets behind the traits of the pure crates. The only crate with unsafe code,
+//! and that only in small modules which say why.
+//!
+//! Does no deciding: what is sent was planned elsewhere, and what is refused is reported with the kernel's words.
+
+mod nftables;
+mod socket;
+
+pub use nftables::Nftables;

@@ -1,0 +1,276 @@
+//! `nf_tables` of the network namespace in which the socket was opened.
+
+use std::io;
+use std::thread;
+use std::time::Duration;
+
+use nft::dump::{Message, Reading, Request, RulesetReader, messages};
+use nft::{Applied, Batch, Encoder, Family, Kernel, KernelError, Name, Ruleset, Transaction};
+use tokio::time::Instant;
+
+use crate::socket::{Socket, SocketOption, Wait};
+
+/// The kernel fills dumps into datagrams of at most 32 KiB (`netlink_dump` of `net/netlink/af_netlink.c`).
+const RECEIVE_BYTES: usize = 128 * 1024;
+/// Room for the answers to a batch of which thousands of messages are refused.
+const RECEIVE_BUFFER_BYTES: libc::c_int = 8 * 1024 * 1024;
+/// The kernel keeps this much of the send buffer (`netlink_sendmsg`: `len > sk->sk_sndbuf - 32`).
+const SEND_OVERHEAD_BYTES: usize = 32;
+/// Batches are not halved below this.
+const MIN_LIMIT_BYTES: usize = 4096;
+/// Requests have this bit in their sequence numbers, batches have not: neither takes the other's stale answers.
+const REQUEST_SEQ: u32 = 0x8000_0000;
+/// How often a table is read when it keeps changing meanwhile, or when its hash tables are just being resized.
+const READ_ATTEMPTS: u32 = 10;
+/// Pauses between attempts grow by this much; together they are 0.9 s.
+const READ_PAUSE: Duration = Duration::from_millis(20);
+
+/// A netfilter socket that applies transactions and reads tables.
+#[derive(Debug)]
+pub struct Nftables {
+    socket: Socket,
+    received: Vec<u8>,
+    seq: u32,
+    /// Longest batch, when the send buffer can't be made larger or the caller wants it shorter.
+    limit: Option<usize>,
+}
+
+impl Nftables {
+    /// Opens a socket in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// When the system has no netfilter sockets for us. That `nf_tables` or permission is lacking shows later.
+    pub fn open() -> Result<Self, KernelError> {
+        let socket = open_socket().map_err(|source| KernelError::Open { source })?;
+        Ok(Self { socket, received: vec![0; RECEIVE_BYTES], seq: REQUEST_SEQ, limit: None })
+    }
+
+    /// Cuts transactions into batches of at most this many bytes; `None` (the default) cuts only what the send
+    /// buffer can't hold.
+    pub fn set_batch_limit(&mut self, bytes: Option<usize>) {
+        self.limit = bytes;
+    }
+
+    /// The batch limit that is set, or was learnt from the size of the send buffer.
+    pub fn batch_limit(&self) -> Option<usize> {
+        self.limit
+    }
+}
+
+impl Kernel for Nftables {
+    fn apply(&mut self, tx: &Transaction) -> Result<Applied, KernelError> {
+        let mut applied = Applied::default();
+        let mut limit = self.limit;
+        let mut encoder = Encoder::new(tx);
+        loop {
+            let start = encoder.cursor();
+            let Some(batch) = encoder.next_batch(limit) else { return Ok(applied) };
+            let room = self.make_room(batch.bytes.len());
+            if limit.is_none() && batch.bytes.len() > room {
+                (self.limit, limit) = (Some(room), Some(room));
+                encoder.rewind(start);
+                continue;
+            }
+            match self.apply_batch(tx, &batch) {
+                Ok(kernel_time) => count(&mut applied, &batch, kernel_time),
+                Err(error) => match halved(&error, batch.bytes.len()) {
+                    // The kernel did not take the batch, so nothing of it is applied.
+                    Some(half) => {
+                        limit = Some(half);
+                        encoder.rewind(start);
+                    }
+                    None => return Err(partial(applied.batches, error)),
+                },
+            }
+        }
+    }
+
+    fn read(&mut self, family: Family, table: &Name) -> Result<Option<Ruleset>, KernelError> {
+        let mut previous = None;
+        for attempt in 0..READ_ATTEMPTS {
+            match self.read_once(family, table) {
+                // Where the kernel does not tell how many elements there are, two equal readings are believed.
+                Ok(Some(reading)) if reading.counted || previous.as_ref() == Some(&reading.ruleset) => {
+                    return Ok(Some(reading.ruleset));
+                }
+                Ok(None) => return Ok(None),
+                Ok(Some(reading)) => previous = Some(reading.ruleset),
+                Err(KernelError::Interrupted) => previous = None,
+                Err(error) => {
+                    // The rest of a dump may still be under way; a new socket has no past.
+                    self.socket = open_socket().map_err(|source| KernelError::Open { source })?;
+                    return Err(error);
+                }
+            }
+            thread::sleep(READ_PAUSE * attempt);
+        }
+        Err(KernelError::Interrupted)
+    }
+}
+
+fn open_socket() -> io::Result<Socket> {
+    let socket = Socket::open()?;
+    socket.set(SocketOption::ExtendedAck, 1)?;
+    socket.set(SocketOption::CapAck, 1)?;
+    // Without the capability the buffer stays within the system's limit, which is enough for all but a flood of errors.
+    socket
+        .set(SocketOption::ForceReceiveBuffer, RECEIVE_BUFFER_BYTES)
+        .or_else(|_| socket.set(SocketOption::ReceiveBuffer, RECEIVE_BUFFER_BYTES))?;
+    Ok(socket)
+}
+
+fn count(applied: &mut Applied, batch: &Batch, kernel_time: Duration) {
+    applied.batches += 1;
+    applied.messages += batch.message_count();
+    applied.bytes += batch.bytes.len();
+    applied.kernel_time += kernel_time;
+}
+
+/// Half the size, if the batch was too long to be sent and can be halved.
+fn halved(error: &KernelError, bytes: usize) -> Option<usize> {
+    let KernelError::Send { source, .. } = error else { return None };
+    let too_long = matches!(source.raw_os_error(), Some(libc::EMSGSIZE | libc::ENOBUFS));
+    (too_long && bytes / 2 >= MIN_LIMIT_BYTES).then_some(bytes / 2)
+}
+
+fn partial(applied: usize, error: KernelError) -> KernelError {
+    if applied == 0 { error } else { KernelError::Partial { applied, source: Box::new(error) } }
+}
+
+// === apply ===
+
+impl Nftables {
+    /// Makes the send buffer hold this many bytes if the kernel lets us; yields how many it holds.
+    fn make_room(&self, bytes: usize) -> usize {
+        let room = self.room();
+        if bytes <= room {
+            return room;
+        }
+        // The kernel doubles the size for its bookkeeping, of which a message to itself needs next to nothing.
+        let wanted = libc::c_int::try_from(bytes + SEND_OVERHEAD_BYTES).unwrap_or(libc::c_int::MAX);
+        let forced = self.socket.set(SocketOption::ForceSendBuffer, wanted);
+        // What can't be set shows in the room that is left, and the batch is cut to that.
+        match forced.or_else(|_| self.socket.set(SocketOption::SendBuffer, wanted)) {
+            Ok(()) | Err(_) => self.room(),
+        }
+    }
+
+    fn room(&self) -> usize {
+        let buffer = self.socket.get(SocketOption::SendBuffer).unwrap_or_default();
+        usize::try_from(buffer).unwrap_or_default().saturating_sub(SEND_OVERHEAD_BYTES)
+    }
+
+    fn apply_batch(&mut self, tx: &Transaction, batch: &Batch) -> Result<Duration, KernelError> {
+        let sent = Instant::now();
+        self.send(&batch.bytes)?;
+        let kernel_time = sent.elapsed();
+        self.outcome(tx, batch)?;
+        Ok(kernel_time)
+    }
+
+    /// Whether the kernel committed the batch.
+    ///
+    /// `nfnetlink_rcv_batch` of `net/netfilter/nfnetlink.c` runs inside our `send`, from the first message to the
+    /// commit, so every answer is in the receive buffer before we look, and nothing has to be waited for. It answers
+    /// each message that failed, and the last one in any case because that asks for it. A failed commit is answered
+    /// under the number of the batch's first message. So: the last message acknowledged, no error, none lost, is
+    /// success and nothing else is. (An acknowledgement of the batch's end itself would say it in one, but only
+    /// kernels from 6.10 on send it.)
+    fn outcome(&mut self, tx: &Transaction, batch: &Batch) -> Result<(), KernelError> {
+        let (mut refused, mut acknowledged, mut lost) = (None, false, false);
+        loop {
+            match self.socket.receive(&mut self.received, Wait::Never) {
+                Ok(received) => {
+                    for (seq, ack) in messages(received).filter_map(|m| Some((m.seq, m.ack()?))) {
+                        if ack.errno == 0 {
+                            acknowledged |= seq == batch.last_seq();
+                        } else if refused.is_none() && seq & REQUEST_SEQ == 0 {
+                            let object = batch.object(tx, seq, ack.offset);
+                            refused = Some(KernelError::refused(object, ack.errno, ack.message));
+                        }
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => lost = true,
+                Err(_) => return Err(KernelError::OutcomeUnknown { why: "answers can't be received" }),
+            }
+        }
+        match refused {
+            Some(error) => Err(error),
+            None if lost => Err(KernelError::OutcomeUnknown { why: "the receive buffer overflowed" }),
+            None if !acknowledged => {
+                Err(KernelError::OutcomeUnknown { why: "the last message was not answered" })
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn send(&self, bytes: &[u8]) -> Result<(), KernelError> {
+        self.socket.send(bytes).map_err(|source| KernelError::Send { bytes: bytes.len(), source })
+    }
+}
+
+// === read ===
+
+impl Nftables {
+    /// Reads the table, provided that nothing in the network namespace is committed meanwhile.
+    fn read_once(&mut self, family: Family, table: &Name) -> Result<Option<Reading>, KernelError> {
+        let before = self.generation()?;
+        let mut reader = RulesetReader::new(family, table);
+        match self.ask(&Request::Table(family, table), |message| reader.add(message)) {
+            Err(KernelError::Refused { errno: libc::ENOENT, .. }) => return Ok(None),
+            other => other?,
+        }
+        self.ask_existing(&Request::Sets(family, table), &mut reader)?;
+        for set in reader.sets() {
+            self.ask_existing(&Request::Elements(family, table, &set), &mut reader)?;
+        }
+        self.ask_existing(&Request::Chains(family), &mut reader)?;
+        self.ask_existing(&Request::Rules(family, table), &mut reader)?;
+        if self.generation()? != before {
+            return Err(KernelError::Interrupted);
+        }
+        Ok(Some(reader.finish()))
+    }
+
+    fn generation(&mut self) -> Result<u32, KernelError> {
+        let mut generation = None;
+        self.ask(&Request::Generation, |message| generation = message.generation())?;
+        generation.ok_or(KernelError::Decode { what: "no generation in the answer" })
+    }
+
+    /// What was there a moment ago and is not any more was deleted meanwhile.
+    fn ask_existing(
+        &mut self,
+        request: &Request<'_>,
+        reader: &mut RulesetReader<'_>,
+    ) -> Result<(), KernelError> {
+        match self.ask(request, |message| reader.add(message)) {
+            Err(KernelError::Refused { errno: libc::ENOENT, .. }) => Err(KernelError::Interrupted),
+            other => other,
+        }
+    }
+
+    /// Sends a request and passes on the messages of its answer.
+    fn ask(&mut self, request: &Request<'_>, mut take: impl FnMut(&Message<'_>)) -> Result<(), KernelError> {
+        self.seq = self.seq.wrapping_add(1) | REQUEST_SEQ;
+        self.send(&request.encode(self.seq))?;
+        let mut disturbed = false;
+        loop {
+            let received = self.socket.receive(&mut self.received, Wait::Block);
+            let received = received.map_err(|source| KernelError::Receive { source })?;
+            for message in messages(received).filter(|message| message.seq == self.seq) {
+                disturbed |= message.is_interrupted();
+                if let Some(ack) = message.ack().filter(|ack| ack.errno != 0) {
+                    return Err(KernelError::refused(request.to_string(), ack.errno, ack.message));
+                }
+                if !message.is_done() {
+                    take(&message);
+                }
+                if message.is_done() || !request.is_dump() {
+                    return if disturbed { Err(KernelError::Interrupted) } else { Ok(()) };
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! A netlink socket with a safe face.
+#![expect(unsafe_code, reason = "system calls on a socket; std has none for netlink")]
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr;
+
+/// Blocking netlink socket of the netfilter family, closed on drop.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    fd: OwnedFd,
+}
+
+/// Options that are plain integers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum SocketOption {
+    /// Send buffer, limited by `net.core.wmem_max`; the kernel doubles what is set.
+    SendBuffer,
+    /// Send buffer without limit; needs `CAP_NET_ADMIN` in the initial user namespace.
+    ForceSendBuffer,
+    /// Receive buffer, limited by `net.core.rmem_max`; the kernel doubles what is set.
+    ReceiveBuffer,
+    /// Receive buffer without limit; needs `CAP_NET_ADMIN` in the initial user namespace.
+    ForceReceiveBuffer,
+    /// Errors come with explanations.
+    ExtendedAck,
+    /// Errors don't repeat the request.
+    CapAck,
+}
+
+impl SocketOption {
+    const fn level_and_name(self) -> (libc::c_int, libc::c_int) {
+        match self {
+            Self::SendBuffer => (libc::SOL_SOCKET, libc::SO_SNDBUF),
+            Self::ForceSendBuffer => (libc::SOL_SOCKET, libc::SO_SNDBUFFORCE),
+            Self::ReceiveBuffer => (libc::SOL_SOCKET, libc::SO_RCVBUF),
+            Self::ForceReceiveBuffer => (libc::SOL_SOCKET, libc::SO_RCVBUFFORCE),
+            Self::ExtendedAck => (libc::SOL_NETLINK, libc::NETLINK_EXT_ACK),
+            Self::CapAck => (libc::SOL_NETLINK, libc::NETLINK_CAP_ACK),
+        }
+    }
+}
+
+/// Whether to wait for something to receive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// Until something comes.
+    Block,
+    /// Not at all: `WouldBlock` when there is nothing.
+    Never,
+}
+
+impl Socket {
+    /// A socket in the network namespace of the calling thread.
+    pub(crate) fn open() -> io::Result<Self> {
+        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+        // SAFETY: no pointers are passed.
+        let fd = check(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_NETFILTER) })?;
+        // SAFETY: the kernel has just given us this descriptor, so nobody else owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { fd })
+    }
+
+    /// Sets an option.
+    pub(crate) fn set(&self, option: SocketOption, value: libc::c_int) -> io::Result<()> {
+        let (level, name) = option.level_and_name();
+        let len = socklen::<libc::c_int>();
+        // SAFETY: the pointer is to a live integer of the length that is passed with it.
+        check(unsafe {
+            libc::setsockopt(self.fd.as_raw_fd(), level, name, ptr::from_ref(&value).cast(), len)
+        })?;
+        Ok(())
+    }
+
+    /// Value of an option.
+    pub(crate) fn get(&self, option: SocketOption) -> io::Result<libc::c_int> {
+        let (level, name) = option.level_and_name();
+        let mut value: libc::c_int = 0;
+        let mut len = socklen::<libc::c_int>();
+        let target = ptr::from_mut(&mut value).cast();
+        // SAFETY: the pointers are to live integers, and `len` is the size of the one that is written to.
+        check(unsafe { libc::getsockopt(self.fd.as_raw_fd(), level, name, target, &raw mut len) })?;
+        Ok(value)
+    }
+
+    /// Sends one datagram to the kernel. Netlink takes it whole or not at all, so an interrupted call is repeated.
+    pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        let fd = self.fd.as_raw_fd();
+        // Without an address netlink sends to port 0, the kernel.
+        // SAFETY: pointer and length are those of a live slice.
+        uninterrupted(|| unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), 0) })?;
+        Ok(())
+    }
+
+    /// Receives one datagram from the kernel; those of other senders are dropped.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is nothing and waiting is not wanted; `ENOBUFS` when the kernel had to drop answers;
+    /// `InvalidData` when the buffer was too short.
+    pub(crate) fn receive<'b>(&self, buffer: &'b mut [u8], wait: Wait) -> io::Result<&'b [u8]> {
+        loop {
+            let (len, port) = self.receive_from(buffer, wait)?;
+            if len > buffer.len() {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "datagram longer than the buffer"));
+            }
+            if port == 0 {
+                return Ok(&buffer[..len]);
+            }
+        }
+    }
+
+    /// Length of the datagram (which may exceed the buffer) and the sender's port.
+    fn receive_from(&self, buffer: &mut [u8], wait: Wait) -> io::Result<(usize, u32)> {
+        let mut flags = libc::MSG_TRUNC;
+        if wait == Wait::Never {
+            flags |= libc::MSG_DONTWAIT;
+        }
+        // SAFETY: all fields of the address are integers, for which zero is valid.
+        let mut sender: libc::sockaddr_nl = unsafe { mem::zeroed() };
+        let mut sender_len = socklen::<libc::sockaddr_nl>();
+        let fd = self.fd.as_raw_fd();
+        let (data, len) = (buffer.as_mut_ptr().cast(), buffer.len());
+        let sender_data = ptr::from_mut(&mut sender).cast();
+        // SAFETY: each pointer is to live memory of the length that is passed with it.
+        let len = uninterrupted(|| unsafe {
+            libc::recvfrom(fd, data, len, flags, sender_data, &raw mut sender_len)
+        })?;
+        Ok((len, sender.nl_pid))
+    }
+}
+
+const fn socklen<T>() -> libc::socklen_t {
+    // Only called with types of a few bytes.
+    #[expect(clippy::cast_possible_truncation, reason = "sizes of an integer and of an address")]
+    let len = mem::size_of::<T>() as libc::socklen_t;
+    len
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Repeats a call that a signal interrupted.
+fn uninterrupted(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+    loop {
+        match usize::try_from(call()) {
+            Ok(len) => return Ok(len),
+            // A negative result: the error is in errno.
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The real kernel, in network namespaces of the tests' own. They need `CAP_SYS_ADMIN` and the `nft` command, and
+//! fail without.
+
+#[cfg(test)]
+mod common;
+#[cfg(test)]
+mod cutting;
+#[cfg(test)]
+mod drift;
+#[cfg(test)]
+mod listing;
+#[cfg(test)]
+mod refusal;

@@ -1,0 +1,156 @@
+//! Starts, ends and accidents.
+
+use std::process::Command;
+use std::time::Duration;
+
+use testkit::client::{Load, LoadGenerator, Transport};
+use testkit::cluster::NODE;
+use testkit::commits::Generation;
+use testkit::objects;
+use testkit::proxy::{Proxy, wait_until};
+
+use crate::support::{
+    PATIENCE, REQUEST, WEB_V4, WEB_V6, apply_endpoints, apply_web, check_listable, cluster, ip, program,
+    start, wait_for,
+};
+
+/// Ten kills and restarts under 500 new connections a second: none fails, and nothing is written, because nothing
+/// changed.
+#[test]
+fn kills_and_restarts_fail_no_connection_and_write_nothing() {
+    let cluster = cluster(3, 1);
+    apply_web(&cluster);
+    let mut proxy = start(&cluster);
+    wait_for_any(&cluster);
+    let generation = Generation::open(cluster.lab.node()).unwrap();
+    let before = generation.read().unwrap();
+    let load = |transport, address| Load { target: address, transport, rate: 250, timeout: REQUEST };
+    let generators = [
+        LoadGenerator::start(cluster.lab.outside(), load(Transport::Tcp, (ip(WEB_V4), 80).into())).unwrap(),
+        LoadGenerator::start(cluster.lab.pod(0), load(Transport::Tcp, (ip(WEB_V6), 80).into())).unwrap(),
+    ];
+    for _ in 0..10 {
+        proxy.kill().unwrap();
+        proxy = start(&cluster);
+    }
+    assert_eq!(generation.read().unwrap(), before, "no transaction was committed");
+    for generator in generators {
+        let report = generator.stop();
+        assert_eq!(report.failed(), 0, "{:?}", report.first_failure);
+        assert!(report.succeeded > 500, "{} connections in {:?}", report.succeeded, report.elapsed);
+    }
+    check_listable(&cluster);
+}
+
+/// A proxy that is killed at any moment leaves a table that the next one brings right.
+#[test]
+fn fifty_starts_and_kills_in_a_row_converge() {
+    let cluster = cluster(3, 0);
+    apply_web(&cluster);
+    let (v4, v6) = (cluster.endpoints(false), cluster.endpoints(true));
+    for round in 0..50u64 {
+        let mut proxy = cluster.start_proxy(program()).unwrap();
+        let which = usize::try_from(round % 3).unwrap();
+        apply_endpoints(&cluster, &v4[which..=which], &v6[which..=which]);
+        // From before it has begun to after it has finished.
+        std::thread::sleep(Duration::from_millis(round * 2));
+        proxy.kill().unwrap();
+    }
+    let mut proxy = start(&cluster);
+    for address in [ip(WEB_V4), ip(WEB_V6)] {
+        wait_for(cluster.lab.outside(), Transport::Tcp, (address, 80).into(), &Ok("pod1"));
+    }
+    let listed = check_listable(&cluster);
+    proxy.kill().unwrap();
+    let generation = Generation::open(cluster.lab.node()).unwrap();
+    let before = generation.read().unwrap();
+    let _proxy = start(&cluster);
+    assert_eq!(generation.read().unwrap(), before, "nothing was left to do after:\n{listed}");
+}
+
+/// What changed while the proxy was away is in place after its start, and what did not change was never away.
+#[test]
+fn a_restart_catches_up() {
+    let cluster = cluster(2, 0);
+    apply_web(&cluster);
+    let (v4, v6) = (cluster.endpoints(false), cluster.endpoints(true));
+    apply_endpoints(&cluster, &v4[..1], &v6[..1]);
+    let mut proxy = start(&cluster);
+    wait_for(cluster.lab.outside(), Transport::Tcp, (ip(WEB_V4), 80).into(), &Ok("pod0"));
+    proxy.kill().unwrap();
+    wait_for(cluster.lab.outside(), Transport::Tcp, (ip(WEB_V4), 80).into(), &Ok("pod0"));
+    apply_endpoints(&cluster, &v4[1..], &v6[1..]);
+    cluster.apply(objects::service("new", &[ip("10.96.0.30")], &crate::support::WEB_PORTS[..0])).unwrap();
+    let _proxy = start(&cluster);
+    wait_for(cluster.lab.outside(), Transport::Tcp, (ip(WEB_V4), 80).into(), &Ok("pod1"));
+    check_listable(&cluster);
+}
+
+#[test]
+fn sigterm_ends_it_at_once_with_0_and_leaves_the_rules() {
+    let cluster = cluster(1, 0);
+    apply_web(&cluster);
+    let mut proxy = start(&cluster);
+    wait_for_any(&cluster);
+    let status = proxy.terminate(Duration::from_secs(2)).unwrap();
+    assert_eq!(status.code(), Some(0));
+    wait_for_any(&cluster);
+    check_listable(&cluster);
+}
+
+/// In a container it is process 1, for which the kernel ignores signals that nobody handles.
+#[test]
+fn sigterm_ends_it_as_process_1_too() {
+    let cluster = cluster(1, 0);
+    let proxy = program().to_string_lossy().into_owned();
+    let arguments = cluster.arguments();
+    let mut unshare = vec!["--pid", "--fork", "--kill-child", proxy.as_str()];
+    unshare.extend(arguments.iter().map(String::as_str));
+    let mut parent = Proxy::start(cluster.lab.node(), "unshare".as_ref(), &unshare).unwrap();
+    assert!(parent.wait_for_log("the kernel's rules", PATIENCE), "{:?}", parent.log());
+    let children = format!("/proc/{0}/task/{0}/children", parent.pid());
+    let child = std::fs::read_to_string(&children).unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.trim())).unwrap();
+    let inner = status.lines().find(|line| line.starts_with("NSpid:")).unwrap();
+    assert!(inner.ends_with("\t1"), "it is process 1 of its namespace: {inner}");
+    assert!(Command::new("kill").args(["-TERM", child.trim()]).status().unwrap().success());
+    assert!(wait_until(Duration::from_secs(2), || !parent.is_running()), "it ignored SIGTERM");
+    // Its parent ends with its exit code.
+    assert_eq!(parent.terminate(Duration::from_secs(1)).unwrap().code(), Some(0));
+}
+
+/// The API server may come up after the proxy.
+#[test]
+fn it_waits_for_the_api_server() {
+    let cluster = cluster(1, 0);
+    apply_web(&cluster);
+    cluster.api.faults().refuse_connections(true);
+    let mut proxy = cluster.start_proxy(program()).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(proxy.is_running(), "{:?}", proxy.log());
+    cluster.api.faults().refuse_connections(false);
+    wait_for_any(&cluster);
+}
+
+#[test]
+fn the_node_name_is_taken_in_lower_case() {
+    let cluster = cluster(1, 0);
+    apply_web(&cluster);
+    let mut arguments = cluster.arguments();
+    let at = arguments.iter().position(|argument| argument == NODE).unwrap();
+    arguments[at] = NODE.to_uppercase();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let _proxy = Proxy::start(cluster.lab.node(), program(), &arguments).unwrap();
+    // Node ports depend on the Node object having been found.
+    let node_port = (cluster.lab.node().ip4(), crate::support::NODE_PORT).into();
+    wait_for(cluster.lab.outside(), Transport::Tcp, node_port, &Ok("pod0"));
+}
+
+#[track_caller]
+fn wait_for_any(cluster: &testkit::cluster::Cluster) {
+    let client = cluster.lab.outside();
+    for address in [ip(WEB_V4), ip(WEB_V6)] {
+        let asked = || crate::support::ask(client, Transport::Tcp, (address, 80).into()).is_ok();
+        assert!(wait_until(PATIENCE, asked), "{address} is not served");
+    }
+}

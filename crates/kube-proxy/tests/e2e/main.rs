@@ -1,0 +1,17 @@
+//! The program as its users meet it: a process beside a real API server (HTTP), a real kernel, real packets.
+//!
+//! Each test builds its own cluster of network namespaces and needs the right to do so (root); without it, it fails.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    unreachable_pub,
+    reason = "a test fails by panicking and says on the way what it tries"
+)]
+
+mod bad_input;
+mod folder;
+mod lifecycle;
+mod packets;
+mod support;
+mod watch;

@@ -1,0 +1,209 @@
+//! Which packet reaches which pod.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use testkit::client::{FailureClass, Transport, five_sigma, spread, tcp_once};
+use testkit::cluster::{Cluster, LINE_PORT};
+use testkit::lab::Host;
+use testkit::objects::{self, Endpoint, Port};
+
+use crate::support::{
+    NODE_PORT, PATIENCE, REQUEST, WEB_V4, WEB_V6, apply_endpoints, apply_web, ask, check_listable, cluster,
+    ip, start, wait_for,
+};
+
+const BOTH: [Transport; 2] = [Transport::Tcp, Transport::Udp];
+
+/// Every kind of client, with the addresses by which it reaches Service `web`.
+fn clients(cluster: &Cluster) -> Vec<(&Host, Vec<SocketAddr>)> {
+    let lab = &cluster.lab;
+    let cluster_ips = [(ip(WEB_V4), 80).into(), (ip(WEB_V6), 80).into()];
+    let node = lab.node();
+    let node_ports = [(node.ip4(), NODE_PORT).into(), (node.ip6(), NODE_PORT).into()];
+    let all = [cluster_ips, node_ports].concat();
+    vec![
+        (lab.pod(0), all.clone()),
+        (node, all.clone()),
+        (lab.outside(), all),
+        (lab.node2(), node_ports.into()),
+    ]
+}
+
+#[test]
+fn every_client_reaches_every_pod_by_every_address() {
+    let cluster = cluster(2, 2);
+    let _proxy = start(&cluster);
+    apply_web(&cluster);
+    wait_until_served(&cluster);
+    let pods: BTreeSet<String> = cluster.pod_names().into_iter().map(str::to_owned).collect();
+    for (client, addresses) in clients(&cluster) {
+        for address in addresses {
+            for transport in BOTH {
+                // Four pods are all met in 60 tries but for one case in ten million.
+                let counts = client.run(|| spread(60, address, transport));
+                let counts = counts
+                    .unwrap_or_else(|error| panic!("{} -> {address} {transport:?}: {error}", client.name()));
+                let met: BTreeSet<String> = counts.into_keys().collect();
+                assert_eq!(met, pods, "{} -> {address} {transport:?}", client.name());
+            }
+        }
+    }
+    let text = check_listable(&cluster);
+    assert!(text.contains("10.96.0.10 . tcp . 80 comment \"default/web:line\" : goto service-4"), "{text}");
+}
+
+/// Ten endpoints, 2,000 connections: each endpoint within five sigma of its share.
+#[test]
+fn connections_are_spread_evenly() {
+    let cluster = cluster(6, 4);
+    let _proxy = start(&cluster);
+    apply_web(&cluster);
+    wait_until_served(&cluster);
+    let client = cluster.lab.outside();
+    for address in [(ip(WEB_V4), 80), (ip(WEB_V6), 80), (cluster.lab.node().ip4().into(), NODE_PORT)] {
+        for transport in BOTH {
+            let counts = client.run(|| spread(2000, address.into(), transport)).unwrap();
+            five_sigma(&counts, &cluster.pod_names())
+                .unwrap_or_else(|error| panic!("{address:?} {transport:?}: {error}"));
+        }
+    }
+    check_listable(&cluster);
+}
+
+#[test]
+fn without_a_ready_endpoint_clients_are_refused_at_once() {
+    let cluster = cluster(1, 0);
+    let _proxy = start(&cluster);
+    let not_ready = |v6| -> Vec<Endpoint> {
+        let endpoints = cluster.endpoints(v6);
+        endpoints.into_iter().map(|endpoint| Endpoint { ready: false, ..endpoint }).collect()
+    };
+    apply_web(&cluster);
+    wait_until_served(&cluster);
+    apply_endpoints(&cluster, &not_ready(false), &not_ready(true));
+    for (client, addresses) in clients(&cluster) {
+        for address in addresses {
+            for transport in BOTH {
+                wait_for(client, transport, address, &Err(FailureClass::Refused));
+            }
+        }
+    }
+    let text = check_listable(&cluster);
+    assert!(
+        text.contains("10.96.0.10 . tcp . 80 comment \"default/web:line\" : goto reject-chain"),
+        "{text}"
+    );
+}
+
+#[test]
+fn endpoints_come_and_go() {
+    let cluster = cluster(2, 1);
+    let _proxy = start(&cluster);
+    apply_web(&cluster);
+    wait_until_served(&cluster);
+    let (v4, v6) = (cluster.endpoints(false), cluster.endpoints(true));
+    let (client, node) = (cluster.lab.outside(), cluster.lab.node());
+    for round in [0, 1, 2, 0] {
+        apply_endpoints(&cluster, &v4[round..=round], &v6[round..=round]);
+        let only = cluster.pod_names()[round];
+        for address in [(ip(WEB_V4), 80), (ip(WEB_V6), 80), (node.ip4().into(), NODE_PORT)] {
+            wait_for(client, Transport::Tcp, address.into(), &Ok(only));
+            let counts = client.run(|| spread(20, address.into(), Transport::Tcp)).unwrap();
+            assert_eq!(counts.into_keys().collect::<Vec<_>>(), [only], "{address:?}");
+        }
+    }
+    apply_endpoints(&cluster, &[], &v6);
+    wait_for(client, Transport::Tcp, (ip(WEB_V4), 80).into(), &Err(FailureClass::Refused));
+    assert!(
+        ask(client, Transport::Tcp, (ip(WEB_V6), 80).into()).is_ok(),
+        "the other family is not concerned"
+    );
+    check_listable(&cluster);
+}
+
+/// A pod that is sent to itself sees its node as the client, or it would answer itself directly.
+#[test]
+fn a_pod_reaches_itself_through_its_service() {
+    let cluster = cluster(1, 0);
+    let _proxy = start(&cluster);
+    apply_web(&cluster);
+    let pod = cluster.lab.pod(0);
+    for address in [(ip(WEB_V4), 80), (ip(WEB_V6), 80)] {
+        for transport in BOTH {
+            wait_for(pod, transport, address.into(), &Ok("pod0"));
+        }
+    }
+    check_listable(&cluster);
+}
+
+/// Who the endpoint sees: the client itself, unless answers would not come back through this node.
+#[test]
+fn source_addresses_are_rewritten_only_where_they_must_be() {
+    let cluster = cluster(2, 0);
+    let _proxy = start(&cluster);
+    apply_web(&cluster);
+    wait_until_served(&cluster);
+    let lab = &cluster.lab;
+    apply_endpoints(&cluster, &cluster.endpoints(false)[1..], &cluster.endpoints(true)[1..]);
+    for v6 in [false, true] {
+        let host = |host: &Host| if v6 { host.ip6().into() } else { host.ip4().into() };
+        let service = SocketAddr::new(ip(if v6 { WEB_V6 } else { WEB_V4 }), 80);
+        let node_port = SocketAddr::new(host(lab.node()), NODE_PORT);
+        wait_for(lab.pod(0), Transport::Tcp, service, &Ok("pod1"));
+        let seen = |client: &Host, to| client.run(|| tcp_once(to, REQUEST)).unwrap().client.ip();
+        assert_eq!(seen(lab.pod(0), service), host(lab.pod(0)), "pod -> cluster IP keeps its address");
+        assert_eq!(seen(lab.outside(), service), host(lab.node()), "outside -> cluster IP is masqueraded");
+        assert_eq!(seen(lab.pod(0), node_port), host(lab.node()), "pod -> node port is masqueraded");
+        assert_eq!(seen(lab.outside(), node_port), host(lab.node()), "outside -> node port is masqueraded");
+    }
+    check_listable(&cluster);
+}
+
+/// Node ports are served on the Node object's addresses only, unless asked otherwise.
+#[test]
+fn node_ports_are_not_served_on_other_addresses() {
+    let cluster = cluster(1, 0);
+    let node = cluster.lab.node();
+    node.exec("ip", &["addr", "add", "192.168.50.77/32", "dev", "lo"]).unwrap();
+    let _proxy = start(&cluster);
+    apply_web(&cluster);
+    wait_until_served(&cluster);
+    let other: SocketAddr = (ip("192.168.50.77"), NODE_PORT).into();
+    let loopback: SocketAddr = (ip("127.0.0.1"), NODE_PORT).into();
+    for address in [other, loopback] {
+        assert_eq!(
+            ask(node, Transport::Tcp, address),
+            Err(FailureClass::Refused),
+            "{address}: nobody listens there"
+        );
+    }
+    assert!(ask(node, Transport::Tcp, node.socket(testkit::lab::IpFamily::V4, NODE_PORT)).is_ok());
+    check_listable(&cluster);
+}
+
+/// Service ports, slice ports and their numbers are tied by name alone; several ports, several slices.
+#[test]
+fn ports_of_one_service_are_independent() {
+    let cluster = cluster(2, 0);
+    let _proxy = start(&cluster);
+    let port = |name, port, target| Port { name, protocol: "TCP", port, target, node_port: None };
+    let ports = [port("a", 81, LINE_PORT), port("b", 82, LINE_PORT)];
+    let v4 = cluster.endpoints(false);
+    cluster.apply(objects::service("multi", &[ip("10.96.0.20")], &ports)).unwrap();
+    cluster.apply(objects::slice("multi", "a", &ports[..1], &v4[..1])).unwrap();
+    cluster.apply(objects::slice("multi", "b", &ports[1..], &v4[1..])).unwrap();
+    let client = cluster.lab.outside();
+    wait_for(client, Transport::Tcp, (ip("10.96.0.20"), 81).into(), &Ok("pod0"));
+    wait_for(client, Transport::Tcp, (ip("10.96.0.20"), 82).into(), &Ok("pod1"));
+    check_listable(&cluster);
+}
+
+#[track_caller]
+fn wait_until_served(cluster: &Cluster) {
+    let served = |address: SocketAddr| {
+        let client = cluster.lab.outside();
+        testkit::proxy::wait_until(PATIENCE, || ask(client, Transport::Tcp, address).is_ok())
+    };
+    assert!(served((ip(WEB_V4), 80).into()) && served((ip(WEB_V6), 80).into()), "the Service is not served");
+}

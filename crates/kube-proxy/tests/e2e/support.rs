@@ -1,0 +1,93 @@
+//! What the tests share.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use testkit::client::{ConnectFailure, FailureClass, Transport, ask_once};
+use testkit::cluster::{Cluster, LINE_PORT, UDP_PORT};
+use testkit::lab::Host;
+use testkit::objects::{self, Endpoint, Port};
+use testkit::proxy::{Proxy, wait_until};
+
+/// The program under test.
+pub(crate) fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_kube-proxy"))
+}
+
+pub(crate) const WEB_V4: &str = "10.96.0.10";
+pub(crate) const WEB_V6: &str = "fd00:10:96::a";
+pub(crate) const NODE_PORT: u16 = 30080;
+
+/// Service `web`: TCP and UDP on port 80, and on the same node port.
+pub(crate) const WEB_PORTS: [Port; 2] = [
+    Port { name: "line", protocol: "TCP", port: 80, target: LINE_PORT, node_port: Some(NODE_PORT) },
+    Port { name: "dgram", protocol: "UDP", port: 80, target: UDP_PORT, node_port: Some(NODE_PORT) },
+];
+
+/// A limit for something that is expected to happen, on a machine that may be busy.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// A limit for one request. An ICMP error can be late for TCP (see `Lab`), so it is above the first repetition.
+pub(crate) const REQUEST: Duration = Duration::from_secs(4);
+
+pub(crate) fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+pub(crate) fn cluster(pods: usize, node2_pods: usize) -> Cluster {
+    Cluster::new(pods, node2_pods).unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+pub(crate) fn start(cluster: &Cluster) -> Proxy {
+    cluster.start_proxy_and_wait(program()).unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+/// Service `web` of both families, with all pods of the cluster.
+pub(crate) fn apply_web(cluster: &Cluster) {
+    cluster.apply(objects::service("web", &[ip(WEB_V4), ip(WEB_V6)], &WEB_PORTS)).unwrap();
+    apply_endpoints(cluster, &cluster.endpoints(false), &cluster.endpoints(true));
+}
+
+/// The slices of Service `web`.
+pub(crate) fn apply_endpoints(cluster: &Cluster, v4: &[Endpoint], v6: &[Endpoint]) {
+    cluster.apply(objects::slice("web", "v4", &WEB_PORTS, v4)).unwrap();
+    cluster.apply(objects::slice("web", "v6", &WEB_PORTS, v6)).unwrap();
+}
+
+/// Who answers a client; `Err` says how it failed.
+pub(crate) fn ask(from: &Host, transport: Transport, to: SocketAddr) -> Result<String, FailureClass> {
+    let answer = from.run(|| ask_once(transport, to, REQUEST));
+    answer.map(|reply| reply.name).map_err(|failure: ConnectFailure| failure.class())
+}
+
+/// Waits until a client gets this.
+#[track_caller]
+pub(crate) fn wait_for(
+    from: &Host,
+    transport: Transport,
+    to: SocketAddr,
+    wanted: &Result<&str, FailureClass>,
+) {
+    let mut last = None;
+    let reached = wait_until(PATIENCE, || {
+        let answer = from.run(|| ask_once(transport, to, Duration::from_millis(300)));
+        let answer = answer.map(|reply| reply.name).map_err(|failure| failure.class());
+        let same = match (&answer, wanted) {
+            (Ok(name), Ok(wanted)) => name == wanted,
+            (Err(class), Err(wanted)) => class == wanted,
+            _ => false,
+        };
+        last = Some(answer);
+        same
+    });
+    assert!(reached, "wanted {wanted:?} from {to}, last got {last:?}");
+}
+
+/// The rules list cleanly, and the table is there.
+#[track_caller]
+pub(crate) fn check_listable(cluster: &Cluster) -> String {
+    let listing = cluster.lab.check_listable().unwrap_or_else(|error| panic!("{error}"));
+    assert!(listing.text.contains("table ip kube-proxy"), "{}", listing.text);
+    assert!(listing.json.to_string().contains("kube-proxy"));
+    listing.text
+}

@@ -1,0 +1,180 @@
+//! Lowers statements to the kernel's expressions, one for one as nft 1.0.6 does, so that its listing reads back the
+//! statement. Checked against its output of `--debug=netlink`.
+
+use std::net::IpAddr;
+
+use crate::expr::LookupResult;
+use crate::statement::AddrField;
+use crate::{
+    Bytes, CmpOp, CtKey, Expr, Family, Field, MetaKey, Name, PayloadBase, Register, Statement, Verdict,
+};
+
+/// The first data register; every statement starts there, because no value outlives its statement.
+const FIRST: Register = Register(0);
+/// `IP_CT_NEW` as `ct state` yields it: `NF_CT_STATE_BIT(IP_CT_NEW)` of `linux/netfilter/nf_conntrack_common.h`.
+const CT_STATE_NEW: u32 = 8;
+/// `IPS_DST_NAT` of `linux/netfilter/nf_conntrack_common.h`.
+const CT_STATUS_DNAT: u32 = 32;
+/// `RTN_LOCAL` of `linux/rtnetlink.h`.
+const ROUTE_LOCAL: u32 = 2;
+/// `NF_NAT_RANGE_PROTO_RANDOM_FULLY` of `linux/netfilter/nf_nat.h`.
+const NAT_FULLY_RANDOM: u32 = 0x10;
+
+impl Statement {
+    /// The kernel's expressions for the statement in a table of the family.
+    pub fn compile(&self, family: Family) -> Vec<Expr> {
+        match self {
+            Self::Vmap { key, map } => lookup(key, map, LookupResult::Verdict, false, family),
+            Self::InSet { key, set, negate } => lookup(key, set, LookupResult::None, *negate, family),
+            Self::AddrMatch { field, net, negate } => addr_match(*field, *net, *negate),
+            Self::IfnameMatch { name, prefix, negate } => {
+                vec![meta(MetaKey::InputIfname), cmp(*negate, ifname_bytes(name, *prefix))]
+            }
+            Self::L4Proto(proto) => vec![meta(MetaKey::L4Proto), cmp(false, vec![*proto])],
+            Self::DestIsLocal => vec![Expr::FibDestType { dreg: FIRST }, cmp_u32(false, ROUTE_LOCAL)],
+            Self::CtStateNew => ct_bit(CtKey::State, CT_STATE_NEW),
+            Self::CtStatusDnat => ct_bit(CtKey::Status, CT_STATUS_DNAT),
+            Self::MarkBitSet { bit, negate } => {
+                vec![meta(MetaKey::Mark), bitwise_u32(*bit, 0), cmp_u32(!negate, 0)]
+            }
+            Self::SetMarkBit(mask) => change_mark(!mask, *mask),
+            Self::XorMark(mask) => change_mark(u32::MAX, *mask),
+            Self::DnatMap { key, map } => dnat(key, map, family),
+            Self::MasqueradeFullyRandom => vec![Expr::Masquerade { flags: NAT_FULLY_RANDOM }],
+            Self::Reject => vec![Expr::Reject { kind: 0, code: port_unreachable(family) }],
+            Self::Drop => vec![Expr::Verdict(Verdict::Drop)],
+            Self::Accept => vec![Expr::Verdict(Verdict::Accept)],
+            Self::Return => vec![Expr::Verdict(Verdict::Return)],
+            Self::Goto(chain) => vec![Expr::Verdict(Verdict::Goto(chain.clone()))],
+            Self::Jump(chain) => vec![Expr::Verdict(Verdict::Jump(chain.clone()))],
+        }
+    }
+}
+
+/// Loads the fields of a key into consecutive registers; yields the expressions.
+fn load_key(key: &[Field], family: Family) -> Vec<Expr> {
+    let mut word = FIRST.0;
+    let mut exprs = Vec::with_capacity(key.len() + 2);
+    for field in key {
+        exprs.push(load_field(*field, Register(word), family));
+        word = word.saturating_add(u8::try_from(field.padded_bytes(family) / 4).unwrap_or(u8::MAX));
+    }
+    exprs
+}
+
+fn load_field(field: Field, dreg: Register, family: Family) -> Expr {
+    match field {
+        Field::SourceAddr => load_addr(AddrField::Source, family, family.addr_len(), dreg),
+        Field::DestAddr => load_addr(AddrField::Dest, family, family.addr_len(), dreg),
+        Field::L4Proto => Expr::Meta { key: MetaKey::L4Proto, dreg },
+        Field::DestPort => Expr::Payload { base: PayloadBase::Transport, offset: 2, len: 2, dreg },
+        Field::NumgenRandom { modulus } => Expr::NumgenRandom { modulus, dreg },
+    }
+}
+
+fn load_addr(field: AddrField, family: Family, len: usize, dreg: Register) -> Expr {
+    let offset = match (family, field) {
+        (Family::Ip, AddrField::Source) => 12,
+        (Family::Ip, AddrField::Dest) => 16,
+        (Family::Ip6, AddrField::Source) => 8,
+        (Family::Ip6, AddrField::Dest) => 24,
+    };
+    let len = u32::try_from(len).unwrap_or(u32::MAX);
+    Expr::Payload { base: PayloadBase::Network, offset, len, dreg }
+}
+
+fn lookup(key: &[Field], set: &Name, dreg: LookupResult, invert: bool, family: Family) -> Vec<Expr> {
+    let mut exprs = load_key(key, family);
+    exprs.push(Expr::Lookup { set: set.clone(), sreg: FIRST, dreg, invert });
+    exprs
+}
+
+/// The map yields the address in the first registers and the port in the word behind it.
+fn dnat(key: &[Field], map: &Name, family: Family) -> Vec<Expr> {
+    let mut exprs = lookup(key, map, LookupResult::Data(FIRST), false, family);
+    let addr_words = match family {
+        Family::Ip => 1,
+        Family::Ip6 => 4,
+    };
+    exprs.push(Expr::Dnat { family: family.nfproto(), addr: FIRST, port: Some(Register(addr_words)) });
+    exprs
+}
+
+/// Prefixes of whole bytes load only those bytes; others load the address and mask it.
+fn addr_match(field: AddrField, (addr, prefix): (IpAddr, u8), negate: bool) -> Vec<Expr> {
+    let family = Family::of(addr);
+    let bits = usize::from(prefix).min(family.addr_len() * 8);
+    let octets = match addr {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    if bits.is_multiple_of(8) && bits > 0 {
+        let network = octets[..bits / 8].to_vec();
+        return vec![load_addr(field, family, bits / 8, FIRST), cmp(negate, network)];
+    }
+    let mask = prefix_mask(bits, family);
+    let network = octets.iter().zip(&mask).map(|(octet, mask)| octet & mask).collect();
+    let mask = as_bytes(&mask);
+    let xor = as_bytes(&vec![0; mask.len()]);
+    vec![
+        load_addr(field, family, family.addr_len(), FIRST),
+        Expr::Bitwise { sreg: FIRST, dreg: FIRST, mask, xor },
+        cmp(negate, network),
+    ]
+}
+
+fn prefix_mask(bits: usize, family: Family) -> Vec<u8> {
+    let mut mask = vec![0; family.addr_len()];
+    mask[..bits / 8].fill(0xff);
+    if !bits.is_multiple_of(8) {
+        mask[bits / 8] = 0xff << (8 - bits % 8);
+    }
+    mask
+}
+
+/// Compares all 16 bytes of the name, or only those of the prefix.
+fn ifname_bytes(name: &str, prefix: bool) -> Vec<u8> {
+    let mut bytes = name.as_bytes().to_vec();
+    if !prefix {
+        bytes.resize(16, 0);
+    }
+    bytes
+}
+
+fn ct_bit(key: CtKey, bit: u32) -> Vec<Expr> {
+    vec![Expr::Ct { key, dreg: FIRST }, bitwise_u32(bit, 0), cmp_u32(true, 0)]
+}
+
+fn change_mark(mask: u32, xor: u32) -> Vec<Expr> {
+    vec![meta(MetaKey::Mark), bitwise_u32(mask, xor), Expr::MetaSet { key: MetaKey::Mark, sreg: FIRST }]
+}
+
+const fn meta(key: MetaKey) -> Expr {
+    Expr::Meta { key, dreg: FIRST }
+}
+
+fn bitwise_u32(mask: u32, xor: u32) -> Expr {
+    let (mask, xor) = (as_bytes(&mask.to_ne_bytes()), as_bytes(&xor.to_ne_bytes()));
+    Expr::Bitwise { sreg: FIRST, dreg: FIRST, mask, xor }
+}
+
+fn cmp(negate: bool, data: Vec<u8>) -> Expr {
+    Expr::Cmp { sreg: FIRST, op: if negate { CmpOp::Neq } else { CmpOp::Eq }, data }
+}
+
+fn cmp_u32(negate: bool, value: u32) -> Expr {
+    cmp(negate, value.to_ne_bytes().to_vec())
+}
+
+/// Addresses and marks fit always.
+fn as_bytes(bytes: &[u8]) -> Bytes {
+    Bytes::from_slice(bytes).unwrap_or_default()
+}
+
+/// `ICMP_PORT_UNREACH` and `ICMPV6_PORT_UNREACH`: what plain `reject` means to nft.
+const fn port_unreachable(family: Family) -> u8 {
+    match family {
+        Family::Ip => 3,
+        Family::Ip6 => 4,
+    }
+}

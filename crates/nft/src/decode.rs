@@ -1,0 +1,117 @@
+//! Objects of a dump to values. Whatever this crate would not write becomes foreign or unknown; nothing fails.
+
+mod exprs;
+
+use crate::encode::objects::{data_type, set_flags, type_number};
+use crate::wire::{Attrs, attr, be_u32, set_flag};
+use crate::{
+    BaseChain, Bytes, ChainState, ChainType, Data, Element, Expr, Family, Hook, Name, Set, SetData, SetState,
+    udata,
+};
+use exprs::parse_verdict;
+
+/// `NFT_TABLE_F_DORMANT`
+const DORMANT: u32 = 1;
+/// `NFTA_SET_DESC`, and `NFTA_SET_DESC_SIZE` in it.
+const SET_DESC: u16 = 9;
+const SET_DESC_SIZE: u16 = 1;
+/// `NF_ACCEPT`
+const POLICY_ACCEPT: u32 = 1;
+
+/// Whether a table is switched off.
+pub(crate) fn is_dormant(attrs: &Attrs<'_>) -> bool {
+    attrs.u32(attr::TABLE_FLAGS).is_some_and(|flags| flags & DORMANT != 0)
+}
+
+/// A set or map with a name of its own; `None` for an anonymous one.
+pub(crate) fn set(attrs: &Attrs<'_>, family: Family) -> Option<(Name, SetState)> {
+    let name = Name::from(attrs.text(attr::SET_NAME)?);
+    let flags = attrs.u32(attr::SET_FLAGS).unwrap_or_default();
+    if flags & set_flag::ANONYMOUS != 0 {
+        return None;
+    }
+    let userdata = attrs.find(attr::SET_USERDATA).unwrap_or_default();
+    let (key, fields, comment) = udata::parse_set(userdata, family);
+    let data = match attrs.u32(attr::SET_DATA_TYPE) {
+        None => SetData::None,
+        Some(crate::wire::DATA_TYPE_VERDICT) => SetData::Verdict,
+        Some(_) => SetData::Fields(fields),
+    };
+    let declared = Set { name: name.clone(), key, data, comment };
+    let foreign = !is_as_declared(attrs, &declared, family);
+    let set = if foreign { Set { key: vec![], data: SetData::None, ..declared } } else { declared };
+    Some((name, SetState { set, foreign, elements: Vec::new() }))
+}
+
+/// Whether the kernel's types, lengths and flags are those that the declaration would give.
+fn is_as_declared(attrs: &Attrs<'_>, set: &Set, family: Family) -> bool {
+    let length = |kind| attrs.u32(kind).and_then(|len| usize::try_from(len).ok());
+    let sized = attrs.find(SET_DESC).is_some_and(|desc| Attrs::new(desc).find(SET_DESC_SIZE).is_some());
+    let data_fits = match &set.data {
+        SetData::None | SetData::Verdict => true,
+        SetData::Fields(fields) => {
+            !fields.is_empty() && length(attr::SET_DATA_LEN) == Some(set.data_wire_bytes(family))
+        }
+    };
+    !set.key.is_empty()
+        && data_fits
+        && !sized
+        && attrs.u32(attr::SET_FLAGS).unwrap_or_default() == set_flags(&set.data)
+        && attrs.u32(attr::SET_KEY_TYPE) == Some(type_number(&set.key, family))
+        && length(attr::SET_KEY_LEN) == Some(set.key_wire_bytes(family))
+        && attrs.u32(attr::SET_DATA_TYPE).unwrap_or_default() == data_type(&set.data, family)
+}
+
+/// Appends the elements of one message.
+pub(crate) fn elements(attrs: &Attrs<'_>, out: &mut Vec<Element>) {
+    let list = attrs.find(attr::ELEM_LIST_ELEMENTS).unwrap_or_default();
+    out.extend(Attrs::new(list).filter_map(|(_, bytes)| element(&Attrs::new(bytes))));
+}
+
+/// The catch-all element, which has no key, gets an empty one.
+fn element(attrs: &Attrs<'_>) -> Option<Element> {
+    let key = match attrs.find(attr::ELEM_KEY) {
+        Some(key) => Bytes::from_slice(Attrs::new(key).find(attr::DATA_VALUE)?)?,
+        None => Bytes::new(),
+    };
+    let data = attrs.find(attr::ELEM_DATA).and_then(parse_data).unwrap_or(Data::None);
+    let comment = attrs.find(attr::ELEM_USERDATA).and_then(udata::parse_comment);
+    Some(Element { key, data, comment })
+}
+
+fn parse_data(bytes: &[u8]) -> Option<Data> {
+    let attrs = Attrs::new(bytes);
+    match attrs.find(attr::DATA_VALUE) {
+        Some(value) => Bytes::from_slice(value).map(Data::Value),
+        None => parse_verdict(bytes).map(Data::Verdict),
+    }
+}
+
+/// A chain without its rules.
+pub(crate) fn chain(attrs: &Attrs<'_>) -> Option<(Name, ChainState)> {
+    let name = Name::from(attrs.text(attr::CHAIN_NAME)?);
+    let Some(hook) = attrs.find(attr::CHAIN_HOOK) else {
+        return Some((name, ChainState::default()));
+    };
+    let base = base_chain(&Attrs::new(hook), attrs.text(attr::CHAIN_TYPE));
+    let policy_differs = attrs.u32(attr::CHAIN_POLICY) != Some(POLICY_ACCEPT);
+    let foreign = base.is_none() || policy_differs;
+    Some((name, ChainState { base, foreign, rules: Vec::new() }))
+}
+
+fn base_chain(hook: &Attrs<'_>, kind: Option<&str>) -> Option<BaseChain> {
+    let kind = match kind? {
+        "filter" => ChainType::Filter,
+        "nat" => ChainType::Nat,
+        _ => return None,
+    };
+    let number = hook.u32(attr::HOOK_NUMBER)?;
+    let priority = hook.find(attr::HOOK_PRIORITY).and_then(be_u32)?.cast_signed();
+    Some(BaseChain { kind, hook: Hook::from_number(number)?, priority })
+}
+
+/// The expressions of a rule.
+pub(crate) fn rule(attrs: &Attrs<'_>) -> Vec<Expr> {
+    let list = attrs.find(attr::RULE_EXPRESSIONS).unwrap_or_default();
+    Attrs::new(list).map(|(_, bytes)| exprs::parse(&Attrs::new(bytes))).collect()
+}

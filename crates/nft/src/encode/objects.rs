@@ -1,0 +1,138 @@
+//! Messages about tables, sets, chains and rules.
+
+use crate::encode::Encoder;
+use crate::encode::exprs::put_expr;
+use crate::wire::{DATA_TYPE_VERDICT, Writer, attr, flag, kind, set_flag};
+use crate::{BaseChain, Family, Field, Name, Op, Rule, Set, SetData, udata};
+
+/// Makes something unless it exists; without `NLM_F_EXCL` the kernel only checks that it is of the same kind.
+const CREATE: u16 = flag::REQUEST | flag::CREATE;
+
+/// `NF_ACCEPT`
+const POLICY_ACCEPT: u32 = 1;
+
+impl Encoder<'_> {
+    /// Writes the messages of any operation but those on elements.
+    pub(super) fn put_object(&mut self, op: &Op) {
+        match op {
+            Op::AddTable => {
+                // Without flags a dormant table wakes.
+                self.put_message(kind::NEW_TABLE, CREATE, attr::TABLE_NAME, |out| {
+                    out.u32(attr::TABLE_FLAGS, 0);
+                });
+            }
+            Op::DeleteTable => self.put_message(kind::DEL_TABLE, flag::REQUEST, attr::TABLE_NAME, |_| {}),
+            Op::AddSet(set) => {
+                self.set_id += 1;
+                let (id, family) = (self.set_id, self.tx.family);
+                self.put_message(kind::NEW_SET, CREATE, attr::SET_TABLE, |out| put_set(out, set, id, family));
+            }
+            Op::DeleteSet(name) => {
+                self.put_message(kind::DEL_SET, flag::REQUEST, attr::SET_TABLE, |out| {
+                    out.text(attr::SET_NAME, name);
+                });
+            }
+            Op::AddChain { name, base } => {
+                self.put_message(kind::NEW_CHAIN, CREATE, attr::CHAIN_TABLE, |out| {
+                    put_chain(out, name, base.as_ref());
+                });
+            }
+            Op::DeleteChain(name) => {
+                self.put_message(kind::DEL_CHAIN, flag::REQUEST, attr::CHAIN_TABLE, |out| {
+                    out.text(attr::CHAIN_NAME, name);
+                });
+            }
+            Op::SetRules { chain, rules } => self.put_rules(chain, rules),
+            // Written by `put_elements`.
+            Op::AddElements { .. } | Op::ReplaceElements { .. } | Op::DeleteElements { .. } => {}
+        }
+    }
+
+    /// Flushes the chain (deletes a rule without saying which) and adds the rules.
+    fn put_rules(&mut self, chain: &Name, rules: &[Rule]) {
+        self.put_message(kind::DEL_RULE, flag::REQUEST, attr::RULE_TABLE, |out| {
+            out.text(attr::RULE_CHAIN, chain);
+        });
+        let family = self.tx.family;
+        for rule in rules {
+            self.put_message(kind::NEW_RULE, CREATE | flag::APPEND, attr::RULE_TABLE, |out| {
+                put_rule(out, chain, rule, family);
+            });
+        }
+    }
+}
+
+fn put_set(out: &mut Writer, set: &Set, id: u32, family: Family) {
+    out.text(attr::SET_NAME, &set.name);
+    out.u32(attr::SET_FLAGS, set_flags(&set.data));
+    out.u32(attr::SET_KEY_TYPE, type_number(&set.key, family));
+    out.u32(attr::SET_KEY_LEN, length(set.key_wire_bytes(family)));
+    if set.data != SetData::None {
+        out.u32(attr::SET_DATA_TYPE, data_type(&set.data, family));
+        out.u32(attr::SET_DATA_LEN, length(set.data_wire_bytes(family)));
+    }
+    out.u32(attr::SET_ID, id);
+    out.bytes(attr::SET_USERDATA, &udata::set(set, family));
+}
+
+/// Flags of a declaration: maps say so, nothing else is used.
+pub(crate) const fn set_flags(data: &SetData) -> u32 {
+    match data {
+        SetData::None => 0,
+        SetData::Verdict | SetData::Fields(_) => set_flag::MAP,
+    }
+}
+
+/// nft's number of the data type; 0 for a plain set.
+pub(crate) fn data_type(data: &SetData, family: Family) -> u32 {
+    match data {
+        SetData::None => 0,
+        SetData::Verdict => DATA_TYPE_VERDICT,
+        SetData::Fields(fields) => type_number(fields, family),
+    }
+}
+
+/// nft's number of a type: six bits for each field, the last field lowest.
+pub(crate) fn type_number(fields: &[Field], family: Family) -> u32 {
+    fields.iter().fold(0, |number, field| (number << 6) | field_type(*field, family))
+}
+
+/// `ipv4_addr`, `ipv6_addr`, `inet_proto`, `inet_service` and `integer` in nft's table of types.
+const fn field_type(field: Field, family: Family) -> u32 {
+    match (field, family) {
+        (Field::SourceAddr | Field::DestAddr, Family::Ip) => 7,
+        (Field::SourceAddr | Field::DestAddr, Family::Ip6) => 8,
+        (Field::L4Proto, _) => 12,
+        (Field::DestPort, _) => 13,
+        (Field::NumgenRandom { .. }, _) => 4,
+    }
+}
+
+fn length(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+fn put_chain(out: &mut Writer, name: &Name, base: Option<&BaseChain>) {
+    out.text(attr::CHAIN_NAME, name);
+    let Some(base) = base else { return };
+    out.text(attr::CHAIN_TYPE, base.kind.as_str());
+    out.u32(attr::CHAIN_POLICY, POLICY_ACCEPT);
+    out.nest(attr::CHAIN_HOOK, |out| {
+        out.u32(attr::HOOK_NUMBER, base.hook.number());
+        out.u32(attr::HOOK_PRIORITY, base.priority.cast_unsigned());
+    });
+}
+
+fn put_rule(out: &mut Writer, chain: &Name, rule: &Rule, family: Family) {
+    out.text(attr::RULE_CHAIN, chain);
+    out.nest(attr::RULE_EXPRESSIONS, |out| {
+        for expr in rule.compile(family) {
+            out.nest(attr::LIST_ELEM, |out| put_expr(out, &expr));
+        }
+    });
+    if let Some(comment) = &rule.comment {
+        let mut userdata = Vec::with_capacity(udata::comment_bytes(comment));
+        udata::put_comment(&mut userdata, comment);
+        out.bytes(attr::RULE_USERDATA, &userdata);
+    }
+}

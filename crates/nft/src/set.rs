@@ -1,0 +1,140 @@
+//! Sets, maps and their elements.
+
+use crate::{Bytes, Family, Name};
+
+/// What one field of a set key or of map data is. The kernel pads each field of a concatenation to 4 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Field {
+    /// Source address, `ip saddr` or `ip6 saddr`.
+    SourceAddr,
+    /// Destination address, `ip daddr` or `ip6 daddr`.
+    DestAddr,
+    /// Transport protocol number, `meta l4proto`.
+    L4Proto,
+    /// Destination port of whatever transport protocol, `th dport`.
+    DestPort,
+    /// A random number below `modulus`, `numgen random mod N`. In the declaration of a set the modulus only tells
+    /// the reader an upper bound: a rule may draw from fewer.
+    NumgenRandom {
+        /// Numbers are 0 to this less one; must not be 0.
+        modulus: u32,
+    },
+}
+
+impl Field {
+    /// Bytes of the value without padding.
+    pub const fn len_bytes(self, family: Family) -> usize {
+        match self {
+            Self::SourceAddr | Self::DestAddr => family.addr_len(),
+            Self::L4Proto => 1,
+            Self::DestPort => 2,
+            Self::NumgenRandom { .. } => 4,
+        }
+    }
+
+    /// Bytes of the value with padding, as in [`Bytes`].
+    pub const fn padded_bytes(self, family: Family) -> usize {
+        self.len_bytes(family).next_multiple_of(4)
+    }
+}
+
+/// What the elements of a set map to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SetData {
+    /// A plain set.
+    None,
+    /// A verdict map.
+    Verdict,
+    /// A map to values.
+    Fields(Vec<Field>),
+}
+
+/// Declaration of a set or map.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Set {
+    /// Name within the table.
+    pub name: Name,
+    /// The key's fields; one alone is allowed, none is not.
+    pub key: Vec<Field>,
+    /// What elements map to.
+    pub data: SetData,
+    /// A note for people who list the ruleset; at most 128 bytes.
+    pub comment: Option<Box<str>>,
+}
+
+impl Set {
+    /// A declaration without comment.
+    pub fn new(name: Name, key: Vec<Field>, data: SetData) -> Self {
+        Self { name, key, data, comment: None }
+    }
+
+    /// nft's word for it: `set` or `map`.
+    pub const fn keyword(&self) -> &'static str {
+        match self.data {
+            SetData::None => "set",
+            SetData::Verdict | SetData::Fields(_) => "map",
+        }
+    }
+
+    /// Bytes of a key in [`Bytes`].
+    pub fn key_bytes(&self, family: Family) -> usize {
+        self.key.iter().map(|field| field.padded_bytes(family)).sum()
+    }
+
+    /// Bytes of a key in the kernel's message: a lone field is not padded, a concatenation is.
+    pub(crate) fn key_wire_bytes(&self, family: Family) -> usize {
+        wire_bytes(&self.key, family)
+    }
+
+    /// Bytes of the data in the kernel's message; none for verdicts, whose length nft leaves to the kernel.
+    pub(crate) fn data_wire_bytes(&self, family: Family) -> usize {
+        match &self.data {
+            SetData::Fields(fields) => wire_bytes(fields, family),
+            SetData::None | SetData::Verdict => 0,
+        }
+    }
+}
+
+fn wire_bytes(fields: &[Field], family: Family) -> usize {
+    match fields {
+        [field] => field.len_bytes(family),
+        fields => fields.iter().map(|field| field.padded_bytes(family)).sum(),
+    }
+}
+
+/// Where the evaluation of a packet goes on.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verdict {
+    /// Let the packet through this hook.
+    Accept,
+    /// Discard the packet.
+    Drop,
+    /// Back to the calling chain.
+    Return,
+    /// To another chain, not to return.
+    Goto(Name),
+    /// To another chain, to return after it.
+    Jump(Name),
+}
+
+/// What an element maps to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Data {
+    /// Element of a plain set. A map's element read back has this when its data is nothing that this crate writes.
+    None,
+    /// Element of a map to values.
+    Value(Bytes),
+    /// Element of a verdict map.
+    Verdict(Verdict),
+}
+
+/// Element of a set or map.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Element {
+    /// Unique within the set.
+    pub key: Bytes,
+    /// What the key maps to.
+    pub data: Data,
+    /// A note for people who list the ruleset; at most 128 bytes, what exceeds them is cut.
+    pub comment: Option<Box<str>>,
+}

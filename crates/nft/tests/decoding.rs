@@ -1,0 +1,193 @@
+//! Whatever the kernel might say is read without harm, and what we write is read as it was.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use nft::dump::{RulesetReader, messages};
+use nft::{
+    Bytes, Data, Element, Family, Field, Name, Op, Rule, Ruleset, Set, SetData, Statement, Transaction,
+    Verdict, encode,
+};
+use proptest::collection::{btree_map, vec};
+use proptest::option;
+use proptest::prelude::*;
+
+const TABLE: &str = "kube-proxy";
+
+/// Reads a batch as if it were a dump: the kernel tells of objects with the messages that make them.
+fn read_back(tx: &Transaction, limit: Option<usize>) -> Ruleset {
+    let table = Name::from(TABLE);
+    let mut reader = RulesetReader::new(tx.family, &table);
+    for batch in encode(tx, limit).batches {
+        for message in messages(&batch.bytes) {
+            reader.add(&message);
+        }
+    }
+    reader.finish().ruleset
+}
+
+fn family() -> impl Strategy<Value = Family> {
+    prop_oneof![Just(Family::Ip), Just(Family::Ip6)]
+}
+
+fn field() -> impl Strategy<Value = Field> {
+    prop_oneof![
+        Just(Field::SourceAddr),
+        Just(Field::DestAddr),
+        Just(Field::L4Proto),
+        Just(Field::DestPort),
+        any::<u32>().prop_map(|modulus| Field::NumgenRandom { modulus }),
+    ]
+}
+
+fn set(family: Family) -> impl Strategy<Value = Set> {
+    let data = prop_oneof![
+        Just(SetData::None),
+        Just(SetData::Verdict),
+        vec(field(), 1..3).prop_map(SetData::Fields)
+    ];
+    let comment = option::of("[a-z/:]{1,128}".prop_map(Into::into));
+    (vec(field(), 1..5), data, comment)
+        .prop_map(|(key, data, comment)| Set { name: "s".into(), key, data, comment })
+        .prop_filter("longer than any set in use", move |set| set.key_bytes(family) <= Bytes::CAPACITY)
+}
+
+fn fields(fields: &[Field], family: Family) -> impl Strategy<Value = Bytes> + use<> {
+    let fields = fields.to_vec();
+    vec(any::<u128>(), fields.len()).prop_map(move |numbers| {
+        fields.iter().zip(numbers).fold(Bytes::new(), |bytes, (field, n)| {
+            let [a, b, c, d, ..] = n.to_be_bytes();
+            match field {
+                Field::SourceAddr | Field::DestAddr => bytes.addr(match family {
+                    Family::Ip => IpAddr::from([a, b, c, d]),
+                    Family::Ip6 => IpAddr::from(n.to_be_bytes()),
+                }),
+                Field::L4Proto => bytes.proto(a),
+                Field::DestPort => bytes.port(u16::from_be_bytes([a, b])),
+                Field::NumgenRandom { .. } => bytes.index(u32::from_be_bytes([a, b, c, d])),
+            }
+        })
+    })
+}
+
+fn data(data: &SetData, family: Family) -> BoxedStrategy<Data> {
+    let chain = "[a-z][a-z0-9-]{0,254}".prop_map(Name::from);
+    match data {
+        SetData::None => Just(Data::None).boxed(),
+        SetData::Fields(data) => fields(data, family).prop_map(Data::Value).boxed(),
+        SetData::Verdict => prop_oneof![
+            Just(Verdict::Accept),
+            Just(Verdict::Drop),
+            Just(Verdict::Return),
+            chain.clone().prop_map(Verdict::Goto),
+            chain.prop_map(Verdict::Jump),
+        ]
+        .prop_map(Data::Verdict)
+        .boxed(),
+    }
+}
+
+/// A set with elements of different keys, in the order of keys.
+fn filled() -> impl Strategy<Value = (Family, Set, Vec<Element>)> {
+    let set = family().prop_flat_map(|family| (Just(family), set(family)));
+    set.prop_flat_map(|(family, set)| {
+        let comment = option::of("[ -~é]{0,60}".prop_map(Into::into));
+        let rest = (data(&set.data, family), comment);
+        let elements = btree_map(fields(&set.key, family), rest, 0..50).prop_map(|elements| {
+            elements.into_iter().map(|(key, (data, comment))| Element { key, data, comment }).collect()
+        });
+        (Just(family), Just(set), elements)
+    })
+}
+
+proptest! {
+    #[test]
+    fn sets_and_elements_are_read_as_they_were((family, set, elements) in filled(), limit in option::of(0..3000_usize)) {
+        let declared = Arc::new(set);
+        let ops = vec![
+            Op::AddSet(Arc::clone(&declared)),
+            Op::AddElements { set: Arc::clone(&declared), elements: elements.clone() },
+        ];
+        let read = read_back(&Transaction { family, table: TABLE.into(), ops }, limit);
+        let state = &read.sets["s"];
+        prop_assert!(state.matches(&declared), "{state:?}");
+        prop_assert_eq!(&state.set, &*declared);
+        prop_assert_eq!(&state.elements, &elements);
+    }
+
+    #[test]
+    fn batches_are_whole_and_as_short_as_can_be((family, set, elements) in filled(), limit in 600..3000_usize) {
+        let set = Arc::new(set);
+        let ops = vec![Op::ReplaceElements { set, elements: elements.clone() }];
+        let tx = Transaction { family, table: TABLE.into(), ops };
+        let batches = encode(&tx, Some(limit)).batches;
+        let whole = encode(&tx, None).batches;
+        prop_assert_eq!(whole.len(), 1);
+        for batch in &batches {
+            prop_assert!(batch.bytes.len() <= limit.max(1000), "{} > {limit}", batch.bytes.len());
+            let seqs: Vec<_> = messages(&batch.bytes).map(|message| message.seq).collect();
+            prop_assert_eq!(seqs, (0..=batch.last_seq() + 1).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn garbage_is_read_without_harm(garbage in vec(any::<u8>(), 0..600)) {
+        read_garbage(&garbage);
+    }
+
+    /// Real messages with some bytes changed reach further than garbage.
+    #[test]
+    fn damaged_messages_are_read_without_harm(
+        (family, set, elements) in filled(),
+        damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let set = Arc::new(set);
+        let rules = vec![Rule::new(vec![
+            Statement::DnatMap { key: set.key.clone(), map: "m".into() },
+            Statement::SetMarkBit(0x4000),
+            Statement::Reject,
+        ])];
+        let ops = vec![
+            Op::AddTable,
+            Op::AddSet(Arc::clone(&set)),
+            Op::AddChain { name: "c".into(), base: None },
+            Op::SetRules { chain: "c".into(), rules },
+            Op::AddElements { set, elements },
+        ];
+        let mut bytes = encode(&Transaction { family, table: TABLE.into(), ops }, None).batches.remove(0).bytes;
+        for (at, byte) in damage {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        bytes.truncate(cut.index(bytes.len()) + 1);
+        read_garbage(&bytes);
+    }
+}
+
+fn read_garbage(bytes: &[u8]) {
+    let table = Name::from(TABLE);
+    for family in [Family::Ip, Family::Ip6] {
+        let mut reader = RulesetReader::new(family, &table);
+        for message in messages(bytes) {
+            message.ack();
+            message.generation();
+            reader.add(&message);
+        }
+        reader.finish();
+    }
+}
+
+/// Laid out as `linux/netlink.h` says: the end of a dump, and a refusal with the place of the fault.
+#[test]
+fn answers_of_the_kernel_are_understood() {
+    let done = [20_u8, 0, 0, 0, 3, 0, 2, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let message = messages(&done).next().unwrap();
+    assert!(message.is_done() && !message.is_interrupted());
+    assert_eq!((message.seq, message.ack()), (7, None));
+    let mut error = vec![44_u8, 0, 0, 0, 2, 0, 0, 3, 9, 0, 0, 0, 0, 0, 0, 0, 254, 255, 255, 255];
+    error.extend([36, 0, 0, 0, 1, 10, 5, 0, 9, 0, 0, 0, 0, 0, 0, 0]);
+    error.extend([8, 0, 2, 0, 20, 0, 0, 0]);
+    let ack = messages(&error).next().unwrap().ack().unwrap();
+    assert_eq!((ack.errno, ack.offset, ack.message), (2, Some(20), None));
+}

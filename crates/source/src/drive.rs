@@ -1,0 +1,261 @@
+//! Runs one kind's state machine: sends its requests, feeds it what comes back, waits as it says.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use api::{FrameReader, MAX_FRAME_BYTES, WatchEvent, decode_list};
+use model::Kind;
+use tokio::sync::mpsc::Sender;
+use tokio::time::Instant;
+
+use crate::backoff::Backoff;
+use crate::machine::{Failure, Machine, Next};
+use crate::request::{Request, accept, uri};
+use crate::transport::{Answer, Generation, Transport};
+use crate::{ContentType, SharedInterner, SourceEvent, Timings};
+
+/// A watch that ends sooner than this without an event makes no sense.
+const SHORT_WATCH: Duration = Duration::from_secs(1);
+
+/// The receiver is gone: there is nobody to work for.
+struct Closed;
+
+/// Why a request ended.
+enum End {
+    /// The answer came to its end. `was_useful`: there is no reason to wait before the next request.
+    Proper {
+        was_useful: bool,
+    },
+    Failed(Failure),
+    Closed,
+}
+
+impl From<Failure> for End {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<Closed> for End {
+    fn from(_closed: Closed) -> Self {
+        Self::Closed
+    }
+}
+
+/// One kind at one server.
+pub(crate) struct Driver {
+    kind: Kind,
+    transport: Arc<Transport>,
+    timings: Timings,
+    interner: SharedInterner,
+    events: Sender<SourceEvent>,
+    machine: Machine,
+    backoff: Backoff,
+    /// Events on their way to the channel; empty between two steps.
+    out: Vec<SourceEvent>,
+    /// This server sends bookmarks in quiet times, so that silence means something.
+    has_bookmarks: bool,
+    has_problem: bool,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        kind: Kind,
+        transport: Arc<Transport>,
+        timings: Timings,
+        interner: SharedInterner,
+        events: Sender<SourceEvent>,
+    ) -> Self {
+        let machine = Machine::new(kind, transport.config().content_type == ContentType::Protobuf);
+        let backoff = Backoff::new(&timings);
+        let (out, has_bookmarks, has_problem) = (Vec::new(), false, false);
+        Self { kind, transport, timings, interner, events, machine, backoff, out, has_bookmarks, has_problem }
+    }
+
+    /// Runs until the receiver is gone.
+    pub(crate) async fn run(mut self) {
+        while self.step().await.is_ok() {}
+    }
+
+    /// One request and the wait after it.
+    async fn step(&mut self) -> Result<(), Closed> {
+        let generation = self.transport.current();
+        let next = match self.perform(&generation).await {
+            End::Closed => return Err(Closed),
+            End::Proper { was_useful } => {
+                let next = self.machine.ended(was_useful);
+                if matches!(next, Next::BackOff { .. }) {
+                    self.problem("the server ends watches at once".to_owned()).await?;
+                }
+                next
+            }
+            End::Failed(failure) => self.failed(&failure, &generation).await?,
+        };
+        let wait = self.wait_of(&next);
+        if !wait.is_zero() {
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.events.closed() => return Err(Closed),
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_of(&mut self, next: &Next) -> Duration {
+        let (now, jitter) = (Instant::now(), fastrand::f64());
+        match next {
+            Next::Now => Duration::ZERO,
+            Next::Lenient => self.backoff.next_lenient(now, jitter),
+            Next::BackOff { at_least } => self.backoff.next(now, jitter).max(at_least.unwrap_or_default()),
+            Next::Rarely => self.timings.absent_retry.mul_f64(1.0 + jitter),
+        }
+    }
+
+    async fn failed(&mut self, failure: &Failure, generation: &Generation) -> Result<Next, Closed> {
+        if self.machine.is_absent(failure) {
+            self.machine.failed(failure);
+            self.machine.tell_absent(&mut self.out);
+            self.flush().await?;
+            self.problem(failure.to_string()).await?;
+            return Ok(Next::Rarely);
+        }
+        let next = self.machine.failed(failure);
+        if matches!(next, Next::BackOff { .. }) {
+            self.problem(failure.to_string()).await?;
+        } else {
+            tracing::debug!(kind = %self.kind, %failure, "asking again");
+        }
+        let may_be_credentials = match failure {
+            Failure::Status(status) => status.code == 401,
+            Failure::Transport(_) => true,
+            Failure::Unreadable(_) => false,
+        };
+        if may_be_credentials && let Err(error) = self.transport.renew(generation).await {
+            self.problem(format!("the credentials can't be read again: {error}")).await?;
+        }
+        Ok(next)
+    }
+
+    async fn problem(&mut self, text: String) -> Result<(), Closed> {
+        self.has_problem = true;
+        self.send(SourceEvent::Problem { kind: Some(self.kind), text }).await
+    }
+
+    async fn recovered(&mut self) -> Result<(), Closed> {
+        if std::mem::take(&mut self.has_problem) {
+            self.send(SourceEvent::Recovered(self.kind)).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&self, event: SourceEvent) -> Result<(), Closed> {
+        self.events.send(event).await.map_err(|_closed| Closed)
+    }
+
+    async fn flush(&mut self) -> Result<(), Closed> {
+        let mut out = std::mem::take(&mut self.out);
+        for event in out.drain(..) {
+            self.send(event).await?;
+        }
+        // The buffer keeps its room.
+        self.out = out;
+        Ok(())
+    }
+
+    async fn perform(&mut self, generation: &Generation) -> End {
+        let result = match self.machine.request() {
+            Request::Page(_) => self.page(generation).await,
+            Request::StreamedList | Request::Watch { .. } => self.watch(generation).await,
+        };
+        result.map_or_else(|end| end, |was_useful| End::Proper { was_useful })
+    }
+
+    async fn open(&self, generation: &Generation, timeout: Duration) -> Result<Answer, Failure> {
+        let request = self.machine.request();
+        let config = self.transport.config();
+        let content_type =
+            if self.machine.use_protobuf() { ContentType::Protobuf } else { ContentType::Json };
+        let uri = uri(self.kind, &config.node_name, request, timeout);
+        generation.get(&uri, accept(request, content_type), self.timings.grace).await
+    }
+
+    async fn page(&mut self, generation: &Generation) -> Result<bool, End> {
+        let answer = self.open(generation, Duration::ZERO).await?;
+        let format = answer.format();
+        let body = answer.read(self.timings.grace).await?;
+        let Self { machine, out, interner, kind, .. } = self;
+        let list = {
+            let mut interner = interner.lock().unwrap_or_else(PoisonError::into_inner);
+            decode_list(*kind, format, &body, &mut interner, |item| machine.item(item, out))
+        };
+        drop(body);
+        match list {
+            Ok(meta) => machine.page_end(meta, out),
+            Err(error) => {
+                out.clear();
+                return Err(Failure::Unreadable(error.to_string()).into());
+            }
+        }
+        self.flush().await?;
+        self.recovered().await?;
+        Ok(true)
+    }
+
+    /// Follows a watch, which may begin with a streamed list, to its end.
+    async fn watch(&mut self, generation: &Generation) -> Result<bool, End> {
+        let timeout = self.timings.watch_timeout.mul_f64(1.0 + fastrand::f64());
+        let begin = Instant::now();
+        let mut answer = self.open(generation, timeout).await?;
+        self.machine.watch_begins();
+        if !matches!(self.machine.request(), Request::StreamedList) {
+            self.recovered().await?;
+        }
+        let mut reader = FrameReader::new(answer.format(), MAX_FRAME_BYTES);
+        let (end, mut n_events) = (begin + timeout + self.timings.grace, 0usize);
+        loop {
+            let Some(chunk) = self.chunk(&mut answer, end).await? else { break };
+            reader.push(&chunk);
+            while let Some(event) = self.next_event(&mut reader)? {
+                n_events += 1;
+                self.has_bookmarks |= is_heartbeat(&event);
+                let was_listing = matches!(self.machine.request(), Request::StreamedList);
+                let result = self.machine.event(event, &mut self.out);
+                self.flush().await?;
+                result?;
+                if was_listing && !matches!(self.machine.request(), Request::StreamedList) {
+                    self.recovered().await?;
+                }
+            }
+        }
+        reader.finish().map_err(|error| Failure::Transport(error.to_string()))?;
+        if matches!(self.machine.request(), Request::StreamedList) {
+            let text = "the server ended the streamed list before it was complete";
+            return Err(Failure::Transport(text.to_owned()).into());
+        }
+        Ok(n_events > 0 || begin.elapsed() >= SHORT_WATCH)
+    }
+
+    /// The next chunk of a watch. What takes too long is a failure, or the end of a receiver's patience.
+    async fn chunk(&self, answer: &mut Answer, end: Instant) -> Result<Option<bytes::Bytes>, End> {
+        let mut limit = end.saturating_duration_since(Instant::now());
+        if matches!(self.machine.request(), Request::StreamedList) {
+            limit = limit.min(self.timings.grace);
+        } else if self.has_bookmarks {
+            limit = limit.min(self.timings.silence);
+        }
+        tokio::select! {
+            biased;
+            chunk = answer.chunk(limit) => Ok(chunk?),
+            () = self.events.closed() => Err(End::Closed),
+        }
+    }
+
+    fn next_event(&self, reader: &mut FrameReader) -> Result<Option<WatchEvent>, Failure> {
+        let mut interner = self.interner.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(reader.next_event(self.kind, &mut interner)?)
+    }
+}
+
+fn is_heartbeat(event: &WatchEvent) -> bool {
+    matches!(event, WatchEvent::Bookmark { initial_events_end: false, .. })
+}

@@ -1,0 +1,168 @@
+//! Watches a folder of manifests with inotify.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures_util::{FutureExt as _, StreamExt as _};
+use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchMask};
+use tokio::sync::mpsc::Sender;
+
+use crate::SourceEvent;
+use crate::scan::Scanner;
+
+/// A file that is being written is read when it is closed, or after this time without another write: some writers never
+/// close.
+const WRITER_PATIENCE: Duration = Duration::from_secs(1);
+/// How often to look for a folder that has gone.
+const RETURN_POLL: Duration = Duration::from_secs(1);
+/// Room for events of one read; the kernel queues the others.
+const EVENT_BYTES: usize = 16 << 10;
+
+/// A folder that can't be watched.
+#[derive(Debug, thiserror::Error)]
+#[error("the manifest folder {} can't be watched", dir.display())]
+pub struct FolderError {
+    dir: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+type Events = EventStream<Box<[u8]>>;
+
+/// A watched folder.
+pub(crate) struct Folder {
+    dir: PathBuf,
+    events: Events,
+    scanner: Scanner,
+    /// Files written to since they were last closed.
+    busy: BTreeSet<String>,
+}
+
+/// What an event asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    /// Nothing yet: somebody writes.
+    Wait,
+    /// Look at the folder.
+    Scan,
+    /// The folder itself is gone or moved away.
+    Lost,
+}
+
+impl Folder {
+    pub(crate) fn open(dir: PathBuf) -> Result<Self, FolderError> {
+        match watch(&dir) {
+            Ok(events) => {
+                let scanner = Scanner::new(dir.clone());
+                Ok(Self { dir, events, scanner, busy: BTreeSet::new() })
+            }
+            Err(source) => Err(FolderError { dir, source }),
+        }
+    }
+
+    /// Runs until the receiver is gone.
+    pub(crate) async fn run(mut self, tx: Sender<SourceEvent>) {
+        loop {
+            // Files are local and read only when they change, so this is done in place.
+            for event in self.scanner.scan(&self.busy) {
+                if tx.send(event).await.is_err() {
+                    return;
+                }
+            }
+            tokio::select! {
+                () = self.changed(&tx) => {}
+                () = tx.closed() => return,
+            }
+        }
+    }
+
+    /// Returns when there is a reason to look at the folder. All events that wait already are taken in at once, so that
+    /// a burst costs one reading.
+    async fn changed(&mut self, tx: &Sender<SourceEvent>) {
+        loop {
+            let event = if self.busy.is_empty() {
+                self.events.next().await
+            } else {
+                match tokio::time::timeout(WRITER_PATIENCE, self.events.next()).await {
+                    Ok(event) => event,
+                    Err(_elapsed) => {
+                        self.busy.clear();
+                        return;
+                    }
+                }
+            };
+            let mut action = self.take(event);
+            while let Some(event) = self.events.next().now_or_never() {
+                action = match (action, self.take(event)) {
+                    (Action::Lost, _) | (_, Action::Lost) => Action::Lost,
+                    (Action::Scan, _) | (_, Action::Scan) => Action::Scan,
+                    (Action::Wait, Action::Wait) => Action::Wait,
+                };
+                if action == Action::Lost {
+                    break;
+                }
+            }
+            match action {
+                Action::Wait => {}
+                Action::Scan => return,
+                Action::Lost => return self.find_again(tx).await,
+            }
+        }
+    }
+
+    fn take(&mut self, event: Option<io::Result<EventOwned>>) -> Action {
+        let Some(Ok(event)) = event else { return Action::Lost };
+        let gone = EventMask::DELETE_SELF | EventMask::MOVE_SELF | EventMask::UNMOUNT | EventMask::IGNORED;
+        if event.mask.intersects(gone) {
+            return Action::Lost;
+        }
+        if event.mask.contains(EventMask::Q_OVERFLOW) {
+            self.busy.clear();
+            return Action::Scan;
+        }
+        let name = event.name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if event.mask.contains(EventMask::MODIFY) {
+            // A file that is half written must not replace what it said before.
+            self.busy.insert(name);
+            return Action::Wait;
+        }
+        self.busy.remove(&name);
+        Action::Scan
+    }
+
+    /// Waits for the folder to come back. What was known of it stays in force.
+    async fn find_again(&mut self, tx: &Sender<SourceEvent>) {
+        let text = format!("the manifest folder {} is gone; what it held stays in force", self.dir.display());
+        if tx.send(SourceEvent::Problem { kind: None, text }).await.is_err() {
+            return;
+        }
+        self.busy.clear();
+        loop {
+            if let Ok(events) = watch(&self.dir) {
+                self.events = events;
+                return;
+            }
+            tokio::time::sleep(RETURN_POLL).await;
+        }
+    }
+}
+
+fn watch(dir: &Path) -> io::Result<Events> {
+    let mask = WatchMask::CREATE
+        | WatchMask::MODIFY
+        | WatchMask::CLOSE_WRITE
+        | WatchMask::MOVED_TO
+        | WatchMask::MOVED_FROM
+        | WatchMask::DELETE
+        | WatchMask::DELETE_SELF
+        | WatchMask::MOVE_SELF
+        | WatchMask::ONLYDIR;
+    let inotify = Inotify::init()?;
+    inotify.watches().add(dir, mask)?;
+    inotify.into_event_stream(vec![0; EVENT_BYTES].into_boxed_slice())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,69 @@
+//! Where the objects come from: an API server's lists and watches, or a folder of manifests.
+//!
+//! Flow: transport (`kube`'s client) → bytes → crate `api` → state machine (`machine`, one per kind, without I/O) →
+//! [`SourceEvent`]s in a bounded channel, in the order of each kind. An event that arrives is in the channel at once;
+//! nothing here waits for more to come. A listing is delivered whole or not at all, so nobody ever sees half a state.
+#![forbid(unsafe_code)]
+
+mod backoff;
+mod config;
+mod drive;
+mod event;
+mod folder;
+mod listing;
+mod machine;
+mod request;
+mod scan;
+mod transport;
+
+use std::sync::{Arc, Mutex};
+
+use model::{Interner, Kind};
+use tokio::sync::mpsc::Sender;
+use tokio::task::JoinSet;
+
+pub use config::{ApiConfig, ContentType, Timings, user_agent};
+pub use event::SourceEvent;
+pub use folder::FolderError;
+pub use transport::ConnectError;
+
+/// Names shared by the tasks of one source. The lock is held while one message is decoded, never across an await.
+type SharedInterner = Arc<Mutex<Interner>>;
+
+/// A running source. Dropping it stops it.
+#[derive(Debug)]
+pub struct Source {
+    /// The tasks end with this set.
+    _tasks: JoinSet<()>,
+}
+
+/// Starts to list and watch all kinds at an API server.
+///
+/// The server need not be there yet: only what is wrong with the configuration itself is an error, everything else is
+/// reported as [`SourceEvent::Problem`] and tried again. The tasks end when the channel's receiver is dropped.
+///
+/// # Errors
+/// The kubeconfig or the pod's service account can't be read, or names credentials that can't be used.
+pub async fn spawn_api(config: ApiConfig, events: Sender<SourceEvent>) -> Result<Source, ConnectError> {
+    let timings = config.timings;
+    let transport = Arc::new(transport::Transport::connect(config).await?);
+    let interner = SharedInterner::default();
+    let mut tasks = JoinSet::new();
+    for kind in Kind::ALL {
+        let driver = drive::Driver::new(kind, transport.clone(), timings, interner.clone(), events.clone());
+        tasks.spawn(driver.run());
+    }
+    Ok(Source { _tasks: tasks })
+}
+
+/// Starts to read the manifests (`*.yaml`, `*.yml`, `*.json`, not recursive) of a folder, and reads them again when they
+/// change. Every kind counts as listed after the first reading.
+///
+/// # Errors
+/// The folder does not exist or can't be watched.
+pub fn spawn_folder(dir: std::path::PathBuf, events: Sender<SourceEvent>) -> Result<Source, FolderError> {
+    let folder = folder::Folder::open(dir)?;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(folder.run(events));
+    Ok(Source { _tasks: tasks })
+}

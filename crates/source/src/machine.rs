@@ -1,0 +1,342 @@
+//! List, then watch, then list again when that is the only way: the protocol of one kind, without I/O or clock.
+//!
+//! ```text
+//!   StreamedList ──complete──▶ Watch ◀──last page── Page ──more──▶ Page
+//!        │ refused               │ expired, unreadable
+//!        └────────▶ Page         └────────▶ StreamedList or Page
+//! ```
+//!
+//! Whatever goes wrong, the state delivered last stays in force until a complete new listing replaces it.
+
+use std::time::Duration;
+
+use api::{FrameError, ListMeta, Outcome, Parsed, Status, WatchEvent};
+use model::{Change, Kind, ObjectName};
+
+use crate::SourceEvent;
+use crate::listing::{Listing, Versions, number};
+use crate::request::{Page, Request};
+
+/// So many failures in a row, and the way that failed is given up: a streamed list for pages.
+const MAX_STREAM_FAILURES: u32 = 2;
+/// So many failures in a row, and a watch or a list in pages begins anew.
+const MAX_FAILURES: u32 = 5;
+
+/// Why a request came to nothing.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The server says no, or ends a watch with an error.
+    Status(Status),
+    /// The connection, the credentials or the time limit.
+    Transport(String),
+    /// The answer can't be read.
+    Unreadable(String),
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Status(status) => write!(f, "the server answers {status}"),
+            Self::Transport(text) | Self::Unreadable(text) => f.write_str(text),
+        }
+    }
+}
+
+/// When to send the next request.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// At once.
+    Now,
+    /// At once, unless this happens often.
+    Lenient,
+    /// After the back-off, and no sooner than the server says.
+    BackOff {
+        /// What the server says.
+        at_least: Option<Duration>,
+    },
+    /// After a long time: the server does not have this.
+    Rarely,
+}
+
+/// The state of one kind.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    kind: Kind,
+    request: Request,
+    /// Protobuf has not been refused.
+    use_protobuf: bool,
+    /// Streamed lists have not been refused.
+    use_streams: bool,
+    /// Failures of the present kind of request in a row.
+    n_failures: u32,
+    listing: Listing,
+    versions: Versions,
+    /// The highest version that the present watch has delivered.
+    newest: u64,
+    /// The present watch has delivered events out of order, so nothing says that it has delivered all before its newest.
+    is_suspect: bool,
+    was_listed: bool,
+}
+
+impl Machine {
+    pub(crate) fn new(kind: Kind, use_protobuf: bool) -> Self {
+        Self {
+            kind,
+            request: Request::StreamedList,
+            use_protobuf,
+            use_streams: true,
+            n_failures: 0,
+            listing: Listing::default(),
+            versions: Versions::default(),
+            newest: 0,
+            is_suspect: false,
+            was_listed: false,
+        }
+    }
+
+    /// What to ask next.
+    pub(crate) fn request(&self) -> &Request {
+        &self.request
+    }
+
+    /// Whether to ask for protobuf.
+    pub(crate) fn use_protobuf(&self) -> bool {
+        self.use_protobuf
+    }
+
+    /// An item of a page. It counts once the whole list has come.
+    pub(crate) fn item(&mut self, parsed: Parsed, out: &mut Vec<SourceEvent>) {
+        report(&parsed, out);
+        self.listing.put(parsed);
+    }
+
+    /// The end of a page whose items have all been given to [`Machine::item`].
+    pub(crate) fn page_end(&mut self, meta: ListMeta, out: &mut Vec<SourceEvent>) {
+        self.n_failures = 0;
+        if meta.continue_token.is_empty() {
+            self.complete(meta.resource_version, out);
+        } else {
+            self.request = Request::Page(Page::Next(meta.continue_token));
+        }
+    }
+
+    /// An event of a watch or a streamed list.
+    ///
+    /// # Errors
+    /// The server ends the watch; it is for the caller to hand the failure to [`Machine::failed`].
+    pub(crate) fn event(&mut self, event: WatchEvent, out: &mut Vec<SourceEvent>) -> Result<(), Failure> {
+        match event {
+            WatchEvent::Error(status) => return Err(Failure::Status(status)),
+            WatchEvent::Bookmark { resource_version, initial_events_end } => match &mut self.request {
+                Request::StreamedList if initial_events_end => self.complete(resource_version, out),
+                Request::Watch { resource_version: reached } => *reached = resource_version,
+                Request::StreamedList | Request::Page(_) => {}
+            },
+            WatchEvent::Applied(parsed) if self.is_watching() => self.applied(parsed, out),
+            WatchEvent::Applied(parsed) => self.item(parsed, out),
+            WatchEvent::Deleted { name, resource_version } if self.is_watching() => {
+                self.reached(&resource_version);
+                self.gone(name, &resource_version, out);
+            }
+            WatchEvent::Deleted { name, .. } => self.listing.remove(&name),
+        }
+        if self.is_watching() {
+            self.n_failures = 0;
+        }
+        Ok(())
+    }
+
+    /// The server has ended the answer properly (a streamed list not before its end). A watch that ends at once and
+    /// without events is not useful.
+    pub(crate) fn ended(&mut self, was_useful: bool) -> Next {
+        if self.is_watching() && self.is_suspect {
+            self.relist();
+            return Next::Lenient;
+        }
+        if was_useful { Next::Now } else { Next::BackOff { at_least: None } }
+    }
+
+    /// The request came to nothing.
+    pub(crate) fn failed(&mut self, failure: &Failure) -> Next {
+        self.n_failures += 1;
+        let at_least = match failure {
+            Failure::Status(status) => {
+                if self.use_protobuf && matches!(status.code, 406 | 415) {
+                    self.use_protobuf = false;
+                    return Next::Now;
+                }
+                status.retry_after
+            }
+            Failure::Transport(_) | Failure::Unreadable(_) => None,
+        };
+        match self.request {
+            Request::StreamedList => self.stream_failed(failure, at_least),
+            Request::Page(_) => self.page_failed(failure, at_least),
+            Request::Watch { .. } => self.watch_failed(failure, at_least),
+        }
+    }
+
+    /// Whether the server says that it has no such kind, or not for us, and we can do without: the kind then counts as
+    /// listed, with nothing in it, so that nobody waits for it. Only `ServiceCIDR`s are like that.
+    pub(crate) fn is_absent(&self, failure: &Failure) -> bool {
+        let Failure::Status(status) = failure else { return false };
+        let is_final = matches!(self.request, Request::Page(_)) || matches!(status.code, 401 | 403);
+        self.kind == Kind::ServiceCidr && is_final && matches!(status.code, 401 | 403 | 404)
+    }
+
+    /// Tells that there is nothing of this kind, if nothing else has ever been told.
+    pub(crate) fn tell_absent(&mut self, out: &mut Vec<SourceEvent>) {
+        if !self.was_listed {
+            self.listing = Listing::default();
+            self.deliver_listing(out);
+        }
+    }
+
+    fn stream_failed(&mut self, failure: &Failure, at_least: Option<Duration>) -> Next {
+        self.listing = Listing::default();
+        let is_refused =
+            matches!(failure, Failure::Status(s) if matches!(s.code, 400 | 404 | 405 | 422 | 501));
+        if is_refused || self.n_failures >= MAX_STREAM_FAILURES {
+            self.use_streams = false;
+            self.relist();
+        }
+        if is_refused { Next::Now } else { Next::BackOff { at_least } }
+    }
+
+    fn page_failed(&mut self, failure: &Failure, at_least: Option<Duration>) -> Next {
+        let is_expired = is_status(failure, 410);
+        match self.request {
+            // The list took longer than the server remembers its version: what has come is of no use.
+            Request::Page(Page::Next(_)) if is_expired => {
+                self.listing = Listing::default();
+                self.request = Request::Page(Page::Whole);
+                return Next::Lenient;
+            }
+            _ if is_expired || self.n_failures >= MAX_FAILURES => self.relist(),
+            // The same page again; those before it stay.
+            _ => {}
+        }
+        Next::BackOff { at_least }
+    }
+
+    fn watch_failed(&mut self, failure: &Failure, at_least: Option<Duration>) -> Next {
+        match failure {
+            // The version is too old, or newer than all that the server has (after a restored backup).
+            Failure::Status(s) if s.code == 410 || is_too_large(s) => {
+                self.relist();
+                Next::Lenient
+            }
+            Failure::Status(s) if matches!(s.code, 401 | 403 | 429 | 500..) => {
+                if self.n_failures >= MAX_FAILURES || self.is_suspect {
+                    self.relist();
+                }
+                Next::BackOff { at_least }
+            }
+            Failure::Transport(_) if self.n_failures < MAX_FAILURES && !self.is_suspect => Next::Lenient,
+            Failure::Transport(_) => {
+                self.relist();
+                Next::BackOff { at_least }
+            }
+            Failure::Status(_) | Failure::Unreadable(_) => {
+                self.relist();
+                Next::BackOff { at_least }
+            }
+        }
+    }
+
+    /// Begins a new listing; once something was delivered, it must not be older than that.
+    fn relist(&mut self) {
+        self.n_failures = 0;
+        self.listing = Listing::default();
+        self.request = match (self.use_streams, self.was_listed) {
+            (true, _) => Request::StreamedList,
+            (false, false) => Request::Page(Page::FirstCached),
+            (false, true) => Request::Page(Page::First),
+        };
+    }
+
+    fn complete(&mut self, resource_version: String, out: &mut Vec<SourceEvent>) {
+        self.newest = 0;
+        self.is_suspect = false;
+        self.request = Request::Watch { resource_version };
+        self.deliver_listing(out);
+    }
+
+    fn deliver_listing(&mut self, out: &mut Vec<SourceEvent>) {
+        let (change, versions) = std::mem::take(&mut self.listing).finish(self.kind);
+        self.versions = versions;
+        out.push(SourceEvent::Change(change));
+        if !self.was_listed {
+            self.was_listed = true;
+            out.push(SourceEvent::Listed(self.kind));
+        }
+    }
+
+    fn is_watching(&self) -> bool {
+        matches!(self.request, Request::Watch { .. })
+    }
+
+    fn applied(&mut self, parsed: Parsed, out: &mut Vec<SourceEvent>) {
+        self.reached(&parsed.resource_version);
+        let is_news = |versions: &mut Versions, name| versions.advance(name, &parsed.resource_version, false);
+        if parsed.name().is_some_and(|name| !is_news(&mut self.versions, name)) {
+            return;
+        }
+        report(&parsed, out);
+        match parsed.outcome {
+            Outcome::Keep(object) => out.push(SourceEvent::Change(Change::Apply(object))),
+            Outcome::Ignore(name, _) => out.push(SourceEvent::Change(Change::Delete(self.kind, name))),
+            Outcome::Reject(_) => {}
+        }
+    }
+
+    fn gone(&mut self, name: ObjectName, resource_version: &str, out: &mut Vec<SourceEvent>) {
+        if self.versions.advance(&name, resource_version, true) {
+            out.push(SourceEvent::Change(Change::Delete(self.kind, name)));
+        }
+    }
+
+    /// The present watch has come as far as this version; the next one goes on from there.
+    fn reached(&mut self, resource_version: &str) {
+        if let Some(version) = number(resource_version) {
+            if version < self.newest {
+                self.is_suspect = true;
+                return;
+            }
+            self.newest = version;
+        }
+        if let Request::Watch { resource_version: reached } = &mut self.request {
+            resource_version.clone_into(reached);
+        }
+    }
+
+    /// A new watch has begun.
+    pub(crate) fn watch_begins(&mut self) {
+        self.newest = 0;
+    }
+}
+
+fn report(parsed: &Parsed, out: &mut Vec<SourceEvent>) {
+    out.extend(parsed.notes.iter().cloned().map(SourceEvent::Rejected));
+    if let Outcome::Reject(rejection) = &parsed.outcome {
+        out.push(SourceEvent::Rejected(rejection.clone()));
+    }
+}
+
+fn is_status(failure: &Failure, code: u16) -> bool {
+    matches!(failure, Failure::Status(status) if status.code == code)
+}
+
+fn is_too_large(status: &Status) -> bool {
+    status.code == 504 && status.message.contains("Too large resource version")
+}
+
+impl From<FrameError> for Failure {
+    fn from(error: FrameError) -> Self {
+        let cause = std::error::Error::source(&error).map(|source| format!(": {source}"));
+        Self::Unreadable(format!("{error}{}", cause.unwrap_or_default()))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+use super::*;
+
+struct Dir {
+    dir: tempfile::TempDir,
+    scanner: Scanner,
+}
+
+fn folder() -> Dir {
+    let dir = tempfile::tempdir().unwrap();
+    let scanner = Scanner::new(dir.path().to_owned());
+    Dir { dir, scanner }
+}
+
+fn service(name: &str, ip: &str) -> String {
+    format!(
+        "kind: Service\nmetadata: {{name: {name}}}\nspec: {{clusterIP: {ip}, ports: [{{port: 80}}]}}\n---\n"
+    )
+}
+
+impl Dir {
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.dir.path().join(name), text).unwrap();
+    }
+
+    fn scan(&mut self) -> Vec<String> {
+        self.scan_busy(&BTreeSet::new())
+    }
+
+    fn scan_busy(&mut self, busy: &BTreeSet<String>) -> Vec<String> {
+        let dir = self.dir.path().display().to_string();
+        self.scanner.scan(busy).iter().map(show).map(|text| text.replace(&dir, "DIR")).collect()
+    }
+}
+
+fn show(event: &SourceEvent) -> String {
+    match event {
+        SourceEvent::Change(Change::Replace { kind, objects, keep }) => {
+            let objects: Vec<String> = objects.iter().map(show_object).collect();
+            format!("{kind} {objects:?} keep {keep:?}")
+        }
+        SourceEvent::Listed(kind) => format!("listed {kind}"),
+        SourceEvent::Rejected(rejection) => format!("rejected {rejection}"),
+        SourceEvent::Problem { text, .. } => format!("problem {text}"),
+        other => format!("{other:?}"),
+    }
+}
+
+fn show_object(object: &Object) -> String {
+    match object {
+        Object::Service(service) => format!("{}={}", service.name.name, service.cluster_ips[0]),
+        other => other.name().to_string(),
+    }
+}
+
+#[test]
+fn the_first_scan_lists_every_kind() {
+    let mut folder = folder();
+    folder.write("a.yaml", &service("web", "10.96.0.1"));
+    assert_eq!(
+        folder.scan(),
+        [
+            "Service [\"web=10.96.0.1\"] keep []",
+            "listed Service",
+            "EndpointSlice [] keep []",
+            "listed EndpointSlice",
+            "Node [] keep []",
+            "listed Node",
+            "ServiceCIDR [] keep []",
+            "listed ServiceCIDR",
+        ]
+    );
+    assert_eq!(folder.scan(), Vec::<String>::new());
+}
+
+#[test]
+fn only_kinds_of_changed_files_are_listed_again() {
+    let mut folder = folder();
+    folder.write("a.yaml", &service("web", "10.96.0.1"));
+    folder.write("n.json", "{\"kind\": \"Node\", \"metadata\": {\"name\": \"node-1\"}}");
+    folder.write("notes.txt", "kind: Service");
+    folder.write(".hidden.yaml", &service("hidden", "10.96.0.9"));
+    folder.scan();
+    folder.write("a.yaml", &service("web", "10.96.0.2"));
+    assert_eq!(folder.scan(), ["Service [\"web=10.96.0.2\"] keep []"]);
+    fs::remove_file(folder.dir.path().join("n.json")).unwrap();
+    assert_eq!(folder.scan(), ["Node [] keep []"]);
+}
+
+#[test]
+fn a_broken_file_keeps_its_last_good_content() {
+    let mut folder = folder();
+    folder.write("a.yaml", &service("web", "10.96.0.1"));
+    folder.write("b.yaml", &service("other", "10.96.0.3"));
+    folder.scan();
+    folder.write("a.yaml", "kind: [");
+    let told = folder.scan();
+    assert!(told.len() == 1 && told[0].starts_with("problem DIR/a.yaml: "), "{told:?}");
+    assert_eq!(folder.scan(), Vec::<String>::new(), "the same problem is said once");
+    folder.write("b.yaml", &service("other", "10.96.0.4"));
+    assert_eq!(folder.scan(), ["Service [\"other=10.96.0.4\", \"web=10.96.0.1\"] keep []"]);
+    folder.write("a.yaml", &service("web", "10.96.0.2"));
+    assert_eq!(folder.scan(), ["Service [\"other=10.96.0.4\", \"web=10.96.0.2\"] keep []"]);
+}
+
+#[test]
+fn a_rejected_object_is_kept_by_name() {
+    let mut folder = folder();
+    folder.write("a.yaml", &service("web", "10.96.0.1"));
+    folder.scan();
+    folder.write("a.yaml", &(service("web", "10.96.0.999") + &service("new", "10.96.0.5")));
+    assert_eq!(
+        folder.scan(),
+        [
+            "rejected Service default/web: spec.clusterIPs[0]: \"10.96.0.999\" is not an IP address",
+            "rejected Service default/web: spec.clusterIPs: \"10.96.0.999\" is not an IP address",
+            "Service [\"new=10.96.0.5\"] keep [ObjectName { namespace: \"default\", name: \"web\" }]",
+        ]
+    );
+}
+
+#[test]
+fn of_two_files_with_the_same_object_the_first_counts() {
+    let mut folder = folder();
+    folder.write("b.yaml", &service("web", "10.96.0.2"));
+    folder.write("a.yml", &service("web", "10.96.0.1"));
+    let told = folder.scan();
+    assert_eq!(
+        &told[..2],
+        [
+            "problem Service default/web is in a.yml and again in b.yaml; the first one counts",
+            "Service [\"web=10.96.0.1\"] keep []",
+        ]
+    );
+    fs::remove_file(folder.dir.path().join("a.yml")).unwrap();
+    assert_eq!(folder.scan(), ["Service [\"web=10.96.0.2\"] keep []"]);
+}
+
+#[test]
+fn a_file_being_written_is_left_alone() {
+    let mut folder = folder();
+    folder.write("a.yaml", &service("web", "10.96.0.1"));
+    folder.scan();
+    folder.write("a.yaml", "");
+    assert_eq!(folder.scan_busy(&BTreeSet::from(["a.yaml".to_owned()])), Vec::<String>::new());
+    assert_eq!(folder.scan(), ["Service [] keep []"]);
+}
+
+#[test]
+fn a_missing_folder_is_a_problem_and_loses_nothing() {
+    let mut folder = folder();
+    folder.write("a.yaml", &service("web", "10.96.0.1"));
+    folder.scan();
+    let moved = folder.dir.path().with_extension("moved");
+    fs::rename(folder.dir.path(), &moved).unwrap();
+    let told = folder.scan();
+    assert!(told.len() == 1 && told[0].starts_with("problem the folder DIR can't be read"), "{told:?}");
+    fs::rename(&moved, folder.dir.path()).unwrap();
+    assert_eq!(folder.scan(), Vec::<String>::new());
+}

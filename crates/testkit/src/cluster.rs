@@ -1,0 +1,151 @@
+//! A laboratory with everything around the proxy: an API server on the node, echo servers in all pods, a Node object.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tempfile::TempDir;
+
+use crate::apiserver::{ApiServer, Config as ApiConfig, Kind};
+use crate::echo::{EchoServer, Mode};
+use crate::lab::{Config as LabConfig, Host, Lab};
+use crate::objects::{self, Endpoint, NAMESPACE};
+use crate::proxy::Proxy;
+
+/// The name of the node under test.
+pub const NODE: &str = "node-1";
+/// The name of the other node.
+pub const NODE2: &str = "node-2";
+/// The pods' addresses, for `--cluster-cidr`.
+pub const CLUSTER_CIDR: &str = "10.244.0.0/16,fd00:10:244::/47";
+
+/// Port on which every pod answers one line over TCP.
+pub const LINE_PORT: u16 = 8080;
+/// Port on which every pod answers over TCP and keeps the connection.
+pub const KEEP_PORT: u16 = 8081;
+/// Port on which every pod answers HTTP.
+pub const HTTP_PORT: u16 = 8082;
+/// Port on which every pod answers over UDP.
+pub const UDP_PORT: u16 = 5353;
+
+/// A cluster of two nodes, of which one is to run the proxy.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Namespaces.
+    pub lab: Lab,
+    /// The API server, on the node's loopback.
+    pub api: ApiServer,
+    servers: Vec<EchoServer>,
+    dir: TempDir,
+    kubeconfig: PathBuf,
+}
+
+impl Cluster {
+    /// Builds it; the proxy is not started.
+    ///
+    /// # Errors
+    /// Namespaces, servers or files can't be made; the text says which and why.
+    pub fn new(pods: usize, node2_pods: usize) -> anyhow::Result<Self> {
+        let lab = Lab::new(&LabConfig { pods, node2_pods, ..LabConfig::default() })?;
+        Self::with(lab, ApiConfig::default())
+    }
+
+    /// Builds it in a given laboratory with a given API server.
+    ///
+    /// # Errors
+    /// As [`Cluster::new`].
+    pub fn with(lab: Lab, config: ApiConfig) -> anyhow::Result<Self> {
+        let api = lab.node().run(|| ApiServer::start(config)).context("start the API server")?;
+        let dir = TempDir::new().context("make a directory")?;
+        let kubeconfig = api.kubeconfig(dir.path()).context("write the kubeconfig")?;
+        let servers = lab.pods().iter().chain(lab.node2_pods()).map(serve).collect::<anyhow::Result<_>>()?;
+        let node = objects::node(NODE, &[lab.node().ip4().into(), lab.node().ip6().into()]);
+        api.apply(node).context("store the Node")?;
+        api.apply(objects::service_cidr(&["10.96.0.0/12", "fd00:10:96::/112"]))
+            .context("store the ServiceCIDR")?;
+        Ok(Self { lab, api, servers, dir, kubeconfig })
+    }
+
+    /// A directory of its own, gone with the cluster.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The arguments with which the proxy serves this cluster.
+    pub fn arguments(&self) -> Vec<String> {
+        let kubeconfig = self.kubeconfig.to_string_lossy();
+        ["--kubeconfig", &kubeconfig, "--hostname-override", NODE, "--proxy-mode", "nftables", "-v", "2"]
+            .into_iter()
+            .chain(["--cluster-cidr", CLUSTER_CIDR])
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Starts the proxy on the node.
+    ///
+    /// # Errors
+    /// The program can't be started.
+    pub fn start_proxy(&self, program: &Path) -> anyhow::Result<Proxy> {
+        let arguments = self.arguments();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let started = Proxy::start(self.lab.node(), program, &arguments);
+        started.with_context(|| format!("start {}", program.display()))
+    }
+
+    /// Starts the proxy and waits until its rules are in place.
+    ///
+    /// # Errors
+    /// It can't be started, or has not said so in half a minute; the error has its log.
+    pub fn start_proxy_and_wait(&self, program: &Path) -> anyhow::Result<Proxy> {
+        let mut proxy = self.start_proxy(program)?;
+        for family in ["IPv4", "IPv6"] {
+            let ready = |proxy: &Proxy| {
+                let lines = proxy.log();
+                lines.iter().any(|line| line.contains("the kernel's rules") && line.contains(family))
+            };
+            let ended = crate::proxy::wait_until(START_LIMIT, || ready(&proxy) || !proxy.is_running());
+            anyhow::ensure!(ended && ready(&proxy), "the proxy is not ready:\n{}", proxy.log().join("\n"));
+        }
+        Ok(proxy)
+    }
+
+    /// The pods as endpoints of a family: first those of the node under test, then the other's. Their echo servers have
+    /// the names of [`Cluster::pod_names`].
+    pub fn endpoints(&self, v6: bool) -> Vec<Endpoint> {
+        let ip = |host: &Host| if v6 { IpAddr::from(host.ip6()) } else { host.ip4().into() };
+        let local = self.lab.pods().iter().map(|pod| Endpoint::ready(ip(pod), NODE));
+        local.chain(self.lab.node2_pods().iter().map(|pod| Endpoint::ready(ip(pod), NODE2))).collect()
+    }
+
+    /// The names that the pods answer with, in the order of [`Cluster::endpoints`].
+    pub fn pod_names(&self) -> Vec<&str> {
+        self.servers.iter().map(EchoServer::name).collect()
+    }
+
+    /// Creates or replaces an object.
+    ///
+    /// # Errors
+    /// It is no sound object.
+    pub fn apply(&self, object: serde_json::Value) -> anyhow::Result<()> {
+        self.api.apply(object).map(drop).context("store an object")
+    }
+
+    /// Deletes an object of the test's namespace.
+    pub fn delete(&self, kind: Kind, name: &str) {
+        self.api.delete(kind, NAMESPACE, name);
+    }
+}
+
+/// How long a start may take before it counts as failed; this machine may be busy.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+fn serve(pod: &Host) -> anyhow::Result<EchoServer> {
+    let ports = [
+        (LINE_PORT, Mode::Line),
+        (KEEP_PORT, Mode::KeepOpen),
+        (HTTP_PORT, Mode::Http),
+        (UDP_PORT, Mode::Udp),
+    ];
+    EchoServer::start(pod, pod.name(), &ports).with_context(|| format!("serve in {}", pod.name()))
+}

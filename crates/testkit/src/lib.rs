@@ -1,0 +1,12 @@
+//! What the tests, the demo and the benchmark share: stand-ins for a cluster that behave like the real thing.
+#![forbid(unsafe_code)]
+
+pub mod apiserver;
+pub mod client;
+pub mod cluster;
+pub mod commits;
+pub mod echo;
+pub mod fake_kernel;
+pub mod lab;
+pub mod objects;
+pub mod proxy;
