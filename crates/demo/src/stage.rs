@@ -95,7 +95,10 @@ impl Stage {
         let written = Instant::now();
         change()?;
         while self.generation()? == before {
-            anyhow::ensure!(written.elapsed() < PATIENCE, "the change did not reach the kernel in {PATIENCE:?}");
+            anyhow::ensure!(
+                written.elapsed() < PATIENCE,
+                "the change did not reach the kernel in {PATIENCE:?}"
+            );
             std::thread::sleep(POLL);
         }
         Ok(written.elapsed())
@@ -126,6 +129,7 @@ impl Stage {
 
 /// Whether the proxy has told of the rules of both families.
 fn is_ready(log: &[String]) -> bool {
-    let told = |family: &str| log.iter().any(|line| line.contains("the kernel's rules") && line.contains(family));
+    let told =
+        |family: &str| log.iter().any(|line| line.contains("the kernel's rules") && line.contains(family));
     told("IPv4") && told("IPv6")
 }

@@ -64,7 +64,10 @@ mod tests {
     #[test]
     fn an_excerpt_keeps_the_named_blocks_and_the_frame() {
         let listing = "table ip t {\n\tmap a {\n\t\ttype x\n\t}\n\n\tmap b {\n\t}\n\n\tchain c {\n\t}\n\n\tchain a-long {\n\t}\n}\n";
-        assert_eq!(excerpt(listing, &["a", "c"]), "table ip t {\n\tmap a {\n\t\ttype x\n\t}\n\t...\n\tchain c {\n\t}\n\t...\n}");
+        assert_eq!(
+            excerpt(listing, &["a", "c"]),
+            "table ip t {\n\tmap a {\n\t\ttype x\n\t}\n\t...\n\tchain c {\n\t}\n\t...\n}"
+        );
         assert_eq!(excerpt(listing, &[]), "table ip t {\n\t...\n}");
     }
 

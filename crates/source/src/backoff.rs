@@ -68,7 +68,7 @@ mod tests {
         assert_eq!(backoff.next(now, 0.5), Duration::from_secs(45));
         now += Duration::from_secs(119);
         assert_eq!(backoff.next(now, 0.0), Duration::from_secs(30));
-        now += Duration::from_secs(120);
+        now += Duration::from_mins(2);
         assert_eq!(backoff.next(now, 0.0), Duration::from_millis(800));
     }
 

@@ -41,7 +41,8 @@ pub struct Timings {
     pub backoff_reset: Duration,
     /// The server is asked to end a watch after a random time between this and twice this.
     pub watch_timeout: Duration,
-    /// A watch that has not ended this long after it should have is given up, and so is an answer that does not go on.
+    /// A watch that has not ended this long after it should have is given up, and so is an answer that does not begin or
+    /// go on. The server's own limit for a request is one minute.
     pub grace: Duration,
     /// A watch that used to get bookmarks (about every minute) is given up after this much silence.
     pub silence: Duration,
@@ -57,7 +58,7 @@ impl Default for Timings {
             backoff_max: Duration::from_secs(30),
             backoff_reset: Duration::from_mins(2),
             watch_timeout: Duration::from_mins(5),
-            grace: Duration::from_secs(30),
+            grace: Duration::from_mins(1),
             silence: Duration::from_secs(200),
             absent_retry: Duration::from_mins(5),
         }

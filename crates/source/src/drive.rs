@@ -80,25 +80,23 @@ impl Driver {
     /// One request and the wait after it.
     async fn step(&mut self) -> Result<(), Closed> {
         let generation = self.transport.current();
-        let next = match self.perform(&generation).await {
+        let (next, trouble) = match self.perform(&generation).await {
             End::Closed => return Err(Closed),
             End::Proper { was_useful } => {
-                let next = self.machine.ended(was_useful);
-                if matches!(next, Next::BackOff { .. }) {
-                    self.problem("the server ends watches at once".to_owned()).await?;
-                }
-                next
+                (self.machine.ended(was_useful), "the server ends watches too soon".to_owned())
             }
-            End::Failed(failure) => self.failed(&failure, &generation).await?,
+            End::Failed(failure) => (self.failed(&failure, &generation).await?, failure.to_string()),
         };
         let wait = self.wait_of(&next);
-        if !wait.is_zero() {
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = self.events.closed() => return Err(Closed),
-            }
+        if wait.is_zero() {
+            tracing::debug!(kind = %self.kind, next = ?next, %trouble, "asking again at once");
+            return Ok(());
         }
-        Ok(())
+        self.problem(trouble).await?;
+        tokio::select! {
+            () = tokio::time::sleep(wait) => Ok(()),
+            () = self.events.closed() => Err(Closed),
+        }
     }
 
     fn wait_of(&mut self, next: &Next) -> Duration {
@@ -112,28 +110,19 @@ impl Driver {
     }
 
     async fn failed(&mut self, failure: &Failure, generation: &Generation) -> Result<Next, Closed> {
-        if self.machine.is_absent(failure) {
-            self.machine.failed(failure);
+        let is_absent = self.machine.is_absent(failure);
+        if is_absent {
             self.machine.tell_absent(&mut self.out);
             self.flush().await?;
-            self.problem(failure.to_string()).await?;
-            return Ok(Next::Rarely);
         }
         let next = self.machine.failed(failure);
-        if matches!(next, Next::BackOff { .. }) {
-            self.problem(failure.to_string()).await?;
-        } else {
-            tracing::debug!(kind = %self.kind, %failure, "asking again");
-        }
-        let may_be_credentials = match failure {
-            Failure::Status(status) => status.code == 401,
-            Failure::Transport(_) => true,
-            Failure::Unreadable(_) => false,
-        };
-        if may_be_credentials && let Err(error) = self.transport.renew(generation).await {
+        let is_unauthorized = matches!(failure, Failure::Status(status) if status.code == 401);
+        if (is_unauthorized || matches!(failure, Failure::Unreachable(_)))
+            && let Err(error) = self.transport.renew(generation).await
+        {
             self.problem(format!("the credentials can't be read again: {error}")).await?;
         }
-        Ok(next)
+        Ok(if is_absent && !is_unauthorized { Next::Rarely } else { next })
     }
 
     async fn problem(&mut self, text: String) -> Result<(), Closed> {
@@ -227,10 +216,10 @@ impl Driver {
                 }
             }
         }
-        reader.finish().map_err(|error| Failure::Transport(error.to_string()))?;
+        reader.finish().map_err(|error| Failure::Broken(error.to_string()))?;
         if matches!(self.machine.request(), Request::StreamedList) {
             let text = "the server ended the streamed list before it was complete";
-            return Err(Failure::Transport(text.to_owned()).into());
+            return Err(Failure::Broken(text.to_owned()).into());
         }
         Ok(n_events > 0 || begin.elapsed() >= SHORT_WATCH)
     }

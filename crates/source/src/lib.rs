@@ -33,8 +33,15 @@ type SharedInterner = Arc<Mutex<Interner>>;
 /// A running source. Dropping it stops it.
 #[derive(Debug)]
 pub struct Source {
-    /// The tasks end with this set.
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
+}
+
+impl Source {
+    /// Returns when a task of the source has ended. That happens when the receiver is gone, or by a fault in the program
+    /// (a panic): then nothing more is learnt of some kind, and the program should not go on as if it were.
+    pub async fn ended(&mut self) {
+        self.tasks.join_next().await;
+    }
 }
 
 /// Starts to list and watch all kinds at an API server.
@@ -53,7 +60,7 @@ pub async fn spawn_api(config: ApiConfig, events: Sender<SourceEvent>) -> Result
         let driver = drive::Driver::new(kind, transport.clone(), timings, interner.clone(), events.clone());
         tasks.spawn(driver.run());
     }
-    Ok(Source { _tasks: tasks })
+    Ok(Source { tasks })
 }
 
 /// Starts to read the manifests (`*.yaml`, `*.yml`, `*.json`, not recursive) of a folder, and reads them again when they
@@ -65,5 +72,5 @@ pub fn spawn_folder(dir: std::path::PathBuf, events: Sender<SourceEvent>) -> Res
     let folder = folder::Folder::open(dir)?;
     let mut tasks = JoinSet::new();
     tasks.spawn(folder.run(events));
-    Ok(Source { _tasks: tasks })
+    Ok(Source { tasks })
 }

@@ -27,8 +27,10 @@ const MAX_FAILURES: u32 = 5;
 pub(crate) enum Failure {
     /// The server says no, or ends a watch with an error.
     Status(Status),
-    /// The connection, the credentials or the time limit.
-    Transport(String),
+    /// No answer: there is no connection, or no credentials.
+    Unreachable(String),
+    /// The answer broke off, or did not go on in time.
+    Broken(String),
     /// The answer can't be read.
     Unreadable(String),
 }
@@ -37,7 +39,7 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Status(status) => write!(f, "the server answers {status}"),
-            Self::Transport(text) | Self::Unreadable(text) => f.write_str(text),
+            Self::Unreachable(text) | Self::Broken(text) | Self::Unreadable(text) => f.write_str(text),
         }
     }
 }
@@ -58,6 +60,16 @@ pub(crate) enum Next {
     Rarely,
 }
 
+/// Whether to ask for streamed lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Streams {
+    Use,
+    /// They have failed more than once, so the present listing comes in pages.
+    Skip,
+    /// The server does not have them.
+    Refused,
+}
+
 /// The state of one kind.
 #[derive(Debug)]
 pub(crate) struct Machine {
@@ -65,8 +77,7 @@ pub(crate) struct Machine {
     request: Request,
     /// Protobuf has not been refused.
     use_protobuf: bool,
-    /// Streamed lists have not been refused.
-    use_streams: bool,
+    streams: Streams,
     /// Failures of the present kind of request in a row.
     n_failures: u32,
     listing: Listing,
@@ -84,7 +95,7 @@ impl Machine {
             kind,
             request: Request::StreamedList,
             use_protobuf,
-            use_streams: true,
+            streams: Streams::Use,
             n_failures: 0,
             listing: Listing::default(),
             versions: Versions::default(),
@@ -127,9 +138,9 @@ impl Machine {
     pub(crate) fn event(&mut self, event: WatchEvent, out: &mut Vec<SourceEvent>) -> Result<(), Failure> {
         match event {
             WatchEvent::Error(status) => return Err(Failure::Status(status)),
-            WatchEvent::Bookmark { resource_version, initial_events_end } => match &mut self.request {
+            WatchEvent::Bookmark { resource_version, initial_events_end } => match self.request {
                 Request::StreamedList if initial_events_end => self.complete(resource_version, out),
-                Request::Watch { resource_version: reached } => *reached = resource_version,
+                Request::Watch { .. } => self.reached(&resource_version),
                 Request::StreamedList | Request::Page(_) => {}
             },
             WatchEvent::Applied(parsed) if self.is_watching() => self.applied(parsed, out),
@@ -158,7 +169,6 @@ impl Machine {
 
     /// The request came to nothing.
     pub(crate) fn failed(&mut self, failure: &Failure) -> Next {
-        self.n_failures += 1;
         let at_least = match failure {
             Failure::Status(status) => {
                 if self.use_protobuf && matches!(status.code, 406 | 415) {
@@ -167,8 +177,14 @@ impl Machine {
                 }
                 status.retry_after
             }
-            Failure::Transport(_) | Failure::Unreadable(_) => None,
+            Failure::Unreachable(_) | Failure::Broken(_) | Failure::Unreadable(_) => None,
         };
+        // A server that is away or busy says nothing about the way that we ask. Above all, a whole cluster's nodes must
+        // not list everything again because the server was away for a while.
+        if is_away(failure) {
+            return Next::BackOff { at_least };
+        }
+        self.n_failures += 1;
         match self.request {
             Request::StreamedList => self.stream_failed(failure, at_least),
             Request::Page(_) => self.page_failed(failure, at_least),
@@ -197,7 +213,7 @@ impl Machine {
         let is_refused =
             matches!(failure, Failure::Status(s) if matches!(s.code, 400 | 404 | 405 | 422 | 501));
         if is_refused || self.n_failures >= MAX_STREAM_FAILURES {
-            self.use_streams = false;
+            self.streams = if is_refused { Streams::Refused } else { Streams::Skip };
             self.relist();
         }
         if is_refused { Next::Now } else { Next::BackOff { at_least } }
@@ -224,31 +240,23 @@ impl Machine {
             // The version is too old, or newer than all that the server has (after a restored backup).
             Failure::Status(s) if s.code == 410 || is_too_large(s) => {
                 self.relist();
-                Next::Lenient
+                return Next::Lenient;
             }
-            Failure::Status(s) if matches!(s.code, 401 | 403 | 429 | 500..) => {
-                if self.n_failures >= MAX_FAILURES || self.is_suspect {
-                    self.relist();
-                }
-                Next::BackOff { at_least }
-            }
-            Failure::Transport(_) if self.n_failures < MAX_FAILURES && !self.is_suspect => Next::Lenient,
-            Failure::Transport(_) => {
+            // The same watch again, but not for ever: nobody knows what is wrong with it.
+            Failure::Status(Status { code: 401 | 403 | 500.., .. }) | Failure::Broken(_)
+                if self.n_failures < MAX_FAILURES && !self.is_suspect => {}
+            Failure::Status(_) | Failure::Unreachable(_) | Failure::Broken(_) | Failure::Unreadable(_) => {
                 self.relist();
-                Next::BackOff { at_least }
-            }
-            Failure::Status(_) | Failure::Unreadable(_) => {
-                self.relist();
-                Next::BackOff { at_least }
             }
         }
+        if matches!(failure, Failure::Broken(_)) { Next::Lenient } else { Next::BackOff { at_least } }
     }
 
     /// Begins a new listing; once something was delivered, it must not be older than that.
     fn relist(&mut self) {
         self.n_failures = 0;
         self.listing = Listing::default();
-        self.request = match (self.use_streams, self.was_listed) {
+        self.request = match (self.streams == Streams::Use, self.was_listed) {
             (true, _) => Request::StreamedList,
             (false, false) => Request::Page(Page::FirstCached),
             (false, true) => Request::Page(Page::First),
@@ -258,6 +266,9 @@ impl Machine {
     fn complete(&mut self, resource_version: String, out: &mut Vec<SourceEvent>) {
         self.newest = 0;
         self.is_suspect = false;
+        if self.streams == Streams::Skip {
+            self.streams = Streams::Use;
+        }
         self.request = Request::Watch { resource_version };
         self.deliver_listing(out);
     }
@@ -321,6 +332,10 @@ fn report(parsed: &Parsed, out: &mut Vec<SourceEvent>) {
     if let Outcome::Reject(rejection) = &parsed.outcome {
         out.push(SourceEvent::Rejected(rejection.clone()));
     }
+}
+
+fn is_away(failure: &Failure) -> bool {
+    matches!(failure, Failure::Unreachable(_) | Failure::Status(Status { code: 429 | 503, .. }))
 }
 
 fn is_status(failure: &Failure, code: u16) -> bool {

@@ -161,11 +161,11 @@ impl Generation {
         let request = http::Request::get(uri)
             .header(ACCEPT, accept)
             .body(Body::empty())
-            .map_err(|error| Failure::Transport(format!("the request can't be built: {error}")))?;
+            .map_err(|error| Failure::Unreachable(format!("the request can't be built: {error}")))?;
         let response = tokio::time::timeout(limit, self.client.send(request))
             .await
-            .map_err(|_elapsed| Failure::Transport(format!("no answer after {limit:?}")))?
-            .map_err(|error| Failure::Transport(format!("the request failed: {}", chain(&error))))?;
+            .map_err(|_elapsed| Failure::Unreachable(format!("no answer after {limit:?}")))?
+            .map_err(|error| Failure::Unreachable(format!("the request failed: {}", chain(&error))))?;
         let (head, body) = response.into_parts();
         let format = format(&head.headers);
         if head.status != StatusCode::OK {
@@ -191,11 +191,11 @@ impl Answer {
         loop {
             let frame = tokio::time::timeout(limit, self.body.frame())
                 .await
-                .map_err(|_elapsed| Failure::Transport(format!("nothing came for {limit:?}")))?;
+                .map_err(|_elapsed| Failure::Broken(format!("nothing came for {limit:?}")))?;
             match frame {
                 None => return Ok(None),
                 Some(Err(error)) => {
-                    return Err(Failure::Transport(format!("the connection broke: {}", chain(&error))));
+                    return Err(Failure::Broken(format!("the connection broke: {}", chain(&error))));
                 }
                 Some(Ok(frame)) => {
                     // Trailers are of no interest.

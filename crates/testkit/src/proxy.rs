@@ -82,11 +82,18 @@ impl Proxy {
     pub fn terminate(&mut self, limit: Duration) -> io::Result<ExitStatus> {
         let pid = i32::try_from(self.child.id()).map(Pid::from_raw).map_err(io::Error::other)?;
         kill(pid, Signal::SIGTERM)?;
-        let ended = wait_until(limit, || !self.is_running());
-        if !ended {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "still running after SIGTERM"));
+        self.wait(limit)
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// It has not ended in time.
+    pub fn wait(&mut self, limit: Duration) -> io::Result<ExitStatus> {
+        if wait_until(limit, || !self.is_running()) {
+            return self.child.wait();
         }
-        self.child.wait()
+        Err(io::Error::new(io::ErrorKind::TimedOut, "the program has not ended"))
     }
 }
 

@@ -70,8 +70,7 @@ pub(crate) fn wait_for(
 ) {
     let mut last = None;
     let reached = wait_until(PATIENCE, || {
-        let answer = from.run(|| ask_once(transport, to, Duration::from_millis(300)));
-        let answer = answer.map(|reply| reply.name).map_err(|failure| failure.class());
+        let answer = ask(from, transport, to);
         let same = match (&answer, wanted) {
             (Ok(name), Ok(wanted)) => name == wanted,
             (Err(class), Err(wanted)) => class == wanted,

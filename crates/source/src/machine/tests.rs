@@ -7,8 +7,12 @@ fn status(code: u16) -> Failure {
     Failure::Status(Status { code, ..Status::default() })
 }
 
-fn transport() -> Failure {
-    Failure::Transport("gone".to_owned())
+fn broken() -> Failure {
+    Failure::Broken("gone".to_owned())
+}
+
+fn unreachable() -> Failure {
+    Failure::Unreachable("connection refused".to_owned())
 }
 
 fn parsed(name: &str, version: u64) -> Parsed {
@@ -130,7 +134,7 @@ fn every_refusal_of_streams_leads_to_pages() {
     let mut run = Run::new(Kind::Service);
     assert_eq!(run.machine.failed(&status(500)), Next::BackOff { at_least: None });
     run.asks(&Request::StreamedList);
-    run.machine.failed(&transport());
+    run.machine.failed(&broken());
     run.asks(&Request::Page(Page::FirstCached));
 }
 
@@ -138,7 +142,7 @@ fn every_refusal_of_streams_leads_to_pages() {
 fn a_stream_that_breaks_begins_anew() {
     let mut run = Run::new(Kind::Service);
     run.event(WatchEvent::Applied(parsed("stale", 3)));
-    assert_eq!(run.machine.failed(&transport()), Next::BackOff { at_least: None });
+    assert_eq!(run.machine.failed(&broken()), Next::BackOff { at_least: None });
     run.event(WatchEvent::Applied(parsed("a", 3)));
     run.event(bookmark(10, true));
     assert_eq!(run.told(), ["replace a", "listed"]);
@@ -165,7 +169,7 @@ fn a_watch_tells_each_event_and_goes_on_where_it_ended() {
     assert_eq!(run.machine.ended(true), Next::Now);
     run.asks(&watch("12"));
     run.event(bookmark(20, false));
-    assert_eq!(run.machine.failed(&transport()), Next::Lenient);
+    assert_eq!(run.machine.failed(&broken()), Next::Lenient);
     run.asks(&watch("20"));
     assert!(run.told().is_empty());
 }
@@ -272,6 +276,30 @@ fn a_watch_that_keeps_failing_lists_again() {
 }
 
 #[test]
+fn a_server_that_is_away_changes_nothing() {
+    let mut fresh = Run::new(Kind::Service);
+    let mut run = Run::watching();
+    for _ in 0..100 {
+        for failure in [unreachable(), status(503), status(429)] {
+            assert_eq!(run.machine.failed(&failure), Next::BackOff { at_least: None });
+            assert_eq!(fresh.machine.failed(&failure), Next::BackOff { at_least: None });
+        }
+    }
+    run.asks(&watch("10"));
+    fresh.asks(&Request::StreamedList);
+}
+
+#[test]
+fn streams_that_failed_are_tried_again_with_the_next_listing() {
+    let mut run = Run::new(Kind::Service);
+    run.machine.failed(&broken());
+    run.machine.failed(&broken());
+    run.page(&["a"], "7", "");
+    run.machine.failed(&status(410));
+    run.asks(&Request::StreamedList);
+}
+
+#[test]
 fn repeated_and_late_events_are_passed_over() {
     let mut run = Run::watching();
     run.event(WatchEvent::Applied(parsed("a", 12)));
@@ -325,7 +353,7 @@ fn absent_service_cidrs_count_as_listed() {
     for code in [401, 403, 404] {
         assert!(run.machine.is_absent(&status(code)));
     }
-    assert!(!run.machine.is_absent(&status(500)) && !run.machine.is_absent(&transport()));
+    assert!(!run.machine.is_absent(&status(500)) && !run.machine.is_absent(&broken()));
     run.machine.tell_absent(&mut run.out);
     run.machine.tell_absent(&mut run.out);
     assert_eq!(run.told(), ["replace", "listed"]);
