@@ -1,5 +1,6 @@
 //! The thread that talks to the kernel for one family: jobs in, answers out, nothing decided.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -54,7 +55,7 @@ impl Worker {
             let mut kernel = None;
             for job in inbox {
                 let started = Instant::now();
-                let answer = perform(job, family, &open, &mut kernel);
+                let answer = perform(&job, family, &open, &mut kernel);
                 let report = Report { family, answer, took: started.elapsed() };
                 if reports.send(report).is_err() {
                     break;
@@ -65,24 +66,28 @@ impl Worker {
         Ok(Self { jobs })
     }
 
-    /// Hands a job over. Only if the thread died (it panicked) does nothing come back.
+    /// Hands a job over; false if the thread has ended.
     pub(crate) fn submit(&self, job: Job) -> bool {
         self.jobs.send(job).is_ok()
     }
 }
 
-fn perform(job: Job, family: Family, open: &OpenKernel, slot: &mut Option<Box<dyn Kernel>>) -> Answer {
-    let kernel = match slot.take().map_or_else(|| open(), Ok) {
-        Ok(kernel) => slot.insert(kernel),
-        Err(error) => return failed(&job, error),
+/// Does a job. A connection is kept only after a success: whatever a failed one still holds belongs to the job that
+/// failed. A panic is a failure of the job too, since a thread that ended would leave its family unserved for good.
+fn perform(job: &Job, family: Family, open: &OpenKernel, slot: &mut Option<Box<dyn Kernel>>) -> Answer {
+    let opened = slot.take().map_or_else(|| open(), Ok);
+    let mut kernel = match opened {
+        Ok(kernel) => kernel,
+        Err(error) => return failed(job, error),
     };
-    let answer = match job {
+    let work = AssertUnwindSafe(|| match job {
         Job::Read => Answer::Read(kernel.read(family, &table_name())),
-        Job::Apply(transaction) => Answer::Applied(kernel.apply(&transaction)),
-    };
-    if matches!(answer, Answer::Read(Err(_)) | Answer::Applied(Err(_))) {
-        // Whatever the connection still holds belongs to the job that failed.
-        *slot = None;
+        Job::Apply(transaction) => Answer::Applied(kernel.apply(transaction)),
+    });
+    let answer =
+        catch_unwind(work).unwrap_or_else(|_| failed(job, KernelError::OutcomeUnknown { why: "a panic" }));
+    if matches!(answer, Answer::Read(Ok(_)) | Answer::Applied(Ok(_))) {
+        *slot = Some(kernel);
     }
     answer
 }

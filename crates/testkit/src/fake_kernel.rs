@@ -39,6 +39,8 @@ pub enum Fault {
     Errno(i32),
     /// The call is carried out, but the answer is lost.
     AnswerLost,
+    /// The call panics before it does anything.
+    Panic,
 }
 
 impl FakeKernel {
@@ -83,6 +85,9 @@ impl Kernel for FakeKernel {
     fn apply(&mut self, tx: &Transaction) -> Result<Applied, KernelError> {
         let mut state = self.state();
         let fault = state.faults.pop_front().flatten();
+        if fault == Some(Fault::Panic) {
+            panic_on_request();
+        }
         if let Some(Fault::Errno(errno)) = fault {
             return Err(KernelError::refused("batch".into(), errno, None));
         }
@@ -104,9 +109,15 @@ impl Kernel for FakeKernel {
         match state.faults.pop_front().flatten() {
             Some(Fault::Errno(errno)) => Err(KernelError::refused("dump".into(), errno, None)),
             Some(Fault::AnswerLost) => Err(KernelError::Interrupted),
+            Some(Fault::Panic) => panic_on_request(),
             None => Ok(state.tables.get(&(family, table.clone())).cloned()),
         }
     }
+}
+
+#[expect(clippy::panic, reason = "to see that its callers survive one")]
+fn panic_on_request() -> ! {
+    panic!("staged")
 }
 
 /// The table after the whole transaction, or the first refusal.

@@ -18,6 +18,8 @@ fn switch_to(cluster: &Cluster, pod: usize) {
     wait_for(cluster.lab.outside(), Transport::Tcp, (ip(WEB_V4), 80).into(), &Ok(name));
 }
 
+type Mishap<'a> = &'a dyn Fn(&ApiServer);
+
 /// Each mishap, then a change; the numbers name the mishap when one fails.
 #[test]
 fn changes_arrive_whatever_happens_to_the_watches() {
@@ -25,7 +27,7 @@ fn changes_arrive_whatever_happens_to_the_watches() {
     apply_web(&cluster);
     let _proxy = start(&cluster);
     let faults = cluster.api.faults();
-    let mishaps: [(&str, &dyn Fn(&ApiServer)); 8] = [
+    let mishaps: [(&str, Mishap<'_>); 8] = [
         ("watches end", &|_| faults.end_watches()),
         ("connections break", &|_| faults.drop_watches()),
         ("an event is cut", &|_| faults.cut_next_event(Kind::EndpointSlice)),
