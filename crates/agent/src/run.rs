@@ -107,7 +107,7 @@ impl Agent {
         let v4 = wanted(IpFamily::V4).then(|| Side::start(&settings, open, reports)).transpose()?;
         let v6 = wanted(IpFamily::V6).then(|| Side::start(&settings, open, reports)).transpose()?;
         Ok(Self {
-            this_node: ThisNode { name: settings.node_name.clone() },
+            this_node: ThisNode::new(settings.node_name.clone(), None),
             settings,
             store: Store::default(),
             missing: Kind::ALL.into(),
@@ -166,12 +166,9 @@ impl Agent {
                 None => break,
             }
         }
-        if completed {
-            touched.node = true;
-            touched.services = self.store.entries().map(|(name, _)| name.clone()).collect();
-        }
+        touched.node |= completed;
         if self.missing.is_empty() {
-            self.look_at(&touched, now);
+            self.look_at(touched, now);
         }
     }
 
@@ -185,17 +182,16 @@ impl Agent {
         completed
     }
 
-    fn look_at(&mut self, touched: &Touched, now: Instant) {
-        if touched.node {
-            let node = self.store.node(&self.settings.node_name);
-            if let Some(side) = &mut self.v4 {
-                side.pipeline.set_config(self.settings.config::<V4>(node), now);
-            }
-            if let Some(side) = &mut self.v6 {
-                side.pipeline.set_config(self.settings.config::<V6>(node), now);
-            }
+    fn look_at(&mut self, touched: Touched, now: Instant) {
+        let mut services = touched.services;
+        if touched.node || touched.service_cidrs {
+            self.look_at_config(now);
         }
-        for name in &touched.services {
+        if touched.node {
+            // Its zone and addresses are part of what decides about every Service.
+            services.extend(self.store.entries().map(|(name, _)| name.clone()));
+        }
+        for name in &services {
             let entry = self.store.entry(name);
             if let Some(side) = &mut self.v4 {
                 side.look_at(&self.this_node, name, entry, now);
@@ -203,6 +199,18 @@ impl Agent {
             if let Some(side) = &mut self.v6 {
                 side.look_at(&self.this_node, name, entry, now);
             }
+        }
+    }
+
+    fn look_at_config(&mut self, now: Instant) {
+        let node = self.store.node(&self.settings.node_name);
+        self.this_node = ThisNode::new(self.settings.node_name.clone(), node);
+        let service_cidrs = self.store.service_cidrs();
+        if let Some(side) = &mut self.v4 {
+            side.pipeline.set_config(self.settings.config::<V4>(node, &service_cidrs), now);
+        }
+        if let Some(side) = &mut self.v6 {
+            side.pipeline.set_config(self.settings.config::<V6>(node, &service_cidrs), now);
         }
     }
 
@@ -226,7 +234,10 @@ impl<F: Family> Side<F> {
         };
         let worker = Worker::start(family, open.clone(), reports.clone())
             .map_err(|source| StartError::Thread { family: F::FAMILY, source })?;
-        Ok(Self { pipeline: Pipeline::new(settings.config::<F>(None), Instant::now()), worker })
+        Ok(Self {
+            pipeline: Pipeline::new(settings.config::<F>(None, &BTreeSet::new()), Instant::now()),
+            worker,
+        })
     }
 
     fn look_at(

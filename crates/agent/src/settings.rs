@@ -1,5 +1,7 @@
 //! What the operator asked for, and what follows from it together with the Node.
 
+use std::collections::BTreeSet;
+
 use backend_nftables::{Config, NodePortAddresses, PodSource};
 use ipnet::IpNet;
 use model::{Family, IpFamily, Name, Node};
@@ -45,9 +47,10 @@ pub enum Pods {
 }
 
 impl Settings {
-    /// The ruleset's settings for one family, given the Node as far as it is known.
-    pub(crate) fn config<F: Family>(&self, node: Option<&Node>) -> Config {
+    /// The ruleset's settings for one family, given the Node as far as it is known, and the `ServiceCIDR`s.
+    pub(crate) fn config<F: Family>(&self, node: Option<&Node>, service_cidrs: &BTreeSet<IpNet>) -> Config {
         Config {
+            service_cidrs: service_cidrs.iter().filter(|range| is_of::<F>(range)).copied().collect(),
             node_ports: NodePortAddresses::Within(self.node_port_ranges::<F>(node)),
             pods: self.pod_source::<F>(node),
             masquerade_all: self.masquerade_all,
@@ -126,8 +129,8 @@ mod tests {
     fn check_node_ports(setting: NodePorts, node: Option<&Node>, v4: &[&str], v6: &[&str]) {
         let settings = settings(setting, Pods::NodeCidr);
         let expected = |nets: &[&str]| NodePortAddresses::Within(nets.iter().map(|text| net(text)).collect());
-        assert_eq!(settings.config::<V4>(node).node_ports, expected(v4));
-        assert_eq!(settings.config::<V6>(node).node_ports, expected(v6));
+        assert_eq!(settings.config::<V4>(node, &BTreeSet::new()).node_ports, expected(v4));
+        assert_eq!(settings.config::<V6>(node, &BTreeSet::new()).node_ports, expected(v6));
     }
 
     #[test]
@@ -144,14 +147,25 @@ mod tests {
     }
 
     #[test]
+    fn service_ranges_are_those_of_the_family() {
+        let ranges = BTreeSet::from([net("10.96.0.0/12"), net("fd00:10:96::/112")]);
+        let settings = settings(NodePorts::Primary, Pods::NodeCidr);
+        assert_eq!(settings.config::<V4>(None, &ranges).service_cidrs, [net("10.96.0.0/12")]);
+        assert_eq!(settings.config::<V6>(None, &ranges).service_cidrs, [net("fd00:10:96::/112")]);
+    }
+
+    #[test]
     fn pods_are_told_by_the_first_range_of_the_family() {
         let ranges = ["10.1.0.0/16", "10.2.0.0/16"].map(net).to_vec();
         let by_cluster = settings(NodePorts::Primary, Pods::ClusterCidr(ranges));
-        assert_eq!(by_cluster.config::<V4>(None).pods, Some(PodSource::Cidr(net("10.1.0.0/16"))));
-        assert_eq!(by_cluster.config::<V6>(None).pods, None);
+        assert_eq!(
+            by_cluster.config::<V4>(None, &BTreeSet::new()).pods,
+            Some(PodSource::Cidr(net("10.1.0.0/16")))
+        );
+        assert_eq!(by_cluster.config::<V6>(None, &BTreeSet::new()).pods, None);
         let by_node = settings(NodePorts::Primary, Pods::NodeCidr);
-        assert_eq!(by_node.config::<V6>(None).pods, None);
-        let pods = by_node.config::<V6>(Some(&node(&[]))).pods;
+        assert_eq!(by_node.config::<V6>(None, &BTreeSet::new()).pods, None);
+        let pods = by_node.config::<V6>(Some(&node(&[])), &BTreeSet::new()).pods;
         assert_eq!(pods, Some(PodSource::Cidr(net("fd00:10:244::/64"))));
     }
 }

@@ -98,7 +98,7 @@ impl Bench {
     /// What is wrong in the kernel; `None` when it holds what the objects ask for.
     fn difference(&self) -> Option<String> {
         let mut table = Table::<V4>::default();
-        let node = ThisNode { name: NODE.into() };
+        let node = ThisNode::new(NODE.into(), None);
         for (name, entry) in self.store.entries() {
             table.set_service(name, frontends(&node, entry));
         }

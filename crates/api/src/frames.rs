@@ -133,12 +133,17 @@ impl FrameReader {
     /// # Errors
     /// [`FrameError::Truncated`] when it did not.
     pub fn finish(&self) -> Result<(), FrameError> {
+        if self.is_between_events() { Ok(()) } else { Err(FrameError::Truncated) }
+    }
+
+    /// Whether all that was pushed has become events. A stream that stays within an event for long is garbage: a wrong
+    /// length, or a brace too many, swallows whatever comes next.
+    pub fn is_between_events(&self) -> bool {
         let rest = &self.buffer[self.start..];
-        let ended = match self.format {
+        match self.format {
             Format::Protobuf => rest.is_empty(),
             Format::Json => rest.iter().all(u8::is_ascii_whitespace),
-        };
-        if ended { Ok(()) } else { Err(FrameError::Truncated) }
+        }
     }
 
     fn protobuf_frame(&mut self) -> Result<Option<std::ops::Range<usize>>, FrameError> {
@@ -164,7 +169,7 @@ impl FrameReader {
         if value.first().is_some_and(|byte| *byte != b'{') {
             return Err(FrameError::Garbage);
         }
-        let end = self.scan.find_end(value);
+        let end = self.scan.find_end(value)?;
         self.check_size(self.scan.seen)?;
         let Some(end) = end else { return Ok(None) };
         let begin = self.start;
@@ -182,12 +187,14 @@ impl FrameReader {
 }
 
 impl JsonScan {
-    /// The length of the object that `value` begins with, once all of it is there.
-    fn find_end(&mut self, value: &[u8]) -> Option<usize> {
+    /// The length of the object that `value` begins with, once all of it is there. A line that ends inside a string is
+    /// garbage at once, or a single stray quote would swallow the events behind it.
+    fn find_end(&mut self, value: &[u8]) -> Result<Option<usize>, FrameError> {
         for byte in &value[self.seen..] {
             self.seen += 1;
             if self.in_string {
                 match byte {
+                    b'\n' => return Err(FrameError::Garbage),
                     _ if self.escaped => self.escaped = false,
                     b'\\' => self.escaped = true,
                     b'"' => self.in_string = false,
@@ -202,10 +209,10 @@ impl JsonScan {
                 _ => {}
             }
             if self.depth == 0 {
-                return Some(self.seen);
+                return Ok(Some(self.seen));
             }
         }
-        None
+        Ok(None)
     }
 }
 

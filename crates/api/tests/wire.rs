@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use api::{
-    BodyError, Format, FrameReader, IgnoreReason, ListMeta, MAX_FRAME_BYTES, Outcome, Parsed, Status,
-    WatchEvent, decode_list, decode_status,
+    BodyError, Format, FrameError, FrameReader, IgnoreReason, ListMeta, MAX_FRAME_BYTES, Outcome, Parsed,
+    Status, WatchEvent, decode_list, decode_status,
 };
 use model::{Interner, Kind, Object, ObjectName, Protocol, SliceEndpoints, TrafficPolicy};
 
@@ -245,4 +245,27 @@ fn a_status_or_another_kind_is_no_list() {
     }
     let error = decode_list(Kind::Service, Format::Protobuf, b"{}", &mut interner, |_| {}).unwrap_err();
     assert_eq!(error, BodyError::NoMagic);
+}
+
+#[test]
+fn a_stray_quote_does_not_swallow_what_follows() {
+    let mut reader = FrameReader::new(Format::Json, MAX_FRAME_BYTES);
+    let mut interner = Interner::default();
+    reader.push(b"{\"");
+    assert_eq!(reader.next_event(Kind::Service, &mut interner), Ok(None));
+    assert!(!reader.is_between_events());
+    reader.push(b"a line without another quote\n");
+    assert_eq!(reader.next_event(Kind::Service, &mut interner), Err(FrameError::Garbage));
+}
+
+#[test]
+fn oversized_frames_are_refused_before_they_are_read() {
+    let mut interner = Interner::default();
+    let mut protobuf = FrameReader::new(Format::Protobuf, 1000);
+    protobuf.push(&[0, 0, 3, 233]);
+    let error = Err(FrameError::TooLarge { size: 1001, limit: 1000 });
+    assert_eq!(protobuf.next_event(Kind::Service, &mut interner), error);
+    let mut json = FrameReader::new(Format::Json, 1000);
+    json.push(&[b'{'; 1001]);
+    assert_eq!(json.next_event(Kind::Service, &mut interner), error);
 }

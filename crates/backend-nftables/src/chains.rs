@@ -9,7 +9,7 @@ use model::{Family, FrontendAddress, IpFamily, Masquerade};
 use nft::{AddrField, BaseChain, ChainType, Field, Hook, Name, Rule, Statement};
 
 use crate::config::{Config, PodSource};
-use crate::layout::{Map, hairpin_key, ip_key, port_key};
+use crate::layout::{Map, Scope, hairpin_key, ip_key, port_key};
 
 /// A chain and its rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,41 +19,43 @@ pub(crate) struct ChainSpec {
     pub(crate) rules: Vec<Rule>,
 }
 
-/// A chain that balances over a number of endpoints, shared by all frontends for which all three fields are the same.
+/// A chain that balances over a number of endpoints, shared by all frontends for which all fields are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChainId {
-    /// Whether the chain serves node ports (else virtual addresses).
-    pub node_port: bool,
-    /// Whether flows are masqueraded.
-    pub masquerade: Masquerade,
-    /// Number of endpoints; never 0.
-    pub endpoints: u32,
+    scope: Scope,
+    /// Whether it serves node ports (else virtual addresses).
+    node_port: bool,
+    masquerade: Masquerade,
+    /// Never 0.
+    endpoints: u32,
 }
 
-/// `service-3`, `node-port-masq-3`: the name is the only thing that a chain is recognised by.
+/// `service-3`, `node-port-masq-3`, `inside-service-3`: the name is the only thing that a chain is recognised by.
 impl fmt::Display for ChainId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let target = if self.node_port { "node-port" } else { "service" };
-        write!(f, "{target}{}-{}", masquerade_suffix(self.masquerade), self.endpoints)
-    }
-}
-
-fn masquerade_suffix(masquerade: Masquerade) -> &'static str {
-    match masquerade {
-        Masquerade::UnlessFromPod => "",
-        Masquerade::Always => "-masq",
-        Masquerade::Never => "-nomasq",
+        f.write_str(match self.scope {
+            Scope::Everywhere => "",
+            Scope::Inside => "inside-",
+        })?;
+        f.write_str(if self.node_port { "node-port" } else { "service" })?;
+        f.write_str(match self.masquerade {
+            Masquerade::UnlessFromPod => "",
+            Masquerade::Always => "-masq",
+            Masquerade::Never => "-nomasq",
+        })?;
+        write!(f, "-{}", self.endpoints)
     }
 }
 
 impl ChainId {
     /// The chain for a frontend with this address.
     pub(crate) fn new<F: Family>(
+        scope: Scope,
         address: FrontendAddress<F>,
         masquerade: Masquerade,
         endpoints: u32,
     ) -> Self {
-        Self { node_port: address == FrontendAddress::Node, masquerade, endpoints }
+        Self { scope, node_port: address == FrontendAddress::Node, masquerade, endpoints }
     }
 
     pub(crate) fn name(self) -> Name {
@@ -64,20 +66,30 @@ impl ChainId {
     pub(crate) fn parse(name: &str) -> Option<Self> {
         let (_, count) = name.rsplit_once('-')?;
         let endpoints = count.parse().ok().filter(|n| *n > 0)?;
+        Self::all_over(endpoints).find(|id| id.to_string() == name)
+    }
+
+    fn all_over(endpoints: u32) -> impl Iterator<Item = Self> {
         let masquerades = [Masquerade::UnlessFromPod, Masquerade::Always, Masquerade::Never];
-        let ids = [false, true]
-            .into_iter()
-            .flat_map(|node_port| masquerades.map(|masquerade| Self { node_port, masquerade, endpoints }));
-        ids.into_iter().find(|id| id.to_string() == name)
+        Scope::ALL.into_iter().flat_map(move |scope| {
+            [false, true].into_iter().flat_map(move |node_port| {
+                masquerades.map(|masquerade| Self { scope, node_port, masquerade, endpoints })
+            })
+        })
     }
 
     pub(crate) fn spec<F: Family>(self, config: &Config) -> ChainSpec {
-        let (map, mut key) =
-            if self.node_port { (Map::NodePortEndpoints, port_key()) } else { (Map::Endpoints, ip_key()) };
+        let mut key = if self.node_port { port_key() } else { ip_key() };
         key.push(Field::NumgenRandom { modulus: self.endpoints });
         let mut rules = Vec::new();
-        rules.extend(masquerade_rule::<F>(self.masquerade, config));
-        rules.push(rule([Statement::DnatMap { key, map: map.name() }]));
+        rules.extend(match self.scope {
+            Scope::Everywhere => masquerade_rule::<F>(self.masquerade, config),
+            Scope::Inside => {
+                Some(rule([Statement::SourceIsLocal, Statement::SetMarkBit(config.masquerade_mark)]))
+            }
+        });
+        let map = Map::slots_for(self.scope, self.node_port).name();
+        rules.push(rule([Statement::DnatMap { key, map }]));
         ChainSpec { name: self.name(), base: None, rules }
     }
 }
@@ -98,11 +110,15 @@ fn masquerade_rule<F: Family>(masquerade: Masquerade, config: &Config) -> Option
 }
 
 fn not_from_pod<F: Family>(pods: &PodSource) -> Option<Statement> {
-    let interface =
-        |name: &String, prefix| Statement::IfnameMatch { name: name.clone(), prefix, negate: true };
+    from_pod::<F>(pods, true)
+}
+
+/// The test for packets from pods, or for all others.
+fn from_pod<F: Family>(pods: &PodSource, negate: bool) -> Option<Statement> {
+    let interface = |name: &String, prefix| Statement::IfnameMatch { name: name.clone(), prefix, negate };
     match pods {
         PodSource::Cidr(net) if IpFamily::of(net.addr()) != F::FAMILY => None,
-        PodSource::Cidr(net) => Some(addr_match(AddrField::Source, *net, true)),
+        PodSource::Cidr(net) => Some(addr_match(AddrField::Source, *net, negate)),
         PodSource::Interface(name) => Some(interface(name, false)),
         PodSource::InterfacePrefix(name) => Some(interface(name, true)),
     }
@@ -119,33 +135,63 @@ pub(crate) fn reject_chain() -> Name {
 
 /// The chains that exist whatever Services there are.
 pub(crate) fn fixed<F: Family>(config: &Config) -> Vec<ChainSpec> {
-    let services = Name::from_static("services");
+    let chain = |name, rules| ChainSpec { name: Name::from_static(name), base: None, rules };
     let base = |name, kind, hook, priority, rules| ChainSpec {
         name: Name::from_static(name),
         base: Some(BaseChain { kind, hook, priority }),
         rules,
     };
-    let dnat = |name, hook| {
-        base(name, ChainType::Nat, hook, DSTNAT, vec![rule([Statement::Jump(services.clone())])])
-    };
-    let no_endpoints = rule([Statement::CtStateNew, vmap(ip_key(), Map::NoEndpointServices)]);
-    let mut input = node_port_rules::<F>(config, Map::NoEndpointNodePorts);
-    for rule in &mut input {
-        rule.statements.insert(0, Statement::CtStateNew);
-    }
-    input.push(no_endpoints.clone());
-    let mut dispatch = vec![rule([vmap(ip_key(), Map::ServiceIps)])];
-    dispatch.extend(node_port_rules::<F>(config, Map::ServiceNodePorts));
+    let nat = |name, hook, rules| base(name, ChainType::Nat, hook, DSTNAT, rules);
+    let filter = |name, hook, rules| base(name, ChainType::Filter, hook, FILTER, rules);
+    let jump = |to| rule([Statement::Jump(Name::from_static(to))]);
+    let new_flows = |to| rule([Statement::CtStateNew, Statement::Jump(Name::from_static(to))]);
     vec![
-        ChainSpec { name: reject_chain(), base: None, rules: vec![rule([Statement::Reject])] },
-        ChainSpec { name: services.clone(), base: None, rules: dispatch },
-        dnat("nat-prerouting", Hook::Prerouting),
-        dnat("nat-output", Hook::Output),
+        chain("reject-chain", vec![rule([Statement::Reject])]),
+        chain("services", dispatch::<F>(config, Map::ServiceIps, Map::ServiceNodePorts)),
+        chain("inside-services", dispatch::<F>(config, Map::InsideServiceIps, Map::InsideServiceNodePorts)),
+        chain("services-check", vec![rule([vmap(ip_key(), Map::NoEndpointServices)])]),
+        chain("node-ports-check", node_port_rules::<F>(config, Map::NoEndpointNodePorts)),
+        chain("cluster-ips-check", cluster_ips_check(config)),
+        nat("nat-prerouting", Hook::Prerouting, prerouting::<F>(config)),
+        // Whatever comes this way is from the node itself.
+        nat("nat-output", Hook::Output, vec![jump("inside-services"), jump("services")]),
         base("nat-postrouting", ChainType::Nat, Hook::Postrouting, SRCNAT, masquerading(config)),
-        base("filter-input", ChainType::Filter, Hook::Input, FILTER, input),
-        base("filter-forward", ChainType::Filter, Hook::Forward, FILTER, vec![no_endpoints.clone()]),
-        base("filter-output", ChainType::Filter, Hook::Output, FILTER, vec![no_endpoints]),
+        filter("filter-input", Hook::Input, vec![new_flows("node-ports-check"), new_flows("services-check")]),
+        filter(
+            "filter-forward",
+            Hook::Forward,
+            vec![new_flows("services-check"), new_flows("cluster-ips-check")],
+        ),
+        filter(
+            "filter-output",
+            Hook::Output,
+            vec![new_flows("services-check"), new_flows("cluster-ips-check")],
+        ),
     ]
+}
+
+/// Choice of the endpoint for what arrives from elsewhere: pods may take the short cut.
+fn prerouting<F: Family>(config: &Config) -> Vec<Rule> {
+    let from_pods = config.pods.as_ref().and_then(|pods| from_pod::<F>(pods, false));
+    let short_cut = from_pods.map(|test| rule([test, Statement::Jump(Name::from_static("inside-services"))]));
+    short_cut.into_iter().chain([rule([Statement::Jump(Name::from_static("services"))])]).collect()
+}
+
+/// Dispatch of packets to virtual addresses, then to node ports.
+fn dispatch<F: Family>(config: &Config, ips: Map, node_ports: Map) -> Vec<Rule> {
+    let mut rules = vec![rule([vmap(ip_key(), ips)])];
+    rules.extend(node_port_rules::<F>(config, node_ports));
+    rules
+}
+
+/// What is sent to a cluster IP and no frontend took: a port or a protocol that the Service does not have is refused, an
+/// address that no Service has is dropped. (Where a frontend took a packet, it has the endpoint's address by now.)
+fn cluster_ips_check(config: &Config) -> Vec<Rule> {
+    let to_cluster_ip =
+        Statement::InSet { key: vec![Field::DestAddr], set: Map::ClusterIps.name(), negate: false };
+    let unused = |range: &IpNet| rule([addr_match(AddrField::Dest, *range, false), Statement::Drop]);
+    let refuse = rule([to_cluster_ip, Statement::Reject]);
+    std::iter::once(refuse).chain(config.service_cidrs.iter().map(unused)).collect()
 }
 
 /// `NF_IP_PRI_NAT_DST`, `NF_IP_PRI_NAT_SRC` and `NF_IP_PRI_FILTER` (`linux/netfilter_ipv4.h`).
@@ -211,11 +257,10 @@ mod tests {
 
     #[test]
     fn chain_names_are_read_back() {
-        for node_port in [false, true] {
-            for masquerade in [Masquerade::Never, Masquerade::UnlessFromPod, Masquerade::Always] {
-                let id = ChainId { node_port, masquerade, endpoints: 12 };
-                assert_eq!(ChainId::parse(&id.to_string()), Some(id));
-            }
+        let ids: Vec<ChainId> = ChainId::all_over(12).collect();
+        assert_eq!(ids.len(), 12);
+        for id in ids {
+            assert_eq!(ChainId::parse(&id.to_string()), Some(id));
         }
         for other in
             ["services", "service-0", "service-", "service-x-3", "reject-chain", "service-03", "-3", "3"]

@@ -13,6 +13,9 @@ pub struct Config {
     pub pods: Option<PodSource>,
     /// Masquerade all traffic to cluster IPs, also from pods (`masqueradeAll`).
     pub masquerade_all: bool,
+    /// Ranges that cluster IPs are allocated from, of the family: new flows to their addresses that no Service has are
+    /// dropped. Empty: unknown, nothing is dropped.
+    pub service_cidrs: Vec<IpNet>,
     /// The packet mark bit, as a mask, that carries "to be masqueraded" from the nat chains to postrouting.
     pub masquerade_mark: u32,
 }
@@ -26,6 +29,7 @@ impl Default for Config {
             node_ports: NodePortAddresses::All,
             pods: None,
             masquerade_all: false,
+            service_cidrs: Vec::new(),
             masquerade_mark: DEFAULT_MASQUERADE_MARK,
         }
     }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use model::{Family, FrontendKey};
 use nft::{Bytes, Element, Op};
 
-use crate::layout::Map;
-use crate::programmed::{MapElement, Programmed, slot_map};
+use crate::layout::{Map, Scope};
+use crate::programmed::{MapElement, Programmed};
 
 /// What to do to the elements of all maps.
 #[derive(Debug, Default)]
@@ -41,17 +41,25 @@ impl ElementChanges {
         old: Option<&Programmed<F>>,
         new: Option<&Programmed<F>>,
     ) {
-        self.dispatch(old.map(|old| old.dispatch(key)), new.map(|new| new.dispatch(key)));
-        let map = slot_map(key);
-        let mut old_slots = old.into_iter().flat_map(|old| old.slot_elements(key));
-        let mut new_slots = new.into_iter().flat_map(|new| new.slot_elements(key));
-        loop {
-            match (old_slots.next(), new_slots.next()) {
-                (Some(old), Some(new)) if old == new => {}
-                (Some(_), Some(new)) => self.replace(map, new),
-                (None, Some(new)) => self.add(map, new),
-                (Some(old), None) => self.delete(map, old.key),
-                (None, None) => break,
+        for scope in Scope::ALL {
+            let dispatch = |programmed: Option<&Programmed<F>>| programmed?.dispatch(scope, key);
+            self.dispatch(dispatch(old), dispatch(new));
+            let slots = |programmed: Option<&Programmed<F>>| -> Vec<Element> {
+                programmed.into_iter().flat_map(|programmed| programmed.slot_elements(scope, key)).collect()
+            };
+            self.slots(Map::slots(scope, key.address), &slots(old), slots(new));
+        }
+    }
+
+    fn slots(&mut self, map: Map, old: &[Element], new: Vec<Element>) {
+        for gone in old.iter().skip(new.len()) {
+            self.delete(map, gone.key);
+        }
+        for (idx, element) in new.into_iter().enumerate() {
+            match old.get(idx) {
+                Some(same) if *same == element => {}
+                Some(_) => self.replace(map, element),
+                None => self.add(map, element),
             }
         }
     }
@@ -95,8 +103,10 @@ impl ElementChanges {
     /// The operations, ordered so that packets are served rightly after each of them: what is referred to exists before
     /// the reference, and goes after it. Chains are the caller's to add before and to delete after.
     pub(crate) fn into_ops(mut self, ops: &mut Vec<Op>) {
-        for map in BEFORE_REFERENCES.into_iter().chain(REFERENCES) {
-            let Some(edits) = self.maps.get_mut(&map) else { continue };
+        let (references, rest): (Vec<Map>, Vec<Map>) =
+            Map::ALL.into_iter().partition(|map| map.is_dispatch());
+        for map in rest.iter().chain(&references) {
+            let Some(edits) = self.maps.get_mut(map) else { continue };
             let set = map.set();
             push(ops, std::mem::take(&mut edits.add), |elements| Op::AddElements {
                 set: set.clone(),
@@ -107,8 +117,8 @@ impl ElementChanges {
                 elements,
             });
         }
-        for map in REFERENCES.into_iter().chain(BEFORE_REFERENCES) {
-            let Some(edits) = self.maps.get_mut(&map) else { continue };
+        for map in references.iter().chain(&rest) {
+            let Some(edits) = self.maps.get_mut(map) else { continue };
             let set = map.set();
             push(ops, std::mem::take(&mut edits.delete), |elements| Op::DeleteElements { set, elements });
         }
@@ -120,7 +130,3 @@ fn push<T>(ops: &mut Vec<Op>, elements: Vec<T>, op: impl FnOnce(Vec<T>) -> Op) {
         ops.push(op(elements));
     }
 }
-
-const BEFORE_REFERENCES: [Map; 3] = [Map::Hairpin, Map::Endpoints, Map::NodePortEndpoints];
-const REFERENCES: [Map; 4] =
-    [Map::ServiceIps, Map::ServiceNodePorts, Map::NoEndpointServices, Map::NoEndpointNodePorts];

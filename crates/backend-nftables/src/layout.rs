@@ -19,6 +19,19 @@ pub(crate) fn nft_family<F: Family>() -> nft::Family {
     }
 }
 
+/// Whose flows: `externalTrafficPolicy: Local` has pods and the node itself take a short cut to all endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Scope {
+    /// Flows from anywhere.
+    Everywhere,
+    /// Flows from pods and from the node itself, where they are treated differently.
+    Inside,
+}
+
+impl Scope {
+    pub(crate) const ALL: [Self; 2] = [Self::Everywhere, Self::Inside];
+}
+
 /// Our sets and maps. The order is that of declaration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Map {
@@ -26,14 +39,24 @@ pub(crate) enum Map {
     ServiceIps,
     /// protocol . port → chain that balances.
     ServiceNodePorts,
+    /// As `ServiceIps`, for flows from inside that take the short cut.
+    InsideServiceIps,
+    /// As `ServiceNodePorts`, for flows from inside that take the short cut.
+    InsideServiceNodePorts,
     /// address . protocol . port . slot → endpoint.
     Endpoints,
     /// protocol . port . slot → endpoint.
     NodePortEndpoints,
+    /// As `Endpoints`, for the short cut.
+    InsideEndpoints,
+    /// As `NodePortEndpoints`, for the short cut.
+    InsideNodePortEndpoints,
     /// address . protocol . port → refusal.
     NoEndpointServices,
     /// protocol . port → refusal.
     NoEndpointNodePorts,
+    /// Cluster IPs in use: what is sent to another of their ports is refused.
+    ClusterIps,
     /// source . destination of flows that an endpoint on this node opens to itself through a Service.
     Hairpin,
 }
@@ -43,39 +66,104 @@ pub(crate) enum Map {
 const SLOT: Field = Field::NumgenRandom { modulus: 65536 };
 
 impl Map {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::ServiceIps,
         Self::ServiceNodePorts,
+        Self::InsideServiceIps,
+        Self::InsideServiceNodePorts,
         Self::Endpoints,
         Self::NodePortEndpoints,
+        Self::InsideEndpoints,
+        Self::InsideNodePortEndpoints,
         Self::NoEndpointServices,
         Self::NoEndpointNodePorts,
+        Self::ClusterIps,
         Self::Hairpin,
     ];
+
+    /// The map that sends packets to a chain that balances.
+    pub(crate) fn dispatch<F: Family>(scope: Scope, address: FrontendAddress<F>) -> Self {
+        match (scope, address) {
+            (Scope::Everywhere, FrontendAddress::Ip(_)) => Self::ServiceIps,
+            (Scope::Everywhere, FrontendAddress::Node) => Self::ServiceNodePorts,
+            (Scope::Inside, FrontendAddress::Ip(_)) => Self::InsideServiceIps,
+            (Scope::Inside, FrontendAddress::Node) => Self::InsideServiceNodePorts,
+        }
+    }
+
+    /// The map that holds the slots.
+    pub(crate) fn slots<F: Family>(scope: Scope, address: FrontendAddress<F>) -> Self {
+        Self::slots_for(scope, address == FrontendAddress::Node)
+    }
+
+    pub(crate) fn slots_for(scope: Scope, node_port: bool) -> Self {
+        match (scope, node_port) {
+            (Scope::Everywhere, false) => Self::Endpoints,
+            (Scope::Everywhere, true) => Self::NodePortEndpoints,
+            (Scope::Inside, false) => Self::InsideEndpoints,
+            (Scope::Inside, true) => Self::InsideNodePortEndpoints,
+        }
+    }
+
+    /// The map that refuses.
+    pub(crate) fn refusal<F: Family>(address: FrontendAddress<F>) -> Self {
+        match address {
+            FrontendAddress::Ip(_) => Self::NoEndpointServices,
+            FrontendAddress::Node => Self::NoEndpointNodePorts,
+        }
+    }
+
+    /// Whether its elements decide about packets: they come after, and go before, what they need.
+    pub(crate) fn is_dispatch(self) -> bool {
+        match self {
+            Self::Endpoints
+            | Self::NodePortEndpoints
+            | Self::InsideEndpoints
+            | Self::InsideNodePortEndpoints
+            | Self::Hairpin => false,
+            Self::ServiceIps
+            | Self::ServiceNodePorts
+            | Self::InsideServiceIps
+            | Self::InsideServiceNodePorts
+            | Self::NoEndpointServices
+            | Self::NoEndpointNodePorts
+            | Self::ClusterIps => true,
+        }
+    }
 
     pub(crate) fn name(self) -> Name {
         Name::from_static(match self {
             Self::ServiceIps => "service-ips",
             Self::ServiceNodePorts => "service-nodeports",
+            Self::InsideServiceIps => "inside-service-ips",
+            Self::InsideServiceNodePorts => "inside-service-nodeports",
             Self::Endpoints => "endpoints",
             Self::NodePortEndpoints => "nodeport-endpoints",
+            Self::InsideEndpoints => "inside-endpoints",
+            Self::InsideNodePortEndpoints => "inside-nodeport-endpoints",
             Self::NoEndpointServices => "no-endpoint-services",
             Self::NoEndpointNodePorts => "no-endpoint-nodeports",
+            Self::ClusterIps => "cluster-ips",
             Self::Hairpin => "hairpin-connections",
         })
     }
 
     pub(crate) fn set(self) -> Arc<Set> {
+        let slot = |key: Vec<Field>| [key, vec![SLOT]].concat();
+        let endpoint = || SetData::Fields(vec![Field::DestAddr, Field::DestPort]);
         let (key, data) = match self {
-            Self::ServiceIps | Self::NoEndpointServices => (ip_key(), SetData::Verdict),
-            Self::ServiceNodePorts | Self::NoEndpointNodePorts => (port_key(), SetData::Verdict),
-            Self::Endpoints => ([ip_key(), vec![SLOT]].concat(), SetData::Fields(endpoint_fields())),
-            Self::NodePortEndpoints => {
-                ([port_key(), vec![SLOT]].concat(), SetData::Fields(endpoint_fields()))
+            Self::ServiceIps | Self::InsideServiceIps | Self::NoEndpointServices => {
+                (ip_key(), SetData::Verdict)
             }
+            Self::ServiceNodePorts | Self::InsideServiceNodePorts | Self::NoEndpointNodePorts => {
+                (port_key(), SetData::Verdict)
+            }
+            Self::Endpoints | Self::InsideEndpoints => (slot(ip_key()), endpoint()),
+            Self::NodePortEndpoints | Self::InsideNodePortEndpoints => (slot(port_key()), endpoint()),
+            Self::ClusterIps => (vec![Field::DestAddr], SetData::None),
             Self::Hairpin => (hairpin_key(), SetData::None),
         };
-        Arc::new(Set { name: self.name(), key, data, comment: None })
+        Arc::new(Set::new(self.name(), key, data))
     }
 }
 
@@ -92,10 +180,6 @@ pub(crate) fn port_key() -> Vec<Field> {
 /// How a flow back to its sender is looked up, after its destination was rewritten.
 pub(crate) fn hairpin_key() -> Vec<Field> {
     vec![Field::SourceAddr, Field::DestAddr]
-}
-
-fn endpoint_fields() -> Vec<Field> {
-    vec![Field::DestAddr, Field::DestPort]
 }
 
 /// The key of a frontend in its dispatch map.
@@ -117,6 +201,11 @@ pub(crate) fn destination_bytes<F: Family>(destination: &Destination<F>) -> Byte
     Bytes::new().addr(destination.address.into()).port(destination.port)
 }
 
+/// A cluster IP, as set key.
+pub(crate) fn address_bytes<F: Family>(addr: F::Addr) -> Bytes {
+    Bytes::new().addr(addr.into())
+}
+
 /// An endpoint that hairpins, as set key.
 pub(crate) fn hairpin_bytes<F: Family>(addr: F::Addr) -> Bytes {
     Bytes::new().addr(addr.into()).addr(addr.into())
@@ -134,7 +223,7 @@ pub(crate) fn parse_slot<F: Family>(
     let family = nft_family::<F>();
     let mut fields = key.reader();
     let address = match map {
-        Map::Endpoints => FrontendAddress::Ip(F::narrow(fields.addr(family)?)?),
+        Map::Endpoints | Map::InsideEndpoints => FrontendAddress::Ip(F::narrow(fields.addr(family)?)?),
         _ => FrontendAddress::Node,
     };
     let protocol = Protocol::from_number(fields.proto()?)?;

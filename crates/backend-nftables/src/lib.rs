@@ -22,6 +22,7 @@ mod layout;
 mod plan;
 mod programmed;
 mod repair;
+mod shared;
 
 pub use chains::ChainId;
 pub use config::{Config, NodePortAddresses, PodSource};

@@ -3,24 +3,28 @@
 use std::collections::HashMap;
 
 use model::{
-    Destination, Family, Frontend, FrontendAddress, FrontendKey, Masquerade, Pool, ServicePortName, Verdict,
+    AddressKind, Destination, Family, Frontend, FrontendKey, Masquerade, Pool, ServicePortName, Verdict,
     assign_slots,
 };
 use nft::{Data, Element};
 
 use crate::chains::{ChainId, reject_chain};
-use crate::layout::{Map, Socket, destination_bytes, frontend_bytes, slot_bytes};
+use crate::layout::{Map, Scope, Socket, destination_bytes, frontend_bytes, slot_bytes};
 
 /// What the kernel holds, or is to hold, for one frontend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Programmed<F: Family> {
     /// The Service port, which is also the comment on the dispatch element.
     pub(crate) service: ServicePortName,
-    pub(crate) action: Action<F>,
+    pub(crate) kind: AddressKind,
+    /// For flows from anywhere.
+    everywhere: Action<F>,
+    /// For flows from pods and from the node itself, where that differs.
+    inside: Option<Action<F>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Action<F: Family> {
+enum Action<F: Family> {
     /// Numbered endpoints, never none.
     Balance {
         masquerade: Masquerade,
@@ -37,65 +41,73 @@ pub(crate) struct MapElement {
 
 impl<F: Family> Programmed<F> {
     /// The form of a frontend that changes least from the slots that the kernel holds for it.
-    pub(crate) fn new(frontend: &Frontend<F>, previous: &[Socket<F>]) -> Self {
-        let action = match &frontend.pool {
+    pub(crate) fn new(frontend: &Frontend<F>, previous: &PreviousSlots<F>) -> Self {
+        let action = |pool: &Pool<F>, masquerade, previous: &[Socket<F>]| match pool {
             Pool::Empty(verdict) => Action::Refuse(*verdict),
-            Pool::Endpoints(endpoints) => {
-                Action::Balance { masquerade: frontend.masquerade, slots: number(previous, endpoints) }
-            }
+            Pool::Endpoints(endpoints) => Action::Balance { masquerade, slots: number(previous, endpoints) },
         };
-        Self { service: frontend.service.clone(), action }
-    }
-
-    pub(crate) fn slots(&self) -> &[Destination<F>] {
-        match &self.action {
-            Action::Balance { slots, .. } => slots,
-            Action::Refuse(_) => &[],
+        let inside = frontend.internal_pool.as_ref().filter(|pool| !pool.endpoints().is_empty());
+        Self {
+            service: frontend.service.clone(),
+            kind: frontend.kind,
+            everywhere: action(&frontend.pool, frontend.masquerade, &previous.everywhere),
+            // The node's own flows are masqueraded, those of pods are not.
+            inside: inside.map(|pool| action(pool, Masquerade::UnlessFromPod, &previous.inside)),
         }
     }
 
     /// The slots' endpoints, as [`Programmed::new`] wants to see them again.
-    pub(crate) fn sockets(&self) -> Vec<Socket<F>> {
-        self.slots().iter().map(socket).collect()
+    pub(crate) fn previous_slots(&self) -> PreviousSlots<F> {
+        let sockets = |scope| self.slots(scope).iter().map(socket).collect();
+        PreviousSlots { everywhere: sockets(Scope::Everywhere), inside: sockets(Scope::Inside) }
     }
 
-    /// The chain that balances this frontend.
-    pub(crate) fn chain(&self, key: &FrontendKey<F>) -> Option<ChainId> {
-        match &self.action {
+    fn action(&self, scope: Scope) -> Option<&Action<F>> {
+        match scope {
+            Scope::Everywhere => Some(&self.everywhere),
+            Scope::Inside => self.inside.as_ref(),
+        }
+    }
+
+    fn slots(&self, scope: Scope) -> &[Destination<F>] {
+        match self.action(scope) {
+            Some(Action::Balance { slots, .. }) => slots,
+            Some(Action::Refuse(_)) | None => &[],
+        }
+    }
+
+    /// The chains that balance this frontend.
+    pub(crate) fn chains(&self, key: &FrontendKey<F>) -> impl Iterator<Item = ChainId> {
+        Scope::ALL.into_iter().filter_map(|scope| self.chain(scope, key))
+    }
+
+    fn chain(&self, scope: Scope, key: &FrontendKey<F>) -> Option<ChainId> {
+        match self.action(scope)? {
             Action::Balance { masquerade, slots } => {
-                Some(ChainId::new(key.address, *masquerade, count(slots.len())))
+                Some(ChainId::new(scope, key.address, *masquerade, count(slots.len())))
             }
             Action::Refuse(_) => None,
         }
     }
 
     /// The element that sends the frontend's packets on their way.
-    pub(crate) fn dispatch(&self, key: &FrontendKey<F>) -> MapElement {
-        let verdict = match (&self.action, self.chain(key)) {
-            (_, Some(chain)) => nft::Verdict::Goto(chain.name()),
-            (Action::Refuse(Verdict::Drop), None) => nft::Verdict::Drop,
-            (_, None) => nft::Verdict::Goto(reject_chain()),
+    pub(crate) fn dispatch(&self, scope: Scope, key: &FrontendKey<F>) -> Option<MapElement> {
+        let (map, verdict) = match (self.action(scope)?, self.chain(scope, key)) {
+            (_, Some(chain)) => (Map::dispatch(scope, key.address), nft::Verdict::Goto(chain.name())),
+            (Action::Refuse(Verdict::Drop), None) => (Map::refusal(key.address), nft::Verdict::Drop),
+            (_, None) => (Map::refusal(key.address), nft::Verdict::Goto(reject_chain())),
         };
         let element = Element {
             key: frontend_bytes(key),
             data: Data::Verdict(verdict),
             comment: Some(comment(&self.service)),
         };
-        MapElement { map: self.dispatch_map(key), element }
+        Some(MapElement { map, element })
     }
 
-    fn dispatch_map(&self, key: &FrontendKey<F>) -> Map {
-        match (&self.action, key.address) {
-            (Action::Balance { .. }, FrontendAddress::Ip(_)) => Map::ServiceIps,
-            (Action::Balance { .. }, FrontendAddress::Node) => Map::ServiceNodePorts,
-            (Action::Refuse(_), FrontendAddress::Ip(_)) => Map::NoEndpointServices,
-            (Action::Refuse(_), FrontendAddress::Node) => Map::NoEndpointNodePorts,
-        }
-    }
-
-    /// The slots as elements of [`slot_map`], in order of their numbers.
-    pub(crate) fn slot_elements(&self, key: &FrontendKey<F>) -> impl Iterator<Item = Element> {
-        let slots = self.slots().iter().enumerate();
+    /// The slots as elements of [`Map::slots`], in order of their numbers.
+    pub(crate) fn slot_elements(&self, scope: Scope, key: &FrontendKey<F>) -> impl Iterator<Item = Element> {
+        let slots = self.slots(scope).iter().enumerate();
         slots.map(|(idx, destination)| Element {
             key: slot_bytes(key, count(idx)),
             data: Data::Value(destination_bytes(destination)),
@@ -103,23 +115,42 @@ impl<F: Family> Programmed<F> {
         })
     }
 
-    /// All elements of the frontend.
+    /// All elements that are the frontend's alone.
     pub(crate) fn elements(&self, key: &FrontendKey<F>) -> impl Iterator<Item = MapElement> {
-        let slots = self.slot_elements(key).map(|element| MapElement { map: slot_map(key), element });
-        std::iter::once(self.dispatch(key)).chain(slots)
+        Scope::ALL.into_iter().flat_map(move |scope| {
+            let map = Map::slots(scope, key.address);
+            let slots = self.slot_elements(scope, key).map(move |element| MapElement { map, element });
+            self.dispatch(scope, key).into_iter().chain(slots)
+        })
     }
 
     /// Addresses of the endpoints on this node: only they can send a packet through this node to themselves.
     pub(crate) fn local_addresses(&self) -> impl Iterator<Item = F::Addr> {
-        self.slots().iter().filter(|slot| slot.local).map(|slot| slot.address)
+        let slots = Scope::ALL.into_iter().flat_map(|scope| self.slots(scope));
+        slots.filter(|slot| slot.local).map(|slot| slot.address)
     }
 }
 
-/// The map that holds the slots of a frontend.
-pub(crate) fn slot_map<F: Family>(key: &FrontendKey<F>) -> Map {
-    match key.address {
-        FrontendAddress::Ip(_) => Map::Endpoints,
-        FrontendAddress::Node => Map::NodePortEndpoints,
+/// The endpoints of a frontend's slots, in order of their numbers.
+#[derive(Clone, Debug)]
+pub(crate) struct PreviousSlots<F: Family> {
+    pub(crate) everywhere: Vec<Socket<F>>,
+    pub(crate) inside: Vec<Socket<F>>,
+}
+
+// The derived implementation would ask `F` itself to have a default.
+impl<F: Family> Default for PreviousSlots<F> {
+    fn default() -> Self {
+        Self { everywhere: Vec::new(), inside: Vec::new() }
+    }
+}
+
+impl<F: Family> PreviousSlots<F> {
+    pub(crate) fn of(&mut self, scope: Scope) -> &mut Vec<Socket<F>> {
+        match scope {
+            Scope::Everywhere => &mut self.everywhere,
+            Scope::Inside => &mut self.inside,
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! From whatever the kernel holds to what it should hold: start-up, recovery after a failure, and audits.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use model::{Family, FrontendKey, Table};
 use nft::{Data, Element, Op, Ruleset, Transaction};
@@ -9,9 +9,10 @@ use rustc_hash::FxBuildHasher;
 use crate::chains::{self, ChainId, ChainSpec};
 use crate::config::Config;
 use crate::elements::ElementChanges;
-use crate::layout::{Map, Socket, nft_family, parse_slot, table_name};
-use crate::plan::{Backend, Held, Outcome, Plan, hairpin_element};
-use crate::programmed::{MapElement, Programmed};
+use crate::layout::{Map, Scope, Socket, address_bytes, hairpin_bytes, nft_family, parse_slot, table_name};
+use crate::plan::{Backend, Held, Outcome, Plan, member};
+use crate::programmed::{MapElement, PreviousSlots, Programmed};
+use crate::shared::SharedChanges;
 
 /// How much of the table a repair may touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,9 +65,27 @@ fn can_be_kept<F: Family>(found: &Ruleset, config: &Config) -> bool {
     })
 }
 
-fn found_slots<F: Family>(found: &Ruleset) -> HashMap<FrontendKey<F>, Vec<Socket<F>>, FxBuildHasher> {
+type FoundSlots<F> = HashMap<FrontendKey<F>, PreviousSlots<F>, FxBuildHasher>;
+
+fn found_slots<F: Family>(found: &Ruleset) -> FoundSlots<F> {
+    let mut by_frontend = FoundSlots::<F>::default();
+    for scope in Scope::ALL {
+        for (key, idx, socket) in slots_of::<F>(found, scope) {
+            let sockets = by_frontend.entry(key).or_default().of(scope);
+            // Behind a gap, numbers no longer are positions; the difference will tell.
+            if u32::try_from(sockets.len()) == Ok(idx) {
+                sockets.push(socket);
+            }
+        }
+    }
+    by_frontend
+}
+
+/// The slots in both maps of a scope, sorted.
+fn slots_of<F: Family>(found: &Ruleset, scope: Scope) -> Vec<(FrontendKey<F>, u32, Socket<F>)> {
+    let maps = [false, true].map(|node_port| Map::slots_for(scope, node_port));
     let mut slots = Vec::new();
-    for map in [Map::Endpoints, Map::NodePortEndpoints] {
+    for map in maps {
         let elements = found.sets.get(&map.name()).map_or(&[][..], |state| &state.elements);
         slots.extend(elements.iter().filter_map(|element| match &element.data {
             Data::Value(data) => parse_slot::<F>(map, &element.key, data),
@@ -74,38 +93,29 @@ fn found_slots<F: Family>(found: &Ruleset) -> HashMap<FrontendKey<F>, Vec<Socket
         }));
     }
     slots.sort_unstable();
-    let mut by_frontend: HashMap<_, Vec<Socket<F>>, _> = HashMap::default();
-    for (key, idx, socket) in slots {
-        let sockets = by_frontend.entry(key).or_default();
-        // Behind a gap, numbers no longer are positions; the difference will tell.
-        if u32::try_from(sockets.len()) == Ok(idx) {
-            sockets.push(socket);
-        }
-    }
-    by_frontend
+    slots
 }
 
-fn wanted<F: Family>(
-    table: &Table<F>,
-    slots: &HashMap<FrontendKey<F>, Vec<Socket<F>>, FxBuildHasher>,
-) -> Held<F> {
+fn wanted<F: Family>(table: &Table<F>, slots: &FoundSlots<F>) -> Held<F> {
     let mut held = Held::default();
+    let mut shared = SharedChanges::default();
+    let none = PreviousSlots::default();
     for frontend in table.iter() {
-        let previous = slots.get(&frontend.key).map_or(&[][..], Vec::as_slice);
-        let programmed = Programmed::new(frontend, previous);
-        held.shared.count(&frontend.key, None, Some(&programmed));
+        let programmed = Programmed::new(frontend, slots.get(&frontend.key).unwrap_or(&none));
+        shared.frontend(&frontend.key, None, Some(&programmed));
         held.frontends.insert(frontend.key, programmed);
     }
+    held.shared.apply(shared);
     held
 }
 
 /// Everything that makes `found` into what `held` says, in an order that is right at every step.
 fn difference<F: Family>(ops: &mut Vec<Op>, found: &Ruleset, config: &Config, held: &mut Held<F>) {
-    for id in found.chains.keys().filter_map(|name| ChainId::parse(name)) {
-        // A chain that nobody uses may stay: deleting it here could be what the kernel refused.
-        held.shared.chains.entry(id).or_insert(0);
-    }
-    let chains = chains::all::<F>(config, held.shared.chains.keys().copied());
+    let used: BTreeSet<ChainId> = held.shared.chains.keys().collect();
+    let existing: BTreeSet<ChainId> = found.chains.keys().filter_map(|name| ChainId::parse(name)).collect();
+    // A chain that nobody uses may stay: deleting it here could be what the kernel refused.
+    held.idle_chains = existing.difference(&used).copied().collect();
+    let chains = chains::all::<F>(config, existing.union(&used).copied());
     if found.sets.is_empty() && found.chains.is_empty() || found.dormant {
         ops.push(Op::AddTable);
     }
@@ -157,8 +167,10 @@ fn element_difference<F: Family>(found: &Ruleset, held: &Held<F>) -> ElementChan
             wanted.entry(map).or_default().push(element);
         }
     }
-    let hairpins = held.shared.hairpins.keys().map(|addr| hairpin_element::<F>(*addr));
+    let hairpins = held.shared.hairpins.keys().map(|addr| member(hairpin_bytes::<F>(addr)));
     wanted.insert(Map::Hairpin, hairpins.collect());
+    let cluster_ips = held.shared.cluster_ips.keys().map(|addr| member(address_bytes::<F>(addr)));
+    wanted.insert(Map::ClusterIps, cluster_ips.collect());
     let mut changes = ElementChanges::default();
     for (map, mut elements) in wanted {
         elements.sort_unstable_by_key(|element| element.key);

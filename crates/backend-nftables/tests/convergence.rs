@@ -28,15 +28,18 @@ struct State {
     node_port: bool,
     drop: bool,
     masquerade_never: bool,
+    /// The endpoints for flows from inside to the node port; none: no short cut.
+    inside: u8,
 }
 
 fn state() -> impl Strategy<Value = Option<State>> {
-    let fields = (any::<u8>(), any::<bool>(), any::<bool>(), any::<bool>());
-    let state = fields.prop_map(|(endpoints, node_port, drop, masquerade_never)| State {
+    let fields = (any::<u8>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<u8>());
+    let state = fields.prop_map(|(endpoints, node_port, drop, masquerade_never, inside)| State {
         endpoints,
         node_port,
         drop,
         masquerade_never,
+        inside,
     });
     proptest::option::weighted(0.8, state)
 }
@@ -54,9 +57,11 @@ fn frontends(service: u8, state: Option<State>) -> Vec<Frontend<V4>> {
     let Some(state) = state else { return Vec::new() };
     let destination =
         |bit: u8| Destination { address: [10, 244, 0, bit].into(), port: 8080, local: bit.is_multiple_of(2) };
-    let endpoints: BTreeSet<_> =
-        (0..8).filter(|bit| state.endpoints & 1 << bit != 0).map(destination).collect();
-    let pool = Pool::new(endpoints, if state.drop { Verdict::Drop } else { Verdict::Reject });
+    let endpoints =
+        |bits: u8| -> BTreeSet<_> { (0..8).filter(|bit| bits & 1 << bit != 0).map(destination).collect() };
+    let when_empty = if state.drop { Verdict::Drop } else { Verdict::Reject };
+    let pool = Pool::new(endpoints(state.endpoints), when_empty);
+    let inside = (state.inside != 0).then(|| Pool::new(endpoints(state.inside), when_empty));
     let frontend = |kind, address, port, masquerade| Frontend {
         key: FrontendKey { address, protocol: Protocol::Tcp, port },
         kind,
@@ -73,7 +78,8 @@ fn frontends(service: u8, state: Option<State>) -> Vec<Frontend<V4>> {
     let mut frontends = vec![frontend(AddressKind::ClusterIp, ip, 80, masquerade)];
     if state.node_port {
         let port = 30000 + u16::from(service);
-        frontends.push(frontend(AddressKind::NodePort, FrontendAddress::Node, port, Masquerade::Always));
+        let node_port = frontend(AddressKind::NodePort, FrontendAddress::Node, port, Masquerade::Always);
+        frontends.push(Frontend { internal_pool: inside.clone(), ..node_port });
     }
     frontends
 }
@@ -216,7 +222,7 @@ fn tamper(ruleset: &mut nft::Ruleset, kind: usize, at: prop::sample::Index) {
 fn a_lost_table_is_written_again() {
     let mut kernel = FakeKernel::new();
     let mut table = Table::default();
-    let state = State { endpoints: 7, node_port: true, drop: false, masquerade_never: false };
+    let state = State { endpoints: 7, node_port: true, drop: false, masquerade_never: false, inside: 5 };
     table.set_service(&name(0), frontends(0, Some(state)));
     started(&mut kernel, &table, &config());
     kernel.delete_table(nft::Family::Ip, &table_name());
@@ -229,7 +235,9 @@ fn a_lost_table_is_written_again() {
 fn a_change_writes_only_what_changed() {
     let mut kernel = FakeKernel::new();
     let mut table = Table::default();
-    let state = |endpoints| Some(State { endpoints, node_port: false, drop: false, masquerade_never: false });
+    let state = |endpoints| {
+        Some(State { endpoints, node_port: false, drop: false, masquerade_never: false, inside: 0 })
+    };
     for service in 0..5 {
         table.set_service(&name(service), frontends(service, state(0b0111)));
     }

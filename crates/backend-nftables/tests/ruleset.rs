@@ -56,6 +56,7 @@ fn ipv4() {
     let config = Config {
         node_ports: NodePortAddresses::Within(vec!["192.168.0.7/32".parse().unwrap()]),
         pods: Some(PodSource::Cidr("10.244.0.0/16".parse().unwrap())),
+        service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
         ..Config::default()
     };
     let web = ["10.244.0.1", "10.244.1.2"];

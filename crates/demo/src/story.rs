@@ -10,7 +10,7 @@ use testkit::proxy::{Proxy, wait_until};
 use tokio::time::Instant;
 
 use crate::stage::{Committed, NODE_PORT, Stage, WEB_IP4, WEB_IP6};
-use crate::text::{counts, excerpt, indented, millis};
+use crate::text::{counts, excerpt, indented, millis, url};
 use crate::traffic::{Account, Stream, get, spread};
 
 /// Time between the requests of a stream: 200 a second.
@@ -100,10 +100,10 @@ fn balance(stage: &Stage) -> anyhow::Result<()> {
         (lab.outside(), 100, node),
         (lab.outside(), 100, node6),
     ] {
-        let what = || format!("request http://{address}/ from {}", host.name());
+        let what = || format!("request {} from {}", url(address), host.name());
         let met = host.run(|| spread(n_requests, address)).with_context(what)?;
         five_sigma(&met, &[a.name(), b.name(), c.name()]).with_context(what)?;
-        say(&format!("   {n_requests} x http://{address}/ from {}", host.name()))?;
+        say(&format!("   {n_requests} x {} from {}", url(address), host.name()))?;
         say(&format!("       {}", counts(&met)))?;
     }
     say("")

@@ -1,5 +1,6 @@
 //! How things read on the terminal. Pure.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::traffic::Counts;
@@ -8,6 +9,15 @@ use crate::traffic::Counts;
 pub(crate) fn counts(counts: &Counts) -> String {
     let words: Vec<String> = counts.iter().map(|(pod, count)| format!("{pod} {count}")).collect();
     if words.is_empty() { "nobody".to_owned() } else { words.join("  ") }
+}
+
+/// The URL of an address, without the port where it is the usual one.
+pub(crate) fn url(address: SocketAddr) -> String {
+    match address {
+        SocketAddr::V4(v4) if v4.port() == 80 => format!("http://{}/", v4.ip()),
+        SocketAddr::V6(v6) if v6.port() == 80 => format!("http://[{}]/", v6.ip()),
+        other => format!("http://{other}/"),
+    }
 }
 
 /// A time in milliseconds, with two places below ten.
@@ -53,6 +63,13 @@ mod tests {
         let given = [("pod1", 97), ("pod0", 104)].map(|(pod, count)| (pod.to_owned(), count));
         assert_eq!(counts(&given.into()), "pod0 104  pod1 97");
         assert_eq!(counts(&Counts::new()), "nobody");
+    }
+
+    #[test]
+    fn urls_are_written_as_people_type_them() {
+        let urls =
+            ["10.96.0.10:80", "[fd00::a]:80", "[fd00::a]:30080"].map(|text| url(text.parse().unwrap()));
+        assert_eq!(urls, ["http://10.96.0.10/", "http://[fd00::a]/", "http://[fd00::a]:30080/"]);
     }
 
     #[test]

@@ -3,7 +3,9 @@
 //!
 //! Does no deciding: what is sent was planned elsewhere, and what is refused is reported with the kernel's words.
 
+mod conntrack;
 mod nftables;
 mod socket;
 
+pub use crate::conntrack::Flows;
 pub use nftables::Nftables;

@@ -235,7 +235,7 @@ impl Nftables {
 
     fn generation(&mut self) -> Result<u32, KernelError> {
         let mut generation = None;
-        self.ask(&Request::Generation, |message| generation = message.generation())?;
+        self.ask(&Request::Generation, |message| generation = nft::dump::generation(message))?;
         generation.ok_or(KernelError::Decode { what: "no generation in the answer" })
     }
 

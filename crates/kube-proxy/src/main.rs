@@ -44,9 +44,10 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
     info!(version = env!("CARGO_PKG_VERSION"), node = %settings.node_name, families = ?settings.families, "Using nftables Proxier");
     let open: OpenKernel = Arc::new(|| Ok(Box::new(kernel::Nftables::open()?)));
     let (events_tx, events) = mpsc::channel(EVENTS);
-    let _source = start_source(&flags, events_tx).await?;
+    let mut source = start_source(&flags, events_tx).await?;
     tokio::select! {
         result = agent::run(settings, open, events, read_event) => result.context("serve"),
+        () = source.ended() => anyhow::bail!("the source ended"),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     }

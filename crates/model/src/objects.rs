@@ -201,6 +201,13 @@ pub struct Conditions {
     pub terminating: bool,
 }
 
+impl Conditions {
+    /// Takes new flows as long as there is nothing better: it is shutting down, but still serves.
+    pub(crate) fn is_last_resort(self) -> bool {
+        self.serving && self.terminating
+    }
+}
+
 impl Default for Conditions {
     fn default() -> Self {
         Self { ready: true, serving: true, terminating: false }

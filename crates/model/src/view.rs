@@ -2,118 +2,192 @@
 //!
 //! Pure: the same objects give the same frontends, whatever happened before.
 
-use std::collections::BTreeMap;
+mod endpoints;
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
 
 use crate::{
-    AddressKind, Conditions, Destination, EndpointSlice, Family, Frontend, FrontendAddress, FrontendKey,
-    Masquerade, Name, Pool, Service, ServiceEntry, ServicePort, ServicePortName, Verdict,
+    AddressKind, Family, Frontend, FrontendAddress, FrontendKey, IpFamily, Masquerade, Name, Node, Pool,
+    Service, ServiceEntry, ServicePort, ServicePortName, TrafficPolicy, Verdict,
 };
+use endpoints::Choice;
 
-/// The node that the proxy runs on, as far as endpoints are concerned.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The node that the proxy runs on, as far as Services are concerned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ThisNode {
     /// The node's name: endpoints with this `nodeName` are local.
     pub name: Name,
+    /// Its zone, for topology hints.
+    pub zone: Option<Name>,
+    /// Its primary address of each family, for the exception to source ranges.
+    pub addresses: Box<[std::net::IpAddr]>,
+}
+
+impl ThisNode {
+    /// The node of this name, as far as its object is known.
+    pub fn new(name: Name, object: Option<&Node>) -> Self {
+        let primary = |family| object.and_then(|node| node.primary_address(family));
+        let addresses = [IpFamily::V4, IpFamily::V6].into_iter().filter_map(primary).collect();
+        Self { name, zone: object.and_then(|node| node.zone.clone()), addresses }
+    }
 }
 
 /// The frontends of a Service in one family, in the order of its ports: none if the Service does not exist or has no
 /// cluster IP in the family.
 pub fn frontends<F: Family>(node: &ThisNode, entry: &ServiceEntry) -> Vec<Frontend<F>> {
     let Some(service) = &entry.service else { return Vec::new() };
-    let Some(cluster_ip) = service.cluster_ips.iter().find_map(|addr| F::narrow(*addr)) else {
-        return Vec::new();
+    let Some(cluster_ip) = own::<F>(&service.cluster_ips).next() else { return Vec::new() };
+    let addresses = Addresses {
+        cluster_ip,
+        external_ips: own::<F>(&service.external_ips).collect(),
+        load_balancer_ips: own::<F>(&service.load_balancer_ips).collect(),
+        allowed_sources: allowed_sources::<F>(node, service),
     };
-    let ports = service.ports.iter();
-    ports.flat_map(|port| port_frontends(node, service, port, cluster_ip, &entry.slices)).collect()
+    let mut frontends = Vec::new();
+    for port in &service.ports {
+        let candidates = endpoints::gather::<F>(node, port, &entry.slices);
+        let policy = Policies::new(service, port, &addresses);
+        let choice = endpoints::choose(node, &candidates, policy.needs_cluster(), policy.needs_local());
+        port_frontends(&mut frontends, service, port, &addresses, &Pools::new(service, choice));
+    }
+    frontends
+}
+
+fn own<F: Family>(addresses: &[std::net::IpAddr]) -> impl Iterator<Item = F::Addr> {
+    addresses.iter().filter_map(|addr| F::narrow(*addr))
+}
+
+/// A Service's addresses in one family.
+struct Addresses<F: Family> {
+    cluster_ip: F::Addr,
+    external_ips: Vec<F::Addr>,
+    load_balancer_ips: Vec<F::Addr>,
+    allowed_sources: Option<Arc<[IpNet]>>,
+}
+
+/// What traffic policies ask for one port of a Service.
+struct Policies {
+    internal: TrafficPolicy,
+    external: TrafficPolicy,
+    /// There is a way in besides the cluster IP.
+    externally_accessible: bool,
+}
+
+impl Policies {
+    fn new<F: Family>(service: &Service, port: &ServicePort, addresses: &Addresses<F>) -> Self {
+        Self {
+            internal: service.internal_policy,
+            external: service.external_policy,
+            externally_accessible: port.node_port.is_some()
+                || !addresses.external_ips.is_empty()
+                || !addresses.load_balancer_ips.is_empty(),
+        }
+    }
+
+    /// External traffic needs it under both policies: under `Local` for the short cut of pods and of the node itself.
+    fn needs_cluster(&self) -> bool {
+        self.internal == TrafficPolicy::Cluster || self.externally_accessible
+    }
+
+    fn needs_local(&self) -> bool {
+        self.internal == TrafficPolicy::Local
+            || self.external == TrafficPolicy::Local && self.externally_accessible
+    }
+}
+
+/// Where new flows to one port of a Service go, by the way they come in.
+struct Pools<F: Family> {
+    /// To the cluster IP.
+    internal: Pool<F>,
+    /// To any other address.
+    external: Pool<F>,
+    /// To any other address, from pods and from the node itself, where that differs.
+    short_cut: Option<Pool<F>>,
+    external_masquerade: Masquerade,
+}
+
+impl<F: Family> Pools<F> {
+    fn new(service: &Service, choice: Choice<F>) -> Self {
+        // Only a list for the Local policy can be empty although there are endpoints somewhere.
+        let when_empty = if choice.has_any { Verdict::Drop } else { Verdict::Reject };
+        let cluster = Pool::new(choice.cluster, when_empty);
+        let local = Pool::new(choice.local, when_empty);
+        let by = |policy| match policy {
+            TrafficPolicy::Cluster => cluster.clone(),
+            TrafficPolicy::Local => local.clone(),
+        };
+        let is_local = service.external_policy == TrafficPolicy::Local;
+        Self {
+            internal: by(service.internal_policy),
+            external: by(service.external_policy),
+            short_cut: (is_local && choice.has_any).then_some(cluster.clone()),
+            external_masquerade: if is_local { Masquerade::Never } else { Masquerade::Always },
+        }
+    }
 }
 
 fn port_frontends<F: Family>(
-    node: &ThisNode,
+    frontends: &mut Vec<Frontend<F>>,
     service: &Service,
     port: &ServicePort,
-    cluster_ip: F::Addr,
-    slices: &[EndpointSlice],
-) -> impl Iterator<Item = Frontend<F>> {
-    let pool = cluster_pool(&endpoints::<F>(node, port, slices));
+    addresses: &Addresses<F>,
+    pools: &Pools<F>,
+) {
     let name =
         ServicePortName { service: service.name.clone(), port: port.name.clone(), protocol: port.protocol };
-    let protocol = port.protocol;
-    let frontend = move |kind, address, number, masquerade| Frontend {
-        key: FrontendKey { address, protocol, port: number },
+    let key = |address, port_number| FrontendKey { address, protocol: port.protocol, port: port_number };
+    frontends.push(Frontend {
+        key: key(FrontendAddress::Ip(addresses.cluster_ip), port.port),
+        kind: AddressKind::ClusterIp,
+        service: name.clone(),
+        pool: pools.internal.clone(),
+        internal_pool: None,
+        affinity: service.affinity,
+        masquerade: Masquerade::UnlessFromPod,
+        allowed_sources: None,
+    });
+    let external = |kind, key, allowed_sources| Frontend {
+        key,
         kind,
         service: name.clone(),
-        pool: pool.clone(),
-        internal_pool: None,
-        affinity: None,
-        masquerade,
-        allowed_sources: None,
+        pool: pools.external.clone(),
+        internal_pool: pools.short_cut.clone(),
+        affinity: service.affinity,
+        masquerade: pools.external_masquerade,
+        allowed_sources,
     };
-    let on_cluster_ip = frontend(
-        AddressKind::ClusterIp,
-        FrontendAddress::Ip(cluster_ip),
-        port.port,
-        Masquerade::UnlessFromPod,
+    let ip = |addr: &F::Addr| key(FrontendAddress::Ip(*addr), port.port);
+    frontends.extend(
+        addresses
+            .load_balancer_ips
+            .iter()
+            .map(|addr| external(AddressKind::LoadBalancerIp, ip(addr), addresses.allowed_sources.clone())),
     );
-    let on_node_port = port
-        .node_port
-        .map(|number| frontend(AddressKind::NodePort, FrontendAddress::Node, number, Masquerade::Always));
-    std::iter::once(on_cluster_ip).chain(on_node_port)
+    frontends
+        .extend(addresses.external_ips.iter().map(|addr| external(AddressKind::ExternalIp, ip(addr), None)));
+    frontends.extend(
+        port.node_port
+            .map(|number| external(AddressKind::NodePort, key(FrontendAddress::Node, number), None)),
+    );
 }
 
-/// The endpoints for traffic under the `Cluster` policy: all that are ready.
-fn cluster_pool<F: Family>(endpoints: &BTreeMap<(F::Addr, u16), Candidate<'_>>) -> Pool<F> {
-    let ready = endpoints.iter().filter(|(_, candidate)| candidate.conditions.ready);
-    let destinations = ready.map(|((address, port), candidate)| Destination {
-        address: *address,
-        port: *port,
-        local: candidate.local,
-    });
-    Pool::new(destinations.collect(), Verdict::Reject)
-}
-
-/// One endpoint of a Service port, with what decides about its use.
-struct Candidate<'a> {
-    conditions: Conditions,
-    local: bool,
-    slice: &'a Name,
-}
-
-/// The endpoints of one Service port from all its slices, each address and port once.
+/// The ranges from which load-balancer addresses may be used: `None` for no restriction, which is also what ranges of
+/// the other family alone, or a range of all addresses, mean.
 ///
-/// A slice's port serves the Service's port of the same name and protocol, whatever `targetPort` says. An endpoint that
-/// two slices name (a pod's address used again) counts with its more useful conditions; then the first slice by name.
-fn endpoints<'a, F: Family>(
-    node: &ThisNode,
-    port: &ServicePort,
-    slices: &'a [EndpointSlice],
-) -> BTreeMap<(F::Addr, u16), Candidate<'a>> {
-    let mut found: BTreeMap<(F::Addr, u16), Candidate<'a>> = BTreeMap::new();
-    for slice in slices {
-        let Some(endpoints) = F::endpoints(&slice.endpoints) else { continue };
-        let ports = slice.ports.iter();
-        for serving in ports.filter(|serving| serving.name == port.name && serving.protocol == port.protocol)
-        {
-            for endpoint in endpoints {
-                let candidate = Candidate {
-                    conditions: endpoint.conditions,
-                    local: endpoint.node.as_ref() == Some(&node.name),
-                    slice: &slice.name.name,
-                };
-                let key = (endpoint.address, serving.port);
-                if found.get(&key).is_none_or(|known| candidate.rank() < known.rank()) {
-                    found.insert(key, candidate);
-                }
-            }
-        }
+/// If the node itself is in a range, the load-balancer addresses are allowed too: the node may own one and use it as its
+/// source address.
+fn allowed_sources<F: Family>(node: &ThisNode, service: &Service) -> Option<Arc<[IpNet]>> {
+    let is_own = |net: &&IpNet| IpFamily::of(net.addr()) == F::FAMILY;
+    let mut ranges: Vec<IpNet> = service.source_ranges.iter().filter(is_own).copied().collect();
+    if ranges.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0) {
+        return None;
     }
-    found
-}
-
-impl Candidate<'_> {
-    /// Smaller is better: not terminating, ready, serving, then the first slice by name.
-    fn rank(&self) -> (bool, bool, bool, &Name) {
-        (self.conditions.terminating, !self.conditions.ready, !self.conditions.serving, self.slice)
+    if node.addresses.iter().any(|addr| ranges.iter().any(|range| range.contains(addr))) {
+        ranges.extend(own::<F>(&service.load_balancer_ips).map(|addr| IpNet::from(addr.into())));
     }
+    Some(IpNet::aggregate(&ranges).into())
 }
 
 #[cfg(test)]

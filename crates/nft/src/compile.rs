@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use crate::expr::LookupResult;
+use crate::expr::{DynsetOp, LookupResult};
 use crate::statement::AddrField;
 use crate::{
     Bytes, CmpOp, CtKey, Expr, Family, Field, MetaKey, Name, PayloadBase, Register, Statement, Verdict,
@@ -32,6 +32,7 @@ impl Statement {
             }
             Self::L4Proto(proto) => vec![meta(MetaKey::L4Proto), cmp(false, vec![*proto])],
             Self::DestIsLocal => vec![Expr::FibDestType { dreg: FIRST }, cmp_u32(false, ROUTE_LOCAL)],
+            Self::SourceIsLocal => vec![Expr::FibSourceType { dreg: FIRST }, cmp_u32(false, ROUTE_LOCAL)],
             Self::CtStateNew => ct_bit(CtKey::State, CT_STATE_NEW),
             Self::CtStatusDnat => ct_bit(CtKey::Status, CT_STATUS_DNAT),
             Self::MarkBitSet { bit, negate } => {
@@ -40,6 +41,20 @@ impl Statement {
             Self::SetMarkBit(mask) => change_mark(!mask, *mask),
             Self::XorMark(mask) => change_mark(u32::MAX, *mask),
             Self::DnatMap { key, map } => dnat(key, map, family),
+            Self::SetPriority { key, map } => {
+                let mut exprs = lookup(key, map, LookupResult::Data(FIRST), false, family);
+                exprs.push(Expr::MetaSet { key: MetaKey::Priority, sreg: FIRST });
+                exprs
+            }
+            Self::ClearPriority => vec![
+                Expr::Immediate { dreg: FIRST, data: 0_u32.to_ne_bytes().to_vec() },
+                Expr::MetaSet { key: MetaKey::Priority, sreg: FIRST },
+            ],
+            Self::Learn { map, key, data, timeout_secs } => {
+                let timeout_ms = u64::from(*timeout_secs) * 1000;
+                dynset(map, DynsetOp::Update { timeout_ms }, key, data, family)
+            }
+            Self::Forget { map, key, data } => dynset(map, DynsetOp::Delete, key, data, family),
             Self::MasqueradeFullyRandom => vec![Expr::Masquerade { flags: NAT_FULLY_RANDOM }],
             Self::Reject => vec![Expr::Reject { kind: 0, code: port_unreachable(family) }],
             Self::Drop => vec![Expr::Verdict(Verdict::Drop)],
@@ -51,15 +66,14 @@ impl Statement {
     }
 }
 
-/// Loads the fields of a key into consecutive registers; yields the expressions.
-fn load_key(key: &[Field], family: Family) -> Vec<Expr> {
-    let mut word = FIRST.0;
-    let mut exprs = Vec::with_capacity(key.len() + 2);
-    for field in key {
+/// Loads fields into consecutive registers, and yields the register behind them.
+fn load_fields(exprs: &mut Vec<Expr>, fields: &[Field], first: Register, family: Family) -> Register {
+    let mut word = first.0;
+    for field in fields {
         exprs.push(load_field(*field, Register(word), family));
         word = word.saturating_add(u8::try_from(field.padded_bytes(family) / 4).unwrap_or(u8::MAX));
     }
-    exprs
+    Register(word)
 }
 
 fn load_field(field: Field, dreg: Register, family: Family) -> Expr {
@@ -69,6 +83,7 @@ fn load_field(field: Field, dreg: Register, family: Family) -> Expr {
         Field::L4Proto => Expr::Meta { key: MetaKey::L4Proto, dreg },
         Field::DestPort => Expr::Payload { base: PayloadBase::Transport, offset: 2, len: 2, dreg },
         Field::NumgenRandom { modulus } => Expr::NumgenRandom { modulus, dreg },
+        Field::Priority => Expr::Meta { key: MetaKey::Priority, dreg },
     }
 }
 
@@ -84,8 +99,20 @@ fn load_addr(field: AddrField, family: Family, len: usize, dreg: Register) -> Ex
 }
 
 fn lookup(key: &[Field], set: &Name, dreg: LookupResult, invert: bool, family: Family) -> Vec<Expr> {
-    let mut exprs = load_key(key, family);
+    let mut exprs = Vec::with_capacity(key.len() + 2);
+    load_fields(&mut exprs, key, FIRST, family);
     exprs.push(Expr::Lookup { set: set.clone(), sreg: FIRST, dreg, invert });
+    exprs
+}
+
+/// The data go into the first register of 16 bytes behind the key, as nft puts them.
+fn dynset(map: &Name, op: DynsetOp, key: &[Field], data: &[Field], family: Family) -> Vec<Expr> {
+    let mut exprs = Vec::with_capacity(key.len() + data.len() + 1);
+    let Register(end) = load_fields(&mut exprs, key, FIRST, family);
+    let sreg = Register(end.next_multiple_of(4));
+    load_fields(&mut exprs, data, sreg, family);
+    let data = (!data.is_empty()).then_some(sreg);
+    exprs.push(Expr::Dynset { set: map.clone(), op, key: FIRST, data });
     exprs
 }
 

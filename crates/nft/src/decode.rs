@@ -2,19 +2,17 @@
 
 mod exprs;
 
+use crate::encode::elements::INTERVAL_END;
 use crate::encode::objects::{data_type, set_flags, type_number};
 use crate::wire::{Attrs, attr, be_u32, set_flag};
 use crate::{
-    BaseChain, Bytes, ChainState, ChainType, Data, Element, Expr, Family, Hook, Name, Set, SetData, SetState,
-    udata,
+    BaseChain, Bytes, ChainState, ChainType, Data, Element, Expr, Family, Hook, Name, Set, SetData, SetKind,
+    SetState, udata,
 };
 use exprs::parse_verdict;
 
 /// `NFT_TABLE_F_DORMANT`
 const DORMANT: u32 = 1;
-/// `NFTA_SET_DESC`, and `NFTA_SET_DESC_SIZE` in it.
-const SET_DESC: u16 = 9;
-const SET_DESC_SIZE: u16 = 1;
 /// `NF_ACCEPT`
 const POLICY_ACCEPT: u32 = 1;
 
@@ -37,16 +35,38 @@ pub(crate) fn set(attrs: &Attrs<'_>, family: Family) -> Option<(Name, SetState)>
         Some(crate::wire::DATA_TYPE_VERDICT) => SetData::Verdict,
         Some(_) => SetData::Fields(fields),
     };
-    let declared = Set { name: name.clone(), key, data, comment };
+    let declared = Set { name: name.clone(), key, data, kind: set_kind(attrs, flags), comment };
     let foreign = !is_as_declared(attrs, &declared, family);
-    let set = if foreign { Set { key: vec![], data: SetData::None, ..declared } } else { declared };
+    let set = if foreign { as_foreign(declared) } else { declared };
     Some((name, SetState { set, foreign, elements: Vec::new() }))
+}
+
+/// What is left of a declaration that is not ours.
+pub(crate) fn as_foreign(set: Set) -> Set {
+    Set { comment: set.comment, ..Set::new(set.name, vec![], SetData::None) }
+}
+
+/// The kind that the flags suggest; whether they are all is checked with the rest of the declaration.
+fn set_kind(attrs: &Attrs<'_>, flags: u32) -> SetKind {
+    match set_size(attrs) {
+        Some(size) if flags & set_flag::EVAL != 0 => SetKind::Learnt { size },
+        _ if flags & set_flag::INTERVAL != 0 => SetKind::Networks,
+        _ => SetKind::Exact,
+    }
+}
+
+fn set_size(attrs: &Attrs<'_>) -> Option<u32> {
+    Attrs::new(attrs.find(attr::SET_DESC)?).u32(attr::DESC_SIZE)
 }
 
 /// Whether the kernel's types, lengths and flags are those that the declaration would give.
 fn is_as_declared(attrs: &Attrs<'_>, set: &Set, family: Family) -> bool {
     let length = |kind| attrs.u32(kind).and_then(|len| usize::try_from(len).ok());
-    let sized = attrs.find(SET_DESC).is_some_and(|desc| Attrs::new(desc).find(SET_DESC_SIZE).is_some());
+    let size = match set.kind {
+        SetKind::Learnt { size } => Some(size),
+        SetKind::Exact | SetKind::Networks => None,
+    };
+    let has_default_timeout = attrs.find(attr::SET_TIMEOUT).is_some();
     let data_fits = match &set.data {
         SetData::None | SetData::Verdict => true,
         SetData::Fields(fields) => {
@@ -55,23 +75,50 @@ fn is_as_declared(attrs: &Attrs<'_>, set: &Set, family: Family) -> bool {
     };
     !set.key.is_empty()
         && data_fits
-        && !sized
-        && attrs.u32(attr::SET_FLAGS).unwrap_or_default() == set_flags(&set.data)
+        && set_size(attrs) == size
+        && !has_default_timeout
+        && attrs.u32(attr::SET_FLAGS).unwrap_or_default() == set_flags(set)
         && attrs.u32(attr::SET_KEY_TYPE) == Some(type_number(&set.key, family))
         && length(attr::SET_KEY_LEN) == Some(set.key_wire_bytes(family))
         && attrs.u32(attr::SET_DATA_TYPE).unwrap_or_default() == data_type(&set.data, family)
 }
 
-/// Appends the elements of one message.
-pub(crate) fn elements(attrs: &Attrs<'_>, out: &mut Vec<Element>) {
+/// An element as the kernel tells it.
+#[derive(Debug)]
+pub(crate) enum Told {
+    /// An element with a key of its own, or that begins a range.
+    Element(Element),
+    /// The last key of the range that is the element of the same message.
+    Range(Element, Bytes),
+    /// The first key behind a range that another element began.
+    End(Bytes),
+}
+
+/// The elements of one message.
+pub(crate) fn elements(attrs: &Attrs<'_>) -> impl Iterator<Item = Told> {
     let list = attrs.find(attr::ELEM_LIST_ELEMENTS).unwrap_or_default();
-    out.extend(Attrs::new(list).filter_map(|(_, bytes)| element(&Attrs::new(bytes))));
+    Attrs::new(list).filter_map(|(_, bytes)| told(&Attrs::new(bytes)))
+}
+
+fn told(attrs: &Attrs<'_>) -> Option<Told> {
+    let element = element(attrs)?;
+    if attrs.u32(attr::ELEM_FLAGS).unwrap_or_default() & INTERVAL_END != 0 {
+        return Some(Told::End(element.key));
+    }
+    match attrs.find(attr::ELEM_KEY_END) {
+        Some(end) => Some(Told::Range(element, key(end)?)),
+        None => Some(Told::Element(element)),
+    }
+}
+
+fn key(bytes: &[u8]) -> Option<Bytes> {
+    Bytes::from_slice(Attrs::new(bytes).find(attr::DATA_VALUE)?)
 }
 
 /// The catch-all element, which has no key, gets an empty one.
 fn element(attrs: &Attrs<'_>) -> Option<Element> {
     let key = match attrs.find(attr::ELEM_KEY) {
-        Some(key) => Bytes::from_slice(Attrs::new(key).find(attr::DATA_VALUE)?)?,
+        Some(bytes) => key(bytes)?,
         None => Bytes::new(),
     };
     let data = attrs.find(attr::ELEM_DATA).and_then(parse_data).unwrap_or(Data::None);

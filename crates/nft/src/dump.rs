@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::decode;
-use crate::wire::{Attrs, HEADER_BYTES, Writer, attr, flag, kind};
-use crate::{Family, Name, Ruleset};
+use crate::decode::Told;
+use crate::wire::{Writer, attr, flag, kind};
+use crate::{Bytes, Element, Family, Name, Ruleset, SetKind, SetState};
 
-/// Bytes of `struct nlmsghdr`.
-const NLMSG_HEADER_BYTES: usize = 16;
+pub use netlink::{Ack, Message, messages};
 
 /// A question to the kernel.
 #[derive(Clone, Copy, Debug)]
@@ -73,96 +73,9 @@ impl fmt::Display for Request<'_> {
     }
 }
 
-/// One message from the kernel.
-#[derive(Clone, Copy, Debug)]
-pub struct Message<'a> {
-    kind: u16,
-    flags: u16,
-    /// Sequence number of the request or batch message that this answers.
-    pub seq: u32,
-    payload: &'a [u8],
-}
-
-/// What the kernel says to a message that it refuses or acknowledges.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ack {
-    /// Number of the error; 0 acknowledges.
-    pub errno: i32,
-    /// Where in the message the fault is, in bytes from its start.
-    pub offset: Option<usize>,
-    /// Explanation in words.
-    pub message: Option<String>,
-}
-
-/// Splits what was received into messages; ends where the rest is no message.
-pub fn messages(received: &[u8]) -> impl Iterator<Item = Message<'_>> {
-    let mut rest = received;
-    std::iter::from_fn(move || {
-        let header: &[u8; NLMSG_HEADER_BYTES] = rest.first_chunk()?;
-        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *header;
-        let len = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).ok()?;
-        let payload = rest.get(NLMSG_HEADER_BYTES..len)?;
-        rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some(Message {
-            kind: u16::from_ne_bytes([k0, k1]),
-            flags: u16::from_ne_bytes([f0, f1]),
-            seq: u32::from_ne_bytes([s0, s1, s2, s3]),
-            payload,
-        })
-    })
-}
-
-impl<'a> Message<'a> {
-    /// The end of a dump.
-    pub const fn is_done(&self) -> bool {
-        self.kind == kind::DONE
-    }
-
-    /// The dump was disturbed by a change and may be inconsistent.
-    pub const fn is_interrupted(&self) -> bool {
-        self.flags & flag::DUMP_INTR != 0
-    }
-
-    /// A refusal or acknowledgement, or the error that ended a dump.
-    pub fn ack(&self) -> Option<Ack> {
-        let error = i32::from_ne_bytes(*self.payload.first_chunk()?);
-        match self.kind {
-            kind::ERROR => Some(self.explained(error.checked_neg()?)),
-            kind::DONE if error < 0 => Some(Ack { errno: error.checked_neg()?, offset: None, message: None }),
-            _ => None,
-        }
-    }
-
-    /// The generation, in the answer to [`Request::Generation`].
-    pub fn generation(&self) -> Option<u32> {
-        (self.kind == kind::NEW_GENERATION).then(|| self.attrs()?.u32(attr::GENERATION_ID))?
-    }
-
-    /// Behind the error number comes the header of the request, then (unless capped) its payload, then explanations.
-    fn explained(&self, errno: i32) -> Ack {
-        let request = self.payload.get(4..).unwrap_or_default();
-        let request_len = match request.first_chunk() {
-            Some(len) if self.flags & flag::CAPPED == 0 => u32::from_ne_bytes(*len) as usize,
-            _ => NLMSG_HEADER_BYTES,
-        };
-        let has_explanation = self.flags & flag::ACK_TLVS != 0;
-        let tail =
-            request.get(request_len.next_multiple_of(4)..).filter(|_| has_explanation).unwrap_or_default();
-        let attrs = Attrs::new(tail);
-        // Unlike nf_tables' own integers this one is in host byte order.
-        let offset =
-            attrs.find(attr::ERROR_OFFSET).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
-        Ack {
-            errno,
-            offset: offset.and_then(|offset| usize::try_from(offset).ok()),
-            message: attrs.text(attr::ERROR_MESSAGE).map(str::to_owned),
-        }
-    }
-
-    /// The attributes behind `struct nfgenmsg`.
-    fn attrs(&self) -> Option<Attrs<'a>> {
-        self.payload.get(HEADER_BYTES - NLMSG_HEADER_BYTES..).map(Attrs::new)
-    }
+/// The generation, if the message is the answer to [`Request::Generation`].
+pub fn generation(message: &Message<'_>) -> Option<u32> {
+    (message.kind == kind::NEW_GENERATION).then(|| message.attrs()?.u32(attr::GENERATION_ID))?
 }
 
 /// Collects one table from the answers to the requests about it.
@@ -172,6 +85,8 @@ pub struct RulesetReader<'a> {
     table: &'a Name,
     ruleset: Ruleset,
     counts: BTreeMap<Name, usize>,
+    /// The keys behind the ranges of a set, where the kernel tells of them as elements.
+    ends: BTreeMap<Name, Vec<Bytes>>,
 }
 
 /// One table as it was read.
@@ -189,7 +104,7 @@ pub struct Reading {
 impl<'a> RulesetReader<'a> {
     /// Nothing collected yet.
     pub fn new(family: Family, table: &'a Name) -> Self {
-        Self { family, table, ruleset: Ruleset::default(), counts: BTreeMap::new() }
+        Self { family, table, ruleset: Ruleset::default(), counts: BTreeMap::new(), ends: BTreeMap::new() }
     }
 
     /// Takes in one message; what is about another table or unknown is left out. Chains are to be read before rules
@@ -198,8 +113,7 @@ impl<'a> RulesetReader<'a> {
         let Some(attrs) = message.attrs() else { return };
         // Every object's attribute 1 is the table that it is in, or its own name if it is a table.
         let is_ours = attrs.text(attr::TABLE_NAME) == Some(self.table.as_str());
-        let family = message.payload.first();
-        if !is_ours || family != Some(&self.family.nfproto()) {
+        if !is_ours || message.family() != Some(self.family.nfproto()) {
             return;
         }
         match message.kind {
@@ -217,7 +131,8 @@ impl<'a> RulesetReader<'a> {
             kind::NEW_ELEMENT => {
                 let set = attrs.text(attr::ELEM_LIST_SET).and_then(|name| self.ruleset.sets.get_mut(name));
                 if let Some(state) = set {
-                    decode::elements(&attrs, &mut state.elements);
+                    let ends = self.ends.entry(state.set.name.clone()).or_default();
+                    decode::elements(&attrs).for_each(|told| take_in(told, state, ends, self.family));
                 }
             }
             kind::NEW_CHAIN => {
@@ -240,7 +155,7 @@ impl<'a> RulesetReader<'a> {
         self.ruleset
             .sets
             .values()
-            .filter(|state| !state.foreign)
+            .filter(|state| !state.foreign && !is_learnt(state))
             .map(|state| state.set.name.clone())
             .collect()
     }
@@ -248,14 +163,68 @@ impl<'a> RulesetReader<'a> {
     /// What was collected.
     pub fn finish(mut self) -> Reading {
         let mut counted = true;
-        for (name, state) in self.ruleset.sets.iter_mut().filter(|(_, state)| !state.foreign) {
+        for (name, state) in &mut self.ruleset.sets {
             state.elements.sort_unstable();
             // A hash table that is resized can also yield an element twice.
             state.elements.dedup();
+            if state.set.kind == SetKind::Networks {
+                let ends = self.ends.remove(name).unwrap_or_default();
+                make_networks(state, ends, self.family);
+            }
+            // The kernel keeps networks in no hash table.
+            if state.foreign || state.set.kind != SetKind::Exact {
+                continue;
+            }
             // The kernel does not count the catch-all element, which has an empty key and sorts first.
             let catch_all = usize::from(state.elements.first().is_some_and(|element| element.key.is_empty()));
             counted &= self.counts.get(name) == Some(&(state.elements.len() - catch_all));
         }
         Reading { ruleset: self.ruleset, counted }
     }
+}
+
+fn is_learnt(state: &SetState) -> bool {
+    matches!(state.set.kind, SetKind::Learnt { .. })
+}
+
+/// A range that is no network can't be said in an element, which makes the set foreign.
+fn take_in(told: Told, state: &mut SetState, ends: &mut Vec<Bytes>, family: Family) {
+    match told {
+        _ if state.foreign => {}
+        Told::Element(element) => state.elements.push(element),
+        Told::End(key) => ends.push(key),
+        Told::Range(element, last) => match element.key.to_network(&last, family) {
+            Some(key) => state.elements.push(Element { key, ..element }),
+            None => make_foreign(state),
+        },
+    }
+}
+
+/// Gives each element, which begins a range, the end that is the first behind it; the highest address if none is.
+/// Elements that have their end already are left alone.
+fn make_networks(state: &mut SetState, mut ends: Vec<Bytes>, family: Family) {
+    if state.set.has_key_ends() {
+        return;
+    }
+    ends.sort_unstable();
+    let mut ends = ends.into_iter().peekable();
+    let mut elements = std::mem::take(&mut state.elements);
+    for element in &mut elements {
+        while ends.next_if(|end| *end <= element.key).is_some() {}
+        let last = match ends.next() {
+            Some(end) => end.previous_addr(family),
+            None => Some(Bytes::highest_addr(family)),
+        };
+        match last.and_then(|last| element.key.to_network(&last, family)) {
+            Some(key) => element.key = key,
+            None => return make_foreign(state),
+        }
+    }
+    state.elements = elements;
+}
+
+fn make_foreign(state: &mut SetState) {
+    state.set = decode::as_foreign(state.set.clone());
+    state.foreign = true;
+    state.elements.clear();
 }

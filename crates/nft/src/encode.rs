@@ -5,11 +5,11 @@
 //! 65,535 bytes holds.
 
 mod describe;
-mod elements;
+pub(crate) mod elements;
 pub(crate) mod exprs;
 pub(crate) mod objects;
 
-use crate::wire::{HEADER_BYTES, Writer, flag, kind};
+use crate::wire::{HEADER_BYTES, Writer, flag, kind, put_batch_message};
 use crate::{Op, Transaction};
 use elements::ElementChange;
 
@@ -114,7 +114,7 @@ impl<'a> Encoder<'a> {
         }
         // The end of the batch takes one more header.
         let limit = limit.unwrap_or(usize::MAX).saturating_sub(HEADER_BYTES);
-        self.out.batch_message(kind::BATCH_BEGIN, 0);
+        put_batch_message(&mut self.out, kind::BATCH_BEGIN, 0);
         while let Some(op) = tx.ops.get(self.cursor.op) {
             if !self.put_op(op, limit) {
                 break;
@@ -129,7 +129,8 @@ impl<'a> Encoder<'a> {
         if let Some(last) = self.messages.last() {
             self.out.add_flags(last.start, flag::ACK);
         }
-        self.out.batch_message(kind::BATCH_END, self.next_seq());
+        let end = self.next_seq();
+        put_batch_message(&mut self.out, kind::BATCH_END, end);
         Batch { bytes: std::mem::take(&mut self.out.out), messages: std::mem::take(&mut self.messages) }
     }
 

@@ -21,6 +21,8 @@ pub enum PayloadBase {
 /// What `meta` reads or writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MetaKey {
+    /// Packet priority, `u32` in host byte order.
+    Priority,
     /// Packet mark, `u32` in host byte order.
     Mark,
     /// Name of the input interface, 16 bytes.
@@ -86,8 +88,26 @@ pub enum Expr {
         /// Breaks off if the key *is* in the set.
         invert: bool,
     },
+    /// Adds, refreshes or deletes an element of a set that rules write. Breaks off if a new one does not fit in.
+    Dynset {
+        /// The set or map.
+        set: Name,
+        /// What is done.
+        op: DynsetOp,
+        /// First register of the key.
+        key: Register,
+        /// First register of a map's data.
+        data: Option<Register>,
+    },
     /// Ends the rule with a verdict.
     Verdict(Verdict),
+    /// Loads a constant.
+    Immediate {
+        /// Where it goes.
+        dreg: Register,
+        /// The constant, not padded.
+        data: Vec<u8>,
+    },
     /// `dreg = (sreg & mask) ^ xor`
     Bitwise {
         /// Where the value is.
@@ -117,6 +137,11 @@ pub enum Expr {
     },
     /// Loads the type of the destination address (`fib daddr type`), `u32` in host byte order.
     FibDestType {
+        /// Where it goes.
+        dreg: Register,
+    },
+    /// Loads the type of the source address (`fib saddr type`), `u32` in host byte order.
+    FibSourceType {
         /// Where it goes.
         dreg: Register,
     },
@@ -155,6 +180,18 @@ pub enum Expr {
         /// The attributes of the expression as they came.
         bytes: Vec<u8>,
     },
+}
+
+/// What a rule does to an element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DynsetOp {
+    /// Adds it unless it exists; else sets its timeout anew and leaves its data.
+    Update {
+        /// Milliseconds until it is forgotten; 0 for the default of the set.
+        timeout_ms: u64,
+    },
+    /// Deletes it if it exists.
+    Delete,
 }
 
 /// Where a lookup puts what it finds.

@@ -6,8 +6,8 @@
 //! the kernel's register expressions ([`Expr`]), which is also what a dump is decoded to, so that a rule read back is
 //! compared with a rule wanted in the kernel's own terms.
 //!
-//! Deliberately absent: anonymous sets, intervals, timeouts and objects. Nothing here needs them, and what is not
-//! written need not be recognised: it reads back as foreign.
+//! Deliberately absent: anonymous sets, intervals other than networks, counters and other objects. Nothing here needs
+//! them, and what is not written need not be recognised: it reads back as foreign.
 #![forbid(unsafe_code)]
 
 mod border;
@@ -31,9 +31,10 @@ pub use border::{Applied, Kernel, KernelError};
 pub use bytes::{Bytes, Reader};
 pub use chain::{BaseChain, Chain, ChainType, Hook, Rule};
 pub use encode::{Batch, Cursor, Encoded, Encoder, encode};
-pub use expr::{CmpOp, CtKey, Expr, LookupResult, MetaKey, PayloadBase, Register};
-pub use name::{Family, Name, NameError};
+pub use expr::{CmpOp, CtKey, DynsetOp, Expr, LookupResult, MetaKey, PayloadBase, Register};
+pub use name::{Name, NameError};
+pub use netlink::Family;
 pub use ruleset::{ChainState, Ruleset, SetState};
-pub use set::{Data, Element, Field, Set, SetData, Verdict};
+pub use set::{Data, Element, Field, Set, SetData, SetKind, Verdict};
 pub use statement::{AddrField, Statement};
 pub use transaction::{Op, Transaction};

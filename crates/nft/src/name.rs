@@ -1,59 +1,9 @@
-//! Names and the address family of a table.
+//! Names of tables and of what is in them.
 
 use std::borrow::Borrow;
 use std::fmt;
-use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::Arc;
-
-/// Address family of a table. Everything in a table belongs to one family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
-    /// IPv4, `ip` in nft's language.
-    Ip,
-    /// IPv6, `ip6` in nft's language.
-    Ip6,
-}
-
-impl Family {
-    /// nft's keyword.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ip => "ip",
-            Self::Ip6 => "ip6",
-        }
-    }
-
-    /// `NFPROTO_IPV4` or `NFPROTO_IPV6` of `linux/netfilter.h`.
-    pub const fn nfproto(self) -> u8 {
-        match self {
-            Self::Ip => 2,
-            Self::Ip6 => 10,
-        }
-    }
-
-    /// Bytes of one address.
-    pub const fn addr_len(self) -> usize {
-        match self {
-            Self::Ip => 4,
-            Self::Ip6 => 16,
-        }
-    }
-
-    /// The family of an address. An IPv4-mapped IPv6 address is IPv6.
-    pub const fn of(addr: IpAddr) -> Self {
-        match addr {
-            IpAddr::V4(_) => Self::Ip,
-            IpAddr::V6(_) => Self::Ip6,
-        }
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
 
 /// Name of a table, chain, set or map. Cheap to clone.
 ///

@@ -21,9 +21,10 @@ pub struct SetState {
     /// The declaration.
     pub set: Set,
     /// Declared in a way that this crate does not write: other types, flags or sizes. `set` then has only the name
-    /// and the comment, the elements are not read, and it matches nothing.
+    /// and the comment, the elements are not read, and it matches nothing. Also a set of networks that holds ranges
+    /// which are none: an element can't say them, so the set has to be made anew.
     pub foreign: bool,
-    /// Elements, sorted by key.
+    /// Elements, sorted by key; none for [`SetKind::Learnt`](crate::SetKind), which holds what nobody planned.
     pub elements: Vec<Element>,
 }
 
@@ -41,6 +42,7 @@ impl SetState {
             && self.set.name == wanted.name
             && self.set.key == wanted.key
             && self.set.data == wanted.data
+            && self.set.kind == wanted.kind
     }
 }
 

@@ -19,6 +19,9 @@ pub enum Field {
         /// Numbers are 0 to this less one; must not be 0.
         modulus: u32,
     },
+    /// The packet's priority, `meta priority`: a `u32` in host byte order, which nft prints as two halves in hex,
+    /// `1a2b:3c4d`. What [`Statement::SetPriority`](crate::Statement) put there, a later lookup can use.
+    Priority,
 }
 
 impl Field {
@@ -28,7 +31,7 @@ impl Field {
             Self::SourceAddr | Self::DestAddr => family.addr_len(),
             Self::L4Proto => 1,
             Self::DestPort => 2,
-            Self::NumgenRandom { .. } => 4,
+            Self::NumgenRandom { .. } | Self::Priority => 4,
         }
     }
 
@@ -49,6 +52,26 @@ pub enum SetData {
     Fields(Vec<Field>),
 }
 
+/// Which elements a set holds, and who puts them there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SetKind {
+    /// Single keys that we write.
+    #[default]
+    Exact,
+    /// Networks that we write, `flags interval`: the last field of a key, which must be an address, is a network
+    /// ([`Bytes::net`]).
+    ///
+    /// The kernel refuses (EEXIST) a network that overlaps another one of the same set with the same other fields,
+    /// so whoever fills the set merges them first, and deletes before adding.
+    Networks,
+    /// Keys that rules write as packets pass ([`Statement::Learn`](crate::Statement)), each forgotten after a time:
+    /// `flags dynamic,timeout`. Elements are not read from the kernel.
+    Learnt {
+        /// Most elements; must not be 0. What exceeds them is not remembered.
+        size: u32,
+    },
+}
+
 /// Declaration of a set or map.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Set {
@@ -58,14 +81,26 @@ pub struct Set {
     pub key: Vec<Field>,
     /// What elements map to.
     pub data: SetData,
+    /// Which elements it holds, and who puts them there.
+    pub kind: SetKind,
     /// A note for people who list the ruleset; at most 128 bytes.
     pub comment: Option<Box<str>>,
 }
 
 impl Set {
-    /// A declaration without comment.
+    /// A declaration without comment, to be filled with single keys.
     pub fn new(name: Name, key: Vec<Field>, data: SetData) -> Self {
-        Self { name, key, data, comment: None }
+        Self { name, key, data, kind: SetKind::Exact, comment: None }
+    }
+
+    /// A plain set without comment, to be filled with networks.
+    pub fn networks(name: Name, key: Vec<Field>) -> Self {
+        Self { kind: SetKind::Networks, ..Self::new(name, key, SetData::None) }
+    }
+
+    /// A map to values without comment, to be filled by rules with at most `size` elements.
+    pub fn learnt(name: Name, key: Vec<Field>, data: Vec<Field>, size: u32) -> Self {
+        Self { kind: SetKind::Learnt { size }, ..Self::new(name, key, SetData::Fields(data)) }
     }
 
     /// nft's word for it: `set` or `map`.
@@ -74,6 +109,12 @@ impl Set {
             SetData::None => "set",
             SetData::Verdict | SetData::Fields(_) => "map",
         }
+    }
+
+    /// Whether each element is a range with an end of its own (of a concatenation), not two elements, one of which
+    /// ends the range that the other begins. Only of [`SetKind::Networks`].
+    pub(crate) const fn has_key_ends(&self) -> bool {
+        self.key.len() > 1
     }
 
     /// Bytes of a key in [`Bytes`].
@@ -131,7 +172,7 @@ pub enum Data {
 /// Element of a set or map.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Element {
-    /// Unique within the set.
+    /// Unique within the set; of a set of networks, the key's last field is one.
     pub key: Bytes,
     /// What the key maps to.
     pub data: Data,

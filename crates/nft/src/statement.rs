@@ -55,6 +55,8 @@ pub enum Statement {
     L4Proto(u8),
     /// `fib daddr type local`: the destination is an address of this host.
     DestIsLocal,
+    /// `fib saddr type local`: the source is an address of this host.
+    SourceIsLocal,
     /// `ct state new`
     CtStateNew,
     /// `ct status dnat`: the connection's destination was translated.
@@ -79,6 +81,45 @@ pub enum Statement {
         key: Vec<Field>,
         /// A map to address and port.
         map: Name,
+    },
+    /// `meta priority set ip saddr . ip daddr . meta l4proto . th dport map @affinity`: keeps what a map yields where
+    /// the next lookup can have it as [`Field::Priority`]; goes on with the next rule when the map lacks the key.
+    ///
+    /// It goes the way of the packet because that is the only way that nft can print: a lookup which feeds another one
+    /// directly makes `nft list ruleset` 1.0.6 abort. [`Statement::ClearPriority`] removes it.
+    SetPriority {
+        /// The key's fields.
+        key: Vec<Field>,
+        /// A map to [`Field::Priority`].
+        map: Name,
+    },
+    /// `meta priority set none`: 0, as for a packet of which nobody said anything.
+    ClearPriority,
+    /// `update @affinity { ip saddr . ip daddr . meta l4proto . th dport timeout 3h : meta priority }`: remembers data
+    /// under a key, or sets the timeout of what is remembered anew **without changing the data**. Goes on with the
+    /// next rule, not the next statement, when the map is full.
+    ///
+    /// nft 1.0.6 prints this but aborts when it has to parse it with a key of more than 16 bytes, hence in `ip6`.
+    Learn {
+        /// The map, of [`SetKind::Learnt`](crate::SetKind).
+        map: Name,
+        /// The key's fields.
+        key: Vec<Field>,
+        /// The data's fields.
+        data: Vec<Field>,
+        /// Seconds until it is forgotten; must not be 0.
+        timeout_secs: u32,
+    },
+    /// `delete @affinity { ip saddr . ip daddr . meta l4proto . th dport : meta priority }`: forgets a key if it is
+    /// there. Both nft and the kernel want to be told data, which means nothing. What [`Statement::Learn`] says of
+    /// parsing holds here too.
+    Forget {
+        /// The map, of [`SetKind::Learnt`](crate::SetKind).
+        map: Name,
+        /// The key's fields.
+        key: Vec<Field>,
+        /// The data's fields.
+        data: Vec<Field>,
     },
     /// `masquerade fully-random`
     MasqueradeFullyRandom,

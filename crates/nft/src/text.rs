@@ -1,11 +1,12 @@
 //! The text form, as `nft list ruleset` prints it and `nft -f -` reads it.
 
 use std::fmt::{self, Display, Formatter, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
+use crate::bytes::{addr_bits, network};
 use crate::statement::AddrField;
 use crate::{
-    BaseChain, Bytes, Data, Element, Family, Field, Hook, Op, Reader, Rule, Set, SetData, Statement,
+    BaseChain, Bytes, Data, Element, Family, Field, Hook, Op, Reader, Rule, Set, SetData, SetKind, Statement,
     Transaction, Verdict,
 };
 
@@ -104,6 +105,11 @@ fn declaration(set: &Set, family: Family) -> impl Display {
             SetData::Fields(data) => write!(f, " : {}", fields(data, family))?,
         }
         f.write_str("; ")?;
+        match set.kind {
+            SetKind::Exact => {}
+            SetKind::Networks => f.write_str("flags interval; ")?,
+            SetKind::Learnt { size } => write!(f, "size {size}; flags dynamic,timeout; ")?,
+        }
         match &set.comment {
             Some(comment) => write!(f, "comment {}; ", quoted(comment)),
             None => Ok(()),
@@ -145,6 +151,7 @@ impl Field {
             Self::L4Proto => f.write_str("meta l4proto"),
             Self::DestPort => f.write_str("th dport"),
             Self::NumgenRandom { modulus } => write!(f, "numgen random mod {modulus}"),
+            Self::Priority => f.write_str("meta priority"),
         })
     }
 }
@@ -178,12 +185,41 @@ fn values(fields: &[Field], bytes: &Bytes, family: Family) -> impl Display {
 
 fn write_value(out: &mut String, field: Field, reader: &mut Reader<'_>, family: Family) -> Option<()> {
     match field {
-        Field::SourceAddr | Field::DestAddr => write!(out, "{}", reader.addr(family)?),
+        Field::SourceAddr | Field::DestAddr => {
+            let (addr, prefix) = reader.net(family)?;
+            write!(out, "{}", net(addr, prefix))
+        }
         Field::L4Proto => write!(out, "{}", proto(reader.proto()?)),
         Field::DestPort => write!(out, "{}", reader.port()?),
         Field::NumgenRandom { .. } => write!(out, "{}", reader.index()?),
+        Field::Priority => write!(out, "{}", priority(reader.index()?)),
     }
     .ok()
+}
+
+/// nft prints priorities as handles of traffic classes, and has names for two of them.
+fn priority(number: u32) -> impl Display {
+    fmt::from_fn(move |f| match number {
+        0 => f.write_str("none"),
+        u32::MAX => f.write_str("root"),
+        _ => write!(f, "{:x}:{:x}", number >> 16, number & 0xffff),
+    })
+}
+
+/// A network, or the address alone if the prefix is all of it.
+fn net(addr: IpAddr, prefix: u8) -> impl Display {
+    fmt::from_fn(move |f| {
+        write!(f, "{}", network(addr, prefix))?;
+        if prefix < addr_bits(Family::of(addr)) { write!(f, "/{prefix}") } else { Ok(()) }
+    })
+}
+
+/// A time as nft prints it: `1d2h3m4s`, without the parts that are 0.
+fn seconds(secs: u32) -> impl Display {
+    let parts = [(secs / 86_400, 'd'), (secs / 3600 % 24, 'h'), (secs / 60 % 60, 'm'), (secs % 60, 's')];
+    fmt::from_fn(move |f| {
+        parts.iter().filter(|(n, _)| *n > 0).try_for_each(|(n, unit)| write!(f, "{n}{unit}"))
+    })
 }
 
 /// The names that nft prints for the protocols of Services; it reads numbers too.
@@ -266,15 +302,14 @@ impl Statement {
                     AddrField::Source => Field::SourceAddr,
                     AddrField::Dest => Field::DestAddr,
                 };
-                let network = network(*addr, *prefix);
-                write!(f, "{} {}{network}", field.text(family), not(*negate))?;
-                if usize::from(*prefix) < family.addr_len() * 8 { write!(f, "/{prefix}") } else { Ok(()) }
+                write!(f, "{} {}{}", field.text(family), not(*negate), net(*addr, *prefix))
             }
             Self::IfnameMatch { name, prefix, negate } => {
                 write!(f, "iifname {}\"{name}{}\"", not(*negate), if *prefix { "*" } else { "" })
             }
             Self::L4Proto(number) => write!(f, "meta l4proto {}", proto(*number)),
             Self::DestIsLocal => f.write_str("fib daddr type local"),
+            Self::SourceIsLocal => f.write_str("fib saddr type local"),
             Self::CtStateNew => f.write_str("ct state new"),
             Self::CtStatusDnat => f.write_str("ct status dnat"),
             Self::MarkBitSet { bit, negate } => {
@@ -283,6 +318,17 @@ impl Statement {
             Self::SetMarkBit(mask) => write!(f, "meta mark set meta mark | {mask:#010x}"),
             Self::XorMark(mask) => write!(f, "meta mark set meta mark ^ {mask:#010x}"),
             Self::DnatMap { key, map } => write!(f, "dnat {family} to {} map @{map}", fields(key, family)),
+            Self::SetPriority { key, map } => {
+                write!(f, "meta priority set {} map @{map}", fields(key, family))
+            }
+            Self::ClearPriority => f.write_str("meta priority set none"),
+            Self::Learn { map, key, data, timeout_secs } => {
+                let (key, data) = (fields(key, family), fields(data, family));
+                write!(f, "update @{map} {{ {key} timeout {} : {data} }}", seconds(*timeout_secs))
+            }
+            Self::Forget { map, key, data } => {
+                write!(f, "delete @{map} {{ {} : {} }}", fields(key, family), fields(data, family))
+            }
             Self::MasqueradeFullyRandom => f.write_str("masquerade fully-random"),
             Self::Reject => f.write_str("reject"),
             Self::Drop => f.write_str("drop"),
@@ -291,15 +337,6 @@ impl Statement {
             Self::Goto(chain) => write!(f, "goto {chain}"),
             Self::Jump(chain) => write!(f, "jump {chain}"),
         })
-    }
-}
-
-/// The address without the bits behind the prefix, as nft lists it.
-fn network(addr: IpAddr, prefix: u8) -> IpAddr {
-    let behind = |bits: u32| bits.saturating_sub(u32::from(prefix));
-    match addr {
-        IpAddr::V4(v4) => (v4 & Ipv4Addr::from(u32::MAX.checked_shl(behind(32)).unwrap_or(0))).into(),
-        IpAddr::V6(v6) => (v6 & Ipv6Addr::from(u128::MAX.checked_shl(behind(128)).unwrap_or(0))).into(),
     }
 }
 

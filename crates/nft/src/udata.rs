@@ -18,6 +18,8 @@ mod kind {
     pub(super) const COMMENT: u8 = 7;
     /// In the user data of rules and elements.
     pub(super) const OBJECT_COMMENT: u8 = 0;
+    /// In the user data of elements.
+    pub(super) const ELEMENT_FLAGS: u8 = 1;
 }
 
 /// nft's numbers of expression types.
@@ -36,6 +38,10 @@ const BYTEORDER_NETWORK: u32 = 2;
 
 /// `NFT_META_L4PROTO`
 const META_L4PROTO: u32 = 16;
+/// `NFT_META_PRIORITY`
+const META_PRIORITY: u32 = 2;
+/// `SET_ELEM_F_INTERVAL_OPEN`, nft's own: the interval goes up to the highest value.
+const INTERVAL_OPEN: u32 = 1;
 /// `NFT_NG_RANDOM`
 const NUMGEN_RANDOM: u32 = 1;
 
@@ -75,6 +81,14 @@ pub(crate) fn put_comment(out: &mut Vec<u8>, comment: &str) {
     put_text(out, kind::OBJECT_COMMENT, comment);
 }
 
+/// Appends user data of an element whose network goes up to the highest address.
+pub(crate) fn put_open_interval(out: &mut Vec<u8>) {
+    put_u32(out, kind::ELEMENT_FLAGS, INTERVAL_OPEN);
+}
+
+/// Bytes that [`put_open_interval`] appends.
+pub(crate) const OPEN_INTERVAL_BYTES: usize = 6;
+
 /// Bytes that [`put_comment`] appends.
 pub(crate) fn comment_bytes(comment: &str) -> usize {
     cut(comment).len() + 3
@@ -87,7 +101,7 @@ pub(crate) fn parse_comment(bytes: &[u8]) -> Option<Box<str>> {
 
 fn byteorder(fields: &[Field]) -> u32 {
     match fields {
-        [Field::L4Proto | Field::NumgenRandom { .. }] => BYTEORDER_HOST,
+        [Field::L4Proto | Field::NumgenRandom { .. } | Field::Priority] => BYTEORDER_HOST,
         [Field::SourceAddr | Field::DestAddr | Field::DestPort] => BYTEORDER_NETWORK,
         _ => BYTEORDER_NONE,
     }
@@ -110,6 +124,7 @@ fn field_expr(field: Field, family: Family) -> Vec<u8> {
     }
     match field {
         Field::NumgenRandom { modulus } => expr(expression::NUMGEN, &pairs(&[NUMGEN_RANDOM, modulus, 0])),
+        Field::Priority => expr(expression::META, &pairs(&[META_PRIORITY])),
         _ => expr(expression::META, &pairs(&[META_L4PROTO])),
     }
 }
@@ -122,7 +137,7 @@ const fn payload_numbers(field: Field, family: Family) -> Option<(u32, u32)> {
         (Field::SourceAddr, Family::Ip6) => (13, 8),
         (Field::DestAddr, Family::Ip6) => (13, 9),
         (Field::DestPort, _) => (11, 2),
-        (Field::L4Proto | Field::NumgenRandom { .. }, _) => return None,
+        (Field::L4Proto | Field::NumgenRandom { .. } | Field::Priority, _) => return None,
     })
 }
 
@@ -157,6 +172,7 @@ fn parse_field(bytes: &[u8], family: Family) -> Option<Field> {
         Field::L4Proto,
         Field::DestPort,
         Field::NumgenRandom { modulus },
+        Field::Priority,
     ];
     candidates.into_iter().find(|field| field_expr(*field, family) == bytes)
 }
@@ -214,7 +230,7 @@ fn find_u32(bytes: &[u8], kind: u8) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Name;
+    use crate::{Name, SetKind};
 
     const DNAT_KEY: [Field; 4] =
         [Field::DestAddr, Field::L4Proto, Field::DestPort, Field::NumgenRandom { modulus: 65536 }];
@@ -225,6 +241,7 @@ mod tests {
             name: Name::from_static("s"),
             key: key.to_vec(),
             data: data.clone(),
+            kind: SetKind::Exact,
             comment: Some("why".into()),
         };
         let (parsed_key, parsed_data, comment) = parse_set(&set(&declared, family), family);
@@ -240,6 +257,7 @@ mod tests {
             round_trip(&DNAT_KEY[1..3], SetData::Verdict, family);
             round_trip(&[Field::SourceAddr, Field::DestAddr], SetData::None, family);
             round_trip(&[Field::L4Proto], SetData::Fields(vec![Field::DestPort]), family);
+            round_trip(&[Field::SourceAddr, Field::Priority], SetData::Fields(vec![Field::Priority]), family);
         }
     }
 

@@ -39,7 +39,8 @@ fn check(family: Family, text: &str, captured: &str) {
 
 /// The lines of a capture. We ask for an acknowledgement of the last message and say in so many words that a table
 /// is to be created; that is made alike here. The captures are without what nft adds for nothing: the numbers that it
-/// gave sets (we name them), numbers of the elements in a list, and the operation 0 of some bitwise expressions.
+/// gave sets (we name them), numbers of the elements in a list, the operation 0 of some bitwise expressions, and an end
+/// at address 0 in front of the networks of a new set.
 fn messages(mut bytes: &[u8]) -> String {
     let mut out = String::new();
     while let [l0, l1, l2, l3, k0, k1, f0, f1, ..] = *bytes {
@@ -64,8 +65,8 @@ fn addr(family: Family, n: u8) -> IpAddr {
     }
 }
 
-fn sets() -> [Arc<Set>; 6] {
-    use Field::{DestAddr, DestPort, L4Proto, NumgenRandom, SourceAddr};
+fn sets() -> [Arc<Set>; 10] {
+    use Field::{DestAddr, DestPort, L4Proto, NumgenRandom, Priority, SourceAddr};
     let set = |name, key: &[Field], data| Set::new(Name::from_static(name), key.to_vec(), data);
     let endpoint = SetData::Fields(vec![DestAddr, DestPort]);
     let mut hairpin = set("hairpin", &[SourceAddr, DestAddr], SetData::None);
@@ -77,17 +78,31 @@ fn sets() -> [Arc<Set>; 6] {
         set("nodeport-ips", &[DestAddr], SetData::None),
         set("protocols", &[L4Proto], SetData::Verdict),
         set("ports", &[DestPort], SetData::Fields(vec![DestPort])),
+        Set::learnt(
+            "affinity".into(),
+            vec![SourceAddr, DestAddr, L4Proto, DestPort],
+            vec![Priority],
+            65_535,
+        ),
+        set("numbers", &[DestAddr, L4Proto, DestPort, Priority], SetData::Fields(vec![Priority])),
+        Set::networks("sources".into(), vec![DestAddr, L4Proto, DestPort, SourceAddr]),
+        Set::networks("cidrs".into(), vec![DestAddr]),
     ]
     .map(Arc::new)
 }
 
 fn rules(family: Family) -> Vec<Rule> {
     use Statement as S;
-    let [services, endpoints, hairpin, node_ips, ..] = sets();
+    let [services, endpoints, hairpin, node_ips, _, _, affinity, numbers, _, cidrs] = sets();
     let net = |field, n, prefix, negate| S::AddrMatch { field, net: (addr(family, n), prefix), negate };
     let whole = if family == Family::Ip { 32 } else { 128 };
     let ifname = |name: &str, prefix, negate| S::IfnameMatch { name: name.into(), prefix, negate };
     let dnat_key = [services.key.as_slice(), &[Field::NumgenRandom { modulus: 3 }]].concat();
+    let (map, key, data) = (affinity.name.clone(), affinity.key.clone(), vec![Field::Priority]);
+    let learn = S::Learn { map, key, data, timeout_secs: 10_800 };
+    let (map, key, data) = (affinity.name.clone(), affinity.key.clone(), vec![Field::Priority]);
+    let forget = S::Forget { map, key, data };
+    let set_priority = |map: &Arc<Set>| S::SetPriority { key: map.key.clone(), map: map.name.clone() };
     let in_set = |set: &Arc<Set>, negate| S::InSet { key: set.key.clone(), set: set.name.clone(), negate };
     [
         vec![S::Vmap { key: services.key.clone(), map: services.name.clone() }],
@@ -101,16 +116,34 @@ fn rules(family: Family) -> Vec<Rule> {
         vec![S::MarkBitSet { bit: 0x4000, negate: true }, S::Return],
         vec![S::MarkBitSet { bit: 0x4000, negate: false }, S::XorMark(0x4000), S::MasqueradeFullyRandom],
         vec![S::CtStatusDnat, in_set(&hairpin, false), S::Reject],
+        vec![set_priority(&affinity), set_priority(&numbers), S::ClearPriority],
+        vec![S::SourceIsLocal, in_set(&cidrs, false), S::Drop],
     ]
     .into_iter()
+    // nft 1.0.6 can't read these with the keys of the other family.
+    .chain([vec![learn], vec![forget]].into_iter().filter(|_| family == Family::Ip))
     .map(Rule::new)
     .chain([Rule { statements: vec![S::Accept], comment: Some("why, for people".into()) }])
     .collect()
 }
 
+/// Two networks behind other fields; the second goes up to the highest address.
+fn networks(family: Family, before: Bytes) -> Vec<Element> {
+    let highest = if family == Family::Ip { IpAddr::from([255; 4]) } else { IpAddr::from([255; 16]) };
+    let first = before.net(addr(family, 0), 13);
+    let second = before.net(highest, 24);
+    [(first, None), (second, Some("up to the end".into()))]
+        .map(|(key, comment)| Element { key, data: Data::None, comment })
+        .into()
+}
+
+fn keys(elements: Vec<Element>) -> Vec<Bytes> {
+    elements.into_iter().map(|element| element.key).collect()
+}
+
 /// Every operation, statement and kind of element.
 fn transaction(family: Family) -> Transaction {
-    let [services, endpoints, hairpin, node_ips, protocols, ports] = sets();
+    let [services, endpoints, hairpin, node_ips, protocols, ports, _, numbers, sources, cidrs] = sets();
     let key = |n| Bytes::new().addr(addr(family, n)).proto(6).port(80);
     let element = |key, data| Element { key, data, comment: None };
     let value = |n| Data::Value(Bytes::new().addr(addr(family, n)).port(8080));
@@ -152,11 +185,19 @@ fn transaction(family: Family) -> Transaction {
             set: ports,
             elements: vec![element(Bytes::new().port(1), Data::Value(Bytes::new().port(2)))],
         },
+        Op::AddElements {
+            set: numbers,
+            elements: vec![element(key(1).index(0x1a2b_0c4d), Data::Value(Bytes::new().index(0)))],
+        },
+        Op::AddElements { set: Arc::clone(&sources), elements: networks(family, key(1)) },
+        Op::AddElements { set: Arc::clone(&cidrs), elements: networks(family, Bytes::new()) },
         Op::ReplaceElements {
             set: Arc::clone(&services),
             elements: vec![element(key(2), Data::Verdict(Verdict::Accept))],
         },
         Op::DeleteElements { set: endpoints, elements: vec![key(1).index(0), key(1).index(1)] },
+        Op::DeleteElements { set: sources, elements: keys(networks(family, key(1))) },
+        Op::DeleteElements { set: cidrs, elements: keys(networks(family, Bytes::new())) },
         Op::DeleteSet("nodeport-ips".into()),
         Op::DeleteChain("filter-forward".into()),
         Op::DeleteTable,

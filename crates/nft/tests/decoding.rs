@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use nft::dump::{RulesetReader, messages};
+use nft::dump::{RulesetReader, generation, messages};
 use nft::{
-    Bytes, Data, Element, Family, Field, Name, Op, Rule, Ruleset, Set, SetData, Statement, Transaction,
-    Verdict, encode,
+    Bytes, Data, Element, Family, Field, Name, Op, Rule, Ruleset, Set, SetData, SetKind, Statement,
+    Transaction, Verdict, encode,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -36,6 +36,7 @@ fn field() -> impl Strategy<Value = Field> {
         Just(Field::DestAddr),
         Just(Field::L4Proto),
         Just(Field::DestPort),
+        Just(Field::Priority),
         any::<u32>().prop_map(|modulus| Field::NumgenRandom { modulus }),
     ]
 }
@@ -46,9 +47,20 @@ fn set(family: Family) -> impl Strategy<Value = Set> {
         Just(SetData::Verdict),
         vec(field(), 1..3).prop_map(SetData::Fields)
     ];
+    let kind = prop_oneof![
+        3 => Just(SetKind::Exact),
+        2 => Just(SetKind::Networks),
+        1 => (1..=u32::MAX).prop_map(|size| SetKind::Learnt { size }),
+    ];
     let comment = option::of("[a-z/:]{1,128}".prop_map(Into::into));
-    (vec(field(), 1..5), data, comment)
-        .prop_map(|(key, data, comment)| Set { name: "s".into(), key, data, comment })
+    (vec(field(), 1..5), data, kind, comment)
+        .prop_map(|(mut key, data, kind, comment)| {
+            if kind == SetKind::Networks {
+                let last = key.len() - 1;
+                key[last] = Field::SourceAddr;
+            }
+            Set { name: "s".into(), key, data, kind, comment }
+        })
         .prop_filter("longer than any set in use", move |set| set.key_bytes(family) <= Bytes::CAPACITY)
 }
 
@@ -64,7 +76,7 @@ fn fields(fields: &[Field], family: Family) -> impl Strategy<Value = Bytes> + us
                 }),
                 Field::L4Proto => bytes.proto(a),
                 Field::DestPort => bytes.port(u16::from_be_bytes([a, b])),
-                Field::NumgenRandom { .. } => bytes.index(u32::from_be_bytes([a, b, c, d])),
+                Field::NumgenRandom { .. } | Field::Priority => bytes.index(u32::from_be_bytes([a, b, c, d])),
             }
         })
     })
@@ -87,13 +99,34 @@ fn data(data: &SetData, family: Family) -> BoxedStrategy<Data> {
     }
 }
 
+/// The key with its last address made a network.
+fn to_network(key: &Bytes, family: Family, prefix: u8) -> Bytes {
+    let addr_at = key.len() - family.addr_len();
+    let before = Bytes::from_slice(&key.as_slice()[..addr_at]).unwrap();
+    let addr = Bytes::from_slice(&key.as_slice()[addr_at..]).unwrap().reader().addr(family).unwrap();
+    before.net(addr, prefix)
+}
+
+/// The keys of a set; those of one field are networks which don't overlap, as the kernel has it.
+fn keys(set: &Set, family: Family) -> BoxedStrategy<Bytes> {
+    let keys = fields(&set.key, family);
+    let bits = u8::try_from(family.addr_len() * 8).unwrap();
+    match (set.kind, set.key.len()) {
+        (SetKind::Networks, 1) => keys.prop_map(move |key| to_network(&key, family, 8)).boxed(),
+        (SetKind::Networks, _) => {
+            (keys, 0..=bits).prop_map(move |(key, prefix)| to_network(&key, family, prefix)).boxed()
+        }
+        _ => keys.boxed(),
+    }
+}
+
 /// A set with elements of different keys, in the order of keys.
 fn filled() -> impl Strategy<Value = (Family, Set, Vec<Element>)> {
     let set = family().prop_flat_map(|family| (Just(family), set(family)));
     set.prop_flat_map(|(family, set)| {
         let comment = option::of("[ -~é]{0,60}".prop_map(Into::into));
         let rest = (data(&set.data, family), comment);
-        let elements = btree_map(fields(&set.key, family), rest, 0..50).prop_map(|elements| {
+        let elements = btree_map(keys(&set, family), rest, 0..50).prop_map(|elements| {
             elements.into_iter().map(|(key, (data, comment))| Element { key, data, comment }).collect()
         });
         (Just(family), Just(set), elements)
@@ -171,7 +204,7 @@ fn read_garbage(bytes: &[u8]) {
         let mut reader = RulesetReader::new(family, &table);
         for message in messages(bytes) {
             message.ack();
-            message.generation();
+            generation(&message);
             reader.add(&message);
         }
         reader.finish();

@@ -39,6 +39,12 @@ impl Backoff {
         self.next(now, jitter)
     }
 
+    /// A watch delivers events: the next failure is a first one again. It is not free, though, or a server that breaks
+    /// off after each event would be asked without a pause. A listing is no such sign: it may be all that works.
+    pub(crate) fn progress(&mut self) {
+        self.n_failures = 0;
+    }
+
     fn is_quiet(&self, now: Instant) -> bool {
         self.last_failure.is_none_or(|last| now.duration_since(last) >= self.reset)
     }
@@ -78,6 +84,17 @@ mod tests {
         let now = Instant::now();
         assert_eq!(backoff.next_lenient(now, 0.9), Duration::ZERO);
         assert_eq!(backoff.next_lenient(now, 0.0), Duration::from_millis(1600));
+    }
+
+    #[test]
+    fn progress_begins_anew_but_not_for_free() {
+        let mut backoff = Backoff::new(&Timings::default());
+        let now = Instant::now();
+        for _ in 0..5 {
+            backoff.next(now, 0.0);
+        }
+        backoff.progress();
+        assert_eq!(backoff.next_lenient(now, 0.0), Duration::from_millis(800));
     }
 
     #[test]

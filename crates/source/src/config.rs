@@ -44,6 +44,8 @@ pub struct Timings {
     /// A watch that has not ended this long after it should have is given up, and so is an answer that does not begin or
     /// go on. The server's own limit for a request is one minute.
     pub grace: Duration,
+    /// An event that has begun to arrive must have arrived after this time, or the stream is taken for garbage.
+    pub event: Duration,
     /// A watch that used to get bookmarks (about every minute) is given up after this much silence.
     pub silence: Duration,
     /// How often to ask for `ServiceCIDR`s again where the server has none.
@@ -59,6 +61,7 @@ impl Default for Timings {
             backoff_reset: Duration::from_mins(2),
             watch_timeout: Duration::from_mins(5),
             grace: Duration::from_mins(1),
+            event: Duration::from_secs(10),
             silence: Duration::from_secs(200),
             absent_retry: Duration::from_mins(5),
         }

@@ -201,9 +201,10 @@ impl Driver {
         }
         let mut reader = FrameReader::new(answer.format(), MAX_FRAME_BYTES);
         let (end, mut n_events) = (begin + timeout + self.timings.grace, 0usize);
-        loop {
-            let Some(chunk) = self.chunk(&mut answer, end).await? else { break };
+        let mut event_end = None;
+        while let Some(chunk) = self.chunk(&mut answer, end, event_end).await? {
             reader.push(&chunk);
+            let n_before = n_events;
             while let Some(event) = self.next_event(&mut reader)? {
                 n_events += 1;
                 self.has_bookmarks |= is_heartbeat(&event);
@@ -211,10 +212,18 @@ impl Driver {
                 let result = self.machine.event(event, &mut self.out);
                 self.flush().await?;
                 result?;
+                if !was_listing {
+                    self.backoff.progress();
+                }
                 if was_listing && !matches!(self.machine.request(), Request::StreamedList) {
                     self.recovered().await?;
                 }
             }
+            event_end = match event_end {
+                _ if reader.is_between_events() => None,
+                Some(event_end) if n_events == n_before => Some(event_end),
+                _ => Some(Instant::now() + self.timings.event),
+            };
         }
         reader.finish().map_err(|error| Failure::Broken(error.to_string()))?;
         if matches!(self.machine.request(), Request::StreamedList) {
@@ -224,9 +233,19 @@ impl Driver {
         Ok(n_events > 0 || begin.elapsed() >= SHORT_WATCH)
     }
 
-    /// The next chunk of a watch. What takes too long is a failure, or the end of a receiver's patience.
-    async fn chunk(&self, answer: &mut Answer, end: Instant) -> Result<Option<bytes::Bytes>, End> {
-        let mut limit = end.saturating_duration_since(Instant::now());
+    /// The next chunk of a watch, which has to end by `end`, and within an event by `event_end`.
+    async fn chunk(
+        &self,
+        answer: &mut Answer,
+        end: Instant,
+        event_end: Option<Instant>,
+    ) -> Result<Option<bytes::Bytes>, End> {
+        let now = Instant::now();
+        if event_end.is_some_and(|event_end| event_end <= now) {
+            let text = format!("an event has not ended after {:?}", self.timings.event);
+            return Err(Failure::Unreadable(text).into());
+        }
+        let mut limit = event_end.map_or(end, |event_end| event_end.min(end)).saturating_duration_since(now);
         if matches!(self.machine.request(), Request::StreamedList) {
             limit = limit.min(self.timings.grace);
         } else if self.has_bookmarks {

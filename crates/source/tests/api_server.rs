@@ -15,8 +15,9 @@ use tokio::time::timeout;
 
 type ServerKind = testkit::apiserver::Kind;
 
-/// Nothing here takes long; this is for a machine that is busy.
-const LIMIT: Duration = Duration::from_secs(30);
+/// Nothing here takes long; this is for a machine that is busy. Less than a watch lasts, so that nothing passes only
+/// because a watch has ended by itself.
+const LIMIT: Duration = Duration::from_secs(15);
 
 const KINDS: [(Kind, ServerKind); 4] = [
     (Kind::Service, ServerKind::Service),
@@ -91,6 +92,7 @@ fn fast() -> Timings {
         backoff_max: Duration::from_millis(50),
         watch_timeout: Duration::from_secs(20),
         grace: Duration::from_secs(2),
+        event: Duration::from_millis(300),
         silence: Duration::from_secs(1),
         absent_retry: Duration::from_millis(100),
         ..Timings::default()
@@ -369,9 +371,16 @@ async fn an_event_from_the_past_changes_nothing() {
 #[tokio::test]
 async fn garbage_in_a_watch_is_reported_and_survived() {
     for content_type in [ContentType::Protobuf, ContentType::Json] {
-        for garbage in
-            [&b"\x00\x00\x00\x03abc"[..], b"\xff\xff\xff\xff", b"garbage", b"{\"type\": 3}\n", b"[]"]
-        {
+        for garbage in [
+            &b"\x00\x00\x00\x03abc"[..],
+            b"\xff\xff\xff\xff",
+            b"garbage",
+            b"{\"type\": 3}\n",
+            b"[]",
+            b"{{",
+            b"{\"",
+            b"\x00\x10\x00\x00",
+        ] {
             let server = start(Config::default());
             let mut client = Client::start_with(&server, |config| config.content_type = content_type).await;
             client.all_listed().await;
@@ -603,7 +612,6 @@ fn mishap(server: &ApiServer, random: &mut fastrand::Rng) {
         9 => faults.next(1, Fault::Garbage(vec![random.u8(..); 40].into())),
         10 => faults.next(random.u32(1..3), Fault::Disconnect),
         11 => faults.set_disorder(Disorder::Duplicate),
-        13 => faults.set_disorder(Disorder::Swap),
         12 => faults.next_of(kind, Verb::List, 1, status(410)),
         _ => faults.next(2, Fault::Delay(Duration::from_millis(20))),
     }
@@ -621,7 +629,7 @@ fn write(server: &ApiServer, random: &mut fastrand::Rng) {
 
 #[tokio::test]
 async fn random_writes_and_mishaps_end_in_the_state_of_the_server() {
-    for seed in 1000..1150 {
+    for seed in 0..12 {
         let mut random = fastrand::Rng::with_seed(seed);
         let config = Config { streamed_lists: random.bool(), history_limit: 40, ..Config::default() };
         let server = start(config);

@@ -6,6 +6,7 @@ pub mod client;
 pub mod cluster;
 pub mod commits;
 pub mod echo;
+pub mod fake_conntrack;
 pub mod fake_kernel;
 pub mod lab;
 pub mod objects;

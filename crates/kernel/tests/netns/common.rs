@@ -99,11 +99,21 @@ pub(crate) struct Sets {
     pub(crate) node_ips: Arc<Set>,
     pub(crate) protocols: Arc<Set>,
     pub(crate) ports: Arc<Set>,
+    /// What each client was given, as priority.
+    pub(crate) affinity: Arc<Set>,
+    /// Priority of the endpoint in a slot.
+    pub(crate) affinity_slots: Arc<Set>,
+    /// Endpoint of a priority.
+    pub(crate) affinity_endpoints: Arc<Set>,
+    pub(crate) allowed_sources: Arc<Set>,
+    pub(crate) service_cidrs: Arc<Set>,
 }
 
 impl Sets {
     pub(crate) fn new() -> Self {
-        use Field::{DestAddr, DestPort, L4Proto, NumgenRandom, SourceAddr};
+        use Field::{DestAddr, DestPort, L4Proto, NumgenRandom, Priority, SourceAddr};
+        let service = [DestAddr, L4Proto, DestPort];
+        let with = |field| [service.as_slice(), &[field]].concat();
         let set = |name, key: &[Field], data| Arc::new(Set::new(Name::from_static(name), key.to_vec(), data));
         let endpoint = SetData::Fields(vec![DestAddr, DestPort]);
         let mut hairpin = Set::new("hairpin".into(), vec![SourceAddr, DestAddr], SetData::None);
@@ -120,12 +130,57 @@ impl Sets {
             node_ips: set("nodeport-ips", &[DestAddr], SetData::None),
             protocols: set("protocols", &[L4Proto], SetData::Verdict),
             ports: set("ports", &[DestPort], SetData::Fields(vec![DestPort])),
+            affinity: Arc::new(Set::learnt(
+                "affinity".into(),
+                [&[SourceAddr], service.as_slice()].concat(),
+                vec![Priority],
+                1000,
+            )),
+            affinity_slots: set(
+                "affinity-slots",
+                &with(NumgenRandom { modulus: 65536 }),
+                SetData::Fields(vec![Priority]),
+            ),
+            affinity_endpoints: set(
+                "affinity-endpoints",
+                &with(Priority),
+                SetData::Fields(vec![DestAddr, DestPort]),
+            ),
+            allowed_sources: Arc::new(Set::networks("allowed-sources".into(), with(SourceAddr))),
+            service_cidrs: Arc::new(Set::networks("service-cidrs".into(), vec![DestAddr])),
         }
     }
 
-    pub(crate) fn all(&self) -> [&Arc<Set>; 7] {
-        let Self { services, node_ports, endpoints, hairpin, node_ips, protocols, ports } = self;
-        [services, node_ports, endpoints, hairpin, node_ips, protocols, ports]
+    pub(crate) fn all(&self) -> [&Arc<Set>; 12] {
+        let Self { services, node_ports, endpoints, hairpin, node_ips, protocols, ports, .. } = self;
+        let Self { affinity, affinity_slots, affinity_endpoints, allowed_sources, service_cidrs, .. } = self;
+        [
+            services,
+            node_ports,
+            endpoints,
+            hairpin,
+            node_ips,
+            protocols,
+            ports,
+            affinity,
+            affinity_slots,
+            affinity_endpoints,
+            allowed_sources,
+            service_cidrs,
+        ]
+    }
+
+    /// Remembers the packet's priority for its client; `None` in a family for which nft 1.0.6 can't parse it.
+    pub(crate) fn learn(&self, family: Family, timeout_secs: u32) -> Option<Statement> {
+        let (map, key) = (self.affinity.name.clone(), self.affinity.key.clone());
+        let learn = Statement::Learn { map, key, data: vec![Field::Priority], timeout_secs };
+        (family == Family::Ip).then_some(learn)
+    }
+
+    /// Likewise forgets it.
+    pub(crate) fn forget(&self, family: Family) -> Option<Statement> {
+        let (map, key) = (self.affinity.name.clone(), self.affinity.key.clone());
+        (family == Family::Ip).then_some(Statement::Forget { map, key, data: vec![Field::Priority] })
     }
 }
 
@@ -147,6 +202,11 @@ pub(crate) fn chains(family: Family) -> Vec<nft::Chain> {
     let in_set = |set: &Arc<Set>, negate| S::InSet { key: set.key.clone(), set: set.name.clone(), negate };
     let base = |kind, hook, priority| Some(BaseChain { kind, hook, priority });
     let rule = |statements: &[S]| Rule::new(statements.to_vec());
+    let remembered = S::SetPriority { key: sets.affinity.key.clone(), map: sets.affinity.name.clone() };
+    let chosen = S::SetPriority { key: dnat_key.clone(), map: sets.affinity_slots.name.clone() };
+    let to_priority =
+        S::DnatMap { key: sets.affinity_endpoints.key.clone(), map: sets.affinity_endpoints.name.clone() };
+    let optional = |statements: &[Option<S>]| Rule::new(statements.iter().flatten().cloned().collect());
     let commented =
         |statements: &[S]| Rule { statements: statements.to_vec(), comment: Some("why, for people".into()) };
     let chain =
@@ -160,6 +220,20 @@ pub(crate) fn chains(family: Family) -> Vec<nft::Chain> {
             &[
                 commented(&[source(true, 0, 16), S::Jump("set-mark".into())]),
                 rule(&[S::DnatMap { key: dnat_key, map: sets.endpoints.name.clone() }]),
+            ],
+        ),
+        chain(
+            "affinity-3-endpoints",
+            None,
+            &[
+                optional(&[Some(remembered.clone()), sets.learn(family, 10_800), Some(to_priority.clone())]),
+                optional(&[Some(S::CtStateNew), sets.forget(family)]),
+                optional(&[
+                    Some(chosen),
+                    sets.learn(family, 90_061),
+                    sets.learn(family, 86_400),
+                    Some(to_priority),
+                ]),
             ],
         ),
         chain(
@@ -179,6 +253,7 @@ pub(crate) fn chains(family: Family) -> Vec<nft::Chain> {
                     S::Return,
                 ]),
                 rule(&[S::L4Proto(17), S::CtStateNew, S::Drop]),
+                rule(&[in_set(&sets.service_cidrs, false), S::SourceIsLocal, S::ClearPriority, S::Drop]),
             ],
         ),
         chain(
@@ -215,8 +290,17 @@ pub(crate) fn elements(family: Family) -> Vec<(Arc<Set>, Vec<Element>)> {
     let sets = Sets::new();
     let mut first = goto(service_key(family, 1), "service-3-endpoints");
     first.comment = Some("default/web:http".into());
+    let whole = u8::try_from(family.addr_len() * 8).unwrap();
+    let highest: IpAddr = match family {
+        Family::Ip => [255; 4].into(),
+        Family::Ip6 => [255; 16].into(),
+    };
+    let priority = |key, priority| {
+        let data = Data::Value(Bytes::new().index(priority));
+        Element { key, data, comment: None }
+    };
     let endpoint = |n: u32, index| {
-        let data = Data::Value(Bytes::new().addr(addr(family, 500 + index)).port(8080));
+        let data = Data::Value(Bytes::new().addr(addr(family, 500 + index % 100)).port(8080));
         Element { key: service_key(family, n).index(index), data, comment: None }
     };
     let plain = |key| Element { key, data: Data::None, comment: None };
@@ -233,7 +317,46 @@ pub(crate) fn elements(family: Family) -> Vec<(Arc<Set>, Vec<Element>)> {
             sets.ports,
             vec![Element { data: Data::Value(Bytes::new().port(2)), ..plain(Bytes::new().port(1)) }],
         ),
+        (
+            sets.affinity_slots,
+            vec![
+                priority(service_key(family, 1).index(0), 0),
+                priority(service_key(family, 1).index(1), u32::MAX),
+                priority(service_key(family, 1).index(2), 0x1a2b_0c4d),
+            ],
+        ),
+        (sets.affinity_endpoints, vec![endpoint(1, 0x1a2b_0c4d)]),
+        (sets.allowed_sources, allowed_sources(family)),
+        (
+            sets.service_cidrs,
+            vec![
+                plain(Bytes::new().net(addr(family, 0), whole - 19)),
+                Element {
+                    comment: Some("next to it".into()),
+                    ..plain(Bytes::new().net(addr(family, 0x8_0000), whole))
+                },
+                plain(Bytes::new().net(highest, 24)),
+            ],
+        ),
     ]
+}
+
+/// Networks next to each other, the same for another service, and all addresses.
+fn allowed_sources(family: Family) -> Vec<Element> {
+    let whole = u8::try_from(family.addr_len() * 8).unwrap();
+    let networks = [
+        (1, 0, whole - 19),
+        (1, 0x8_0000, whole),
+        (1, 0x8_0001, whole),
+        (1, 0x10_0000, whole - 7),
+        (2, 0x8_0000, whole - 19),
+        (3, 0, 0),
+    ];
+    let key = |(service, n, prefix)| service_key(family, service).net(addr(family, n), prefix);
+    let plain = |key| Element { key, data: Data::None, comment: None };
+    let mut elements: Vec<_> = networks.map(key).map(plain).into();
+    elements[0].comment = Some("office".into());
+    elements
 }
 
 /// Makes the whole fixture from nothing.

@@ -74,7 +74,6 @@ fn strange_expressions_read_as_unknown() {
         "fib saddr . iif oif eq 0 drop",
         "meta mark set numgen inc mod 3",
         "ip ttl set 3",
-        "tcp dport 80 dnat to 1.2.3.4:80",
         "ip daddr 1.2.3.4 meta mark set meta mark << 3",
     ] {
         let rules = rules_with(rule);
@@ -88,6 +87,7 @@ fn known_expressions_of_others_are_understood_but_not_taken_for_ours() {
         "ct state established,related accept",
         "ip saddr vmap { 1.2.3.4 : drop, 2.3.4.5 : goto set-mark }",
         "meta l4proto tcp reject with tcp reset",
+        "tcp dport 80 dnat to 1.2.3.4:80",
         "masquerade random,persistent",
         "masquerade",
         "reject with icmp host-unreachable",

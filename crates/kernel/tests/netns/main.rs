@@ -2,6 +2,8 @@
 //! fail without.
 
 #[cfg(test)]
+mod affinity;
+#[cfg(test)]
 mod common;
 #[cfg(test)]
 mod cutting;
@@ -9,5 +11,7 @@ mod cutting;
 mod drift;
 #[cfg(test)]
 mod listing;
+#[cfg(test)]
+mod networks;
 #[cfg(test)]
 mod refusal;

@@ -12,6 +12,7 @@
 mod bad_input;
 mod folder;
 mod lifecycle;
+mod matrix;
 mod packets;
 mod support;
 mod watch;

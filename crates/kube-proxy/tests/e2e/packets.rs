@@ -1,9 +1,10 @@
 //! Which packet reaches which pod.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use testkit::client::{FailureClass, Transport, five_sigma, spread, tcp_once};
+use testkit::client::{FailureClass, Transport, ask_once, five_sigma, spread, tcp_once};
 use testkit::cluster::{Cluster, LINE_PORT};
 use testkit::lab::Host;
 use testkit::objects::{self, Endpoint, Port};
@@ -85,9 +86,11 @@ fn without_a_ready_endpoint_clients_are_refused_at_once() {
     for (client, addresses) in clients(&cluster) {
         for address in addresses {
             for transport in BOTH {
-                // The node's own datagram is refused before it is sent: the system call fails with EPERM.
-                let own_datagram = transport == Transport::Udp && client.name() == cluster.lab.node().name();
-                let failure = if own_datagram { FailureClass::Other } else { FailureClass::Refused };
+                // The node's own datagram to elsewhere is refused before it is sent: the system call fails with EPERM.
+                let is_own = client.name() == cluster.lab.node().name();
+                let to_service = [ip(WEB_V4), ip(WEB_V6)].contains(&address.ip());
+                let early = transport == Transport::Udp && is_own && to_service;
+                let failure = if early { FailureClass::Other } else { FailureClass::Refused };
                 wait_for(client, transport, address, &Err(failure));
             }
         }
@@ -111,9 +114,11 @@ fn endpoints_come_and_go() {
         apply_endpoints(&cluster, &v4[round..=round], &v6[round..=round]);
         let only = cluster.pod_names()[round];
         for address in [(ip(WEB_V4), 80), (ip(WEB_V6), 80), (node.ip4().into(), NODE_PORT)] {
-            wait_for(client, Transport::Tcp, address.into(), &Ok(only));
-            let counts = client.run(|| spread(20, address.into(), Transport::Tcp)).unwrap();
-            assert_eq!(counts.into_keys().collect::<Vec<_>>(), [only], "{address:?}");
+            // Before the change is in place another one may answer, after it none.
+            let names = || client.run(|| spread(20, address.into(), Transport::Tcp)).map(BTreeMap::into_keys);
+            let alone = || names().is_ok_and(|names| names.eq([only]));
+            assert!(testkit::proxy::wait_until(PATIENCE, alone), "{address:?}: not only {only} answers");
+            assert!(alone(), "{address:?}: another than {only} answers again");
         }
     }
     apply_endpoints(&cluster, &[], &v6);
@@ -200,6 +205,28 @@ fn ports_of_one_service_are_independent() {
     wait_for(client, Transport::Tcp, (ip("10.96.0.20"), 81).into(), &Ok("pod0"));
     wait_for(client, Transport::Tcp, (ip("10.96.0.20"), 82).into(), &Ok("pod1"));
     check_listable(&cluster);
+}
+
+/// A port that the Service does not have is refused; an address that no Service has is dropped, as soon as the ranges of
+/// cluster IPs are known.
+#[test]
+fn what_no_service_has_goes_nowhere() {
+    let cluster = cluster(1, 0);
+    let _proxy = start(&cluster);
+    apply_web(&cluster);
+    wait_until_served(&cluster);
+    let (pod, unused) = (cluster.lab.pod(0), SocketAddr::from((ip("10.96.0.99"), 80)));
+    for address in [(ip(WEB_V4), 81), (ip(WEB_V6), 81)] {
+        assert_eq!(ask(pod, Transport::Tcp, address.into()), Err(FailureClass::Refused), "{address:?}");
+    }
+    let short = |address| pod.run(|| ask_once(Transport::Tcp, address, Duration::from_millis(500)));
+    assert_eq!(short(unused).unwrap_err().class(), FailureClass::TimedOut);
+    let text = check_listable(&cluster);
+    assert!(text.contains("ip daddr 10.96.0.0/12 drop"), "{text}");
+    cluster.apply(objects::service_cidr(&["10.112.0.0/12"])).unwrap();
+    let moved = || check_listable(&cluster).contains("ip daddr 10.112.0.0/12 drop");
+    assert!(testkit::proxy::wait_until(PATIENCE, moved), "{}", check_listable(&cluster));
+    assert!(ask(pod, Transport::Tcp, (ip(WEB_V4), 80).into()).is_ok());
 }
 
 #[track_caller]

@@ -1,9 +1,10 @@
+use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use super::*;
 use crate::{
-    Change, Endpoint, Object, ObjectName, Protocol, SliceEndpoints, SlicePort, Store, Touched, TrafficPolicy,
-    V4, V6,
+    Change, Conditions, Destination, Endpoint, EndpointSlice, Hints, Object, ObjectName, Protocol,
+    SliceEndpoints, SlicePort, Store, Touched, V4, V6,
 };
 
 fn service(cluster_ips: &[&str], ports: &[(&str, Protocol, u16, Option<u16>)]) -> Service {
@@ -74,7 +75,11 @@ fn check(service: Service, slices: Vec<EndpointSlice>, expected: &str) {
     for slice in slices {
         store.apply(Change::Apply(Object::EndpointSlice(slice)), &mut Touched::default());
     }
-    let node = ThisNode { name: "node-1".into() };
+    let node = ThisNode {
+        name: "node-1".into(),
+        zone: Some("zone-a".into()),
+        addresses: ["192.168.0.7", "fd00::7"].map(ip).into(),
+    };
     let entry = store.entry(&name).unwrap();
     let mut lines: Vec<String> = frontends::<V4>(&node, entry).iter().map(line).collect();
     lines.extend(frontends::<V6>(&node, entry).iter().map(line));
@@ -87,16 +92,34 @@ fn line<F: Family>(frontend: &Frontend<F>) -> String {
         FrontendAddress::Ip(ip) => ip.to_string(),
         FrontendAddress::Node => "node".into(),
     };
-    let pool = match &frontend.pool {
+    let FrontendKey { protocol, port, .. } = frontend.key;
+    let mut line = format!("{} {address} {protocol} {port} -> {}", frontend.service, pool(&frontend.pool));
+    if let Some(inside) = &frontend.internal_pool {
+        write!(line, " (from inside: {})", pool(inside)).unwrap();
+    }
+    if frontend.masquerade == Masquerade::Never {
+        line += " (client kept)";
+    }
+    if let Some(sources) = &frontend.allowed_sources {
+        let sources: Vec<String> = sources.iter().map(ToString::to_string).collect();
+        write!(line, " (only from {})", sources.join(" ")).unwrap();
+    }
+    line
+}
+
+fn pool<F: Family>(pool: &Pool<F>) -> String {
+    match pool {
         Pool::Empty(verdict) => format!("{verdict:?}"),
         Pool::Endpoints(endpoints) => {
             let show =
                 |d: &Destination<F>| format!("{}:{}{}", d.address, d.port, if d.local { "*" } else { "" });
             endpoints.iter().map(show).collect::<Vec<_>>().join(" ")
         }
-    };
-    let FrontendKey { protocol, port, .. } = frontend.key;
-    format!("{} {address} {protocol} {port} -> {pool}", frontend.service)
+    }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
 }
 
 const READY: Conditions = Conditions { ready: true, serving: true, terminating: false };
@@ -175,4 +198,169 @@ fn a_duplicated_endpoint_counts_once_with_its_better_conditions() {
         ],
         "shop/front 10.96.0.10 TCP 80 -> 10.244.0.1:80*",
     );
+}
+
+/// One unnamed port 80, and a node port.
+fn local_service(internal: TrafficPolicy, external: TrafficPolicy) -> Service {
+    Service {
+        internal_policy: internal,
+        external_policy: external,
+        ..service(&["10.96.0.10"], &[("", Protocol::Tcp, 80, Some(30080))])
+    }
+}
+
+fn tcp_slice(endpoints: &[(&str, Conditions, &str)]) -> EndpointSlice {
+    slice("a", &[("", Protocol::Tcp, 80)], endpoints)
+}
+
+const CLUSTER: TrafficPolicy = TrafficPolicy::Cluster;
+const LOCAL: TrafficPolicy = TrafficPolicy::Local;
+
+#[test]
+fn policies_concern_only_their_own_addresses() {
+    let endpoints = [("10.244.0.1", READY, "node-1"), ("10.244.1.1", READY, "node-2")];
+    check(
+        local_service(LOCAL, CLUSTER),
+        vec![tcp_slice(&endpoints)],
+        "shop/front 10.96.0.10 TCP 80 -> 10.244.0.1:80*
+         shop/front node TCP 30080 -> 10.244.0.1:80* 10.244.1.1:80",
+    );
+    check(
+        local_service(CLUSTER, LOCAL),
+        vec![tcp_slice(&endpoints)],
+        "shop/front 10.96.0.10 TCP 80 -> 10.244.0.1:80* 10.244.1.1:80
+         shop/front node TCP 30080 -> 10.244.0.1:80* (from inside: 10.244.0.1:80* 10.244.1.1:80) (client kept)",
+    );
+}
+
+#[test]
+fn without_a_local_endpoint_the_local_policy_drops_what_others_could_serve() {
+    check(
+        local_service(LOCAL, LOCAL),
+        vec![tcp_slice(&[("10.244.1.1", READY, "node-2")])],
+        "shop/front 10.96.0.10 TCP 80 -> Drop
+         shop/front node TCP 30080 -> Drop (from inside: 10.244.1.1:80) (client kept)",
+    );
+    check(
+        local_service(LOCAL, LOCAL),
+        vec![tcp_slice(&[("10.244.1.1", NOT_READY, "node-2")])],
+        "shop/front 10.96.0.10 TCP 80 -> Reject
+         shop/front node TCP 30080 -> Reject (client kept)",
+    );
+}
+
+#[test]
+fn an_endpoint_that_ends_serves_only_where_no_ready_one_does() {
+    check(
+        local_service(CLUSTER, LOCAL),
+        vec![tcp_slice(&[("10.244.0.1", TERMINATING, "node-1"), ("10.244.1.1", READY, "node-2")])],
+        "shop/front 10.96.0.10 TCP 80 -> 10.244.1.1:80
+         shop/front node TCP 30080 -> 10.244.0.1:80* (from inside: 10.244.1.1:80) (client kept)",
+    );
+    let gone = Conditions { serving: false, ..TERMINATING };
+    check(
+        local_service(CLUSTER, CLUSTER),
+        vec![tcp_slice(&[("10.244.0.1", TERMINATING, "node-1"), ("10.244.1.1", gone, "node-2")])],
+        "shop/front 10.96.0.10 TCP 80 -> 10.244.0.1:80*
+         shop/front node TCP 30080 -> 10.244.0.1:80*",
+    );
+}
+
+/// Serving but not ready and not terminating: a pod that fails its readiness probe takes nothing new.
+#[test]
+fn serving_alone_is_not_enough() {
+    let failing = Conditions { ready: false, serving: true, terminating: false };
+    check(
+        service(&["10.96.0.10"], &[("", Protocol::Tcp, 80, None)]),
+        vec![tcp_slice(&[("10.244.0.1", failing, "node-1")])],
+        "shop/front 10.96.0.10 TCP 80 -> Reject",
+    );
+}
+
+#[test]
+fn external_and_load_balancer_addresses_of_the_family_are_served() {
+    let base = service(&["10.96.0.10", "fd00:10:96::a"], &[("", Protocol::Tcp, 80, None)]);
+    let service = Service {
+        external_ips: ["203.0.113.1", "fd00:203::1"].map(ip).into(),
+        load_balancer_ips: ["203.0.113.9"].map(ip).into(),
+        source_ranges: ["198.51.100.0/24", "192.168.0.0/24"].map(|net| net.parse().unwrap()).into(),
+        ..base
+    };
+    check(
+        service,
+        vec![tcp_slice(&[("10.244.0.1", READY, "")])],
+        "shop/front 10.96.0.10 TCP 80 -> 10.244.0.1:80
+         shop/front 203.0.113.9 TCP 80 -> 10.244.0.1:80 (only from 192.168.0.0/24 198.51.100.0/24 203.0.113.9/32)
+         shop/front 203.0.113.1 TCP 80 -> 10.244.0.1:80
+         shop/front fd00:10:96::a TCP 80 -> Reject
+         shop/front fd00:203::1 TCP 80 -> Reject",
+    );
+}
+
+#[track_caller]
+fn check_sources(ranges: &[&str], expected: Option<&str>) {
+    let base = service(&["10.96.0.10"], &[("", Protocol::Tcp, 80, None)]);
+    let service = Service {
+        load_balancer_ips: ["203.0.113.9"].map(ip).into(),
+        source_ranges: ranges.iter().map(|net| net.parse().unwrap()).collect(),
+        ..base
+    };
+    let only = expected.map(|expected| format!(" (only from {expected})")).unwrap_or_default();
+    let lines = format!(
+        "shop/front 10.96.0.10 TCP 80 -> Reject
+         shop/front 203.0.113.9 TCP 80 -> Reject{only}"
+    );
+    check(service, Vec::new(), &lines);
+}
+
+#[test]
+fn source_ranges_are_those_of_the_family_unless_they_are_everything() {
+    check_sources(&[], None);
+    check_sources(&["fd00::/64"], None);
+    check_sources(&["198.51.100.0/24", "0.0.0.0/0"], None);
+    check_sources(&["198.51.100.0/24"], Some("198.51.100.0/24"));
+    check_sources(&["198.51.100.0/25", "198.51.100.128/25", "198.51.100.7/32"], Some("198.51.100.0/24"));
+}
+
+/// A ready endpoint with hints.
+fn hinted(last: u8, zones: &[&str], nodes: &[&str]) -> Endpoint<V4> {
+    let names = |names: &[&str]| names.iter().map(|name| (*name).into()).collect();
+    Endpoint {
+        address: [10, 244, 0, last].into(),
+        conditions: READY,
+        node: Some("node-9".into()),
+        hints: (!zones.is_empty() || !nodes.is_empty())
+            .then(|| Box::new(Hints { zones: names(zones), nodes: names(nodes) })),
+    }
+}
+
+#[track_caller]
+fn check_hints(endpoints: Vec<Endpoint<V4>>, expected: &str) {
+    let slice = EndpointSlice { endpoints: SliceEndpoints::V4(endpoints.into()), ..tcp_slice(&[]) };
+    let service = service(&["10.96.0.10"], &[("", Protocol::Tcp, 80, None)]);
+    check(service, vec![slice], &format!("shop/front 10.96.0.10 TCP 80 -> {expected}"));
+}
+
+#[test]
+fn hints_count_if_every_ready_endpoint_has_one_and_one_means_us() {
+    let both = "10.244.0.1:80 10.244.0.2:80";
+    check_hints(vec![hinted(1, &["zone-a"], &[]), hinted(2, &["zone-b"], &[])], "10.244.0.1:80");
+    check_hints(vec![hinted(1, &["zone-a", "zone-b"], &[]), hinted(2, &["zone-b"], &[])], "10.244.0.1:80");
+    check_hints(vec![hinted(1, &["zone-a"], &[]), hinted(2, &[], &[])], both);
+    check_hints(vec![hinted(1, &["zone-c"], &[]), hinted(2, &["zone-b"], &[])], both);
+    let node = |last, name| hinted(last, &["zone-a"], &[name]);
+    check_hints(vec![node(1, "node-1"), node(2, "node-2")], "10.244.0.1:80");
+    check_hints(vec![node(1, "node-3"), node(2, "node-2")], both);
+    check_hints(vec![hinted(1, &["zone-b"], &["node-1"]), hinted(2, &["zone-a"], &[])], "10.244.0.2:80");
+}
+
+/// The hints of an endpoint that is not ready neither count nor are missed.
+#[test]
+fn only_ready_endpoints_decide_about_hints() {
+    let mut unhinted = hinted(2, &[], &[]);
+    unhinted.conditions = NOT_READY;
+    check_hints(vec![hinted(1, &["zone-a"], &[]), hinted(3, &["zone-b"], &[]), unhinted], "10.244.0.1:80");
+    let mut ours = hinted(1, &["zone-a"], &[]);
+    ours.conditions = NOT_READY;
+    check_hints(vec![ours, hinted(2, &["zone-b"], &[])], "10.244.0.2:80");
 }

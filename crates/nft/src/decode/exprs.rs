@@ -1,7 +1,7 @@
 //! Attributes of expressions to [`Expr`].
 
 use crate::encode::exprs::{cmp_op, ct_key, meta_key, number, payload_base, value, verdict_parts};
-use crate::expr::LookupResult;
+use crate::expr::{DynsetOp, LookupResult};
 use crate::wire::{Attrs, attr};
 use crate::{Bytes, CmpOp, CtKey, Expr, MetaKey, Name, PayloadBase, Register, Verdict};
 
@@ -22,6 +22,7 @@ fn parse_known(name: &str, attrs: &Attrs<'_>) -> Option<Expr> {
         "payload" => payload(attrs),
         "meta" => meta(attrs),
         "lookup" => lookup(attrs),
+        "dynset" => dynset(attrs),
         "immediate" => immediate(attrs),
         "bitwise" => bitwise(attrs),
         "cmp" => cmp(attrs),
@@ -71,8 +72,8 @@ fn payload(attrs: &Attrs<'_>) -> Option<Expr> {
 fn meta(attrs: &Attrs<'_>) -> Option<Expr> {
     only(attrs, number::META_SREG)?;
     let key = attrs.u32(number::META_KEY)?;
-    let key =
-        [MetaKey::Mark, MetaKey::InputIfname, MetaKey::L4Proto].into_iter().find(|k| meta_key(*k) == key)?;
+    let known = [MetaKey::Priority, MetaKey::Mark, MetaKey::InputIfname, MetaKey::L4Proto];
+    let key = known.into_iter().find(|k| meta_key(*k) == key)?;
     match register(attrs, number::META_SREG) {
         Some(sreg) => Some(Expr::MetaSet { key, sreg }),
         None => Some(Expr::Meta { key, dreg: register(attrs, number::META_DREG)? }),
@@ -97,10 +98,42 @@ fn lookup(attrs: &Attrs<'_>) -> Option<Expr> {
 
 fn immediate(attrs: &Attrs<'_>) -> Option<Expr> {
     only(attrs, number::IMMEDIATE_DATA)?;
-    if attrs.u32(number::IMMEDIATE_DREG)? != value::REG_VERDICT {
-        return None;
+    let data = attrs.find(number::IMMEDIATE_DATA)?;
+    if attrs.u32(number::IMMEDIATE_DREG)? == value::REG_VERDICT {
+        return parse_verdict(data).map(Expr::Verdict);
     }
-    parse_verdict(attrs.find(number::IMMEDIATE_DATA)?).map(Expr::Verdict)
+    let data = Attrs::new(data).find(attr::DATA_VALUE)?.to_vec();
+    Some(Expr::Immediate { dreg: register(attrs, number::IMMEDIATE_DREG)?, data })
+}
+
+/// The kernel tells the flags even if there are none, and aligns the timeout with an attribute of nothing.
+fn dynset(attrs: &Attrs<'_>) -> Option<Expr> {
+    let known = [
+        number::DYNSET_SET,
+        number::DYNSET_OP,
+        number::DYNSET_SREG_KEY,
+        number::DYNSET_SREG_DATA,
+        number::DYNSET_TIMEOUT,
+        number::DYNSET_PAD,
+        number::DYNSET_FLAGS,
+    ];
+    attrs.clone().all(|(kind, _)| known.contains(&kind)).then_some(())?;
+    (attrs.u32(number::DYNSET_FLAGS).unwrap_or_default() == 0).then_some(())?;
+    let timeout_ms = match attrs.find(number::DYNSET_TIMEOUT) {
+        Some(bytes) => u64::from_be_bytes(bytes.try_into().ok()?),
+        None => 0,
+    };
+    let op = match attrs.u32(number::DYNSET_OP)? {
+        value::DYNSET_UPDATE => DynsetOp::Update { timeout_ms },
+        value::DYNSET_DELETE if timeout_ms == 0 => DynsetOp::Delete,
+        _ => return None,
+    };
+    let data = match attrs.find(number::DYNSET_SREG_DATA) {
+        Some(_) => Some(register(attrs, number::DYNSET_SREG_DATA)?),
+        None => None,
+    };
+    let set = Name::from(attrs.text(number::DYNSET_SET)?);
+    Some(Expr::Dynset { set, op, key: register(attrs, number::DYNSET_SREG_KEY)?, data })
 }
 
 /// Data that is a verdict which this crate writes.
@@ -146,9 +179,13 @@ fn ct(attrs: &Attrs<'_>) -> Option<Expr> {
 
 fn fib(attrs: &Attrs<'_>) -> Option<Expr> {
     only(attrs, number::FIB_FLAGS)?;
-    let is_dest_type = attrs.u32(number::FIB_RESULT)? == value::FIB_ADDRTYPE
-        && attrs.u32(number::FIB_FLAGS)? == value::FIB_DADDR;
-    is_dest_type.then(|| register(attrs, number::FIB_DREG))?.map(|dreg| Expr::FibDestType { dreg })
+    (attrs.u32(number::FIB_RESULT)? == value::FIB_ADDRTYPE).then_some(())?;
+    let dreg = register(attrs, number::FIB_DREG)?;
+    match attrs.u32(number::FIB_FLAGS)? {
+        value::FIB_DADDR => Some(Expr::FibDestType { dreg }),
+        value::FIB_SADDR => Some(Expr::FibSourceType { dreg }),
+        _ => None,
+    }
 }
 
 fn numgen(attrs: &Attrs<'_>) -> Option<Expr> {

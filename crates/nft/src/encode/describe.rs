@@ -1,7 +1,7 @@
 //! Names what a message of a batch was about.
 
 use crate::wire::{Attrs, HEADER_BYTES, attr};
-use crate::{Bytes, Op, Set, Transaction};
+use crate::{Bytes, Family, Op, Set, Transaction};
 
 /// The object of one message. `index` counts the messages of the operation within the batch; `message` begins with
 /// the message; `offset` is where in it the kernel found fault.
@@ -28,7 +28,8 @@ pub(super) fn object(
 /// The element at the offset, or the only one of the message, or else the set.
 fn element(tx: &Transaction, set: &Set, message: &[u8], offset: Option<usize>) -> String {
     let keyword = set.keyword();
-    match offset.and_then(|offset| key_at(message, offset)).or_else(|| only_key(message)) {
+    let found = offset.and_then(|offset| key_at(message, offset, tx.family));
+    match found.or_else(|| only_key(message, tx.family)) {
         Some(key) => {
             format!("element {} of {keyword} {}", set.key_text(&key, tx.family), set.name)
         }
@@ -37,21 +38,28 @@ fn element(tx: &Transaction, set: &Set, message: &[u8], offset: Option<usize>) -
 }
 
 /// The kernel points at the attribute that holds the whole element.
-fn key_at(message: &[u8], offset: usize) -> Option<Bytes> {
+fn key_at(message: &[u8], offset: usize, family: Family) -> Option<Bytes> {
     let (kind, element) = Attrs::new(message.get(offset..)?).next()?;
-    (kind == attr::LIST_ELEM).then(|| key_of(element))?
+    (kind == attr::LIST_ELEM).then(|| key_of(element, family))?
 }
 
-fn only_key(message: &[u8]) -> Option<Bytes> {
+fn only_key(message: &[u8], family: Family) -> Option<Bytes> {
     let len = u32::from_ne_bytes(*message.first_chunk()?);
     let attributes = message.get(HEADER_BYTES..usize::try_from(len).ok()?)?;
     let list = Attrs::new(attributes).find(attr::ELEM_LIST_ELEMENTS)?;
     let mut elements = Attrs::new(list);
     let (_, first) = elements.next()?;
-    elements.next().is_none().then(|| key_of(first))?
+    elements.next().is_none().then(|| key_of(first, family))?
 }
 
-fn key_of(element: &[u8]) -> Option<Bytes> {
-    let key = Attrs::new(element).find(attr::ELEM_KEY)?;
-    Attrs::new(key).find(attr::DATA_VALUE).and_then(Bytes::from_slice)
+/// The key of an element, with the length of its network's prefix if the end is told with it.
+fn key_of(element: &[u8], family: Family) -> Option<Bytes> {
+    let element = Attrs::new(element);
+    let value = |kind| {
+        let key = Attrs::new(element.find(kind)?);
+        key.find(attr::DATA_VALUE).and_then(Bytes::from_slice)
+    };
+    let key: Bytes = value(attr::ELEM_KEY)?;
+    let network = value(attr::ELEM_KEY_END).and_then(|last| key.to_network(&last, family));
+    Some(network.unwrap_or(key))
 }

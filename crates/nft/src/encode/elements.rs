@@ -5,8 +5,10 @@ use std::ops::Range;
 use crate::encode::Encoder;
 use crate::encode::exprs::put_verdict;
 use crate::wire::{ATTR_BYTES, HEADER_BYTES, MAX_ATTR_BYTES, Writer, attr, flag, kind};
-use crate::{Bytes, Data, Element, Family, Set, SetData, Verdict, udata};
+use crate::{Bytes, Data, Element, Family, Set, SetData, SetKind, Verdict, udata};
 
+/// `NFT_SET_ELEM_INTERVAL_END`
+pub(crate) const INTERVAL_END: u32 = 1;
 /// `NFT_SET_ELEM_CATCHALL`
 const CATCH_ALL: u32 = 2;
 
@@ -75,6 +77,7 @@ impl Encoder<'_> {
             out.nest(attr::ELEM_LIST_ELEMENTS, |out| {
                 for element in elements {
                     out.nest(attr::LIST_ELEM, |out| put_element(out, element, lengths));
+                    put_end(out, &element.key, lengths);
                 }
             });
         });
@@ -86,6 +89,7 @@ impl Encoder<'_> {
             out.nest(attr::ELEM_LIST_ELEMENTS, |out| {
                 for key in keys {
                     out.nest(attr::LIST_ELEM, |out| put_key(out, key, lengths));
+                    put_end(out, key, lengths);
                 }
             });
         });
@@ -106,11 +110,23 @@ fn fitting(change: &ElementChange<'_>, first: usize, room: usize, lengths: &Leng
         .count()
 }
 
+/// How a set's keys say what they cover.
+#[derive(Clone, Copy, Debug)]
+enum Cover {
+    /// Themselves.
+    Exact,
+    /// A network, of which the end is in the element.
+    KeyEnd(Family),
+    /// A network, of which the end is the next element.
+    EndElement(Family),
+}
+
 /// Lengths of keys and data in the messages about one set.
 #[derive(Clone, Copy, Debug)]
 struct Lengths {
     key: usize,
     data: usize,
+    cover: Cover,
 }
 
 impl Lengths {
@@ -119,12 +135,38 @@ impl Lengths {
             SetData::Fields(_) => set.data_wire_bytes(family),
             SetData::None | SetData::Verdict => 0,
         };
-        Self { key: set.key_wire_bytes(family), data }
+        let cover = match set.kind {
+            SetKind::Exact | SetKind::Learnt { .. } => Cover::Exact,
+            SetKind::Networks if set.has_key_ends() => Cover::KeyEnd(family),
+            SetKind::Networks => Cover::EndElement(family),
+        };
+        Self { key: set.key_wire_bytes(family), data, cover }
     }
 
-    /// Bytes of an element that is only a key: three headers and the value.
+    /// Bytes of an element that is only a key: three headers and the value. At most, if it covers a network: the end
+    /// is another key, or another element with its flags, or user data which say that there is none.
     fn key(&self) -> usize {
-        3 * ATTR_BYTES + self.key.next_multiple_of(4)
+        let value = 2 * ATTR_BYTES + self.key.next_multiple_of(4);
+        ATTR_BYTES
+            + match self.cover {
+                Cover::Exact => value,
+                Cover::KeyEnd(_) => 2 * value,
+                Cover::EndElement(_) => {
+                    let user_data = ATTR_BYTES + (udata::OPEN_INTERVAL_BYTES + 2).next_multiple_of(4);
+                    value + (ATTR_BYTES + FLAGS_BYTES + value).max(user_data)
+                }
+            }
+    }
+
+    /// The key of the element that ends the network; none if it goes up to the highest address.
+    fn end_element(&self, key: &Bytes) -> Option<Bytes> {
+        let Cover::EndElement(family) = self.cover else { return None };
+        (!key.is_empty()).then(|| key.last_of_network(family).next_addr(family))?
+    }
+
+    /// Whether the network goes up to the highest address and nothing ends it.
+    fn is_open(&self, key: &Bytes) -> bool {
+        matches!(self.cover, Cover::EndElement(_)) && !key.is_empty() && self.end_element(key).is_none()
     }
 
     /// Bytes of an element with everything.
@@ -142,6 +184,9 @@ impl Lengths {
     }
 }
 
+/// An attribute of an integer.
+const FLAGS_BYTES: usize = ATTR_BYTES + 4;
+
 fn chain_bytes(verdict: &Verdict) -> usize {
     match verdict {
         Verdict::Goto(chain) | Verdict::Jump(chain) => ATTR_BYTES + (chain.len() + 1).next_multiple_of(4),
@@ -158,8 +203,16 @@ fn put_element(out: &mut Writer, element: &Element, lengths: &Lengths) {
         }),
         Data::Verdict(verdict) => out.nest(attr::ELEM_DATA, |out| put_verdict(out, verdict)),
     }
-    if let Some(comment) = element.comment.as_deref() {
-        out.built(attr::ELEM_USERDATA, |bytes| udata::put_comment(bytes, comment));
+    let (comment, open) = (element.comment.as_deref(), lengths.is_open(&element.key));
+    if comment.is_some() || open {
+        out.built(attr::ELEM_USERDATA, |bytes| {
+            if let Some(comment) = comment {
+                udata::put_comment(bytes, comment);
+            }
+            if open {
+                udata::put_open_interval(bytes);
+            }
+        });
     }
 }
 
@@ -169,6 +222,19 @@ fn put_key(out: &mut Writer, key: &Bytes, lengths: &Lengths) {
         return out.u32(attr::ELEM_FLAGS, CATCH_ALL);
     }
     out.nest(attr::ELEM_KEY, |out| out.bytes(attr::DATA_VALUE, start(key, lengths.key)));
+    if let Cover::KeyEnd(family) = lengths.cover {
+        let last = key.last_of_network(family);
+        out.nest(attr::ELEM_KEY_END, |out| out.bytes(attr::DATA_VALUE, start(&last, lengths.key)));
+    }
+}
+
+/// The element behind one that begins a network, with the first address that is not in it.
+fn put_end(out: &mut Writer, key: &Bytes, lengths: &Lengths) {
+    let Some(end) = lengths.end_element(key) else { return };
+    out.nest(attr::LIST_ELEM, |out| {
+        out.u32(attr::ELEM_FLAGS, INTERVAL_END);
+        out.nest(attr::ELEM_KEY, |out| out.bytes(attr::DATA_VALUE, start(&end, lengths.key)));
+    });
 }
 
 /// A lone field goes without its padding. Bytes of a length that the set does not have go as they are: the kernel

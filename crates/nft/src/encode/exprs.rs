@@ -1,6 +1,6 @@
 //! Expressions to attributes, in the order in which nft writes them.
 
-use crate::expr::LookupResult;
+use crate::expr::{DynsetOp, LookupResult};
 use crate::wire::{Writer, attr};
 use crate::{CmpOp, CtKey, Expr, MetaKey, PayloadBase, Register, Verdict};
 
@@ -17,6 +17,13 @@ pub(crate) mod number {
     pub(crate) const LOOKUP_SREG: u16 = 2;
     pub(crate) const LOOKUP_DREG: u16 = 3;
     pub(crate) const LOOKUP_FLAGS: u16 = 5;
+    pub(crate) const DYNSET_SET: u16 = 1;
+    pub(crate) const DYNSET_OP: u16 = 3;
+    pub(crate) const DYNSET_SREG_KEY: u16 = 4;
+    pub(crate) const DYNSET_SREG_DATA: u16 = 5;
+    pub(crate) const DYNSET_TIMEOUT: u16 = 6;
+    pub(crate) const DYNSET_PAD: u16 = 8;
+    pub(crate) const DYNSET_FLAGS: u16 = 9;
     pub(crate) const IMMEDIATE_DREG: u16 = 1;
     pub(crate) const IMMEDIATE_DATA: u16 = 2;
     pub(crate) const BITWISE_SREG: u16 = 1;
@@ -55,12 +62,18 @@ pub(crate) mod value {
     pub(crate) const REG_VERDICT: u32 = 0;
     /// `NFT_LOOKUP_F_INV`
     pub(crate) const LOOKUP_INVERT: u32 = 1;
+    /// `NFT_DYNSET_OP_UPDATE`
+    pub(crate) const DYNSET_UPDATE: u32 = 1;
+    /// `NFT_DYNSET_OP_DELETE`
+    pub(crate) const DYNSET_DELETE: u32 = 2;
     /// `NFT_BITWISE_MASK_XOR` (`NFT_BITWISE_BOOL` before Linux 6.13)
     pub(crate) const BITWISE_MASK_XOR: u32 = 0;
     /// `NFT_FIB_RESULT_ADDRTYPE`
     pub(crate) const FIB_ADDRTYPE: u32 = 3;
     /// `NFTA_FIB_F_DADDR`
     pub(crate) const FIB_DADDR: u32 = 2;
+    /// `NFTA_FIB_F_SADDR`
+    pub(crate) const FIB_SADDR: u32 = 1;
     /// `NFT_NG_RANDOM`
     pub(crate) const NUMGEN_RANDOM: u32 = 1;
     /// `NFT_NAT_DNAT`
@@ -85,6 +98,7 @@ pub(crate) const fn payload_base(base: PayloadBase) -> u32 {
 /// `NFT_META_*`
 pub(crate) const fn meta_key(key: MetaKey) -> u32 {
     match key {
+        MetaKey::Priority => 2,
         MetaKey::Mark => 3,
         MetaKey::InputIfname => 6,
         MetaKey::L4Proto => 16,
@@ -118,6 +132,20 @@ pub(crate) fn verdict_parts(verdict: &Verdict) -> (i32, Option<&str>) {
     }
 }
 
+/// `NFT_DYNSET_OP_*`, and the timeout in milliseconds.
+const fn dynset_op(op: DynsetOp) -> (u32, u64) {
+    match op {
+        DynsetOp::Update { timeout_ms } => (value::DYNSET_UPDATE, timeout_ms),
+        DynsetOp::Delete => (value::DYNSET_DELETE, 0),
+    }
+}
+
+fn put_fib_type(out: &mut Writer, of: u32, dreg: Register) {
+    out.u32(number::FIB_FLAGS, of);
+    out.u32(number::FIB_RESULT, value::FIB_ADDRTYPE);
+    out.u32(number::FIB_DREG, register_number(dreg));
+}
+
 /// Data that is a verdict.
 pub(super) fn put_verdict(out: &mut Writer, verdict: &Verdict) {
     let (code, chain) = verdict_parts(verdict);
@@ -144,11 +172,12 @@ pub(crate) fn name(expr: &Expr) -> &str {
         Expr::Payload { .. } => "payload",
         Expr::Meta { .. } | Expr::MetaSet { .. } => "meta",
         Expr::Lookup { .. } => "lookup",
-        Expr::Verdict(_) => "immediate",
+        Expr::Dynset { .. } => "dynset",
+        Expr::Verdict(_) | Expr::Immediate { .. } => "immediate",
         Expr::Bitwise { .. } => "bitwise",
         Expr::Cmp { .. } => "cmp",
         Expr::Ct { .. } => "ct",
-        Expr::FibDestType { .. } => "fib",
+        Expr::FibDestType { .. } | Expr::FibSourceType { .. } => "fib",
         Expr::NumgenRandom { .. } => "numgen",
         Expr::Dnat { .. } => "nat",
         Expr::Masquerade { .. } => "masq",
@@ -185,6 +214,22 @@ fn put_attributes(out: &mut Writer, expr: &Expr) {
                 out.u32(number::LOOKUP_FLAGS, value::LOOKUP_INVERT);
             }
         }
+        Expr::Dynset { set, op, key, data } => {
+            out.u32(number::DYNSET_SREG_KEY, register_number(*key));
+            if let Some(data) = data {
+                out.u32(number::DYNSET_SREG_DATA, register_number(*data));
+            }
+            let (op, timeout_ms) = dynset_op(*op);
+            out.u32(number::DYNSET_OP, op);
+            if timeout_ms > 0 {
+                out.bytes(number::DYNSET_TIMEOUT, &timeout_ms.to_be_bytes());
+            }
+            out.text(number::DYNSET_SET, set);
+        }
+        Expr::Immediate { dreg, data } => {
+            out.u32(number::IMMEDIATE_DREG, register_number(*dreg));
+            out.nest(number::IMMEDIATE_DATA, |out| out.bytes(attr::DATA_VALUE, data));
+        }
         Expr::Verdict(verdict) => {
             out.u32(number::IMMEDIATE_DREG, value::REG_VERDICT);
             out.nest(number::IMMEDIATE_DATA, |out| put_verdict(out, verdict));
@@ -205,11 +250,8 @@ fn put_attributes(out: &mut Writer, expr: &Expr) {
             out.u32(number::CT_KEY, ct_key(*key));
             out.u32(number::CT_DREG, register_number(*dreg));
         }
-        Expr::FibDestType { dreg } => {
-            out.u32(number::FIB_FLAGS, value::FIB_DADDR);
-            out.u32(number::FIB_RESULT, value::FIB_ADDRTYPE);
-            out.u32(number::FIB_DREG, register_number(*dreg));
-        }
+        Expr::FibDestType { dreg } => put_fib_type(out, value::FIB_DADDR, *dreg),
+        Expr::FibSourceType { dreg } => put_fib_type(out, value::FIB_SADDR, *dreg),
         Expr::NumgenRandom { modulus, dreg } => {
             out.u32(number::NUMGEN_DREG, register_number(*dreg));
             out.u32(number::NUMGEN_MODULUS, *modulus);

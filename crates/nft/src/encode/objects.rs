@@ -3,7 +3,7 @@
 use crate::encode::Encoder;
 use crate::encode::exprs::put_expr;
 use crate::wire::{DATA_TYPE_VERDICT, Writer, attr, flag, kind, set_flag};
-use crate::{BaseChain, Family, Field, Name, Op, Rule, Set, SetData, udata};
+use crate::{BaseChain, Family, Field, Name, Op, Rule, Set, SetData, SetKind, udata};
 
 /// Makes something unless it exists; without `NLM_F_EXCL` the kernel only checks that it is of the same kind.
 const CREATE: u16 = flag::REQUEST | flag::CREATE;
@@ -64,7 +64,7 @@ impl Encoder<'_> {
 
 fn put_set(out: &mut Writer, set: &Set, id: u32, family: Family) {
     out.text(attr::SET_NAME, &set.name);
-    out.u32(attr::SET_FLAGS, set_flags(&set.data));
+    out.u32(attr::SET_FLAGS, set_flags(set));
     out.u32(attr::SET_KEY_TYPE, type_number(&set.key, family));
     out.u32(attr::SET_KEY_LEN, length(set.key_wire_bytes(family)));
     if set.data != SetData::None {
@@ -72,14 +72,34 @@ fn put_set(out: &mut Writer, set: &Set, id: u32, family: Family) {
         out.u32(attr::SET_DATA_LEN, length(set.data_wire_bytes(family)));
     }
     out.u32(attr::SET_ID, id);
+    match set.kind {
+        SetKind::Networks if set.has_key_ends() => out.nest(attr::SET_DESC, |out| {
+            out.nest(attr::DESC_CONCAT, |out| put_field_lengths(out, &set.key, family));
+        }),
+        SetKind::Exact | SetKind::Networks => {}
+        SetKind::Learnt { size } => out.nest(attr::SET_DESC, |out| out.u32(attr::DESC_SIZE, size)),
+    }
     out.bytes(attr::SET_USERDATA, &udata::set(set, family));
 }
 
-/// Flags of a declaration: maps say so, nothing else is used.
-pub(crate) const fn set_flags(data: &SetData) -> u32 {
-    match data {
+/// How long the fields are on which the kernel matches ranges.
+fn put_field_lengths(out: &mut Writer, key: &[Field], family: Family) {
+    for field in key {
+        out.nest(attr::LIST_ELEM, |out| out.u32(attr::FIELD_LEN, length(field.len_bytes(family))));
+    }
+}
+
+/// Flags of a declaration.
+pub(crate) const fn set_flags(set: &Set) -> u32 {
+    let map = match set.data {
         SetData::None => 0,
         SetData::Verdict | SetData::Fields(_) => set_flag::MAP,
+    };
+    map | match set.kind {
+        SetKind::Exact => 0,
+        SetKind::Networks if set.has_key_ends() => set_flag::INTERVAL | set_flag::CONCAT,
+        SetKind::Networks => set_flag::INTERVAL,
+        SetKind::Learnt { .. } => set_flag::TIMEOUT | set_flag::EVAL,
     }
 }
 
@@ -97,7 +117,7 @@ pub(crate) fn type_number(fields: &[Field], family: Family) -> u32 {
     fields.iter().fold(0, |number, field| (number << 6) | field_type(*field, family))
 }
 
-/// `ipv4_addr`, `ipv6_addr`, `inet_proto`, `inet_service` and `integer` in nft's table of types.
+/// `ipv4_addr`, `ipv6_addr`, `inet_proto`, `inet_service`, `integer` and `classid` in nft's table of types.
 const fn field_type(field: Field, family: Family) -> u32 {
     match (field, family) {
         (Field::SourceAddr | Field::DestAddr, Family::Ip) => 7,
@@ -105,6 +125,7 @@ const fn field_type(field: Field, family: Family) -> u32 {
         (Field::L4Proto, _) => 12,
         (Field::DestPort, _) => 13,
         (Field::NumgenRandom { .. }, _) => 4,
+        (Field::Priority, _) => 23,
     }
 }
 

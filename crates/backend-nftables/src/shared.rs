@@ -1,0 +1,131 @@
+//! Objects that several frontends share, counted: they exist while somebody uses them.
+
+use std::collections::BTreeMap;
+
+use model::{AddressKind, Family, FrontendAddress, FrontendKey};
+
+use crate::chains::ChainId;
+use crate::programmed::Programmed;
+
+/// How many use each object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Uses<K>(BTreeMap<K, usize>);
+
+impl<K> Default for Uses<K> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+/// Uses that begin (positive) or end (negative).
+#[derive(Clone, Debug)]
+pub(crate) struct UseChanges<K>(BTreeMap<K, isize>);
+
+impl<K> Default for UseChanges<K> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<K: Copy + Ord> Uses<K> {
+    /// The objects in use.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = K> {
+        self.0.keys().copied()
+    }
+
+    /// The objects that come into use by these changes.
+    pub(crate) fn beginning(&self, changes: &UseChanges<K>) -> Vec<K> {
+        let unused = |key: &K| !self.0.contains_key(key);
+        changes.0.iter().filter(|(key, change)| **change > 0 && unused(key)).map(|(key, _)| *key).collect()
+    }
+
+    /// The objects that nobody uses any more after these changes.
+    pub(crate) fn ending(&self, changes: &UseChanges<K>) -> Vec<K> {
+        let after =
+            |key: &K, change: isize| self.0.get(key).copied().unwrap_or(0).saturating_add_signed(change);
+        let ending = changes.0.iter().filter(|(key, change)| **change < 0 && after(key, **change) == 0);
+        ending.map(|(key, _)| *key).collect()
+    }
+
+    pub(crate) fn apply(&mut self, changes: UseChanges<K>) {
+        for (key, change) in changes.0 {
+            let users = self.0.get(&key).copied().unwrap_or(0).saturating_add_signed(change);
+            if users == 0 {
+                self.0.remove(&key);
+            } else {
+                self.0.insert(key, users);
+            }
+        }
+    }
+}
+
+impl<K: Copy + Ord> UseChanges<K> {
+    fn count(&mut self, keys: impl IntoIterator<Item = K>, change: isize) {
+        for key in keys {
+            *self.0.entry(key).or_default() += change;
+        }
+    }
+}
+
+/// All shared objects of a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Shared<F: Family> {
+    /// Chains that balance.
+    pub(crate) chains: Uses<ChainId>,
+    /// Addresses in the hairpin set.
+    pub(crate) hairpins: Uses<F::Addr>,
+    /// Addresses in the set of cluster IPs, used by the Service's ports.
+    pub(crate) cluster_ips: Uses<F::Addr>,
+}
+
+/// Changes to them.
+#[derive(Clone, Debug)]
+pub(crate) struct SharedChanges<F: Family> {
+    pub(crate) chains: UseChanges<ChainId>,
+    pub(crate) hairpins: UseChanges<F::Addr>,
+    pub(crate) cluster_ips: UseChanges<F::Addr>,
+}
+
+// The derived implementations would ask `F` itself to have a default.
+impl<F: Family> Default for Shared<F> {
+    fn default() -> Self {
+        Self { chains: Uses::default(), hairpins: Uses::default(), cluster_ips: Uses::default() }
+    }
+}
+
+impl<F: Family> Default for SharedChanges<F> {
+    fn default() -> Self {
+        Self {
+            chains: UseChanges::default(),
+            hairpins: UseChanges::default(),
+            cluster_ips: UseChanges::default(),
+        }
+    }
+}
+
+impl<F: Family> Shared<F> {
+    pub(crate) fn apply(&mut self, changes: SharedChanges<F>) {
+        self.chains.apply(changes.chains);
+        self.hairpins.apply(changes.hairpins);
+        self.cluster_ips.apply(changes.cluster_ips);
+    }
+}
+
+impl<F: Family> SharedChanges<F> {
+    /// Takes in that a frontend changes.
+    pub(crate) fn frontend(
+        &mut self,
+        key: &FrontendKey<F>,
+        old: Option<&Programmed<F>>,
+        new: Option<&Programmed<F>>,
+    ) {
+        for (programmed, change) in [(old, -1), (new, 1)] {
+            let Some(programmed) = programmed else { continue };
+            self.chains.count(programmed.chains(key), change);
+            self.hairpins.count(programmed.local_addresses(), change);
+            if let (AddressKind::ClusterIp, FrontendAddress::Ip(addr)) = (programmed.kind, key.address) {
+                self.cluster_ips.count([addr], change);
+            }
+        }
+    }
+}

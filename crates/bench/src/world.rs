@@ -1,0 +1,243 @@
+//! The Services and their endpoints: as API objects for the proxy, as frontends for the kernel alone. Pure.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Range;
+
+use model::{
+    AddressKind, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool, Protocol,
+    ServicePortName, V4, Verdict,
+};
+use serde_json::Value;
+use testkit::cluster::{NODE, UDP_PORT};
+use testkit::objects::{self, Endpoint, NAMESPACE, Port};
+
+/// The port of every Service and of its endpoints.
+const PORT: Port = Port { name: "http", protocol: "TCP", port: 80, target: 8080, node_port: None };
+/// The port of the Service that real packets are sent to.
+const PROBE_PORT: Port = Port { name: "udp", protocol: "UDP", port: 53, target: UDP_PORT, node_port: None };
+/// The Service that real packets are sent to. The last one in the order of names.
+const PROBE: &str = "zz-probe";
+/// Its address. No other Service has it.
+pub(crate) const PROBE_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+
+/// Number 0 of the Services' addresses, of a range with 2^20.
+const FIRST_SERVICE_IP: u32 = u32::from_be_bytes([10, 96, 1, 0]);
+/// Number 0 of the endpoints' addresses.
+const FIRST_ENDPOINT_IP: u32 = u32::from_be_bytes([10, 128, 0, 0]);
+/// How many addresses endpoints can have: 10.128.0.0/9.
+const ENDPOINT_IPS: u32 = 1 << 23;
+/// Kept for endpoints that come later.
+const SPARE_IPS: u32 = 1 << 20;
+/// Endpoints on each node, of which one is the node under test; a node of a large cluster has about that many pods.
+const PODS_A_NODE: u32 = 100;
+
+/// Which endpoints each Service has.
+#[derive(Clone, Debug)]
+pub(crate) struct World {
+    /// Numbers of addresses, one list a Service. The first Service has one endpoint more than the others, and the last
+    /// one is created and deleted by the way.
+    endpoints: Vec<Vec<u32>>,
+    /// The next number that no endpoint has had.
+    next: u32,
+    /// How many nodes the endpoints are spread over.
+    nodes: u32,
+}
+
+/// The number of a Service.
+pub(crate) type Index = usize;
+
+impl World {
+    /// So many Services (and one more, see [`World::extra`]) with so many endpoints each (the first one more), none of
+    /// which shares an address with another one.
+    ///
+    /// # Errors
+    /// There are not enough addresses.
+    pub(crate) fn new(services: u32, endpoints: u32) -> anyhow::Result<Self> {
+        let total = u64::from(services + 1) * u64::from(endpoints);
+        let room = u64::from(ENDPOINT_IPS - SPARE_IPS);
+        anyhow::ensure!(total <= room, "{total} endpoints are too many, {room} have addresses");
+        let of = |service: u32| (service * endpoints..(service + 1) * endpoints).collect();
+        let next = (services + 1) * endpoints;
+        let nodes = (next / PODS_A_NODE).max(1);
+        let mut world = Self { endpoints: (0..=services).map(of).collect(), next, nodes };
+        world.add(0);
+        Ok(world)
+    }
+
+    /// The Services whose endpoints may change: not the first, which keeps the only one of its count.
+    pub(crate) fn ordinary(&self) -> Range<Index> {
+        1..self.services()
+    }
+
+    /// How many Services there are, without the extra one.
+    pub(crate) fn services(&self) -> usize {
+        self.endpoints.len() - 1
+    }
+
+    /// The Service that is created and deleted by the way; it comes after all others.
+    pub(crate) fn extra(&self) -> Index {
+        self.services()
+    }
+
+    /// Replaces one endpoint by a new one.
+    pub(crate) fn replace(&mut self, service: Index, which: usize) {
+        let new = self.fresh();
+        let endpoints = &mut self.endpoints[service];
+        let which = which % endpoints.len();
+        endpoints[which] = new;
+    }
+
+    /// Adds an endpoint.
+    pub(crate) fn add(&mut self, service: Index) {
+        let new = self.fresh();
+        self.endpoints[service].push(new);
+    }
+
+    /// Removes an endpoint, if there is one.
+    pub(crate) fn remove(&mut self, service: Index, which: usize) {
+        let endpoints = &mut self.endpoints[service];
+        if !endpoints.is_empty() {
+            endpoints.remove(which % endpoints.len());
+        }
+    }
+
+    fn fresh(&mut self) -> u32 {
+        let new = self.next;
+        // Long after an address was used it may be used again.
+        self.next = if new + 1 < ENDPOINT_IPS { new + 1 } else { ENDPOINT_IPS - SPARE_IPS };
+        new
+    }
+
+    fn node(&self, number: u32) -> String {
+        format!("node-{}", number % self.nodes + 1)
+    }
+
+    // === as API objects ===
+
+    /// All objects, without the Service (but with the slice) of [`World::extra`].
+    pub(crate) fn objects(&self) -> impl Iterator<Item = Value> {
+        let services = (0..self.services()).map(service);
+        services.chain((0..self.endpoints.len()).map(|service| self.slice(service)))
+    }
+
+    /// A Service's only slice.
+    pub(crate) fn slice(&self, service: Index) -> Value {
+        let endpoint = |number: &u32| Endpoint::ready(endpoint_ip(*number).into(), &self.node(*number));
+        let endpoints: Vec<Endpoint> = self.endpoints[service].iter().map(endpoint).collect();
+        objects::slice(&name(service), "v4", &[PORT], &endpoints)
+    }
+
+    // === as frontends ===
+
+    /// A Service's only frontend, as the proxy derives it from the objects.
+    pub(crate) fn frontend(&self, service: Index) -> Frontend<V4> {
+        let destination = |number: &u32| Destination {
+            address: endpoint_ip(*number),
+            port: PORT.target,
+            local: self.node(*number) == NODE,
+        };
+        let endpoints: BTreeSet<_> = self.endpoints[service].iter().map(destination).collect();
+        Frontend {
+            key: FrontendKey {
+                address: FrontendAddress::Ip(service_ip(service)),
+                protocol: Protocol::Tcp,
+                port: PORT.port,
+            },
+            kind: AddressKind::ClusterIp,
+            service: ServicePortName {
+                service: object_name(service),
+                port: PORT.name.into(),
+                protocol: Protocol::Tcp,
+            },
+            pool: Pool::new(endpoints, Verdict::Reject),
+            internal_pool: None,
+            affinity: None,
+            masquerade: Masquerade::UnlessFromPod,
+            allowed_sources: None,
+        }
+    }
+}
+
+/// A Service.
+pub(crate) fn service(service: Index) -> Value {
+    objects::service(&name(service), &[service_ip(service).into()], &[PORT])
+}
+
+/// A Service's name.
+pub(crate) fn name(service: Index) -> String {
+    format!("svc-{service:07}")
+}
+
+/// A Service's name with its namespace.
+pub(crate) fn object_name(service: Index) -> ObjectName {
+    ObjectName::new(NAMESPACE, &name(service))
+}
+
+/// The Service that real packets are sent to.
+pub(crate) fn probe_service() -> Value {
+    objects::service(PROBE, &[PROBE_IP.into()], &[PROBE_PORT])
+}
+
+/// The slice of the Service that real packets are sent to, with one endpoint.
+pub(crate) fn probe_slice(pod: IpAddr) -> Value {
+    objects::slice(PROBE, "v4", &[PROBE_PORT], &[Endpoint::ready(pod, NODE)])
+}
+
+fn service_ip(service: Index) -> Ipv4Addr {
+    // The number of Services is limited to a million by the arguments.
+    Ipv4Addr::from(FIRST_SERVICE_IP + u32::try_from(service).unwrap_or(u32::MAX >> 8))
+}
+
+fn endpoint_ip(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from(FIRST_ENDPOINT_IP + number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_endpoints_share_an_address_whatever_happens() {
+        let mut world = World::new(3, 2).unwrap();
+        world.replace(0, 5);
+        world.add(1);
+        world.remove(2, 1);
+        let all: Vec<u32> = world.endpoints.iter().flatten().copied().collect();
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
+        assert_eq!(world.endpoints.iter().map(Vec::len).collect::<Vec<_>>(), [3, 3, 1, 2]);
+    }
+
+    #[test]
+    fn the_node_has_as_many_pods_as_nodes_have() {
+        for (services, expected) in [(3, 41), (99, 101), (999, 101)] {
+            let world = World::new(services, 10).unwrap();
+            let all =
+                (0..=world.services()).flat_map(|service| world.frontend(service).pool.endpoints().to_vec());
+            assert_eq!(all.filter(|destination| destination.local).count(), expected, "{services} Services");
+        }
+    }
+
+    #[test]
+    fn the_extra_service_has_only_a_slice_at_first() {
+        let world = World::new(2, 1).unwrap();
+        let names: Vec<String> =
+            world.objects().map(|object| object["metadata"]["name"].to_string()).collect();
+        assert_eq!(
+            names,
+            [
+                "\"svc-0000000\"",
+                "\"svc-0000001\"",
+                "\"svc-0000000-v4\"",
+                "\"svc-0000001-v4\"",
+                "\"svc-0000002-v4\"",
+            ]
+        );
+    }
+
+    #[test]
+    fn more_than_there_are_addresses_is_refused() {
+        assert!(World::new(1_000_000, 10).is_err());
+        assert!(World::new(100_000, 10).is_ok());
+    }
+}

@@ -1,0 +1,91 @@
+//! The tracked flows of the network namespace in which the sockets were opened.
+
+mod deleter;
+mod reader;
+
+use conntrack::{Conntrack, ConntrackError, Filter, Flow};
+
+use crate::socket::{Socket, SocketOption};
+use deleter::Deleter;
+use reader::Reader;
+
+/// How often the table is read when each reading is disturbed.
+const PASSES: u32 = 3;
+
+/// The kernel's table of tracked flows, read and deleted from through two sockets.
+///
+/// Flows are deleted while the table is still being read. What this holds is one datagram of flows on their way in, and
+/// up to 256 flows on their way out, however many there are.
+#[derive(Debug)]
+pub struct Flows {
+    reader: Reader,
+    deleter: Deleter,
+}
+
+impl Flows {
+    /// Opens sockets in the network namespace of the calling thread. All later calls must be made from threads of that
+    /// namespace: after a failure a socket is opened anew.
+    ///
+    /// # Errors
+    /// When the system has no netfilter sockets for us. That conntrack or permission is lacking shows later.
+    pub fn open() -> Result<Self, ConntrackError> {
+        Ok(Self { reader: Reader::new(open_socket()?), deleter: Deleter::new(open_socket()?) })
+    }
+
+    /// Whether the kernel selects the flows of a filter (the default), or only the address family. A kernel that
+    /// refuses the former is noticed without this, and one that does not know it does no harm.
+    pub fn set_kernel_filter(&mut self, kernel_filter: bool) {
+        self.reader.set_kernel_filter(kernel_filter);
+    }
+
+    /// Reads until a reading was complete; what is stale is deleted on the way.
+    fn read_and_delete(
+        &mut self,
+        filter: &Filter,
+        stale: &mut dyn FnMut(&Flow) -> bool,
+    ) -> Result<(), ConntrackError> {
+        let Self { reader, deleter } = self;
+        for _ in 0..PASSES {
+            let is_complete = reader.pass(filter, &mut |flow| {
+                if stale(flow) {
+                    deleter.add(*flow);
+                }
+            })?;
+            deleter.flush();
+            if is_complete {
+                return Ok(());
+            }
+        }
+        Err(ConntrackError::Interrupted)
+    }
+}
+
+impl Conntrack for Flows {
+    fn each(&mut self, filter: &Filter, visit: &mut dyn FnMut(&Flow)) -> Result<(), ConntrackError> {
+        if self.reader.pass(filter, visit)? { Ok(()) } else { Err(ConntrackError::Interrupted) }
+    }
+
+    fn delete(
+        &mut self,
+        filter: &Filter,
+        stale: &mut dyn FnMut(&Flow) -> bool,
+    ) -> Result<u64, ConntrackError> {
+        self.deleter.begin();
+        let read = self.read_and_delete(filter, stale);
+        let (deleted, refusal) = self.deleter.finish();
+        match read.err().or(refusal) {
+            Some(error) => Err(error.after(deleted)),
+            None => Ok(deleted),
+        }
+    }
+}
+
+fn open_socket() -> Result<Socket, ConntrackError> {
+    let open = || {
+        let socket = Socket::open()?;
+        socket.set(SocketOption::ExtendedAck, 1)?;
+        socket.set(SocketOption::CapAck, 1)?;
+        Ok(socket)
+    };
+    open().map_err(|source| ConntrackError::Open { source })
+}
