@@ -215,10 +215,15 @@ impl Agent {
     }
 
     fn take_report(&mut self, report: Report) -> Result<(), StartError> {
-        match report.family {
-            nft::Family::Ip => self.v4.as_mut().map_or(Ok(()), |side| side.take_report(report)),
-            nft::Family::Ip6 => self.v6.as_mut().map_or(Ok(()), |side| side.take_report(report)),
+        let step = match report.family {
+            nft::Family::Ip => self.v4.as_mut().map(|side| side.take_report(report)),
+            nft::Family::Ip6 => self.v6.as_mut().map(|side| side.take_report(report)),
+        };
+        // A repair has read the whole table, and compared it with all that should be in it.
+        if let Some(Step::Repair | Step::Unchanged) = step.transpose()?.flatten() {
+            (self.settings.release_memory)();
         }
+        Ok(())
     }
 }
 
@@ -263,15 +268,23 @@ impl<F: Family> Side<F> {
         self.submit(job)
     }
 
-    fn take_report(&mut self, report: Report) -> Result<(), StartError> {
+    /// Takes in what came of a job; says which step that completed.
+    fn take_report(&mut self, report: Report) -> Result<Option<Step>, StartError> {
         let took = report.took;
         let (progress, job) = self.pipeline.report(report.answer, Instant::now(), fastrand::f64());
-        match progress {
-            Progress::Working => {}
-            Progress::Done(done) => log_done::<F>(&done, took, self.pipeline.is_settled()),
-            Progress::Failed(failed) => log_failed::<F>(&failed),
-        }
-        self.submit(job)
+        let step = match progress {
+            Progress::Working => None,
+            Progress::Done(done) => {
+                log_done::<F>(&done, took, self.pipeline.is_settled());
+                Some(done.step)
+            }
+            Progress::Failed(failed) => {
+                log_failed::<F>(&failed);
+                None
+            }
+        };
+        self.submit(job)?;
+        Ok(step)
     }
 
     fn submit(&self, job: Option<Job>) -> Result<(), StartError> {

@@ -21,6 +21,8 @@ pub struct Settings {
     pub masquerade_all: bool,
     /// The packet mark bit for masquerading, as a mask.
     pub masquerade_mark: u32,
+    /// Called when large temporary values have been freed, so that the memory can be given back to the system.
+    pub release_memory: fn(),
 }
 
 /// `nodePortAddresses`: where node ports are served.
@@ -109,6 +111,7 @@ mod tests {
             pods,
             masquerade_all: false,
             masquerade_mark: 0x4000,
+            release_memory: || {},
         }
     }
 

@@ -30,6 +30,7 @@ fn settings() -> Settings {
         pods: Pods::ClusterCidr(Vec::new()),
         masquerade_all: false,
         masquerade_mark: 0x4000,
+        release_memory: || {},
     }
 }
 

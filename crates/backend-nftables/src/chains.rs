@@ -30,6 +30,9 @@ pub struct ChainId {
     endpoints: u32,
 }
 
+/// Most Services have no more endpoints than this.
+const PREPARED: u32 = 16;
+
 /// `service-3`, `node-port-masq-3`, `inside-service-3`: the name is the only thing that a chain is recognised by.
 impl fmt::Display for ChainId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -67,6 +70,18 @@ impl ChainId {
         let (_, count) = name.rsplit_once('-')?;
         let endpoints = count.parse().ok().filter(|n| *n > 0)?;
         Self::all_over(endpoints).find(|id| id.to_string() == name)
+    }
+
+    /// Chains that are made before anybody needs them, while the slot maps are empty and it costs nothing: those of the
+    /// usual frontends with up to [`PREPARED`] endpoints.
+    pub(crate) fn prepared() -> impl Iterator<Item = Self> {
+        (1..=PREPARED).flat_map(|endpoints| {
+            let scope = Scope::Everywhere;
+            let cluster_ip =
+                Self { scope, node_port: false, masquerade: Masquerade::UnlessFromPod, endpoints };
+            let node_port = Self { scope, node_port: true, masquerade: Masquerade::Always, endpoints };
+            [cluster_ip, node_port]
+        })
     }
 
     fn all_over(endpoints: u32) -> impl Iterator<Item = Self> {

@@ -27,14 +27,15 @@ pub struct Backend<F: Family> {
 pub(crate) struct Held<F: Family> {
     pub(crate) frontends: HashMap<FrontendKey<F>, Programmed<F>, FxBuildHasher>,
     pub(crate) shared: Shared<F>,
-    /// Chains that were found and nobody uses. They go with the next planned transaction.
-    pub(crate) idle_chains: BTreeSet<ChainId>,
+    /// Chains that balance. Once made they stay: making one is dear, since the kernel walks the whole slot map that its
+    /// rule refers to (`nf_tables_bind_set`), and there is at most one for each number of endpoints that a Service had.
+    pub(crate) chains: BTreeSet<ChainId>,
 }
 
 // The derived implementation would ask `F` itself to have a default.
 impl<F: Family> Default for Held<F> {
     fn default() -> Self {
-        Self { frontends: HashMap::default(), shared: Shared::default(), idle_chains: BTreeSet::new() }
+        Self { frontends: HashMap::default(), shared: Shared::default(), chains: BTreeSet::new() }
     }
 }
 
@@ -50,7 +51,12 @@ pub struct Plan<F: Family> {
 #[derive(Debug)]
 pub(crate) enum Outcome<F: Family> {
     /// These frontends differ.
-    Delta { frontends: Vec<(FrontendKey<F>, Option<Programmed<F>>)>, shared: SharedChanges<F> },
+    Delta {
+        frontends: Vec<(FrontendKey<F>, Option<Programmed<F>>)>,
+        shared: SharedChanges<F>,
+        /// New chains.
+        chains: BTreeSet<ChainId>,
+    },
     /// Everything was looked at.
     Whole { held: Box<Held<F>>, config: Config },
 }
@@ -71,6 +77,7 @@ impl<F: Family> Backend<F> {
     pub fn plan(&self, table: &Table<F>, keys: &BTreeSet<FrontendKey<F>>) -> Plan<F> {
         let mut shared = SharedChanges::default();
         let mut elements = ElementChanges::default();
+        let mut chains = BTreeSet::new();
         let mut frontends = Vec::with_capacity(keys.len());
         for key in keys {
             let old = self.held.frontends.get(key);
@@ -79,20 +86,27 @@ impl<F: Family> Backend<F> {
             if old != new.as_ref() {
                 elements.frontend(key, old, new.as_ref());
                 shared.frontend(key, old, new.as_ref());
+                let used = new.iter().flat_map(|new| new.chains(key));
+                chains.extend(used.filter(|id| !self.held.chains.contains(id)));
                 frontends.push((*key, new));
             }
         }
         let mut transaction = Transaction::new(nft_family::<F>(), table_name());
         if !frontends.is_empty() {
-            self.fill(&mut transaction.ops, elements, &shared);
+            self.fill(&mut transaction.ops, &chains, elements, &shared);
         }
-        Plan { transaction, outcome: Outcome::Delta { frontends, shared } }
+        Plan { transaction, outcome: Outcome::Delta { frontends, shared, chains } }
     }
 
-    fn fill(&self, ops: &mut Vec<Op>, mut elements: ElementChanges, changes: &SharedChanges<F>) {
-        let Held { shared, idle_chains, .. } = &self.held;
-        let wanted_chains = shared.chains.beginning(&changes.chains);
-        for id in wanted_chains.iter().filter(|id| !idle_chains.contains(id)) {
+    fn fill(
+        &self,
+        ops: &mut Vec<Op>,
+        chains: &BTreeSet<ChainId>,
+        mut elements: ElementChanges,
+        changes: &SharedChanges<F>,
+    ) {
+        let Held { shared, .. } = &self.held;
+        for id in chains {
             let spec = id.spec::<F>(&self.config);
             ops.push(Op::AddChain { name: spec.name.clone(), base: None });
             ops.push(Op::SetRules { chain: spec.name, rules: spec.rules });
@@ -113,17 +127,14 @@ impl<F: Family> Backend<F> {
             }
         }
         elements.into_ops(ops);
-        let ending = shared.chains.ending(&changes.chains);
-        let idle = idle_chains.iter().filter(|id| !wanted_chains.contains(id));
-        ops.extend(ending.iter().chain(idle).map(|id| Op::DeleteChain(id.name())));
     }
 
     /// Takes note that the kernel took the plan's transaction.
     pub fn committed(&mut self, plan: Plan<F>) {
         match plan.outcome {
-            Outcome::Delta { frontends, shared } => {
+            Outcome::Delta { frontends, shared, chains } => {
                 self.held.shared.apply(shared);
-                self.held.idle_chains.clear();
+                self.held.chains.extend(chains);
                 for (key, programmed) in frontends {
                     match programmed {
                         Some(programmed) => self.held.frontends.insert(key, programmed),

@@ -1,6 +1,6 @@
 //! From whatever the kernel holds to what it should hold: start-up, recovery after a failure, and audits.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use model::{Family, FrontendKey, Table};
 use nft::{Data, Element, Op, Ruleset, Transaction};
@@ -103,6 +103,7 @@ fn wanted<F: Family>(table: &Table<F>, slots: &FoundSlots<F>) -> Held<F> {
     for frontend in table.iter() {
         let programmed = Programmed::new(frontend, slots.get(&frontend.key).unwrap_or(&none));
         shared.frontend(&frontend.key, None, Some(&programmed));
+        held.chains.extend(programmed.chains(&frontend.key));
         held.frontends.insert(frontend.key, programmed);
     }
     held.shared.apply(shared);
@@ -111,11 +112,9 @@ fn wanted<F: Family>(table: &Table<F>, slots: &FoundSlots<F>) -> Held<F> {
 
 /// Everything that makes `found` into what `held` says, in an order that is right at every step.
 fn difference<F: Family>(ops: &mut Vec<Op>, found: &Ruleset, config: &Config, held: &mut Held<F>) {
-    let used: BTreeSet<ChainId> = held.shared.chains.keys().collect();
-    let existing: BTreeSet<ChainId> = found.chains.keys().filter_map(|name| ChainId::parse(name)).collect();
-    // A chain that nobody uses may stay: deleting it here could be what the kernel refused.
-    held.idle_chains = existing.difference(&used).copied().collect();
-    let chains = chains::all::<F>(config, existing.union(&used).copied());
+    held.chains.extend(found.chains.keys().filter_map(|name| ChainId::parse(name)));
+    held.chains.extend(ChainId::prepared());
+    let chains = chains::all::<F>(config, held.chains.iter().copied());
     if found.sets.is_empty() && found.chains.is_empty() || found.dormant {
         ops.push(Op::AddTable);
     }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use model::{AddressKind, Family, FrontendAddress, FrontendKey};
 
-use crate::chains::ChainId;
 use crate::programmed::Programmed;
 
 /// How many use each object.
@@ -70,8 +69,6 @@ impl<K: Copy + Ord> UseChanges<K> {
 /// All shared objects of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Shared<F: Family> {
-    /// Chains that balance.
-    pub(crate) chains: Uses<ChainId>,
     /// Addresses in the hairpin set.
     pub(crate) hairpins: Uses<F::Addr>,
     /// Addresses in the set of cluster IPs, used by the Service's ports.
@@ -81,7 +78,6 @@ pub(crate) struct Shared<F: Family> {
 /// Changes to them.
 #[derive(Clone, Debug)]
 pub(crate) struct SharedChanges<F: Family> {
-    pub(crate) chains: UseChanges<ChainId>,
     pub(crate) hairpins: UseChanges<F::Addr>,
     pub(crate) cluster_ips: UseChanges<F::Addr>,
 }
@@ -89,23 +85,18 @@ pub(crate) struct SharedChanges<F: Family> {
 // The derived implementations would ask `F` itself to have a default.
 impl<F: Family> Default for Shared<F> {
     fn default() -> Self {
-        Self { chains: Uses::default(), hairpins: Uses::default(), cluster_ips: Uses::default() }
+        Self { hairpins: Uses::default(), cluster_ips: Uses::default() }
     }
 }
 
 impl<F: Family> Default for SharedChanges<F> {
     fn default() -> Self {
-        Self {
-            chains: UseChanges::default(),
-            hairpins: UseChanges::default(),
-            cluster_ips: UseChanges::default(),
-        }
+        Self { hairpins: UseChanges::default(), cluster_ips: UseChanges::default() }
     }
 }
 
 impl<F: Family> Shared<F> {
     pub(crate) fn apply(&mut self, changes: SharedChanges<F>) {
-        self.chains.apply(changes.chains);
         self.hairpins.apply(changes.hairpins);
         self.cluster_ips.apply(changes.cluster_ips);
     }
@@ -121,7 +112,6 @@ impl<F: Family> SharedChanges<F> {
     ) {
         for (programmed, change) in [(old, -1), (new, 1)] {
             let Some(programmed) = programmed else { continue };
-            self.chains.count(programmed.chains(key), change);
             self.hairpins.count(programmed.local_addresses(), change);
             if let (AddressKind::ClusterIp, FrontendAddress::Ip(addr)) = (programmed.kind, key.address) {
                 self.cluster_ips.count([addr], change);

@@ -48,7 +48,17 @@ fn text<F: Family>(config: &Config, services: Vec<Vec<Frontend<F>>>) -> String {
     for frontends in services {
         table.set_service(&frontends[0].service.service.clone(), frontends);
     }
-    Backend::new(config.clone()).repair(config, &table, None, Extent::Difference).transaction.to_string()
+    let text =
+        Backend::new(config.clone()).repair(config, &table, None, Extent::Difference).transaction.to_string();
+    text.lines().filter(|line| !is_of_unused_chain(line)).collect::<Vec<_>>().join("\n")
+}
+
+/// Chains for other numbers of endpoints are made in advance; the snapshots do without them.
+fn is_of_unused_chain(line: &str) -> bool {
+    let numbers = line.split_whitespace().filter_map(|word| {
+        word.strip_prefix("service-").or(word.strip_prefix("node-port-masq-"))?.parse::<u32>().ok()
+    });
+    numbers.into_iter().any(|number| number > 2)
 }
 
 #[test]

@@ -58,11 +58,6 @@ impl<'f> Pass<'f> {
         Ok(false)
     }
 
-    /// Something of the answer was lost.
-    pub const fn lose(&mut self) {
-        self.disturbed = true;
-    }
-
     /// Whether flows may have been left out.
     pub const fn is_disturbed(&self) -> bool {
         self.disturbed

@@ -4,8 +4,10 @@
 //! Does no deciding: what is sent was planned elsewhere, and what is refused is reported with the kernel's words.
 
 mod conntrack;
+mod heap;
 mod nftables;
 mod socket;
 
 pub use crate::conntrack::Flows;
+pub use heap::release_memory;
 pub use nftables::Nftables;

@@ -103,5 +103,6 @@ fn settings(flags: &Flags) -> anyhow::Result<Settings> {
         pods: flags.pods.clone(),
         masquerade_all: flags.masquerade_all,
         masquerade_mark: 1 << 14,
+        release_memory: kernel::release_memory,
     })
 }

@@ -39,8 +39,8 @@ fn check(family: Family, text: &str, captured: &str) {
 
 /// The lines of a capture. We ask for an acknowledgement of the last message and say in so many words that a table
 /// is to be created; that is made alike here. The captures are without what nft adds for nothing: the numbers that it
-/// gave sets (we name them), numbers of the elements in a list, the operation 0 of some bitwise expressions, and an end
-/// at address 0 in front of the networks of a new set.
+/// gave sets (we name them), numbers of the elements in a list, the operation 0 of some bitwise expressions, an end at
+/// address 0 in front of the networks of a new set, and comments of networks that are deleted.
 fn messages(mut bytes: &[u8]) -> String {
     let mut out = String::new();
     while let [l0, l1, l2, l3, k0, k1, f0, f1, ..] = *bytes {
@@ -78,12 +78,7 @@ fn sets() -> [Arc<Set>; 10] {
         set("nodeport-ips", &[DestAddr], SetData::None),
         set("protocols", &[L4Proto], SetData::Verdict),
         set("ports", &[DestPort], SetData::Fields(vec![DestPort])),
-        Set::learnt(
-            "affinity".into(),
-            vec![SourceAddr, DestAddr, L4Proto, DestPort],
-            vec![Priority],
-            65_535,
-        ),
+        Set::learnt("affinity".into(), vec![SourceAddr, DestAddr, L4Proto, DestPort], vec![Priority], 65_535),
         set("numbers", &[DestAddr, L4Proto, DestPort, Priority], SetData::Fields(vec![Priority])),
         Set::networks("sources".into(), vec![DestAddr, L4Proto, DestPort, SourceAddr]),
         Set::networks("cidrs".into(), vec![DestAddr]),

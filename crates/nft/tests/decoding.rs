@@ -64,16 +64,21 @@ fn set(family: Family) -> impl Strategy<Value = Set> {
         .prop_filter("longer than any set in use", move |set| set.key_bytes(family) <= Bytes::CAPACITY)
 }
 
+fn address(family: Family, n: u128) -> IpAddr {
+    let [a, b, c, d, ..] = n.to_be_bytes();
+    match family {
+        Family::Ip => IpAddr::from([a, b, c, d]),
+        Family::Ip6 => IpAddr::from(n.to_be_bytes()),
+    }
+}
+
 fn fields(fields: &[Field], family: Family) -> impl Strategy<Value = Bytes> + use<> {
     let fields = fields.to_vec();
     vec(any::<u128>(), fields.len()).prop_map(move |numbers| {
         fields.iter().zip(numbers).fold(Bytes::new(), |bytes, (field, n)| {
             let [a, b, c, d, ..] = n.to_be_bytes();
             match field {
-                Field::SourceAddr | Field::DestAddr => bytes.addr(match family {
-                    Family::Ip => IpAddr::from([a, b, c, d]),
-                    Family::Ip6 => IpAddr::from(n.to_be_bytes()),
-                }),
+                Field::SourceAddr | Field::DestAddr => bytes.addr(address(family, n)),
                 Field::L4Proto => bytes.proto(a),
                 Field::DestPort => bytes.port(u16::from_be_bytes([a, b])),
                 Field::NumgenRandom { .. } | Field::Priority => bytes.index(u32::from_be_bytes([a, b, c, d])),
@@ -99,25 +104,19 @@ fn data(data: &SetData, family: Family) -> BoxedStrategy<Data> {
     }
 }
 
-/// The key with its last address made a network.
-fn to_network(key: &Bytes, family: Family, prefix: u8) -> Bytes {
-    let addr_at = key.len() - family.addr_len();
-    let before = Bytes::from_slice(&key.as_slice()[..addr_at]).unwrap();
-    let addr = Bytes::from_slice(&key.as_slice()[addr_at..]).unwrap().reader().addr(family).unwrap();
-    before.net(addr, prefix)
-}
-
 /// The keys of a set; those of one field are networks which don't overlap, as the kernel has it.
 fn keys(set: &Set, family: Family) -> BoxedStrategy<Bytes> {
-    let keys = fields(&set.key, family);
-    let bits = u8::try_from(family.addr_len() * 8).unwrap();
-    match (set.kind, set.key.len()) {
-        (SetKind::Networks, 1) => keys.prop_map(move |key| to_network(&key, family, 8)).boxed(),
-        (SetKind::Networks, _) => {
-            (keys, 0..=bits).prop_map(move |(key, prefix)| to_network(&key, family, prefix)).boxed()
-        }
-        _ => keys.boxed(),
-    }
+    let Some((_, before)) = set.key.split_last().filter(|_| set.kind == SetKind::Networks) else {
+        return fields(&set.key, family).boxed();
+    };
+    let prefixes = match (before, family) {
+        ([], _) => 8..=8,
+        (_, Family::Ip) => 0..=32,
+        (_, Family::Ip6) => 0..=128_u8,
+    };
+    (fields(before, family), any::<u128>(), prefixes)
+        .prop_map(move |(before, n, prefix)| before.net(address(family, n), prefix))
+        .boxed()
 }
 
 /// A set with elements of different keys, in the order of keys.

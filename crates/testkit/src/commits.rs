@@ -72,7 +72,9 @@ impl Commits {
     /// No netfilter socket can be had.
     pub fn listen(namespace: &Namespace) -> io::Result<Self> {
         let socket = namespace.run(|| open(NFTABLES_GROUP))?;
-        setsockopt(&socket, sockopt::RcvBufForce, &(64 << 20))?;
+        // Without privilege in the initial user namespace only up to a system-wide limit.
+        setsockopt(&socket, sockopt::RcvBufForce, &(64 << 20))
+            .or_else(|_denied| setsockopt(&socket, sockopt::RcvBuf, &(4 << 20)))?;
         Ok(Self { socket, buffer: vec![0; 1 << 16] })
     }
 

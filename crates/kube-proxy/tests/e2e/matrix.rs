@@ -62,8 +62,8 @@ fn every_line_of_the_contract_holds() {
     let cluster = cluster(2, 1);
     let _proxy = start(&cluster);
     let lines: Vec<Line> = TABLE.lines().filter_map(Line::parse).collect();
-    let situations: Vec<Situation> =
-        BTreeSet::from_iter(lines.iter().map(|line| line.situation)).into_iter().collect();
+    let situations: BTreeSet<Situation> = lines.iter().map(|line| line.situation).collect();
+    let situations: Vec<Situation> = situations.into_iter().collect();
     for (n, situation) in situations.iter().enumerate() {
         situation.create(&cluster, n);
     }
