@@ -8,11 +8,14 @@
 #![forbid(unsafe_code)]
 
 mod backoff;
+mod flows;
 mod pipeline;
 mod run;
 mod settings;
 mod worker;
 
-pub use run::{Input, StartError, run};
+pub use backend_nftables::table_name;
+pub use flows::OpenConntrack;
+pub use run::{ForeignChange, Input, KernelAccess, StartError, run};
 pub use settings::{NodePorts, Pods, Settings};
 pub use worker::OpenKernel;

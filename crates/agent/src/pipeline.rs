@@ -4,22 +4,37 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use backend_nftables::{Backend, Config, Extent, Plan};
-use model::{Family, Frontend, FrontendKey, ServiceName, Table};
+use model::{Family, Frontend, FrontendKey, Protocol, ServiceName, Table};
 use nft::{KernelError, Ruleset, Transaction};
 use tokio::time::Instant;
 
 use crate::backoff::pause;
 use crate::worker::{Answer, Job};
 
-/// A committed step, for the log.
+/// A completed step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// A transaction that carried changed frontends.
     Change,
-    /// A transaction that brought the table right after a start or a failure.
-    Repair,
+    /// A transaction that brought the table right.
+    Repair(Reason),
     /// The table was read and found right; nothing was sent.
-    Unchanged,
+    Unchanged(Reason),
+}
+
+/// Why a table is read and compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// Nothing is known of it yet.
+    Start,
+    /// A transaction or a reading failed.
+    Failure,
+    /// The ruleset's settings changed.
+    Settings,
+    /// Somebody else changed it.
+    ForeignChange,
+    /// It has not been looked at for a while.
+    Audit,
 }
 
 /// One family's state.
@@ -33,15 +48,25 @@ pub(crate) struct Pipeline<F: Family> {
     dirty_since: Option<Instant>,
     phase: Phase<F>,
     failures: u32,
+    /// Somebody else changed the table since it was last read.
+    doubted: bool,
+    /// When the table was last read, or a first time is due.
+    looked_at: Instant,
+    /// How long that took.
+    reading_took: Duration,
+    /// Changed frontends whose flows may be stale once the kernel has the change.
+    stale_flows: BTreeSet<FrontendKey<F>>,
+    /// Frontends whose flows may be stale now.
+    ready_flows: BTreeSet<FrontendKey<F>>,
 }
 
 enum Phase<F: Family> {
     /// Nothing under way; the kernel holds what the backend says.
     Idle,
     /// The table has to be read and compared, not before this moment.
-    Unsure { not_before: Instant },
+    Unsure { not_before: Instant, reason: Reason },
     /// Being read.
-    Reading,
+    Reading { reason: Reason },
     /// A transaction is in flight.
     Committing(Box<InFlight<F>>),
 }
@@ -83,6 +108,12 @@ pub(crate) struct Failed {
 
 /// From this many failures in a row the table is written anew.
 const REBUILD_AFTER: u32 = 3;
+/// Two programs that undo each other's changes shall not keep the machine busy.
+const DOUBT_PAUSE: Duration = Duration::from_millis(250);
+/// How often the table is read without a cause, at most.
+const AUDIT_EVERY: Duration = Duration::from_mins(10);
+/// Audits take at most one part in so many of the time.
+const AUDIT_SHARE: u32 = 500;
 
 impl<F: Family> Pipeline<F> {
     /// A pipeline that knows nothing of the kernel and will read it first.
@@ -93,8 +124,13 @@ impl<F: Family> Pipeline<F> {
             config,
             dirty: BTreeSet::new(),
             dirty_since: None,
-            phase: Phase::Unsure { not_before: now },
+            phase: Phase::Unsure { not_before: now, reason: Reason::Start },
             failures: 0,
+            doubted: false,
+            looked_at: now,
+            reading_took: Duration::ZERO,
+            stale_flows: BTreeSet::new(),
+            ready_flows: BTreeSet::new(),
         }
     }
 
@@ -110,6 +146,7 @@ impl<F: Family> Pipeline<F> {
             self.dirty_since.get_or_insert(now);
         }
         self.dirty.extend(&changed);
+        self.stale_flows.extend(changed.iter().filter(|key| key.protocol != Protocol::Tcp));
         let losers = changed.into_iter().flat_map(|key| self.table.conflicts(&key));
         losers.filter(|loser| loser.service.service == *name).collect()
     }
@@ -122,6 +159,31 @@ impl<F: Family> Pipeline<F> {
         }
     }
 
+    /// Takes note that somebody else changed the table.
+    pub(crate) fn doubt(&mut self) {
+        self.doubted = true;
+    }
+
+    /// The frontends in force.
+    pub(crate) fn table(&self) -> &Table<F> {
+        &self.table
+    }
+
+    /// Whether there are frontends whose flows may be stale.
+    pub(crate) fn has_ready_flows(&self) -> bool {
+        !self.ready_flows.is_empty()
+    }
+
+    /// The frontends that changed in the kernel since they were last taken, and whose flows may be stale.
+    pub(crate) fn take_ready_flows(&mut self) -> BTreeSet<FrontendKey<F>> {
+        std::mem::take(&mut self.ready_flows)
+    }
+
+    /// The flows of these frontends have not been looked at after all.
+    pub(crate) fn put_back_flows(&mut self, keys: BTreeSet<FrontendKey<F>>) {
+        self.ready_flows.extend(keys);
+    }
+
     /// Whether all that is known is in the kernel.
     pub(crate) fn is_settled(&self) -> bool {
         matches!(self.phase, Phase::Idle) && self.dirty.is_empty() && self.config == *self.backend.config()
@@ -130,25 +192,36 @@ impl<F: Family> Pipeline<F> {
     /// When [`Pipeline::next`] should be asked again, if nothing else happens before.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self.phase {
-            Phase::Unsure { not_before } => Some(not_before),
-            Phase::Idle | Phase::Reading | Phase::Committing(_) => None,
+            Phase::Unsure { not_before, .. } => Some(not_before),
+            Phase::Idle if self.doubted => Some(self.looked_at + DOUBT_PAUSE),
+            Phase::Idle => Some(self.looked_at + self.audit_pause()),
+            Phase::Reading { .. } | Phase::Committing(_) => None,
         }
     }
 
     /// The next job for the kernel, if there is one to be done now.
     pub(crate) fn next(&mut self, now: Instant) -> Option<Job> {
         match self.phase {
-            Phase::Reading | Phase::Committing(_) => None,
-            Phase::Unsure { not_before } if not_before > now => None,
-            Phase::Unsure { .. } => Some(self.read()),
-            Phase::Idle if self.config != *self.backend.config() => Some(self.read()),
-            Phase::Idle if self.dirty.is_empty() => None,
-            Phase::Idle => self.change(now),
+            Phase::Unsure { not_before, reason } if not_before <= now => Some(self.read(reason)),
+            Phase::Idle if self.config != *self.backend.config() => Some(self.read(Reason::Settings)),
+            Phase::Idle if self.doubted && now >= self.looked_at + DOUBT_PAUSE => {
+                Some(self.read(Reason::ForeignChange))
+            }
+            Phase::Idle if !self.dirty.is_empty() => self.change(now),
+            Phase::Idle if now >= self.looked_at + self.audit_pause() => Some(self.read(Reason::Audit)),
+            Phase::Idle | Phase::Unsure { .. } | Phase::Reading { .. } | Phase::Committing(_) => None,
         }
     }
 
-    fn read(&mut self) -> Job {
-        self.phase = Phase::Reading;
+    /// Changes wait while a table is read, so one that takes long is read less often.
+    fn audit_pause(&self) -> Duration {
+        AUDIT_EVERY.max(self.reading_took * AUDIT_SHARE)
+    }
+
+    fn read(&mut self, reason: Reason) -> Job {
+        self.phase = Phase::Reading { reason };
+        // What happens from here on may be missing from what is read.
+        self.doubted = false;
         Job::Read
     }
 
@@ -162,7 +235,7 @@ impl<F: Family> Pipeline<F> {
         self.dirty.clear();
         let since = self.dirty_since.take().unwrap_or(now);
         if plan.transaction.is_empty() {
-            self.backend.committed(plan);
+            self.committed(plan);
             return Err(since);
         }
         // The transaction goes to the kernel's thread; the rest of the plan waits here for the outcome.
@@ -173,13 +246,22 @@ impl<F: Family> Pipeline<F> {
         Ok(Job::Apply(transaction))
     }
 
-    /// Takes in what came of the last job, and gives the next one if it follows directly. `random` is from 0 up to 1.
-    pub(crate) fn report(&mut self, answer: Answer, now: Instant, random: f64) -> (Progress, Option<Job>) {
+    /// Takes in what came of the last job, which took so long, and gives the next one if it follows directly. `random` is from 0 up to 1.
+    pub(crate) fn report(
+        &mut self,
+        answer: Answer,
+        took: Duration,
+        now: Instant,
+        random: f64,
+    ) -> (Progress, Option<Job>) {
         match (answer, std::mem::replace(&mut self.phase, Phase::Idle)) {
-            (Answer::Read(Ok(found)), _) => self.compare(found.as_ref(), now),
+            (Answer::Read(Ok(found)), Phase::Reading { reason }) => {
+                self.reading_took = took;
+                self.compare(found.as_ref(), reason, now)
+            }
             (Answer::Applied(Ok(applied)), Phase::Committing(flight)) => {
                 let InFlight { plan, step, elements, since } = *flight;
-                self.backend.committed(plan);
+                self.committed(plan);
                 (self.done(step, elements, applied, since, now), None)
             }
             (Answer::Read(Err(error)) | Answer::Applied(Err(error)), phase) => {
@@ -188,21 +270,31 @@ impl<F: Family> Pipeline<F> {
                 }
                 (self.failed(error, now, random), None)
             }
-            (Answer::Applied(Ok(_)), phase) => {
-                debug_assert!(false, "only a transaction in flight is answered so");
+            (Answer::Read(Ok(_)) | Answer::Applied(Ok(_)), phase) => {
+                debug_assert!(false, "nothing of the kind was asked for");
                 self.phase = phase;
                 (Progress::Working, None)
             }
         }
     }
 
-    fn compare(&mut self, found: Option<&Ruleset>, now: Instant) -> (Progress, Option<Job>) {
+    fn compare(&mut self, found: Option<&Ruleset>, reason: Reason, now: Instant) -> (Progress, Option<Job>) {
+        self.looked_at = now;
         let extent = if self.failures >= REBUILD_AFTER { Extent::Rebuild } else { Extent::Difference };
         let plan = self.backend.repair(&self.config, &self.table, found, extent);
-        match self.carry_over(plan, Step::Repair, now) {
+        match self.carry_over(plan, Step::Repair(reason), now) {
             Ok(job) => (Progress::Working, Some(job)),
-            Err(since) => (self.done(Step::Unchanged, 0, nft::Applied::default(), since, now), None),
+            Err(since) => (self.done(Step::Unchanged(reason), 0, nft::Applied::default(), since, now), None),
         }
+    }
+
+    /// The kernel has the plan's changes. Frontends that changed again meanwhile are not in it.
+    fn committed(&mut self, plan: Plan<F>) {
+        self.backend.committed(plan);
+        let (later, ready) =
+            std::mem::take(&mut self.stale_flows).into_iter().partition(|key| self.dirty.contains(key));
+        self.stale_flows = later;
+        self.ready_flows.extend::<BTreeSet<_>>(ready);
     }
 
     fn done(
@@ -221,7 +313,7 @@ impl<F: Family> Pipeline<F> {
     fn failed(&mut self, error: KernelError, now: Instant, random: f64) -> Progress {
         self.failures = self.failures.saturating_add(1);
         let retry_in = pause(self.failures, random);
-        self.phase = Phase::Unsure { not_before: now + retry_in };
+        self.phase = Phase::Unsure { not_before: now + retry_in, reason: Reason::Failure };
         Progress::Failed(Failed { error, failures: self.failures, retry_in })
     }
 }

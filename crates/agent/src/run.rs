@@ -1,15 +1,19 @@
 //! The event loop itself.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
+use conntrack::ConntrackError;
+use ipnet::IpNet;
 use model::view::{self, ThisNode};
-use model::{Change, Family, IpFamily, Kind, ServiceName, Store, Touched, V4, V6};
+use model::{Change, Family, FrontendKey, IpFamily, Kind, ServiceName, Store, Touched, V4, V6};
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
 
-use crate::pipeline::{Done, Failed, Pipeline, Progress, Step};
+use crate::flows::{OpenConntrack, Sweep, Sweeper, Swept};
+use crate::pipeline::{Done, Failed, Pipeline, Progress, Reason, Step};
 use crate::settings::Settings;
 use crate::worker::{Job, OpenKernel, Report, Worker};
 
@@ -26,10 +30,10 @@ pub enum Input {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The system refused a thread.
-    #[error("start the kernel thread of {family}")]
+    #[error("start the thread {what}")]
     Thread {
-        /// The family it was for.
-        family: IpFamily,
+        /// What it was for.
+        what: &'static str,
         /// What the system said.
         #[source]
         source: std::io::Error,
@@ -46,12 +50,45 @@ pub enum StartError {
 /// A thread can't be started, or died. Failures of the kernel are not errors: they are logged and repaired.
 pub async fn run<E>(
     settings: Settings,
-    open: OpenKernel,
+    kernel: KernelAccess,
     events: Receiver<E>,
     read: impl Fn(E) -> Option<Input>,
 ) -> Result<(), StartError> {
     let (reports_tx, reports) = unbounded_channel();
-    Agent::new(settings, &open, &reports_tx)?.serve(Inputs { events, read }, reports).await
+    let (swept_tx, swept) = unbounded_channel();
+    let (foreign_tx, foreign) = unbounded_channel();
+    let sweeper = Sweeper::start(kernel.open_conntrack, swept_tx)
+        .map_err(|source| StartError::Thread { what: "flows", source })?;
+    let watch: Box<dyn FnOnce() + Send> = Box::new(move || (kernel.watch)(foreign_tx));
+    let agent = Agent::new(settings, &kernel.open, &reports_tx, sweeper, watch)?;
+    agent.serve(Inputs { events, read }, Reports { kernel: reports, swept, foreign }).await
+}
+
+/// The agent's ways to the kernel.
+pub struct KernelAccess {
+    /// Opens a connection to the ruleset.
+    pub open: OpenKernel,
+    /// Opens a connection to the tracked flows.
+    pub open_conntrack: OpenConntrack,
+    /// Starts to tell of changes that others make to our tables. Called once, after the first complete sync: before, such
+    /// a watch would only be told of our own changes.
+    pub watch: Box<dyn FnOnce(UnboundedSender<ForeignChange>) + Send>,
+}
+
+/// Somebody else changed a table of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForeignChange {
+    /// The table's family; `None`: either.
+    pub family: Option<nft::Family>,
+    /// What happened, for the log.
+    pub what: &'static str,
+}
+
+/// What comes back from the threads.
+struct Reports {
+    kernel: UnboundedReceiver<Report>,
+    swept: UnboundedReceiver<Swept>,
+    foreign: UnboundedReceiver<ForeignChange>,
 }
 
 /// The source's events as the agent's inputs.
@@ -88,6 +125,9 @@ struct Agent {
     missing: BTreeSet<Kind>,
     v4: Option<Side<V4>>,
     v6: Option<Side<V6>>,
+    sweeper: Sweeper,
+    /// Begins to watch for foreign changes; gone once it has.
+    watch: Option<Box<dyn FnOnce() + Send>>,
     started: Instant,
 }
 
@@ -95,13 +135,32 @@ struct Agent {
 struct Side<F: Family> {
     pipeline: Pipeline<F>,
     worker: Worker,
+    /// All has been in the kernel at least once.
+    synced: bool,
+    /// The frontends whose flows are being looked at.
+    sweeping: Option<BTreeSet<FrontendKey<F>>>,
+    /// All flows have been looked at once.
+    swept: bool,
+    /// After a failure, not before this.
+    sweep_not_before: Instant,
 }
+
+/// What decides about flows besides frontends.
+struct Surroundings<'a> {
+    node_addresses: &'a [IpAddr],
+    service_cidrs: BTreeSet<IpNet>,
+}
+
+/// The pause after a failed sweep.
+const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
 impl Agent {
     fn new(
         settings: Settings,
         open: &OpenKernel,
         reports: &UnboundedSender<Report>,
+        sweeper: Sweeper,
+        watch: Box<dyn FnOnce() + Send>,
     ) -> Result<Self, StartError> {
         let wanted = |family| settings.families.contains(&family);
         let v4 = wanted(IpFamily::V4).then(|| Side::start(&settings, open, reports)).transpose()?;
@@ -113,6 +172,8 @@ impl Agent {
             missing: Kind::ALL.into(),
             v4,
             v6,
+            sweeper,
+            watch: Some(watch),
             started: Instant::now(),
         })
     }
@@ -120,13 +181,15 @@ impl Agent {
     async fn serve<E, R: Fn(E) -> Option<Input>>(
         mut self,
         mut inputs: Inputs<E, R>,
-        mut reports: UnboundedReceiver<Report>,
+        mut back: Reports,
     ) -> Result<(), StartError> {
         loop {
             let deadline = self.deadline();
             tokio::select! {
                 biased;
-                Some(report) = reports.recv() => self.take_report(report)?,
+                Some(report) = back.kernel.recv() => self.take_report(report)?,
+                Some(swept) = back.swept.recv() => self.take_swept(swept),
+                Some(change) = back.foreign.recv() => self.take_foreign_change(change),
                 input = inputs.recv() => match input {
                     Some(input) => self.take_inputs(input, &mut inputs),
                     None => return Ok(()),
@@ -134,11 +197,54 @@ impl Agent {
                 () = sleep_until(deadline) => {}
             }
             if self.missing.is_empty() {
-                let now = Instant::now();
-                self.v4.as_mut().map_or(Ok(()), |side| side.advance(now))?;
-                self.v6.as_mut().map_or(Ok(()), |side| side.advance(now))?;
+                self.advance(Instant::now())?;
             }
         }
+    }
+
+    /// Gives the threads something to do, if there is something.
+    fn advance(&mut self, now: Instant) -> Result<(), StartError> {
+        let node = self.store.node(&self.settings.node_name);
+        let surroundings = Surroundings {
+            node_addresses: node.map(|node| &*node.addresses).unwrap_or_default(),
+            service_cidrs: self.store.service_cidrs(),
+        };
+        self.v4.as_mut().map_or(Ok(()), |side| side.advance(&self.sweeper, &surroundings, now))?;
+        self.v6.as_mut().map_or(Ok(()), |side| side.advance(&self.sweeper, &surroundings, now))?;
+        let synced = self.v4.as_ref().is_none_or(|side| side.synced)
+            && self.v6.as_ref().is_none_or(|side| side.synced);
+        if synced && let Some(watch) = self.watch.take() {
+            watch();
+        }
+        Ok(())
+    }
+
+    fn take_foreign_change(&mut self, change: ForeignChange) {
+        let family = change.family.map_or("either", nft::Family::as_str);
+        warn!(family, what = change.what, "somebody else changed our table");
+        self.doubt(change.family);
+    }
+
+    /// Has the table read again soon; of both families if none is given.
+    fn doubt(&mut self, family: Option<nft::Family>) {
+        if let Some(side) = &mut self.v4
+            && family != Some(nft::Family::Ip6)
+        {
+            side.pipeline.doubt();
+        }
+        if let Some(side) = &mut self.v6
+            && family != Some(nft::Family::Ip)
+        {
+            side.pipeline.doubt();
+        }
+    }
+
+    fn take_swept(&mut self, swept: Swept) {
+        let now = Instant::now();
+        match swept.sweep.family() {
+            nft::Family::Ip => self.v4.as_mut().map(|side| side.take_swept(swept.result, now)),
+            nft::Family::Ip6 => self.v6.as_mut().map(|side| side.take_swept(swept.result, now)),
+        };
     }
 
     /// When something is due without an event: a day ahead if nothing is.
@@ -148,8 +254,8 @@ impl Agent {
         if !self.missing.is_empty() {
             return none();
         }
-        let v4 = self.v4.as_ref().and_then(|side| side.pipeline.deadline());
-        let v6 = self.v6.as_ref().and_then(|side| side.pipeline.deadline());
+        let v4 = self.v4.as_ref().and_then(Side::deadline);
+        let v6 = self.v6.as_ref().and_then(Side::deadline);
         v4.into_iter().chain(v6).min().unwrap_or_else(none)
     }
 
@@ -220,7 +326,7 @@ impl Agent {
             nft::Family::Ip6 => self.v6.as_mut().map(|side| side.take_report(report)),
         };
         // A repair has read the whole table, and compared it with all that should be in it.
-        if let Some(Step::Repair | Step::Unchanged) = step.transpose()?.flatten() {
+        if let Some(Step::Repair(_) | Step::Unchanged(_)) = step.transpose()?.flatten() {
             (self.settings.release_memory)();
         }
         Ok(())
@@ -238,11 +344,10 @@ impl<F: Family> Side<F> {
             IpFamily::V6 => nft::Family::Ip6,
         };
         let worker = Worker::start(family, open.clone(), reports.clone())
-            .map_err(|source| StartError::Thread { family: F::FAMILY, source })?;
-        Ok(Self {
-            pipeline: Pipeline::new(settings.config::<F>(None, &BTreeSet::new()), Instant::now()),
-            worker,
-        })
+            .map_err(|source| StartError::Thread { what: family.as_str(), source })?;
+        let now = Instant::now();
+        let pipeline = Pipeline::new(settings.config::<F>(None, &BTreeSet::new()), now);
+        Ok(Self { pipeline, worker, synced: false, sweeping: None, swept: false, sweep_not_before: now })
     }
 
     fn look_at(
@@ -262,20 +367,63 @@ impl<F: Family> Side<F> {
         }
     }
 
-    /// Gives the kernel thread something to do, if there is something.
-    fn advance(&mut self, now: Instant) -> Result<(), StartError> {
+    fn deadline(&self) -> Option<Instant> {
+        let sweep =
+            (self.pipeline.has_ready_flows() && self.sweeping.is_none()).then_some(self.sweep_not_before);
+        self.pipeline.deadline().into_iter().chain(sweep).min()
+    }
+
+    /// Gives the threads something to do, if there is something.
+    fn advance(
+        &mut self,
+        sweeper: &Sweeper,
+        around: &Surroundings<'_>,
+        now: Instant,
+    ) -> Result<(), StartError> {
         let job = self.pipeline.next(now);
-        self.submit(job)
+        self.submit(job)?;
+        let may_sweep = self.synced && self.sweeping.is_none() && now >= self.sweep_not_before;
+        if !may_sweep || self.swept && !self.pipeline.has_ready_flows() {
+            return Ok(());
+        }
+        let keys = self.pipeline.take_ready_flows();
+        let is_own = |range: &&IpNet| IpFamily::of(range.addr()) == F::FAMILY;
+        let all_of = if self.swept {
+            Vec::new()
+        } else {
+            around.service_cidrs.iter().filter(is_own).copied().collect()
+        };
+        let sweep = Sweep::new(self.pipeline.table(), &keys, around.node_addresses, all_of);
+        self.sweeping = Some(keys);
+        if sweeper.submit(sweep) { Ok(()) } else { Err(StartError::WorkerDied) }
+    }
+
+    fn take_swept(&mut self, result: Result<u64, ConntrackError>, now: Instant) {
+        let keys = self.sweeping.take().unwrap_or_default();
+        match result {
+            Ok(deleted) => {
+                self.swept = true;
+                if deleted > 0 {
+                    debug!(family = %F::FAMILY, deleted, frontends = keys.len(), "forgot stale flows");
+                }
+            }
+            Err(error) => {
+                warn!(family = %F::FAMILY, %error, deleted = error.deleted(), "stale flows can't be forgotten");
+                self.sweep_not_before = now + SWEEP_PAUSE;
+                self.pipeline.put_back_flows(keys);
+            }
+        }
     }
 
     /// Takes in what came of a job; says which step that completed.
     fn take_report(&mut self, report: Report) -> Result<Option<Step>, StartError> {
         let took = report.took;
-        let (progress, job) = self.pipeline.report(report.answer, Instant::now(), fastrand::f64());
+        let (progress, job) = self.pipeline.report(report.answer, took, Instant::now(), fastrand::f64());
         let step = match progress {
             Progress::Working => None,
             Progress::Done(done) => {
                 log_done::<F>(&done, took, self.pipeline.is_settled());
+                self.synced = true;
                 Some(done.step)
             }
             Progress::Failed(failed) => {
@@ -297,14 +445,21 @@ fn log_done<F: Family>(done: &Done, took: Duration, settled: bool) {
     let Done { step, elements, applied, latency } = done;
     let family = F::FAMILY;
     let (latency_us, kernel_us) = (micros(*latency), micros(applied.kernel_time));
+    let took_us = micros(took);
     match step {
         Step::Change => {
-            debug!(%family, elements, latency_us, took_us = micros(took), kernel_us, settled, "changed the kernel's rules");
+            debug!(%family, elements, latency_us, took_us, kernel_us, settled, "changed the kernel's rules");
         }
-        Step::Repair => {
-            info!(%family, elements, latency_us, took_us = micros(took), kernel_us, "brought the kernel's rules up to date");
+        Step::Repair(reason @ (Reason::ForeignChange | Reason::Audit)) => {
+            warn!(%family, ?reason, elements, took_us, kernel_us, "the kernel's rules were wrong and are right again");
         }
-        Step::Unchanged => info!(%family, latency_us, "the kernel's rules are right as they are"),
+        Step::Repair(reason) => {
+            info!(%family, ?reason, elements, latency_us, took_us, kernel_us, "brought the kernel's rules up to date");
+        }
+        Step::Unchanged(Reason::Start) => {
+            info!(%family, latency_us, "the kernel's rules are right as they are");
+        }
+        Step::Unchanged(reason) => debug!(%family, ?reason, "the kernel's rules are right as they are"),
     }
 }
 

@@ -7,18 +7,19 @@
     reason = "a test fails by panicking and says on the way what it tries"
 )]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agent::{Input, NodePorts, Pods, Settings};
+use agent::{ForeignChange, Input, KernelAccess, NodePorts, Pods, Settings};
 use backend_nftables::{Backend, Config, Extent, NodePortAddresses, table_name};
 use model::view::{ThisNode, frontends};
 use model::{
     Change, Conditions, Endpoint, EndpointSlice, IpFamily, Kind, Object, ObjectName, Protocol, Service,
     ServicePort, SliceEndpoints, SlicePort, Store, Table, Touched, TrafficPolicy, V4,
 };
+use testkit::fake_conntrack::{FakeConntrack, flow};
 use testkit::fake_kernel::{FakeKernel, Fault};
-use tokio::sync::mpsc::{Sender, channel};
+use tokio::sync::mpsc::{Sender, UnboundedSender, channel};
 
 const NODE: &str = "node-1";
 
@@ -65,9 +66,14 @@ fn slice(n: u8, endpoints: &[u8]) -> Object {
     })
 }
 
+/// Where foreign changes are told, once the agent wants to know.
+type Watcher = Arc<Mutex<Option<UnboundedSender<ForeignChange>>>>;
+
 /// An agent that runs, and what it has been told.
 struct Bench {
     kernel: FakeKernel,
+    conntrack: FakeConntrack,
+    watcher: Watcher,
     inputs: Sender<Input>,
     store: Store,
 }
@@ -75,10 +81,17 @@ struct Bench {
 impl Bench {
     fn start(kernel: &FakeKernel) -> Self {
         let (inputs, receiver) = channel(1024);
-        let connection = kernel.clone();
-        let open: agent::OpenKernel = Arc::new(move || Ok(Box::new(connection.clone())));
-        tokio::spawn(agent::run(settings(), open, receiver, Some));
-        Self { kernel: kernel.clone(), inputs, store: Store::default() }
+        let (connection, conntrack) = (kernel.clone(), FakeConntrack::new());
+        let flows = conntrack.clone();
+        let watcher: Watcher = Arc::default();
+        let watch = watcher.clone();
+        let access = KernelAccess {
+            open: Arc::new(move || Ok(Box::new(connection.clone()))),
+            open_conntrack: Arc::new(move || Ok(Box::new(flows.clone()))),
+            watch: Box::new(move |foreign| *watch.lock().unwrap() = Some(foreign)),
+        };
+        tokio::spawn(agent::run(settings(), access, receiver, Some));
+        Self { kernel: kernel.clone(), conntrack, watcher, inputs, store: Store::default() }
     }
 
     async fn send(&mut self, change: Change) {
@@ -114,6 +127,15 @@ impl Bench {
     #[track_caller]
     fn assert_right(&self) {
         assert_eq!(self.difference(), None);
+    }
+
+    /// Tells the agent that somebody else changed its table.
+    async fn foreign_change(&self) {
+        let change = ForeignChange { family: Some(nft::Family::Ip), what: "staged" };
+        while self.watcher.lock().unwrap().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.watcher.lock().unwrap().as_ref().unwrap().send(change).unwrap();
     }
 
     /// Waits until the kernel is right.
@@ -262,4 +284,78 @@ async fn what_can_not_be_mended_is_built_anew() {
     kernel.fail_next([Some(Fault::Errno(16))]);
     bench.apply(slice(2, &[2])).await;
     bench.converged().await;
+}
+
+/// What somebody else breaks is repaired as soon as the kernel tells, by difference.
+#[tokio::test]
+async fn foreign_changes_are_repaired() {
+    let kernel = FakeKernel::new();
+    let mut bench = Bench::start(&kernel);
+    bench.apply(service(1)).await;
+    bench.apply(slice(1, &[1, 2])).await;
+    bench.listed().await;
+    bench.converged().await;
+    for _ in 0..3 {
+        let before = kernel.applied().len();
+        kernel.tamper(nft::Family::Ip, &table_name(), |ruleset| {
+            ruleset.chains.get_mut("services").unwrap().rules.clear();
+            ruleset.sets.get_mut("endpoints").unwrap().elements.remove(0);
+        });
+        assert!(bench.difference().is_some());
+        bench.foreign_change().await;
+        bench.converged().await;
+        assert_eq!(kernel.applied().len(), before + 1);
+        assert_eq!(kernel.applied().last().unwrap().element_count(), 1);
+    }
+    kernel.delete_table(nft::Family::Ip, &table_name());
+    bench.foreign_change().await;
+    bench.converged().await;
+}
+
+fn udp(object: Object) -> Object {
+    match object {
+        Object::Service(mut service) => {
+            service.ports[0].protocol = Protocol::Udp;
+            Object::Service(service)
+        }
+        Object::EndpointSlice(mut slice) => {
+            slice.ports[0].protocol = Protocol::Udp;
+            Object::EndpointSlice(slice)
+        }
+        other => other,
+    }
+}
+
+/// Flows to an endpoint that is gone are forgotten after the kernel has the change, also when that takes several tries.
+#[tokio::test]
+async fn stale_flows_are_forgotten() {
+    let kernel = FakeKernel::new();
+    let mut bench = Bench::start(&kernel);
+    bench.apply(udp(service(1))).await;
+    bench.apply(udp(slice(1, &[1, 2]))).await;
+    bench.listed().await;
+    bench.converged().await;
+    let client = |port| std::net::SocketAddr::from(([10, 244, 0, 9], port));
+    let to = |last| {
+        flow(
+            17,
+            client(4000 + u16::from(last)),
+            ([10, 96, 0, 1], 80).into(),
+            ([10, 244, 0, last], 8080).into(),
+        )
+    };
+    bench.conntrack.add(to(1));
+    bench.conntrack.add(to(2));
+    kernel.fail_next([Some(Fault::Errno(16)); 2]);
+    bench.conntrack.fail_next([Some(Fault::Errno(16))]);
+    bench.apply(udp(slice(1, &[2, 3]))).await;
+    bench.converged().await;
+    let forgotten = async {
+        while bench.conntrack.deleted().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), forgotten).await.unwrap();
+    let left: Vec<_> = bench.conntrack.flows().iter().map(|flow| flow.answered_by().to_string()).collect();
+    assert_eq!(left, ["10.244.0.2:8080"]);
 }

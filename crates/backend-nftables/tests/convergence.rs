@@ -71,6 +71,7 @@ fn frontends(service: u8, state: Option<State>) -> Vec<Frontend<V4>> {
         affinity: None,
         masquerade,
         allowed_sources: None,
+        flow_endpoints: std::sync::Arc::default(),
     };
     let masquerade = if state.masquerade_never { Masquerade::Never } else { Masquerade::UnlessFromPod };
     // Services 3 and 4 claim the same address.

@@ -40,6 +40,7 @@ fn frontend<F: Family>(
         affinity: None,
         masquerade,
         allowed_sources: None,
+        flow_endpoints: std::sync::Arc::default(),
     }
 }
 

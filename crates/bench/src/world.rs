@@ -155,6 +155,7 @@ impl World {
             affinity: None,
             masquerade: Masquerade::UnlessFromPod,
             allowed_sources: None,
+            flow_endpoints: std::sync::Arc::default(),
         }
     }
 }

@@ -7,7 +7,9 @@ mod conntrack;
 mod heap;
 mod nftables;
 mod socket;
+mod watch;
 
 pub use crate::conntrack::Flows;
 pub use heap::release_memory;
 pub use nftables::Nftables;
+pub use watch::{ForeignChange, TableWatch};

@@ -9,6 +9,7 @@ use nft::{Applied, Batch, Encoder, Family, Kernel, KernelError, Name, Ruleset, T
 use tokio::time::Instant;
 
 use crate::socket::{Socket, SocketOption, Wait};
+use crate::watch::OwnPort;
 
 /// The kernel fills dumps into datagrams of at most 32 KiB (`netlink_dump` of `net/netlink/af_netlink.c`).
 const RECEIVE_BYTES: usize = 128 * 1024;
@@ -29,6 +30,8 @@ const READ_PAUSE: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub struct Nftables {
     socket: Socket,
+    /// What is sent from the socket is no foreign change.
+    own_port: OwnPort,
     received: Vec<u8>,
     seq: u32,
     /// Longest batch, when the send buffer can't be made larger or the caller wants it shorter.
@@ -41,8 +44,9 @@ impl Nftables {
     /// # Errors
     /// When the system has no netfilter sockets for us. That `nf_tables` or permission is lacking shows later.
     pub fn open() -> Result<Self, KernelError> {
-        let socket = open_socket().map_err(|source| KernelError::Open { source })?;
-        Ok(Self { socket, received: vec![0; RECEIVE_BYTES], seq: REQUEST_SEQ, limit: None })
+        let (socket, own_port) = open_own_socket()?;
+        let received = vec![0; RECEIVE_BYTES];
+        Ok(Self { socket, own_port, received, seq: REQUEST_SEQ, limit: None })
     }
 
     /// Cuts transactions into batches of at most this many bytes; `None` (the default) cuts only what the send
@@ -98,7 +102,7 @@ impl Kernel for Nftables {
                 Err(KernelError::Interrupted) => previous = None,
                 Err(error) => {
                     // The rest of a dump may still be under way; a new socket has no past.
-                    self.socket = open_socket().map_err(|source| KernelError::Open { source })?;
+                    (self.socket, self.own_port) = open_own_socket()?;
                     return Err(error);
                 }
             }
@@ -106,6 +110,15 @@ impl Kernel for Nftables {
         }
         Err(KernelError::Interrupted)
     }
+}
+
+fn open_own_socket() -> Result<(Socket, OwnPort), KernelError> {
+    let open = || -> io::Result<_> {
+        let socket = open_socket()?;
+        let own_port = OwnPort::register(socket.port()?);
+        Ok((socket, own_port))
+    };
+    open().map_err(|source| KernelError::Open { source })
 }
 
 fn open_socket() -> io::Result<Socket> {

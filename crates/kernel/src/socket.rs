@@ -6,6 +6,9 @@ use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 
+/// `AF_NETLINK` as a field of addresses.
+const AF_NETLINK: libc::sa_family_t = 16;
+
 /// Blocking netlink socket of the netfilter family, closed on drop.
 #[derive(Debug)]
 pub(crate) struct Socket {
@@ -27,6 +30,8 @@ pub(crate) enum SocketOption {
     ExtendedAck,
     /// Errors don't repeat the request.
     CapAck,
+    /// Joins a group of notifications.
+    Membership,
 }
 
 impl SocketOption {
@@ -38,6 +43,7 @@ impl SocketOption {
             Self::ForceReceiveBuffer => (libc::SOL_SOCKET, libc::SO_RCVBUFFORCE),
             Self::ExtendedAck => (libc::SOL_NETLINK, libc::NETLINK_EXT_ACK),
             Self::CapAck => (libc::SOL_NETLINK, libc::NETLINK_CAP_ACK),
+            Self::Membership => (libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP),
         }
     }
 }
@@ -82,6 +88,20 @@ impl Socket {
         // SAFETY: the pointers are to live integers, and `len` is the size of the one that is written to.
         check(unsafe { libc::getsockopt(self.fd.as_raw_fd(), level, name, target, &raw mut len) })?;
         Ok(value)
+    }
+
+    /// The port that the kernel knows this socket by. The socket gets one with its first message, or here.
+    pub(crate) fn port(&self) -> io::Result<u32> {
+        // SAFETY: all fields of the address are integers, for which zero is valid.
+        let mut address: libc::sockaddr_nl = unsafe { mem::zeroed() };
+        address.nl_family = AF_NETLINK;
+        let mut len = socklen::<libc::sockaddr_nl>();
+        let target = ptr::from_mut(&mut address).cast::<libc::sockaddr>();
+        // SAFETY: the pointer is to a live address of the length that is passed with it.
+        check(unsafe { libc::bind(self.fd.as_raw_fd(), target, len) })?;
+        // SAFETY: the pointers are to live memory, and `len` is the size of the address that is written to.
+        check(unsafe { libc::getsockname(self.fd.as_raw_fd(), target, &raw mut len) })?;
+        Ok(address.nl_pid)
     }
 
     /// Sends one datagram to the kernel. Netlink takes it whole or not at all, so an interrupted call is repeated.

@@ -6,14 +6,16 @@ mod logs;
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
-use agent::{Input, NodePorts, OpenKernel, Settings};
+use agent::{ForeignChange, Input, KernelAccess, NodePorts, Settings};
 use anyhow::Context as _;
 use flags::Flags;
 use model::Kind;
 use source::{ApiConfig, ContentType, Source, SourceEvent, Timings};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::UnboundedSender;
 use tracing::{error, info, warn};
 
 fn main() -> ExitCode {
@@ -42,16 +44,53 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
     let settings = settings(&flags)?;
     info!(version = env!("CARGO_PKG_VERSION"), node = %settings.node_name, families = ?settings.families, "Using nftables Proxier");
-    let open: OpenKernel = Arc::new(|| Ok(Box::new(kernel::Nftables::open()?)));
     let (events_tx, events) = mpsc::channel(EVENTS);
     let mut source = start_source(&flags, events_tx).await?;
     tokio::select! {
-        result = agent::run(settings, open, events, read_event) => result.context("serve"),
+        result = agent::run(settings, kernel_access(), events, read_event) => result.context("serve"),
         () = source.ended() => anyhow::bail!("the source ended"),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     }
 }
+
+/// The real kernel.
+fn kernel_access() -> KernelAccess {
+    KernelAccess {
+        open: Arc::new(|| Ok(Box::new(kernel::Nftables::open()?))),
+        open_conntrack: Arc::new(|| Ok(Box::new(kernel::Flows::open()?))),
+        watch: Box::new(|foreign| {
+            let started = std::thread::Builder::new().name("watch".into()).spawn(move || watch(&foreign));
+            if let Err(error) = started {
+                warn!(%error, "foreign changes of the rules are noticed only by audits");
+            }
+        }),
+    }
+}
+
+/// Passes on what others do to our tables, for as long as somebody wants to know.
+fn watch(foreign: &UnboundedSender<ForeignChange>) {
+    loop {
+        let failed = match kernel::TableWatch::open(agent::table_name()) {
+            Ok(mut watch) => loop {
+                match watch.wait() {
+                    Ok(kernel::ForeignChange { family, what }) => {
+                        if foreign.send(ForeignChange { family, what }).is_err() {
+                            return;
+                        }
+                    }
+                    Err(error) => break error,
+                }
+            },
+            Err(error) => error,
+        };
+        warn!(error = %failed, "changes of the rules can't be watched; trying again");
+        std::thread::sleep(WATCH_PAUSE);
+    }
+}
+
+/// The pause before a failed watch is opened again.
+const WATCH_PAUSE: Duration = Duration::from_secs(5);
 
 /// Events that may wait between the source and the agent.
 const EVENTS: usize = 4096;

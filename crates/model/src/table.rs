@@ -125,6 +125,10 @@ pub struct Frontend<F: Family> {
     pub masquerade: Masquerade,
     /// `loadBalancerSourceRanges`: new flows from elsewhere are dropped. `None`: no restriction.
     pub allowed_sources: Option<Arc<[IpNet]>>,
+    /// UDP and SCTP: the endpoints that existing flows may stay with, which are all that serve, whatever policies and hints
+    /// say. Flows to others have to be forgotten, or they would go nowhere for as long as their client sends. Sorted;
+    /// empty for TCP, whose flows end by themselves.
+    pub flow_endpoints: Arc<[Destination<F>]>,
 }
 
 /// All frontends of one family.
@@ -285,6 +289,7 @@ mod tests {
             affinity: None,
             masquerade: Masquerade::UnlessFromPod,
             allowed_sources: None,
+            flow_endpoints: Arc::default(),
         }
     }
 

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::{
-    AddressKind, Family, Frontend, FrontendAddress, FrontendKey, IpFamily, Masquerade, Name, Node, Pool,
-    Service, ServiceEntry, ServicePort, ServicePortName, TrafficPolicy, Verdict,
+    AddressKind, Destination, Family, Frontend, FrontendAddress, FrontendKey, IpFamily, Masquerade, Name,
+    Node, Pool, Protocol, Service, ServiceEntry, ServicePort, ServicePortName, TrafficPolicy, Verdict,
 };
 use endpoints::Choice;
 
@@ -50,7 +50,17 @@ pub fn frontends<F: Family>(node: &ThisNode, entry: &ServiceEntry) -> Vec<Fronte
         let candidates = endpoints::gather::<F>(node, port, &entry.slices);
         let policy = Policies::new(service, port, &addresses);
         let choice = endpoints::choose(node, &candidates, policy.needs_cluster(), policy.needs_local());
-        port_frontends(&mut frontends, service, port, &addresses, &Pools::new(service, choice));
+        let flow_endpoints = match port.protocol {
+            Protocol::Tcp => Arc::default(),
+            Protocol::Udp | Protocol::Sctp => endpoints::serving(&candidates).into_iter().collect(),
+        };
+        port_frontends(
+            &mut frontends,
+            service,
+            port,
+            &addresses,
+            &Pools::new(service, choice, flow_endpoints),
+        );
     }
     frontends
 }
@@ -106,10 +116,11 @@ struct Pools<F: Family> {
     /// To any other address, from pods and from the node itself, where that differs.
     short_cut: Option<Pool<F>>,
     external_masquerade: Masquerade,
+    flow_endpoints: Arc<[Destination<F>]>,
 }
 
 impl<F: Family> Pools<F> {
-    fn new(service: &Service, choice: Choice<F>) -> Self {
+    fn new(service: &Service, choice: Choice<F>, flow_endpoints: Arc<[Destination<F>]>) -> Self {
         // Only a list for the Local policy can be empty although there are endpoints somewhere.
         let when_empty = if choice.has_any { Verdict::Drop } else { Verdict::Reject };
         let cluster = Pool::new(choice.cluster, when_empty);
@@ -124,6 +135,7 @@ impl<F: Family> Pools<F> {
             external: by(service.external_policy),
             short_cut: (is_local && choice.has_any).then_some(cluster.clone()),
             external_masquerade: if is_local { Masquerade::Never } else { Masquerade::Always },
+            flow_endpoints,
         }
     }
 }
@@ -147,6 +159,7 @@ fn port_frontends<F: Family>(
         affinity: service.affinity,
         masquerade: Masquerade::UnlessFromPod,
         allowed_sources: None,
+        flow_endpoints: pools.flow_endpoints.clone(),
     });
     let external = |kind, key, allowed_sources| Frontend {
         key,
@@ -157,6 +170,7 @@ fn port_frontends<F: Family>(
         affinity: service.affinity,
         masquerade: pools.external_masquerade,
         allowed_sources,
+        flow_endpoints: pools.flow_endpoints.clone(),
     };
     let ip = |addr: &F::Addr| key(FrontendAddress::Ip(*addr), port.port);
     frontends.extend(

@@ -15,6 +15,8 @@ pub struct Message<'a> {
     flags: u16,
     /// Sequence number of the request or batch message that this answers.
     pub seq: u32,
+    /// Netlink port of the socket that asked for this, or, in notifications, that caused it.
+    pub port: u32,
     payload: &'a [u8],
 }
 
@@ -34,7 +36,7 @@ pub fn messages(received: &[u8]) -> impl Iterator<Item = Message<'_>> {
     let mut rest = received;
     std::iter::from_fn(move || {
         let header: &[u8; NLMSG_HEADER_BYTES] = rest.first_chunk()?;
-        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *header;
+        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, p0, p1, p2, p3] = *header;
         let len = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).ok()?;
         let payload = rest.get(NLMSG_HEADER_BYTES..len)?;
         rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
@@ -42,6 +44,7 @@ pub fn messages(received: &[u8]) -> impl Iterator<Item = Message<'_>> {
             kind: u16::from_ne_bytes([k0, k1]),
             flags: u16::from_ne_bytes([f0, f1]),
             seq: u32::from_ne_bytes([s0, s1, s2, s3]),
+            port: u32::from_ne_bytes([p0, p1, p2, p3]),
             payload,
         })
     })

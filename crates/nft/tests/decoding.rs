@@ -1,6 +1,6 @@
 //! Whatever the kernel might say is read without harm, and what we write is read as it was.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use nft::dump::{RulesetReader, generation, messages};
@@ -65,10 +65,9 @@ fn set(family: Family) -> impl Strategy<Value = Set> {
 }
 
 fn address(family: Family, n: u128) -> IpAddr {
-    let [a, b, c, d, ..] = n.to_be_bytes();
     match family {
-        Family::Ip => IpAddr::from([a, b, c, d]),
-        Family::Ip6 => IpAddr::from(n.to_be_bytes()),
+        Family::Ip => Ipv4Addr::from(u32::try_from(n >> 96).unwrap_or(u32::MAX)).into(),
+        Family::Ip6 => Ipv6Addr::from(n).into(),
     }
 }
 

@@ -155,3 +155,49 @@ fn wait_for_any(cluster: &testkit::cluster::Cluster) {
         assert!(wait_until(PATIENCE, asked), "{address} is not served");
     }
 }
+
+/// What somebody deletes or changes in our table is back within a second, and other tables are left alone.
+#[test]
+fn tampering_is_repaired_at_once() {
+    let cluster = cluster(1, 0);
+    apply_web(&cluster);
+    let node = cluster.lab.node();
+    node.nft("table ip other { chain c { type filter hook input priority 5; counter; }; }").unwrap();
+    let mut proxy = start(&cluster);
+    wait_for_any(&cluster);
+    let before = table(&cluster);
+    let tampering = [
+        "flush map ip kube-proxy service-ips",
+        "delete element ip kube-proxy endpoints { 10.96.0.10 . tcp . 80 . 0 }",
+        "flush chain ip kube-proxy nat-prerouting",
+        "add rule ip kube-proxy services drop",
+        "add chain ip kube-proxy foreign { type filter hook input priority 3; policy drop; }",
+        "delete table ip kube-proxy",
+    ];
+    // The watch begins after the first sync.
+    std::thread::sleep(Duration::from_millis(300));
+    for command in tampering {
+        node.nft(command).unwrap_or_else(|error| panic!("{command}: {error}"));
+        let repaired = || table(&cluster) == before;
+        assert!(
+            wait_until(PATIENCE, repaired),
+            "{command}:\n{}\n{}",
+            table(&cluster),
+            proxy.log().join("\n")
+        );
+    }
+    assert!(proxy.wait_for_log("somebody else changed our table", PATIENCE));
+    wait_for_any(&cluster);
+    assert!(check_listable(&cluster).contains("table ip other"));
+}
+
+/// Our IPv4 table as text. Elements have no order, so its pieces are sorted.
+fn table(cluster: &testkit::cluster::Cluster) -> String {
+    let listed = cluster.lab.node().exec("nft", &["list", "table", "ip", "kube-proxy"]).unwrap_or_default();
+    let pieces = listed
+        .split(['\n', ','])
+        .map(|piece| piece.trim().trim_start_matches("elements = {").trim_end_matches('}'));
+    let mut pieces: Vec<&str> = pieces.map(str::trim).collect();
+    pieces.sort_unstable();
+    pieces.join("\n")
+}

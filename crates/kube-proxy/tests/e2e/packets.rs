@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use testkit::client::{FailureClass, Transport, ask_once, five_sigma, spread, tcp_once};
+use testkit::client::{FailureClass, Transport, UdpFlow, ask_once, five_sigma, spread, tcp_once};
 use testkit::cluster::{Cluster, LINE_PORT};
 use testkit::lab::Host;
 use testkit::objects::{self, Endpoint, Port};
@@ -227,6 +227,40 @@ fn what_no_service_has_goes_nowhere() {
     let moved = || check_listable(&cluster).contains("ip daddr 10.112.0.0/12 drop");
     assert!(testkit::proxy::wait_until(PATIENCE, moved), "{}", check_listable(&cluster));
     assert!(ask(pod, Transport::Tcp, (ip(WEB_V4), 80).into()).is_ok());
+}
+
+/// A client that keeps its source port gets answers from the new endpoint, though its flow never ends: after a replacement,
+/// by the node port, and after a time without any endpoint.
+#[test]
+fn udp_clients_follow_the_endpoints() {
+    let cluster = cluster(3, 0);
+    let _proxy = start(&cluster);
+    apply_web(&cluster);
+    wait_until_served(&cluster);
+    let (v4, v6) = (cluster.endpoints(false), cluster.endpoints(true));
+    let lab = &cluster.lab;
+    let targets: [SocketAddr; 3] =
+        [(ip(WEB_V4), 80).into(), (ip(WEB_V6), 80).into(), (lab.node().ip4(), NODE_PORT).into()];
+    let flows = lab.outside().run(|| {
+        let limit = Duration::from_millis(300);
+        [0u16, 1, 2].map(|n| UdpFlow::open(5000 + n, targets[usize::from(n)], limit).unwrap())
+    });
+    for round in [Some(0), Some(1), None, Some(2)] {
+        let now = |endpoints: &[Endpoint]| {
+            round.map(|n: usize| endpoints[n].clone()).into_iter().collect::<Vec<_>>()
+        };
+        apply_endpoints(&cluster, &now(&v4), &now(&v6));
+        for (flow, target) in flows.iter().zip(targets) {
+            let wanted = round.map(|n| cluster.pod_names()[n]);
+            let mut last = None;
+            let follows = testkit::proxy::wait_until(PATIENCE, || {
+                last = lab.outside().run(|| flow.ask()).ok().map(|reply| reply.name);
+                last.as_deref() == wanted
+            });
+            assert!(follows, "{target}: wanted {wanted:?}, last {last:?}");
+        }
+    }
+    check_listable(&cluster);
 }
 
 #[track_caller]

@@ -58,6 +58,11 @@ impl Candidate<'_> {
     }
 }
 
+/// The endpoints that existing flows may stay with.
+pub(super) fn serving<F: Family>(candidates: &Candidates<'_, F>) -> BTreeSet<Destination<F>> {
+    select(candidates, |candidate| candidate.conditions.ready || candidate.conditions.serving)
+}
+
 /// The endpoints that take new flows, by traffic policy.
 pub(super) struct Choice<F: Family> {
     /// For the `Cluster` policy.

@@ -3,8 +3,8 @@ use std::net::IpAddr;
 
 use super::*;
 use crate::{
-    Change, Conditions, Destination, Endpoint, EndpointSlice, Hints, Object, ObjectName, Protocol,
-    SliceEndpoints, SlicePort, Store, Touched, V4, V6,
+    Change, Conditions, Endpoint, EndpointSlice, Hints, Object, ObjectName, SliceEndpoints, SlicePort, Store,
+    Touched, V4, V6,
 };
 
 fn service(cluster_ips: &[&str], ports: &[(&str, Protocol, u16, Option<u16>)]) -> Service {
@@ -363,4 +363,22 @@ fn only_ready_endpoints_decide_about_hints() {
     let mut ours = hinted(1, &["zone-a"], &[]);
     ours.conditions = NOT_READY;
     check_hints(vec![ours, hinted(2, &["zone-b"], &[])], "10.244.0.2:80");
+}
+
+/// What new flows no longer get, old ones may keep until it is gone.
+#[test]
+fn flows_stay_with_whatever_serves() {
+    let mut store = Store::default();
+    let udp = service(&["10.96.0.10"], &[("", Protocol::Udp, 53, None), ("t", Protocol::Tcp, 53, None)]);
+    let ports = [("", Protocol::Udp, 53), ("t", Protocol::Tcp, 53)];
+    let endpoints =
+        [("10.244.0.1", READY, ""), ("10.244.0.2", TERMINATING, ""), ("10.244.0.3", NOT_READY, "")];
+    store.apply(Change::Apply(Object::Service(udp.clone())), &mut Touched::default());
+    store
+        .apply(Change::Apply(Object::EndpointSlice(slice("a", &ports, &endpoints))), &mut Touched::default());
+    let frontends = frontends::<V4>(&ThisNode::default(), store.entry(&udp.name).unwrap());
+    let of = |n: usize| frontends[n].flow_endpoints.iter().map(|d| d.address.to_string()).collect::<Vec<_>>();
+    assert_eq!(of(0), ["10.244.0.1", "10.244.0.2"]);
+    assert_eq!(of(1), [""; 0]);
+    assert_eq!(frontends[0].pool.endpoints().len(), 1);
 }

@@ -1,0 +1,287 @@
+//! Tracked flows that the rules would no longer make: UDP and SCTP flows stay where they are for as long as their client
+//! sends, so those to an endpoint that is gone have to be forgotten. Off the way of changes to the kernel's rules.
+//!
+//! What upstream does in `pkg/proxy/conntrack/cleanup.go`, without its gaps: Services without endpoints, deleted Services,
+//! changes of a Service alone, and SCTP count too; flows through a node port count only if they were sent to the node.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, mpsc};
+
+use conntrack::{Conntrack, ConntrackError, Filter, Flow};
+use ipnet::IpNet;
+use model::{Family, FrontendAddress, FrontendKey, IpFamily, Protocol, Table};
+use tokio::sync::mpsc::UnboundedSender;
+
+/// Opens a connection to the table of tracked flows. Called on the thread that will use it.
+pub type OpenConntrack = Arc<dyn Fn() -> Result<Box<dyn Conntrack>, ConntrackError> + Send + Sync>;
+
+/// Whom flows to an address may be answered by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Expected {
+    /// One of these; a flow that was never translated is stale too, since it began before the rules were there.
+    Answers(HashSet<SocketAddr>),
+    /// Nobody: the frontend is gone. The address may be anybody's now, so that only translated flows are stale.
+    Gone,
+}
+
+/// What a packet was sent to. `None`: one of the node's addresses.
+type Target = (Option<IpAddr>, u8, u16);
+
+/// What is right for some frontends of one family, and so which flows are not.
+#[derive(Clone, Debug)]
+pub(crate) struct Sweep {
+    family: nft::Family,
+    targets: HashMap<Target, Expected>,
+    node_addresses: HashSet<IpAddr>,
+    /// Ranges in which every address without a frontend counts as gone: for the first sweep after a start, which does
+    /// not know what was deleted before.
+    all_of: Vec<IpNet>,
+}
+
+impl Sweep {
+    /// What the table says about these frontends.
+    pub(crate) fn new<'a, F: Family>(
+        table: &Table<F>,
+        keys: impl IntoIterator<Item = &'a FrontendKey<F>>,
+        node_addresses: &[IpAddr],
+        all_of: Vec<IpNet>,
+    ) -> Self {
+        let expected = |key: &FrontendKey<F>| {
+            let Some(frontend) = table.get(key) else { return Expected::Gone };
+            let socket = |d: &model::Destination<F>| SocketAddr::new(d.address.into(), d.port);
+            Expected::Answers(frontend.flow_endpoints.iter().map(socket).collect())
+        };
+        let family = match F::FAMILY {
+            IpFamily::V4 => nft::Family::Ip,
+            IpFamily::V6 => nft::Family::Ip6,
+        };
+        let targets = keys.into_iter().map(|key| (target(key), expected(key))).collect();
+        Self { family, targets, node_addresses: node_addresses.iter().copied().collect(), all_of }
+    }
+
+    /// The family it is about.
+    pub(crate) fn family(&self) -> nft::Family {
+        self.family
+    }
+
+    /// Whether the flow goes where it should not.
+    fn is_stale(&self, flow: &Flow) -> bool {
+        let (dst, port) = (flow.orig.dst, flow.orig.dst_port);
+        let by_address = self.targets.get(&(Some(dst), flow.protocol, port));
+        let by_node_port = || {
+            let is_to_node = self.node_addresses.contains(&dst);
+            is_to_node.then(|| self.targets.get(&(None, flow.protocol, port))).flatten()
+        };
+        match by_address.or_else(by_node_port) {
+            Some(Expected::Answers(answers)) => !answers.contains(&flow.answered_by()),
+            Some(Expected::Gone) => flow.is_dnat(),
+            None => flow.is_dnat() && self.all_of.iter().any(|range| range.contains(&dst)),
+        }
+    }
+
+    /// The passes over the table that find all of them: one for each target, or one for each protocol where that is less
+    /// work.
+    fn filters(&self) -> Vec<Filter> {
+        let protocols = [Protocol::Udp, Protocol::Sctp].map(Protocol::number);
+        let concerned =
+            protocols.into_iter().filter(|protocol| self.targets.keys().any(|target| target.1 == *protocol));
+        if self.targets.len() > MAX_NARROW_PASSES || !self.all_of.is_empty() {
+            return concerned.map(|protocol| Filter::new(self.family, protocol)).collect();
+        }
+        let narrow = |(address, protocol, port): &Target| {
+            let filter = Filter::new(self.family, *protocol);
+            match address {
+                Some(address) => filter.to(SocketAddr::new(*address, *port)),
+                None => filter.to_port(*port),
+            }
+        };
+        let mut filters: Vec<Filter> = self.targets.keys().map(narrow).collect();
+        filters.sort_by_key(|filter| (filter.protocol, filter.orig_dst, filter.orig_dst_port));
+        filters
+    }
+
+    /// Deletes all stale flows; returns how many.
+    fn perform(&self, conntrack: &mut dyn Conntrack) -> Result<u64, ConntrackError> {
+        let mut deleted = 0;
+        for filter in self.filters() {
+            let result = conntrack.delete(&filter, &mut |flow| self.is_stale(flow));
+            deleted += result.map_err(|error| error.after(deleted))?;
+        }
+        Ok(deleted)
+    }
+}
+
+/// A pass walks the whole table whatever it looks for: about 30 ms for 100,000 flows.
+const MAX_NARROW_PASSES: usize = 4;
+
+fn target<F: Family>(key: &FrontendKey<F>) -> Target {
+    let address = match key.address {
+        FrontendAddress::Ip(addr) => Some(addr.into()),
+        FrontendAddress::Node => None,
+    };
+    (address, key.protocol.number(), key.port)
+}
+
+/// What came of a sweep.
+#[derive(Debug)]
+pub(crate) struct Swept {
+    pub(crate) sweep: Sweep,
+    pub(crate) result: Result<u64, ConntrackError>,
+}
+
+/// The sending end of the sweeping thread's jobs. The thread ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Sweeper {
+    jobs: mpsc::Sender<Sweep>,
+}
+
+impl Sweeper {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// The system refused a thread.
+    pub(crate) fn start(open: OpenConntrack, reports: UnboundedSender<Swept>) -> std::io::Result<Self> {
+        let (jobs, inbox) = mpsc::channel::<Sweep>();
+        let work = move || {
+            for sweep in inbox {
+                let result = open().and_then(|mut conntrack| sweep.perform(&mut *conntrack));
+                if reports.send(Swept { sweep, result }).is_err() {
+                    break;
+                }
+            }
+        };
+        std::thread::Builder::new().name("flows".into()).spawn(work)?;
+        Ok(Self { jobs })
+    }
+
+    /// Hands a sweep over; false if the thread has ended.
+    pub(crate) fn submit(&self, sweep: Sweep) -> bool {
+        self.jobs.send(sweep).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::{
+        AddressKind, Destination, Frontend, Masquerade, ObjectName, Pool, ServicePortName, V4, Verdict,
+    };
+    use testkit::fake_conntrack::{FakeConntrack, flow};
+
+    fn socket(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn key(address: &str, port: u16) -> FrontendKey<V4> {
+        let address = match address {
+            "node" => FrontendAddress::Node,
+            ip => FrontendAddress::Ip(ip.parse().unwrap()),
+        };
+        FrontendKey { address, protocol: Protocol::Udp, port }
+    }
+
+    /// A Service `dns` with these frontends, all answered by `10.244.0.1:53`.
+    fn table(keys: &[FrontendKey<V4>]) -> Table<V4> {
+        let service = ServicePortName {
+            service: ObjectName::new("ns", "dns"),
+            port: "".into(),
+            protocol: Protocol::Udp,
+        };
+        let endpoint = Destination { address: [10, 244, 0, 1].into(), port: 53, local: false };
+        let frontend = |key: &FrontendKey<V4>| Frontend {
+            key: *key,
+            kind: AddressKind::ClusterIp,
+            service: service.clone(),
+            pool: Pool::Empty(Verdict::Reject),
+            internal_pool: None,
+            affinity: None,
+            masquerade: Masquerade::Never,
+            allowed_sources: None,
+            flow_endpoints: [endpoint].into(),
+        };
+        let mut table = Table::default();
+        table.set_service(&service.service, keys.iter().map(frontend).collect());
+        table
+    }
+
+    /// Sweeps the flows from one client, given as `target answered-by`; says which of them are left.
+    #[track_caller]
+    fn check(sweep: &Sweep, protocol: u8, flows: &[(&str, &str)], left: &[usize]) {
+        let mut conntrack = FakeConntrack::new();
+        for (target, answered_by) in flows {
+            conntrack.add(flow(protocol, socket("10.244.0.9:4000"), socket(target), socket(answered_by)));
+        }
+        let deleted = sweep.perform(&mut conntrack).unwrap();
+        let kept: Vec<_> = conntrack.flows().iter().map(|flow| (flow.orig.dst, flow.answered_by())).collect();
+        let expected: Vec<_> = left.iter().map(|n| (socket(flows[*n].0).ip(), socket(flows[*n].1))).collect();
+        assert_eq!(kept, expected);
+        assert_eq!(deleted, u64::try_from(flows.len() - left.len()).unwrap());
+    }
+
+    const UDP: u8 = 17;
+    const NODE: &str = "192.168.0.7";
+
+    fn node() -> [IpAddr; 1] {
+        [NODE.parse().unwrap()]
+    }
+
+    #[test]
+    fn flows_to_other_endpoints_and_untranslated_ones_go() {
+        let keys = [key("10.96.0.10", 53)];
+        let flows = [
+            ("10.96.0.10:53", "10.244.0.1:53"),
+            ("10.96.0.10:53", "10.244.0.2:53"),
+            ("10.96.0.10:53", "10.244.0.1:54"),
+            ("10.96.0.10:53", "10.96.0.10:53"),
+            ("10.96.0.10:54", "10.244.0.2:53"),
+            ("10.96.0.11:53", "10.244.0.2:53"),
+        ];
+        check(&Sweep::new(&table(&keys), &keys, &node(), Vec::new()), UDP, &flows, &[0, 4, 5]);
+        check(&Sweep::new(&table(&keys), &keys, &node(), Vec::new()), 6, &flows, &[0, 1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn translated_flows_to_what_is_gone_go() {
+        let keys = [key("10.96.0.10", 53)];
+        let flows = [("10.96.0.10:53", "10.244.0.1:53"), ("10.96.0.10:53", "10.96.0.10:53")];
+        check(&Sweep::new(&table(&[]), &keys, &node(), Vec::new()), UDP, &flows, &[1]);
+    }
+
+    #[test]
+    fn a_node_port_concerns_only_the_node_itself() {
+        let keys = [key("node", 30053)];
+        let flows = [
+            ("192.168.0.7:30053", "10.244.0.1:53"),
+            ("192.168.0.7:30053", "10.244.0.2:53"),
+            ("192.168.0.7:30053", "192.168.0.7:30053"),
+            ("192.168.0.8:30053", "10.244.0.2:53"),
+            ("8.8.8.8:30053", "8.8.8.8:30053"),
+        ];
+        check(&Sweep::new(&table(&keys), &keys, &node(), Vec::new()), UDP, &flows, &[0, 3, 4]);
+    }
+
+    #[test]
+    fn a_first_sweep_knows_the_ranges_of_services() {
+        let keys = [key("10.96.0.10", 53)];
+        let flows = [
+            ("10.96.0.10:53", "10.244.0.1:53"),
+            ("10.96.0.99:53", "10.244.0.2:53"),
+            ("10.96.0.99:53", "10.96.0.99:53"),
+            ("203.0.113.1:53", "10.244.0.2:53"),
+        ];
+        let ranges = vec!["10.96.0.0/12".parse().unwrap()];
+        check(&Sweep::new(&table(&keys), &keys, &node(), ranges), UDP, &flows, &[0, 2, 3]);
+    }
+
+    #[test]
+    fn many_targets_take_one_pass() {
+        let keys: Vec<_> = (0..10).map(|n| key(&format!("10.96.0.{n}"), 53)).collect();
+        let mut conntrack = FakeConntrack::new();
+        Sweep::new(&table(&keys), &keys, &node(), Vec::new()).perform(&mut conntrack).unwrap();
+        assert_eq!(conntrack.filters(), [Filter::new(nft::Family::Ip, UDP)]);
+        let mut conntrack = FakeConntrack::new();
+        Sweep::new(&table(&keys), &keys[..2], &node(), Vec::new()).perform(&mut conntrack).unwrap();
+        assert_eq!(conntrack.filters().len(), 2);
+    }
+}

@@ -1,0 +1,133 @@
+//! What others do to our tables, as the kernel tells it.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use netlink::{Message, messages};
+use nft::{Family, KernelError, Name};
+
+use crate::socket::{Socket, SocketOption, Wait};
+
+/// Netlink ports of this process's sockets that change tables. Notifications carry the port of who caused them.
+static OWN_PORTS: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+/// A port that counts as our own while this lives.
+#[derive(Debug)]
+pub(crate) struct OwnPort(u32);
+
+impl OwnPort {
+    pub(crate) fn register(port: u32) -> Self {
+        OWN_PORTS.lock().unwrap_or_else(PoisonError::into_inner).insert(port);
+        Self(port)
+    }
+}
+
+impl Drop for OwnPort {
+    fn drop(&mut self) {
+        OWN_PORTS.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
+
+fn is_own(port: u32) -> bool {
+    OWN_PORTS.lock().unwrap_or_else(PoisonError::into_inner).contains(&port)
+}
+
+/// A change of one of our tables that this process did not make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignChange {
+    /// The table's family; `None` when the kernel had to drop notifications, so that it can be either.
+    pub family: Option<Family>,
+    /// What happened first, such as `a rule was deleted`.
+    pub what: &'static str,
+}
+
+/// Listens to changes of a table in `ip` and `ip6`. While it does, the kernel describes every change of any table of the
+/// namespace, which costs a little at each.
+#[derive(Debug)]
+pub struct TableWatch {
+    socket: Socket,
+    table: Name,
+    received: Vec<u8>,
+}
+
+/// `NFNLGRP_NFTABLES` (`linux/netfilter/nfnetlink.h`).
+const GROUP: libc::c_int = 7;
+/// Notifications come in datagrams of at most a page or two, but nothing says so.
+const RECEIVE_BYTES: usize = 64 * 1024;
+/// Room for the description of a large change; what does not fit is dropped, which is noticed.
+const BUFFER_BYTES: libc::c_int = 8 * 1024 * 1024;
+
+impl TableWatch {
+    /// Begins to listen in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// When the system has no netfilter sockets for us.
+    pub fn open(table: Name) -> Result<Self, KernelError> {
+        let socket = Self::listen().map_err(|source| KernelError::Open { source })?;
+        Ok(Self { socket, table, received: vec![0; RECEIVE_BYTES] })
+    }
+
+    fn listen() -> std::io::Result<Socket> {
+        let socket = Socket::open()?;
+        socket
+            .set(SocketOption::ForceReceiveBuffer, BUFFER_BYTES)
+            .or_else(|_denied| socket.set(SocketOption::ReceiveBuffer, BUFFER_BYTES))?;
+        // A socket without a port would be left out, as if it were the sender (`do_one_broadcast`, af_netlink.c).
+        socket.port()?;
+        socket.set(SocketOption::Membership, GROUP)?;
+        Ok(socket)
+    }
+
+    /// Waits for a change that is not ours.
+    ///
+    /// # Errors
+    /// The socket failed.
+    pub fn wait(&mut self) -> Result<ForeignChange, KernelError> {
+        loop {
+            let received = match self.socket.receive(&mut self.received, Wait::Block) {
+                Ok(received) => received,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    return Ok(ForeignChange { family: None, what: "notifications were lost" });
+                }
+                Err(source) => return Err(KernelError::Receive { source }),
+            };
+            if let Some(change) = messages(received).find_map(|message| foreign(&message, &self.table)) {
+                return Ok(change);
+            }
+        }
+    }
+}
+
+/// What a notification says, if it is about our table and somebody else's doing.
+fn foreign(message: &Message<'_>, table: &Name) -> Option<ForeignChange> {
+    let what = meaning(message.kind)?;
+    let family = match message.family()? {
+        2 => Family::Ip,
+        10 => Family::Ip6,
+        _ => return None,
+    };
+    // The attribute with the table's name has this number in messages about every kind of object.
+    let is_ours = message.attrs()?.text(1)? == table.as_str();
+    (is_ours && !is_own(message.port)).then_some(ForeignChange { family: Some(family), what })
+}
+
+/// `NFT_MSG_*` (`linux/netfilter/nf_tables.h`) with `NFNL_SUBSYS_NFTABLES` in the upper byte.
+fn meaning(kind: u16) -> Option<&'static str> {
+    Some(match kind.checked_sub(10 << 8)? {
+        0 => "the table was changed",
+        2 => "the table was deleted",
+        3 => "a chain was added or changed",
+        5 => "a chain was deleted",
+        6 => "a rule was added",
+        8 => "a rule was deleted",
+        9 => "a set was added",
+        11 => "a set was deleted",
+        12 => "an element was added",
+        14 => "an element was deleted",
+        18 => "an object was added",
+        20 => "an object was deleted",
+        22 => "a flowtable was added",
+        24 => "a flowtable was deleted",
+        _ => return None,
+    })
+}
