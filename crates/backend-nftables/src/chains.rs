@@ -9,7 +9,7 @@ use model::{Family, FrontendAddress, IpFamily, Masquerade};
 use nft::{AddrField, BaseChain, ChainType, Field, Hook, Name, Rule, Statement};
 
 use crate::config::{Config, PodSource};
-use crate::layout::{Map, Scope, hairpin_key, ip_key, port_key};
+use crate::layout::{Map, Scope, hairpin_key, ip_key, port_key, source_key};
 
 /// A chain and its rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,13 +160,18 @@ pub(crate) fn fixed<F: Family>(config: &Config) -> Vec<ChainSpec> {
     let filter = |name, hook, rules| base(name, ChainType::Filter, hook, FILTER, rules);
     let jump = |to| rule([Statement::Jump(Name::from_static(to))]);
     let new_flows = |to| rule([Statement::CtStateNew, Statement::Jump(Name::from_static(to))]);
+    let early =
+        |name, hook| base(name, ChainType::Filter, hook, BEFORE_DSTNAT, vec![new_flows("firewall-check")]);
     vec![
         chain("reject-chain", vec![rule([Statement::Reject])]),
         chain("services", dispatch::<F>(config, Map::ServiceIps, Map::ServiceNodePorts)),
         chain("inside-services", dispatch::<F>(config, Map::InsideServiceIps, Map::InsideServiceNodePorts)),
+        chain("firewall-check", vec![firewall()]),
         chain("services-check", vec![rule([vmap(ip_key(), Map::NoEndpointServices)])]),
         chain("node-ports-check", node_port_rules::<F>(config, Map::NoEndpointNodePorts)),
         chain("cluster-ips-check", cluster_ips_check(config)),
+        early("filter-prerouting-pre-dnat", Hook::Prerouting),
+        early("filter-output-pre-dnat", Hook::Output),
         nat("nat-prerouting", Hook::Prerouting, prerouting::<F>(config)),
         // Whatever comes this way is from the node itself.
         nat("nat-output", Hook::Output, vec![jump("inside-services"), jump("services")]),
@@ -199,6 +204,14 @@ fn dispatch<F: Family>(config: &Config, ips: Map, node_ports: Map) -> Vec<Rule> 
     rules
 }
 
+/// New flows to a load-balancer address from outside of its source ranges. Seen before an endpoint is chosen, since the
+/// packet must still have the address that it was sent to.
+fn firewall() -> Rule {
+    let restricted = Statement::InSet { key: ip_key(), set: Map::Restricted.name(), negate: false };
+    let not_allowed = Statement::InSet { key: source_key(), set: Map::AllowedSources.name(), negate: true };
+    rule([restricted, not_allowed, Statement::Drop])
+}
+
 /// What is sent to a cluster IP and no frontend took: a port or a protocol that the Service does not have is refused, an
 /// address that no Service has is dropped. (Where a frontend took a packet, it has the endpoint's address by now.)
 fn cluster_ips_check(config: &Config) -> Vec<Rule> {
@@ -212,6 +225,7 @@ fn cluster_ips_check(config: &Config) -> Vec<Rule> {
 /// `NF_IP_PRI_NAT_DST`, `NF_IP_PRI_NAT_SRC` and `NF_IP_PRI_FILTER` (`linux/netfilter_ipv4.h`).
 const DSTNAT: i32 = -100;
 const SRCNAT: i32 = 100;
+const BEFORE_DSTNAT: i32 = DSTNAT - 10;
 const FILTER: i32 = 0;
 
 fn vmap(key: Vec<Field>, map: Map) -> Statement {

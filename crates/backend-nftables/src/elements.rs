@@ -49,6 +49,30 @@ impl ElementChanges {
             };
             self.slots(Map::slots(scope, key.address), &slots(old), slots(new));
         }
+        self.sources(key, old, new);
+    }
+
+    /// The difference between who may use a frontend.
+    fn sources<F: Family>(
+        &mut self,
+        key: &FrontendKey<F>,
+        old: Option<&Programmed<F>>,
+        new: Option<&Programmed<F>>,
+    ) {
+        let elements = |programmed: Option<&Programmed<F>>| {
+            programmed.map(|programmed| programmed.source_elements(key)).unwrap_or_default()
+        };
+        let (old, new) = (elements(old), elements(new));
+        for map in [Map::Restricted, Map::AllowedSources] {
+            let of_map = |elements: &[MapElement]| -> Vec<Element> {
+                elements
+                    .iter()
+                    .filter(|element| element.map == map)
+                    .map(|element| element.element.clone())
+                    .collect()
+            };
+            self.map(map, &of_map(&old), of_map(&new));
+        }
     }
 
     fn slots(&mut self, map: Map, old: &[Element], new: Vec<Element>) {
@@ -108,6 +132,12 @@ impl ElementChanges {
         for map in rest.iter().chain(&references) {
             let Some(edits) = self.maps.get_mut(map) else { continue };
             let set = map.set();
+            if *map == Map::AllowedSources {
+                // The kernel refuses a network that overlaps one that is there still. Where a transaction has to be cut,
+                // a sender may be kept away for a moment; the other order would let nobody else in either.
+                let gone = std::mem::take(&mut edits.delete);
+                push(ops, gone, |elements| Op::DeleteElements { set: set.clone(), elements });
+            }
             push(ops, std::mem::take(&mut edits.add), |elements| Op::AddElements {
                 set: set.clone(),
                 elements,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use model::{Destination, Family, FrontendAddress, FrontendKey, IpFamily, Protocol};
 use nft::{Bytes, Field, Name, Set, SetData};
 
@@ -55,6 +56,10 @@ pub(crate) enum Map {
     NoEndpointServices,
     /// protocol . port → refusal.
     NoEndpointNodePorts,
+    /// Addresses, protocols and ports that only `AllowedSources` may use.
+    Restricted,
+    /// address . protocol . port . source network.
+    AllowedSources,
     /// Cluster IPs in use: what is sent to another of their ports is refused.
     ClusterIps,
     /// source . destination of flows that an endpoint on this node opens to itself through a Service.
@@ -66,7 +71,7 @@ pub(crate) enum Map {
 const SLOT: Field = Field::NumgenRandom { modulus: 65536 };
 
 impl Map {
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::ServiceIps,
         Self::ServiceNodePorts,
         Self::InsideServiceIps,
@@ -77,6 +82,8 @@ impl Map {
         Self::InsideNodePortEndpoints,
         Self::NoEndpointServices,
         Self::NoEndpointNodePorts,
+        Self::Restricted,
+        Self::AllowedSources,
         Self::ClusterIps,
         Self::Hairpin,
     ];
@@ -120,6 +127,7 @@ impl Map {
             | Self::NodePortEndpoints
             | Self::InsideEndpoints
             | Self::InsideNodePortEndpoints
+            | Self::AllowedSources
             | Self::Hairpin => false,
             Self::ServiceIps
             | Self::ServiceNodePorts
@@ -127,6 +135,7 @@ impl Map {
             | Self::InsideServiceNodePorts
             | Self::NoEndpointServices
             | Self::NoEndpointNodePorts
+            | Self::Restricted
             | Self::ClusterIps => true,
         }
     }
@@ -143,6 +152,8 @@ impl Map {
             Self::InsideNodePortEndpoints => "inside-nodeport-endpoints",
             Self::NoEndpointServices => "no-endpoint-services",
             Self::NoEndpointNodePorts => "no-endpoint-nodeports",
+            Self::Restricted => "source-restricted-services",
+            Self::AllowedSources => "allowed-sources",
             Self::ClusterIps => "cluster-ips",
             Self::Hairpin => "hairpin-connections",
         })
@@ -152,6 +163,7 @@ impl Map {
         let slot = |key: Vec<Field>| [key, vec![SLOT]].concat();
         let endpoint = || SetData::Fields(vec![Field::DestAddr, Field::DestPort]);
         let (key, data) = match self {
+            Self::AllowedSources => return Arc::new(Set::networks(self.name(), source_key())),
             Self::ServiceIps | Self::InsideServiceIps | Self::NoEndpointServices => {
                 (ip_key(), SetData::Verdict)
             }
@@ -160,6 +172,7 @@ impl Map {
             }
             Self::Endpoints | Self::InsideEndpoints => (slot(ip_key()), endpoint()),
             Self::NodePortEndpoints | Self::InsideNodePortEndpoints => (slot(port_key()), endpoint()),
+            Self::Restricted => (ip_key(), SetData::None),
             Self::ClusterIps => (vec![Field::DestAddr], SetData::None),
             Self::Hairpin => (hairpin_key(), SetData::None),
         };
@@ -170,6 +183,11 @@ impl Map {
 /// How a packet to a virtual address is looked up.
 pub(crate) fn ip_key() -> Vec<Field> {
     vec![Field::DestAddr, Field::L4Proto, Field::DestPort]
+}
+
+/// How a packet to a virtual address is looked up together with its sender.
+pub(crate) fn source_key() -> Vec<Field> {
+    [ip_key(), vec![Field::SourceAddr]].concat()
 }
 
 /// How a packet to a node port is looked up.
@@ -189,6 +207,11 @@ pub(crate) fn frontend_bytes<F: Family>(key: &FrontendKey<F>) -> Bytes {
         FrontendAddress::Node => Bytes::new(),
     };
     bytes.proto(key.protocol.number()).port(key.port)
+}
+
+/// A network that may use a frontend, as set key.
+pub(crate) fn source_bytes<F: Family>(key: &FrontendKey<F>, range: &IpNet) -> Bytes {
+    frontend_bytes(key).net(range.addr(), range.prefix_len())
 }
 
 /// The key of one of a frontend's slots.

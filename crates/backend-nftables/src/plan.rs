@@ -3,14 +3,14 @@
 use std::collections::{BTreeSet, HashMap};
 
 use model::{Family, FrontendKey, Table};
-use nft::{Bytes, Data, Element, Op, Transaction};
+use nft::{Bytes, Op, Transaction};
 use rustc_hash::FxBuildHasher;
 
 use crate::chains::ChainId;
 use crate::config::Config;
 use crate::elements::ElementChanges;
 use crate::layout::{Map, address_bytes, hairpin_bytes, nft_family, table_name};
-use crate::programmed::Programmed;
+use crate::programmed::{Programmed, member};
 use crate::shared::{Shared, SharedChanges};
 
 /// One family's ruleset: what it depends on, and what the kernel holds of it.
@@ -148,9 +148,4 @@ impl<F: Family> Backend<F> {
             }
         }
     }
-}
-
-/// An element of a set.
-pub(crate) fn member(key: Bytes) -> Element {
-    Element { key, data: Data::None, comment: None }
 }

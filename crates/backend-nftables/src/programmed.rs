@@ -1,15 +1,17 @@
 //! What the kernel holds for one frontend, and its form as map elements.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
+use ipnet::IpNet;
 use model::{
     AddressKind, Destination, Family, Frontend, FrontendKey, Masquerade, Pool, ServicePortName, Verdict,
     assign_slots,
 };
-use nft::{Data, Element};
+use nft::{Bytes, Data, Element};
 
 use crate::chains::{ChainId, reject_chain};
-use crate::layout::{Map, Scope, Socket, destination_bytes, frontend_bytes, slot_bytes};
+use crate::layout::{Map, Scope, Socket, destination_bytes, frontend_bytes, slot_bytes, source_bytes};
 
 /// What the kernel holds, or is to hold, for one frontend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +19,8 @@ pub(crate) struct Programmed<F: Family> {
     /// The Service port, which is also the comment on the dispatch element.
     pub(crate) service: ServicePortName,
     pub(crate) kind: AddressKind,
+    /// Networks that alone may use it.
+    allowed_sources: Option<Arc<[IpNet]>>,
     /// For flows from anywhere.
     everywhere: Action<F>,
     /// For flows from pods and from the node itself, where that differs.
@@ -50,6 +54,7 @@ impl<F: Family> Programmed<F> {
         Self {
             service: frontend.service.clone(),
             kind: frontend.kind,
+            allowed_sources: frontend.allowed_sources.clone(),
             everywhere: action(&frontend.pool, frontend.masquerade, &previous.everywhere),
             // The node's own flows are masqueraded, those of pods are not.
             inside: inside.map(|pool| action(pool, Masquerade::UnlessFromPod, &previous.inside)),
@@ -115,13 +120,24 @@ impl<F: Family> Programmed<F> {
         })
     }
 
+    /// The elements that keep other senders away, sorted by map and key.
+    pub(crate) fn source_elements(&self, key: &FrontendKey<F>) -> Vec<MapElement> {
+        let Some(ranges) = &self.allowed_sources else { return Vec::new() };
+        let in_map = |map| move |key| MapElement { map, element: member(key) };
+        let mut allowed: Vec<_> = ranges.iter().map(|range| source_bytes(key, range)).collect();
+        allowed.sort_unstable();
+        let restricted = in_map(Map::Restricted)(frontend_bytes(key));
+        std::iter::once(restricted).chain(allowed.into_iter().map(in_map(Map::AllowedSources))).collect()
+    }
+
     /// All elements that are the frontend's alone.
     pub(crate) fn elements(&self, key: &FrontendKey<F>) -> impl Iterator<Item = MapElement> {
-        Scope::ALL.into_iter().flat_map(move |scope| {
+        let by_scope = Scope::ALL.into_iter().flat_map(move |scope| {
             let map = Map::slots(scope, key.address);
             let slots = self.slot_elements(scope, key).map(move |element| MapElement { map, element });
             self.dispatch(scope, key).into_iter().chain(slots)
-        })
+        });
+        by_scope.chain(self.source_elements(key))
     }
 
     /// Addresses of the endpoints on this node: only they can send a packet through this node to themselves.
@@ -129,6 +145,11 @@ impl<F: Family> Programmed<F> {
         let slots = Scope::ALL.into_iter().flat_map(|scope| self.slots(scope));
         slots.filter(|slot| slot.local).map(|slot| slot.address)
     }
+}
+
+/// An element of a set.
+pub(crate) fn member(key: Bytes) -> Element {
+    Element { key, data: Data::None, comment: None }
 }
 
 /// The endpoints of a frontend's slots, in order of their numbers.

@@ -10,8 +10,8 @@ use crate::chains::{self, ChainId, ChainSpec};
 use crate::config::Config;
 use crate::elements::ElementChanges;
 use crate::layout::{Map, Scope, Socket, address_bytes, hairpin_bytes, nft_family, parse_slot, table_name};
-use crate::plan::{Backend, Held, Outcome, Plan, member};
-use crate::programmed::{MapElement, PreviousSlots, Programmed};
+use crate::plan::{Backend, Held, Outcome, Plan};
+use crate::programmed::{MapElement, PreviousSlots, Programmed, member};
 use crate::shared::SharedChanges;
 
 /// How much of the table a repair may touch.

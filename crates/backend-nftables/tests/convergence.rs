@@ -81,6 +81,13 @@ fn frontends(service: u8, state: Option<State>) -> Vec<Frontend<V4>> {
         let port = 30000 + u16::from(service);
         let node_port = frontend(AddressKind::NodePort, FrontendAddress::Node, port, Masquerade::Always);
         frontends.push(Frontend { internal_pool: inside.clone(), ..node_port });
+        // A load-balancer address whose source ranges depend on what else changes, so that they grow and shrink.
+        let ip = FrontendAddress::Ip([203, 0, 113, service].into());
+        let prefix = 24 + state.inside % 8;
+        let range = ipnet::IpNet::new_assert([198, 51, 100, 0].into(), prefix).trunc();
+        let load_balancer = frontend(AddressKind::LoadBalancerIp, ip, 80, Masquerade::Always);
+        let sources = (state.inside % 3 > 0).then(|| [range].into());
+        frontends.push(Frontend { allowed_sources: sources, ..load_balancer });
     }
     frontends
 }

@@ -229,6 +229,48 @@ fn what_no_service_has_goes_nowhere() {
     assert!(ask(pod, Transport::Tcp, (ip(WEB_V4), 80).into()).is_ok());
 }
 
+/// A load-balancer address serves only its source ranges; the Service's other addresses are not concerned.
+#[test]
+fn source_ranges_keep_others_away_from_load_balancer_addresses() {
+    let cluster = cluster(2, 0);
+    let _proxy = start(&cluster);
+    apply_web(&cluster);
+    let lab = &cluster.lab;
+    let load_balancer = [ip("203.0.113.50"), ip("fd00:203::50")];
+    let restrict = |ranges: &[&str]| {
+        let mut service = cluster.api.get(testkit::apiserver::Kind::Service, "default", "web").unwrap();
+        service["spec"]["type"] = serde_json::json!("LoadBalancer");
+        service["spec"]["loadBalancerSourceRanges"] = serde_json::json!(ranges);
+        let ingress = load_balancer.map(|ip| serde_json::json!({ "ip": ip }));
+        service["status"] = serde_json::json!({ "loadBalancer": { "ingress": ingress } });
+        cluster.apply(service).unwrap();
+    };
+    let answers = |client: &Host, address| {
+        client.run(|| ask_once(Transport::Tcp, (address, 80).into(), Duration::from_millis(700))).is_ok()
+    };
+    let check = |client: &Host, allowed: bool| {
+        for address in load_balancer {
+            let right = testkit::proxy::wait_until(PATIENCE, || answers(client, address) == allowed);
+            assert!(right, "{} -> {address}: allowed is {}", client.name(), !allowed);
+        }
+        assert!(answers(client, ip(WEB_V4)), "the cluster IP is not concerned");
+    };
+    restrict(&["192.168.50.0/24", "fd00:50::/64"]);
+    check(lab.outside(), true);
+    check(lab.pod(0), false);
+    check(lab.node(), true);
+    restrict(&["10.244.0.0/16", "fd00:10:244::/47", "10.244.0.0/24"]);
+    check(lab.pod(0), true);
+    check(lab.outside(), false);
+    restrict(&["192.168.50.100/32", "fd00:50::100/128"]);
+    check(lab.outside(), true);
+    check(lab.node(), false);
+    restrict(&[]);
+    check(lab.pod(0), true);
+    check(lab.node(), true);
+    check_listable(&cluster);
+}
+
 /// A client that keeps its source port gets answers from the new endpoint, though its flow never ends: after a replacement,
 /// by the node port, and after a time without any endpoint.
 #[test]
