@@ -20,6 +20,7 @@ use model::{
 use nft::{Kernel, Transaction};
 use proptest::prelude::*;
 use testkit::fake_kernel::FakeKernel;
+use testkit::lab::Namespace;
 
 /// One Service's state: which of eight endpoints it has (none: refused), and whether it has a node port.
 #[derive(Clone, Copy, Debug)]
@@ -93,13 +94,13 @@ fn frontends(service: u8, state: Option<State>) -> Vec<Frontend<V4>> {
 }
 
 /// Nothing is left to do, also for a backend that starts now and knows nothing.
-fn assert_settled<F: Family>(kernel: &FakeKernel, table: &Table<F>, config: &Config) {
-    let found = kernel.clone().read(nft::Family::Ip, &table_name()).unwrap();
+fn assert_settled<F: Family>(kernel: &mut dyn Kernel, table: &Table<F>, config: &Config) {
+    let found = kernel.read(nft::Family::Ip, &table_name()).unwrap();
     let plan = Backend::<F>::new(config.clone()).repair(config, table, found.as_ref(), Extent::Difference);
     assert!(plan.transaction.is_empty(), "left to do:\n{}", plan.transaction);
 }
 
-fn started(kernel: &mut FakeKernel, table: &Table<V4>, config: &Config) -> Backend<V4> {
+fn started(kernel: &mut dyn Kernel, table: &Table<V4>, config: &Config) -> Backend<V4> {
     let mut backend = Backend::new(config.clone());
     let found = kernel.read(nft::Family::Ip, &table_name()).unwrap();
     let plan = backend.repair(config, table, found.as_ref(), Extent::Difference);
@@ -111,7 +112,7 @@ fn started(kernel: &mut FakeKernel, table: &Table<V4>, config: &Config) -> Backe
 }
 
 /// Applies a transaction one operation at a time, as a kernel with a tiny socket buffer would get it.
-fn apply_in_pieces(kernel: &mut FakeKernel, tx: &Transaction) {
+fn apply_in_pieces(kernel: &mut dyn Kernel, tx: &Transaction) {
     for op in &tx.ops {
         let piece = Transaction { ops: vec![op.clone()], ..tx.clone() };
         kernel.apply(&piece).unwrap_or_else(|error| panic!("{error}\n{tx}"));
@@ -122,27 +123,43 @@ fn config() -> Config {
     Config::default()
 }
 
+/// Carries batches of changes over one by one. After each there is nothing left to do.
+fn carry_over(kernel: &mut dyn Kernel, batches: Vec<Vec<(u8, Option<State>)>>, pieces: bool) {
+    let mut table = Table::default();
+    let mut backend = started(kernel, &table, &config());
+    for batch in batches {
+        let mut dirty = BTreeSet::new();
+        for (service, state) in batch {
+            dirty.extend(table.set_service(&name(service), frontends(service, state)));
+        }
+        let plan = backend.plan(&table, &dirty);
+        if pieces {
+            apply_in_pieces(kernel, &plan.transaction);
+        } else if !plan.transaction.is_empty() {
+            kernel.apply(&plan.transaction).unwrap_or_else(|error| panic!("{error}\n{}", plan.transaction));
+        }
+        backend.committed(plan);
+        assert_settled(kernel, &table, &config());
+        assert!(backend.plan(&table, &dirty).transaction.is_empty());
+    }
+}
+
+proptest! {
+    // The real kernel takes its time.
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn the_real_kernel_agrees(batches in batches(), pieces in any::<bool>()) {
+        let namespace = Namespace::new("convergence").unwrap();
+        let mut kernel = namespace.run(kernel::Nftables::open).unwrap();
+        carry_over(&mut kernel, batches, pieces);
+    }
+}
+
 proptest! {
     #[test]
     fn increments_end_where_a_fresh_start_does(batches in batches(), pieces in any::<bool>()) {
-        let mut kernel = FakeKernel::new();
-        let mut table = Table::default();
-        let mut backend = started(&mut kernel, &table, &config());
-        for batch in batches {
-            let mut dirty = BTreeSet::new();
-            for (service, state) in batch {
-                dirty.extend(table.set_service(&name(service), frontends(service, state)));
-            }
-            let plan = backend.plan(&table, &dirty);
-            if pieces {
-                apply_in_pieces(&mut kernel, &plan.transaction);
-            } else if !plan.transaction.is_empty() {
-                kernel.apply(&plan.transaction).unwrap();
-            }
-            backend.committed(plan);
-            assert_settled(&kernel, &table, &config());
-            prop_assert!(backend.plan(&table, &dirty).transaction.is_empty());
-        }
+        carry_over(&mut FakeKernel::new(), batches, pieces);
     }
 
     #[test]
@@ -163,7 +180,7 @@ proptest! {
         } else if !plan.transaction.is_empty() {
             kernel.apply(&plan.transaction).unwrap();
         }
-        assert_settled(&kernel, &table, &config());
+        assert_settled(&mut kernel, &table, &config());
     }
 
     #[test]
@@ -178,14 +195,14 @@ proptest! {
             kernel.tamper(nft::Family::Ip, &table_name(), |ruleset| tamper(ruleset, kind, at));
         }
         started(&mut kernel, &table, &config());
-        assert_settled(&kernel, &table, &config());
+        assert_settled(&mut kernel, &table, &config());
         for extent in [Extent::Difference, Extent::Rebuild] {
             let found = kernel.read(nft::Family::Ip, &table_name()).unwrap();
             let plan = Backend::new(config()).repair(&config(), &table, found.as_ref(), extent);
             if !plan.transaction.is_empty() {
                 kernel.apply(&plan.transaction).unwrap();
             }
-            assert_settled(&kernel, &table, &config());
+            assert_settled(&mut kernel, &table, &config());
         }
     }
 }
@@ -235,7 +252,7 @@ fn a_lost_table_is_written_again() {
     started(&mut kernel, &table, &config());
     kernel.delete_table(nft::Family::Ip, &table_name());
     started(&mut kernel, &table, &config());
-    assert_settled(&kernel, &table, &config());
+    assert_settled(&mut kernel, &table, &config());
 }
 
 /// The cost of a change is that of the change, however many Services there are.
