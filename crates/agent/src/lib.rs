@@ -9,9 +9,11 @@
 
 mod backoff;
 mod flows;
+mod log;
 mod pipeline;
 mod run;
 mod settings;
+mod side;
 mod worker;
 
 pub use backend_nftables::table_name;

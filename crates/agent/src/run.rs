@@ -1,21 +1,20 @@
 //! The event loop itself.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::time::Duration;
 
-use conntrack::ConntrackError;
-use ipnet::IpNet;
-use model::view::{self, ThisNode};
-use model::{Change, Family, FrontendKey, IpFamily, Kind, ServiceName, Store, Touched, V4, V6};
+use model::view::ThisNode;
+use model::{Change, IpFamily, Kind, Store, Touched, V4, V6};
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, sleep_until};
-use tracing::{debug, error, info, warn};
+use tracing::{info, warn};
 
-use crate::flows::{OpenConntrack, Sweep, Sweeper, Swept};
-use crate::pipeline::{Done, Failed, Pipeline, Progress, Reason, Step};
+use crate::flows::{OpenConntrack, Sweeper, Swept};
+use crate::log::millis;
+use crate::pipeline::Step;
 use crate::settings::Settings;
-use crate::worker::{Job, OpenKernel, Report, Worker};
+use crate::side::{Side, Surroundings};
+use crate::worker::{OpenKernel, Report};
 
 /// What a source tells the agent.
 #[derive(Clone, Debug)]
@@ -130,29 +129,6 @@ struct Agent {
     watch: Option<Box<dyn FnOnce() + Send>>,
     started: Instant,
 }
-
-/// One family: its state and its kernel thread.
-struct Side<F: Family> {
-    pipeline: Pipeline<F>,
-    worker: Worker,
-    /// All has been in the kernel at least once.
-    synced: bool,
-    /// The frontends whose flows are being looked at.
-    sweeping: Option<BTreeSet<FrontendKey<F>>>,
-    /// All flows have been looked at once.
-    swept: bool,
-    /// After a failure, not before this.
-    sweep_not_before: Instant,
-}
-
-/// What decides about flows besides frontends.
-struct Surroundings<'a> {
-    node_addresses: &'a [IpAddr],
-    service_cidrs: BTreeSet<IpNet>,
-}
-
-/// The pause after a failed sweep.
-const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
 impl Agent {
     fn new(
@@ -331,153 +307,4 @@ impl Agent {
         }
         Ok(())
     }
-}
-
-impl<F: Family> Side<F> {
-    fn start(
-        settings: &Settings,
-        open: &OpenKernel,
-        reports: &UnboundedSender<Report>,
-    ) -> Result<Self, StartError> {
-        let family = match F::FAMILY {
-            IpFamily::V4 => nft::Family::Ip,
-            IpFamily::V6 => nft::Family::Ip6,
-        };
-        let worker = Worker::start(family, open.clone(), reports.clone())
-            .map_err(|source| StartError::Thread { what: family.as_str(), source })?;
-        let now = Instant::now();
-        let pipeline = Pipeline::new(settings.config::<F>(None, &BTreeSet::new()), now);
-        Ok(Self { pipeline, worker, synced: false, sweeping: None, swept: false, sweep_not_before: now })
-    }
-
-    fn look_at(
-        &mut self,
-        node: &ThisNode,
-        name: &ServiceName,
-        entry: Option<&model::ServiceEntry>,
-        now: Instant,
-    ) {
-        let frontends = entry.map(|entry| view::frontends::<F>(node, entry)).unwrap_or_default();
-        for loser in self.pipeline.set_service(name, frontends, now) {
-            warn!(
-                service = %loser.service, family = %F::FAMILY, address = ?loser.key.address,
-                protocol = %loser.key.protocol, port = loser.key.port,
-                "another Service has this address and port",
-            );
-        }
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        let sweep =
-            (self.pipeline.has_ready_flows() && self.sweeping.is_none()).then_some(self.sweep_not_before);
-        self.pipeline.deadline().into_iter().chain(sweep).min()
-    }
-
-    /// Gives the threads something to do, if there is something.
-    fn advance(
-        &mut self,
-        sweeper: &Sweeper,
-        around: &Surroundings<'_>,
-        now: Instant,
-    ) -> Result<(), StartError> {
-        let job = self.pipeline.next(now);
-        self.submit(job)?;
-        let may_sweep = self.synced && self.sweeping.is_none() && now >= self.sweep_not_before;
-        if !may_sweep || self.swept && !self.pipeline.has_ready_flows() {
-            return Ok(());
-        }
-        let keys = self.pipeline.take_ready_flows();
-        let is_own = |range: &&IpNet| IpFamily::of(range.addr()) == F::FAMILY;
-        let all_of = if self.swept {
-            Vec::new()
-        } else {
-            around.service_cidrs.iter().filter(is_own).copied().collect()
-        };
-        let sweep = Sweep::new(self.pipeline.table(), &keys, around.node_addresses, all_of);
-        self.sweeping = Some(keys);
-        if sweeper.submit(sweep) { Ok(()) } else { Err(StartError::WorkerDied) }
-    }
-
-    fn take_swept(&mut self, result: Result<u64, ConntrackError>, now: Instant) {
-        let keys = self.sweeping.take().unwrap_or_default();
-        match result {
-            Ok(deleted) => {
-                self.swept = true;
-                if deleted > 0 {
-                    debug!(family = %F::FAMILY, deleted, frontends = keys.len(), "forgot stale flows");
-                }
-            }
-            Err(error) => {
-                warn!(family = %F::FAMILY, %error, deleted = error.deleted(), "stale flows can't be forgotten");
-                self.sweep_not_before = now + SWEEP_PAUSE;
-                self.pipeline.put_back_flows(keys);
-            }
-        }
-    }
-
-    /// Takes in what came of a job; says which step that completed.
-    fn take_report(&mut self, report: Report) -> Result<Option<Step>, StartError> {
-        let took = report.took;
-        let (progress, job) = self.pipeline.report(report.answer, took, Instant::now(), fastrand::f64());
-        let step = match progress {
-            Progress::Working => None,
-            Progress::Done(done) => {
-                log_done::<F>(&done, took, self.pipeline.is_settled());
-                self.synced = true;
-                Some(done.step)
-            }
-            Progress::Failed(failed) => {
-                log_failed::<F>(&failed);
-                None
-            }
-        };
-        self.submit(job)?;
-        Ok(step)
-    }
-
-    fn submit(&self, job: Option<Job>) -> Result<(), StartError> {
-        let accepted = job.is_none_or(|job| self.worker.submit(job));
-        if accepted { Ok(()) } else { Err(StartError::WorkerDied) }
-    }
-}
-
-fn log_done<F: Family>(done: &Done, took: Duration, settled: bool) {
-    let Done { step, elements, applied, latency } = done;
-    let family = F::FAMILY;
-    let (latency_us, kernel_us) = (micros(*latency), micros(applied.kernel_time));
-    let took_us = micros(took);
-    match step {
-        Step::Change => {
-            debug!(%family, elements, latency_us, took_us, kernel_us, settled, "changed the kernel's rules");
-        }
-        Step::Repair(reason @ (Reason::ForeignChange | Reason::Audit)) => {
-            warn!(%family, ?reason, elements, took_us, kernel_us, "the kernel's rules were wrong and are right again");
-        }
-        Step::Repair(reason) => {
-            info!(%family, ?reason, elements, latency_us, took_us, kernel_us, "brought the kernel's rules up to date");
-        }
-        Step::Unchanged(Reason::Start) => {
-            info!(%family, latency_us, "the kernel's rules are right as they are");
-        }
-        Step::Unchanged(reason) => debug!(%family, ?reason, "the kernel's rules are right as they are"),
-    }
-}
-
-fn log_failed<F: Family>(failed: &Failed) {
-    let Failed { error, failures, retry_in } = failed;
-    let source = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
-    let retry_in_ms = millis(*retry_in);
-    if error.is_retryable() {
-        warn!(family = %F::FAMILY, %error, source, failures, retry_in_ms, "the kernel refused a change");
-    } else {
-        error!(family = %F::FAMILY, %error, source, failures, retry_in_ms, "the kernel can't be programmed");
-    }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

@@ -1,0 +1,151 @@
+//! One family: its pipeline, its kernel thread, and the flows that its changes leave behind.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use conntrack::ConntrackError;
+use ipnet::IpNet;
+use model::view::{self, ThisNode};
+use model::{Family, FrontendKey, IpFamily, ServiceEntry, ServiceName};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use crate::flows::{Sweep, Sweeper};
+use crate::log::{log_done, log_failed};
+use crate::pipeline::{Pipeline, Progress, Step};
+use crate::run::StartError;
+use crate::settings::Settings;
+use crate::worker::{Job, OpenKernel, Report, Worker};
+
+/// One family: its state and its kernel thread.
+pub(crate) struct Side<F: Family> {
+    pub(crate) pipeline: Pipeline<F>,
+    worker: Worker,
+    /// All has been in the kernel at least once.
+    pub(crate) synced: bool,
+    /// The frontends whose flows are being looked at.
+    sweeping: Option<BTreeSet<FrontendKey<F>>>,
+    /// All flows have been looked at once.
+    swept: bool,
+    /// After a failure, not before this.
+    sweep_not_before: Instant,
+}
+
+/// What decides about flows besides frontends.
+pub(crate) struct Surroundings<'a> {
+    pub(crate) node_addresses: &'a [IpAddr],
+    pub(crate) service_cidrs: BTreeSet<IpNet>,
+}
+
+/// The pause after a failed sweep.
+const SWEEP_PAUSE: Duration = Duration::from_secs(1);
+
+impl<F: Family> Side<F> {
+    pub(crate) fn start(
+        settings: &Settings,
+        open: &OpenKernel,
+        reports: &UnboundedSender<Report>,
+    ) -> Result<Self, StartError> {
+        let family = match F::FAMILY {
+            IpFamily::V4 => nft::Family::Ip,
+            IpFamily::V6 => nft::Family::Ip6,
+        };
+        let worker = Worker::start(family, open.clone(), reports.clone())
+            .map_err(|source| StartError::Thread { what: family.as_str(), source })?;
+        let now = Instant::now();
+        let pipeline = Pipeline::new(settings.config::<F>(None, &BTreeSet::new()), now);
+        Ok(Self { pipeline, worker, synced: false, sweeping: None, swept: false, sweep_not_before: now })
+    }
+
+    pub(crate) fn look_at(
+        &mut self,
+        node: &ThisNode,
+        name: &ServiceName,
+        entry: Option<&ServiceEntry>,
+        now: Instant,
+    ) {
+        let frontends = entry.map(|entry| view::frontends::<F>(node, entry)).unwrap_or_default();
+        for loser in self.pipeline.set_service(name, frontends, now) {
+            warn!(
+                service = %loser.service, family = %F::FAMILY, address = ?loser.key.address,
+                protocol = %loser.key.protocol, port = loser.key.port,
+                "another Service has this address and port",
+            );
+        }
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let sweep =
+            (self.pipeline.has_ready_flows() && self.sweeping.is_none()).then_some(self.sweep_not_before);
+        self.pipeline.deadline().into_iter().chain(sweep).min()
+    }
+
+    /// Gives the threads something to do, if there is something.
+    pub(crate) fn advance(
+        &mut self,
+        sweeper: &Sweeper,
+        around: &Surroundings<'_>,
+        now: Instant,
+    ) -> Result<(), StartError> {
+        let job = self.pipeline.next(now);
+        self.submit(job)?;
+        let may_sweep = self.synced && self.sweeping.is_none() && now >= self.sweep_not_before;
+        if !may_sweep || self.swept && !self.pipeline.has_ready_flows() {
+            return Ok(());
+        }
+        let keys = self.pipeline.take_ready_flows();
+        let is_own = |range: &&IpNet| IpFamily::of(range.addr()) == F::FAMILY;
+        let all_of = if self.swept {
+            Vec::new()
+        } else {
+            around.service_cidrs.iter().filter(is_own).copied().collect()
+        };
+        let sweep = Sweep::new(self.pipeline.table(), &keys, around.node_addresses, all_of);
+        self.sweeping = Some(keys);
+        if sweeper.submit(sweep) { Ok(()) } else { Err(StartError::WorkerDied) }
+    }
+
+    pub(crate) fn take_swept(&mut self, result: Result<u64, ConntrackError>, now: Instant) {
+        let keys = self.sweeping.take().unwrap_or_default();
+        match result {
+            Ok(deleted) => {
+                self.swept = true;
+                if deleted > 0 {
+                    debug!(family = %F::FAMILY, deleted, frontends = keys.len(), "forgot stale flows");
+                }
+            }
+            Err(error) => {
+                warn!(family = %F::FAMILY, %error, deleted = error.deleted(), "stale flows can't be forgotten");
+                self.sweep_not_before = now + SWEEP_PAUSE;
+                self.pipeline.put_back_flows(keys);
+            }
+        }
+    }
+
+    /// Takes in what came of a job; says which step that completed.
+    pub(crate) fn take_report(&mut self, report: Report) -> Result<Option<Step>, StartError> {
+        let took = report.took;
+        let (progress, job) = self.pipeline.report(report.answer, took, Instant::now(), fastrand::f64());
+        let step = match progress {
+            Progress::Working => None,
+            Progress::Done(done) => {
+                log_done::<F>(&done, took, self.pipeline.is_settled());
+                self.synced = true;
+                Some(done.step)
+            }
+            Progress::Failed(failed) => {
+                log_failed::<F>(&failed);
+                None
+            }
+        };
+        self.submit(job)?;
+        Ok(step)
+    }
+
+    fn submit(&self, job: Option<Job>) -> Result<(), StartError> {
+        let accepted = job.is_none_or(|job| self.worker.submit(job));
+        if accepted { Ok(()) } else { Err(StartError::WorkerDied) }
+    }
+}
