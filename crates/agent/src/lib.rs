@@ -1,7 +1,7 @@
 //! The event loop: takes changes from a source into the store, keeps the load-balancing tables, and carries what
 //! changed into the kernel.
 //!
-//! One task owns all state ([`run`]). Each IP family has a pipeline of its own, with a thread that does
+//! One task owns all state ([`run()`]). Each IP family has a pipeline of its own, with a thread that does
 //! nothing but talk to the kernel, so that neither family waits for the other. A change is carried over at once; while
 //! a transaction is in flight, further changes gather and go with the next one. What the kernel refuses is repaired: read
 //! back, compared, and the difference applied, with growing pauses.
