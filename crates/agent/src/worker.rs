@@ -56,6 +56,8 @@ impl Worker {
             for job in inbox {
                 let started = Instant::now();
                 let answer = perform(&job, family, &open, &mut kernel);
+                // Before anybody hears of it and gives freed memory back to the system: a job may be large.
+                drop(job);
                 let report = Report { family, answer, took: started.elapsed() };
                 if reports.send(report).is_err() {
                     break;

@@ -131,3 +131,44 @@ fn meaning(kind: u16) -> Option<&'static str> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use netlink::Writer;
+
+    use super::*;
+
+    /// A notification about an object of a table, caused by the socket with this port.
+    fn notification(kind: u16, family: u8, table: &str, port: u32) -> Vec<u8> {
+        let mut writer = Writer::default();
+        let start = writer.begin_message(10 << 8 | kind, 0, 0, family, 0);
+        writer.text(1, table);
+        writer.end_message(start);
+        let mut bytes = writer.out;
+        bytes[12..16].copy_from_slice(&port.to_ne_bytes());
+        bytes
+    }
+
+    #[track_caller]
+    fn check(bytes: &[u8], expected: Option<ForeignChange>) {
+        let found = messages(bytes).find_map(|message| foreign(&message, &Name::from_static("kube-proxy")));
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn only_what_others_do_to_our_tables_counts() {
+        let rule_deleted = |family| Some(ForeignChange { family: Some(family), what: "a rule was deleted" });
+        check(&notification(8, 2, "kube-proxy", 77), rule_deleted(Family::Ip));
+        check(&notification(8, 10, "kube-proxy", 77), rule_deleted(Family::Ip6));
+        check(&notification(8, 2, "filter", 77), None);
+        check(&notification(8, 1, "kube-proxy", 77), None);
+        // The end of a transaction, which names no table.
+        check(&notification(15, 0, "kube-proxy", 77), None);
+        let own = OwnPort::register(4242);
+        check(&notification(8, 2, "kube-proxy", 4242), None);
+        drop(own);
+        check(&notification(8, 2, "kube-proxy", 4242), rule_deleted(Family::Ip));
+        let both = [notification(8, 2, "filter", 77), notification(14, 2, "kube-proxy", 77)].concat();
+        check(&both, Some(ForeignChange { family: Some(Family::Ip), what: "an element was deleted" }));
+    }
+}
