@@ -5,11 +5,11 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use model::{Family, FrontendAddress, IpFamily, Masquerade};
+use model::{Family, IpFamily, Masquerade};
 use nft::{AddrField, BaseChain, ChainType, Field, Hook, Name, Rule, Statement};
 
 use crate::config::{Config, PodSource};
-use crate::layout::{Map, Scope, hairpin_key, ip_key, port_key, source_key};
+use crate::layout::{Map, Scope, Way, client_key, hairpin_key, ip_key, port_key, source_key};
 
 /// A chain and its rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,10 +22,10 @@ pub(crate) struct ChainSpec {
 /// A chain that balances over a number of endpoints, shared by all frontends for which all fields are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChainId {
-    scope: Scope,
-    /// Whether it serves node ports (else virtual addresses).
-    node_port: bool,
+    way: Way,
     masquerade: Masquerade,
+    /// Seconds that a client stays with its endpoint.
+    affinity: Option<u32>,
     /// Never 0.
     endpoints: u32,
 }
@@ -33,32 +33,30 @@ pub struct ChainId {
 /// Most Services have no more endpoints than this.
 const PREPARED: u32 = 16;
 
-/// `service-3`, `node-port-masq-3`, `inside-service-3`: the name is the only thing that a chain is recognised by.
+/// `service-3`, `node-port-masq-3`, `inside-service-3`, `service-sticky-10800-3`: the name is the only thing that a chain is
+/// recognised by.
 impl fmt::Display for ChainId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.scope {
+        f.write_str(match self.way.scope {
             Scope::Everywhere => "",
             Scope::Inside => "inside-",
         })?;
-        f.write_str(if self.node_port { "node-port" } else { "service" })?;
+        f.write_str(if self.way.node_port { "node-port" } else { "service" })?;
         f.write_str(match self.masquerade {
             Masquerade::UnlessFromPod => "",
             Masquerade::Always => "-masq",
             Masquerade::Never => "-nomasq",
         })?;
+        if let Some(seconds) = self.affinity {
+            write!(f, "-sticky-{seconds}")?;
+        }
         write!(f, "-{}", self.endpoints)
     }
 }
 
 impl ChainId {
-    /// The chain for a frontend with this address.
-    pub(crate) fn new<F: Family>(
-        scope: Scope,
-        address: FrontendAddress<F>,
-        masquerade: Masquerade,
-        endpoints: u32,
-    ) -> Self {
-        Self { scope, node_port: address == FrontendAddress::Node, masquerade, endpoints }
+    pub(crate) fn new(way: Way, masquerade: Masquerade, affinity: Option<u32>, endpoints: u32) -> Self {
+        Self { way, masquerade, affinity, endpoints }
     }
 
     pub(crate) fn name(self) -> Name {
@@ -67,46 +65,75 @@ impl ChainId {
 
     /// The chain of this name, if it is one of this kind.
     pub(crate) fn parse(name: &str) -> Option<Self> {
-        let (_, count) = name.rsplit_once('-')?;
+        let (head, count) = name.rsplit_once('-')?;
         let endpoints = count.parse().ok().filter(|n| *n > 0)?;
-        Self::all_over(endpoints).find(|id| id.to_string() == name)
+        let affinity = match head.rsplit_once("-sticky-") {
+            Some((_, seconds)) => Some(seconds.parse().ok()?),
+            None => None,
+        };
+        Self::all_with(affinity, endpoints).find(|id| id.to_string() == name)
     }
 
     /// Chains that are made before anybody needs them, while the slot maps are empty and it costs nothing: those of the
     /// usual frontends with up to [`PREPARED`] endpoints.
     pub(crate) fn prepared() -> impl Iterator<Item = Self> {
-        (1..=PREPARED).flat_map(|endpoints| {
-            let scope = Scope::Everywhere;
-            let cluster_ip =
-                Self { scope, node_port: false, masquerade: Masquerade::UnlessFromPod, endpoints };
-            let node_port = Self { scope, node_port: true, masquerade: Masquerade::Always, endpoints };
-            [cluster_ip, node_port]
-        })
-    }
-
-    fn all_over(endpoints: u32) -> impl Iterator<Item = Self> {
-        let masquerades = [Masquerade::UnlessFromPod, Masquerade::Always, Masquerade::Never];
-        Scope::ALL.into_iter().flat_map(move |scope| {
-            [false, true].into_iter().flat_map(move |node_port| {
-                masquerades.map(|masquerade| Self { scope, node_port, masquerade, endpoints })
+        let usual = [(false, Masquerade::UnlessFromPod), (true, Masquerade::Always)];
+        (1..=PREPARED).flat_map(move |endpoints| {
+            usual.map(|(node_port, masquerade)| {
+                Self::new(Way { scope: Scope::Everywhere, node_port }, masquerade, None, endpoints)
             })
         })
     }
 
+    fn all_with(affinity: Option<u32>, endpoints: u32) -> impl Iterator<Item = Self> {
+        let masquerades = [Masquerade::UnlessFromPod, Masquerade::Always, Masquerade::Never];
+        Way::ALL.into_iter().flat_map(move |way| {
+            masquerades.map(|masquerade| Self::new(way, masquerade, affinity, endpoints))
+        })
+    }
+
     pub(crate) fn spec<F: Family>(self, config: &Config) -> ChainSpec {
-        let mut key = if self.node_port { port_key() } else { ip_key() };
-        key.push(Field::NumgenRandom { modulus: self.endpoints });
-        let mut rules = Vec::new();
-        rules.extend(match self.scope {
+        let masquerade = match self.way.scope {
             Scope::Everywhere => masquerade_rule::<F>(self.masquerade, config),
             Scope::Inside => {
                 Some(rule([Statement::SourceIsLocal, Statement::SetMarkBit(config.masquerade_mark)]))
             }
-        });
-        let map = Map::slots_for(self.scope, self.node_port).name();
-        rules.push(rule([Statement::DnatMap { key, map }]));
-        ChainSpec { name: self.name(), base: None, rules }
+        };
+        let mut random_slot = self.way.key();
+        random_slot.push(Field::NumgenRandom { modulus: self.endpoints });
+        let choice = match self.affinity {
+            None => vec![rule([Statement::DnatMap { key: random_slot, map: Map::Slots(self.way).name() }])],
+            Some(seconds) => sticky_choice(self.way, random_slot, seconds),
+        };
+        ChainSpec { name: self.name(), base: None, rules: masquerade.into_iter().chain(choice).collect() }
     }
+}
+
+/// Choice of the endpoint with affinity. The packet's priority carries an endpoint's number from one rule to the next; it is
+/// cleared before the packet leaves ([`clear_priority`]).
+///
+/// A client that is remembered goes to its endpoint and is remembered anew, unless the endpoint is gone: then the first rule
+/// ends at its last statement, and the client is forgotten and given another one. When the map is full, only remembering
+/// fails.
+fn sticky_choice(way: Way, random_slot: Vec<Field>, timeout_secs: u32) -> Vec<Rule> {
+    let (map, client) = (Map::Affinity(way.node_port).name(), client_key(way.node_port));
+    let data = vec![Field::Priority];
+    let learn =
+        || Statement::Learn { map: map.clone(), key: client.clone(), data: data.clone(), timeout_secs };
+    let numbered = [way.key(), data.clone()].concat();
+    let go = || Statement::DnatMap { key: numbered.clone(), map: Map::AffinityEndpoints(way).name() };
+    vec![
+        rule([Statement::SetPriority { key: client.clone(), map: map.clone() }, learn(), go()]),
+        rule([Statement::Forget { map: map.clone(), key: client.clone(), data: data.clone() }]),
+        rule([Statement::SetPriority { key: random_slot, map: Map::AffinitySlots(way).name() }]),
+        rule([learn()]),
+        rule([go()]),
+    ]
+}
+
+/// Takes back what [`sticky_choice`] did to the priority, before a queue sees the packet.
+fn clear_priority() -> Rule {
+    rule([Statement::CtStateNew, Statement::CtStatusDnat, Statement::ClearPriority])
 }
 
 fn rule<const N: usize>(statements: [Statement; N]) -> Rule {
@@ -160,15 +187,16 @@ pub(crate) fn fixed<F: Family>(config: &Config) -> Vec<ChainSpec> {
     let filter = |name, hook, rules| base(name, ChainType::Filter, hook, FILTER, rules);
     let jump = |to| rule([Statement::Jump(Name::from_static(to))]);
     let new_flows = |to| rule([Statement::CtStateNew, Statement::Jump(Name::from_static(to))]);
+    let leaving = || vec![new_flows("services-check"), new_flows("cluster-ips-check"), clear_priority()];
     let early =
         |name, hook| base(name, ChainType::Filter, hook, BEFORE_DSTNAT, vec![new_flows("firewall-check")]);
     vec![
         chain("reject-chain", vec![rule([Statement::Reject])]),
-        chain("services", dispatch::<F>(config, Map::ServiceIps, Map::ServiceNodePorts)),
-        chain("inside-services", dispatch::<F>(config, Map::InsideServiceIps, Map::InsideServiceNodePorts)),
+        chain("services", dispatch::<F>(config, Scope::Everywhere)),
+        chain("inside-services", dispatch::<F>(config, Scope::Inside)),
         chain("firewall-check", vec![firewall()]),
-        chain("services-check", vec![rule([vmap(ip_key(), Map::NoEndpointServices)])]),
-        chain("node-ports-check", node_port_rules::<F>(config, Map::NoEndpointNodePorts)),
+        chain("services-check", vec![rule([vmap(ip_key(), Map::Refusal(false))])]),
+        chain("node-ports-check", node_port_rules::<F>(config, Map::Refusal(true))),
         chain("cluster-ips-check", cluster_ips_check(config)),
         early("filter-prerouting-pre-dnat", Hook::Prerouting),
         early("filter-output-pre-dnat", Hook::Output),
@@ -177,16 +205,8 @@ pub(crate) fn fixed<F: Family>(config: &Config) -> Vec<ChainSpec> {
         nat("nat-output", Hook::Output, vec![jump("inside-services"), jump("services")]),
         base("nat-postrouting", ChainType::Nat, Hook::Postrouting, SRCNAT, masquerading(config)),
         filter("filter-input", Hook::Input, vec![new_flows("node-ports-check"), new_flows("services-check")]),
-        filter(
-            "filter-forward",
-            Hook::Forward,
-            vec![new_flows("services-check"), new_flows("cluster-ips-check")],
-        ),
-        filter(
-            "filter-output",
-            Hook::Output,
-            vec![new_flows("services-check"), new_flows("cluster-ips-check")],
-        ),
+        filter("filter-forward", Hook::Forward, leaving()),
+        filter("filter-output", Hook::Output, leaving()),
     ]
 }
 
@@ -198,9 +218,10 @@ fn prerouting<F: Family>(config: &Config) -> Vec<Rule> {
 }
 
 /// Dispatch of packets to virtual addresses, then to node ports.
-fn dispatch<F: Family>(config: &Config, ips: Map, node_ports: Map) -> Vec<Rule> {
-    let mut rules = vec![rule([vmap(ip_key(), ips)])];
-    rules.extend(node_port_rules::<F>(config, node_ports));
+fn dispatch<F: Family>(config: &Config, scope: Scope) -> Vec<Rule> {
+    let map = |node_port| Map::Dispatch(Way { scope, node_port });
+    let mut rules = vec![rule([vmap(ip_key(), map(false))])];
+    rules.extend(node_port_rules::<F>(config, map(true)));
     rules
 }
 
@@ -286,14 +307,23 @@ mod tests {
 
     #[test]
     fn chain_names_are_read_back() {
-        let ids: Vec<ChainId> = ChainId::all_over(12).collect();
-        assert_eq!(ids.len(), 12);
+        let ids: Vec<ChainId> =
+            ChainId::all_with(None, 12).chain(ChainId::all_with(Some(10_800), 3)).collect();
+        assert_eq!(ids.len(), 24);
         for id in ids {
             assert_eq!(ChainId::parse(&id.to_string()), Some(id));
         }
-        for other in
-            ["services", "service-0", "service-", "service-x-3", "reject-chain", "service-03", "-3", "3"]
-        {
+        for other in [
+            "services",
+            "service-0",
+            "service-",
+            "service-x-3",
+            "reject-chain",
+            "service-03",
+            "service-sticky-3",
+            "-3",
+            "3",
+        ] {
             assert_eq!(ChainId::parse(other), None, "{other}");
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use model::{Family, FrontendKey};
 use nft::{Bytes, Element, Op};
 
-use crate::layout::{Map, Scope};
+use crate::layout::Map;
 use crate::programmed::{MapElement, Programmed};
 
 /// What to do to the elements of all maps.
@@ -41,68 +41,12 @@ impl ElementChanges {
         old: Option<&Programmed<F>>,
         new: Option<&Programmed<F>>,
     ) {
-        for scope in Scope::ALL {
-            let dispatch = |programmed: Option<&Programmed<F>>| programmed?.dispatch(scope, key);
-            self.dispatch(dispatch(old), dispatch(new));
-            let slots = |programmed: Option<&Programmed<F>>| -> Vec<Element> {
-                programmed.into_iter().flat_map(|programmed| programmed.slot_elements(scope, key)).collect()
-            };
-            self.slots(Map::slots(scope, key.address), &slots(old), slots(new));
+        let mut old = by_map(old.into_iter().flat_map(|old| old.elements(key)));
+        for (map, wanted) in by_map(new.into_iter().flat_map(|new| new.elements(key))) {
+            self.map(map, &old.remove(&map).unwrap_or_default(), wanted);
         }
-        self.sources(key, old, new);
-    }
-
-    /// The difference between who may use a frontend.
-    fn sources<F: Family>(
-        &mut self,
-        key: &FrontendKey<F>,
-        old: Option<&Programmed<F>>,
-        new: Option<&Programmed<F>>,
-    ) {
-        let elements = |programmed: Option<&Programmed<F>>| {
-            programmed.map(|programmed| programmed.source_elements(key)).unwrap_or_default()
-        };
-        let (old, new) = (elements(old), elements(new));
-        for map in [Map::Restricted, Map::AllowedSources] {
-            let of_map = |elements: &[MapElement]| -> Vec<Element> {
-                elements
-                    .iter()
-                    .filter(|element| element.map == map)
-                    .map(|element| element.element.clone())
-                    .collect()
-            };
-            self.map(map, &of_map(&old), of_map(&new));
-        }
-    }
-
-    fn slots(&mut self, map: Map, old: &[Element], new: Vec<Element>) {
-        for gone in old.iter().skip(new.len()) {
-            self.delete(map, gone.key);
-        }
-        for (idx, element) in new.into_iter().enumerate() {
-            match old.get(idx) {
-                Some(same) if *same == element => {}
-                Some(_) => self.replace(map, element),
-                None => self.add(map, element),
-            }
-        }
-    }
-
-    fn dispatch(&mut self, old: Option<MapElement>, new: Option<MapElement>) {
-        match (old, new) {
-            (Some(old), Some(new)) if old.map == new.map => {
-                if old.element != new.element {
-                    self.replace(new.map, new.element);
-                }
-            }
-            (old, new) => {
-                if let Some(new) = new {
-                    self.add(new.map, new.element);
-                }
-                if let Some(old) = old {
-                    self.delete(old.map, old.element.key);
-                }
-            }
+        for (map, gone) in old {
+            self.map(map, &gone, Vec::new());
         }
     }
 
@@ -125,34 +69,36 @@ impl ElementChanges {
     }
 
     /// The operations, ordered so that packets are served rightly after each of them: what is referred to exists before
-    /// the reference, and goes after it. Chains are the caller's to add before and to delete after.
-    pub(crate) fn into_ops(mut self, ops: &mut Vec<Op>) {
-        let (references, rest): (Vec<Map>, Vec<Map>) =
-            Map::ALL.into_iter().partition(|map| map.is_dispatch());
-        for map in rest.iter().chain(&references) {
-            let Some(edits) = self.maps.get_mut(map) else { continue };
+    /// the reference, and goes after it. Chains are the caller's to add before.
+    pub(crate) fn into_ops(self, ops: &mut Vec<Op>) {
+        let mut deletions = Vec::new();
+        for (map, Edits { add, replace, delete }) in self.maps {
             let set = map.set();
-            if *map == Map::AllowedSources {
+            let deleted = |elements| Op::DeleteElements { set: set.clone(), elements };
+            if map == Map::AllowedSources {
                 // The kernel refuses a network that overlaps one that is there still. Where a transaction has to be cut,
                 // a sender may be kept away for a moment; the other order would let nobody else in either.
-                let gone = std::mem::take(&mut edits.delete);
-                push(ops, gone, |elements| Op::DeleteElements { set: set.clone(), elements });
+                push(ops, delete, deleted);
+            } else {
+                push(&mut deletions, delete, deleted);
             }
-            push(ops, std::mem::take(&mut edits.add), |elements| Op::AddElements {
-                set: set.clone(),
-                elements,
-            });
-            push(ops, std::mem::take(&mut edits.replace), |elements| Op::ReplaceElements {
-                set: set.clone(),
-                elements,
-            });
+            push(ops, add, |elements| Op::AddElements { set: set.clone(), elements });
+            push(ops, replace, |elements| Op::ReplaceElements { set: set.clone(), elements });
         }
-        for map in references.iter().chain(&rest) {
-            let Some(edits) = self.maps.get_mut(map) else { continue };
-            let set = map.set();
-            push(ops, std::mem::take(&mut edits.delete), |elements| Op::DeleteElements { set, elements });
-        }
+        ops.extend(deletions.into_iter().rev());
     }
+}
+
+/// Elements by map, sorted by key.
+pub(crate) fn by_map(elements: impl Iterator<Item = MapElement>) -> BTreeMap<Map, Vec<Element>> {
+    let mut by_map: BTreeMap<Map, Vec<Element>> = BTreeMap::new();
+    for MapElement { map, element } in elements {
+        by_map.entry(map).or_default().push(element);
+    }
+    for elements in by_map.values_mut() {
+        elements.sort_unstable_by_key(|element| element.key);
+    }
+    by_map
 }
 
 fn push<T>(ops: &mut Vec<Op>, elements: Vec<T>, op: impl FnOnce(Vec<T>) -> Op) {

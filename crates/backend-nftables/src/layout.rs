@@ -33,151 +33,140 @@ impl Scope {
     pub(crate) const ALL: [Self; 2] = [Self::Everywhere, Self::Inside];
 }
 
-/// Our sets and maps. The order is that of declaration.
+/// How packets come to a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Way {
+    /// Whose flows.
+    pub(crate) scope: Scope,
+    /// By node port, else by virtual address.
+    pub(crate) node_port: bool,
+}
+
+impl Way {
+    pub(crate) const ALL: [Self; 4] = [
+        Self { scope: Scope::Everywhere, node_port: false },
+        Self { scope: Scope::Everywhere, node_port: true },
+        Self { scope: Scope::Inside, node_port: false },
+        Self { scope: Scope::Inside, node_port: true },
+    ];
+
+    pub(crate) fn new<F: Family>(scope: Scope, address: FrontendAddress<F>) -> Self {
+        Self { scope, node_port: address == FrontendAddress::Node }
+    }
+
+    /// `by_ip` or `by_port`, with the scope before it.
+    fn name(self, by_ip: &str, by_port: &str) -> String {
+        let name = if self.node_port { by_port } else { by_ip };
+        match self.scope {
+            Scope::Everywhere => name.to_owned(),
+            Scope::Inside => format!("inside-{name}"),
+        }
+    }
+
+    /// The key of a frontend: address . protocol . port, or protocol . port.
+    pub(crate) fn key(self) -> Vec<Field> {
+        if self.node_port { port_key() } else { ip_key() }
+    }
+}
+
+/// Our sets and maps. The order is that of declaration, and of their changes in a transaction: what is referred to comes
+/// before the reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Map {
-    /// address . protocol . port → chain that balances.
-    ServiceIps,
-    /// protocol . port → chain that balances.
-    ServiceNodePorts,
-    /// As `ServiceIps`, for flows from inside that take the short cut.
-    InsideServiceIps,
-    /// As `ServiceNodePorts`, for flows from inside that take the short cut.
-    InsideServiceNodePorts,
-    /// address . protocol . port . slot → endpoint.
-    Endpoints,
-    /// protocol . port . slot → endpoint.
-    NodePortEndpoints,
-    /// As `Endpoints`, for the short cut.
-    InsideEndpoints,
-    /// As `NodePortEndpoints`, for the short cut.
-    InsideNodePortEndpoints,
-    /// address . protocol . port → refusal.
-    NoEndpointServices,
-    /// protocol . port → refusal.
-    NoEndpointNodePorts,
-    /// Addresses, protocols and ports that only `AllowedSources` may use.
-    Restricted,
-    /// address . protocol . port . source network.
-    AllowedSources,
-    /// Cluster IPs in use: what is sent to another of their ports is refused.
-    ClusterIps,
+    /// frontend . slot → endpoint.
+    Slots(Way),
+    /// frontend . number → endpoint, for frontends with affinity: those that serve.
+    AffinityEndpoints(Way),
+    /// frontend . slot → number of the endpoint in it, for frontends with affinity.
+    AffinitySlots(Way),
+    /// client . frontend → number of the endpoint that the client was given. Written by rules. Whether by node port.
+    Affinity(bool),
     /// source . destination of flows that an endpoint on this node opens to itself through a Service.
     Hairpin,
+    /// address . protocol . port . source network.
+    AllowedSources,
+    /// Addresses, protocols and ports that only `AllowedSources` may use.
+    Restricted,
+    /// Cluster IPs in use: what is sent to another of their ports is refused.
+    ClusterIps,
+    /// frontend → chain that balances.
+    Dispatch(Way),
+    /// frontend → refusal. Whether by node port.
+    Refusal(bool),
 }
 
 /// `numgen random mod N` in the declarations of the slot maps: only a label for the slot's type, since the N of a packet
 /// is that of the chain it passes.
 const SLOT: Field = Field::NumgenRandom { modulus: 65536 };
 
+/// Clients that are remembered at once, for each of the two maps. Beyond, new clients are served without being remembered.
+const MAX_AFFINITIES: u32 = 1 << 18;
+
 impl Map {
-    pub(crate) const ALL: [Self; 14] = [
-        Self::ServiceIps,
-        Self::ServiceNodePorts,
-        Self::InsideServiceIps,
-        Self::InsideServiceNodePorts,
-        Self::Endpoints,
-        Self::NodePortEndpoints,
-        Self::InsideEndpoints,
-        Self::InsideNodePortEndpoints,
-        Self::NoEndpointServices,
-        Self::NoEndpointNodePorts,
-        Self::Restricted,
-        Self::AllowedSources,
-        Self::ClusterIps,
-        Self::Hairpin,
-    ];
-
-    /// The map that sends packets to a chain that balances.
-    pub(crate) fn dispatch<F: Family>(scope: Scope, address: FrontendAddress<F>) -> Self {
-        match (scope, address) {
-            (Scope::Everywhere, FrontendAddress::Ip(_)) => Self::ServiceIps,
-            (Scope::Everywhere, FrontendAddress::Node) => Self::ServiceNodePorts,
-            (Scope::Inside, FrontendAddress::Ip(_)) => Self::InsideServiceIps,
-            (Scope::Inside, FrontendAddress::Node) => Self::InsideServiceNodePorts,
-        }
-    }
-
-    /// The map that holds the slots.
-    pub(crate) fn slots<F: Family>(scope: Scope, address: FrontendAddress<F>) -> Self {
-        Self::slots_for(scope, address == FrontendAddress::Node)
-    }
-
-    pub(crate) fn slots_for(scope: Scope, node_port: bool) -> Self {
-        match (scope, node_port) {
-            (Scope::Everywhere, false) => Self::Endpoints,
-            (Scope::Everywhere, true) => Self::NodePortEndpoints,
-            (Scope::Inside, false) => Self::InsideEndpoints,
-            (Scope::Inside, true) => Self::InsideNodePortEndpoints,
-        }
-    }
-
-    /// The map that refuses.
-    pub(crate) fn refusal<F: Family>(address: FrontendAddress<F>) -> Self {
-        match address {
-            FrontendAddress::Ip(_) => Self::NoEndpointServices,
-            FrontendAddress::Node => Self::NoEndpointNodePorts,
-        }
-    }
-
-    /// Whether its elements decide about packets: they come after, and go before, what they need.
-    pub(crate) fn is_dispatch(self) -> bool {
-        match self {
-            Self::Endpoints
-            | Self::NodePortEndpoints
-            | Self::InsideEndpoints
-            | Self::InsideNodePortEndpoints
-            | Self::AllowedSources
-            | Self::Hairpin => false,
-            Self::ServiceIps
-            | Self::ServiceNodePorts
-            | Self::InsideServiceIps
-            | Self::InsideServiceNodePorts
-            | Self::NoEndpointServices
-            | Self::NoEndpointNodePorts
-            | Self::Restricted
-            | Self::ClusterIps => true,
-        }
+    /// All of them, in order.
+    pub(crate) fn all() -> Vec<Self> {
+        let by_way = |map: fn(Way) -> Self| Way::ALL.map(map);
+        let twice = |map: fn(bool) -> Self| [map(false), map(true)];
+        [
+            &by_way(Self::Slots)[..],
+            &by_way(Self::AffinityEndpoints),
+            &by_way(Self::AffinitySlots),
+            &twice(Self::Affinity),
+            &[Self::Hairpin, Self::AllowedSources, Self::Restricted, Self::ClusterIps],
+            &by_way(Self::Dispatch),
+            &twice(Self::Refusal),
+        ]
+        .concat()
     }
 
     pub(crate) fn name(self) -> Name {
-        Name::from_static(match self {
-            Self::ServiceIps => "service-ips",
-            Self::ServiceNodePorts => "service-nodeports",
-            Self::InsideServiceIps => "inside-service-ips",
-            Self::InsideServiceNodePorts => "inside-service-nodeports",
-            Self::Endpoints => "endpoints",
-            Self::NodePortEndpoints => "nodeport-endpoints",
-            Self::InsideEndpoints => "inside-endpoints",
-            Self::InsideNodePortEndpoints => "inside-nodeport-endpoints",
-            Self::NoEndpointServices => "no-endpoint-services",
-            Self::NoEndpointNodePorts => "no-endpoint-nodeports",
-            Self::Restricted => "source-restricted-services",
-            Self::AllowedSources => "allowed-sources",
-            Self::ClusterIps => "cluster-ips",
-            Self::Hairpin => "hairpin-connections",
-        })
+        let either =
+            |node_port: bool, by_ip: &str, by_port: &str| if node_port { by_port } else { by_ip }.to_owned();
+        let name = match self {
+            Self::Slots(way) => way.name("endpoints", "nodeport-endpoints"),
+            Self::AffinityEndpoints(way) => way.name("affinity-endpoints", "nodeport-affinity-endpoints"),
+            Self::AffinitySlots(way) => way.name("affinity-slots", "nodeport-affinity-slots"),
+            Self::Affinity(node_port) => either(node_port, "affinity", "nodeport-affinity"),
+            Self::Hairpin => "hairpin-connections".into(),
+            Self::AllowedSources => "allowed-sources".into(),
+            Self::Restricted => "source-restricted-services".into(),
+            Self::ClusterIps => "cluster-ips".into(),
+            Self::Dispatch(way) => way.name("service-ips", "service-nodeports"),
+            Self::Refusal(node_port) => either(node_port, "no-endpoint-services", "no-endpoint-nodeports"),
+        };
+        Name::new(&name).expect("a short name of letters and dashes")
     }
 
     pub(crate) fn set(self) -> Arc<Set> {
-        let slot = |key: Vec<Field>| [key, vec![SLOT]].concat();
+        let name = self.name();
         let endpoint = || SetData::Fields(vec![Field::DestAddr, Field::DestPort]);
-        let (key, data) = match self {
-            Self::AllowedSources => return Arc::new(Set::networks(self.name(), source_key())),
-            Self::ServiceIps | Self::InsideServiceIps | Self::NoEndpointServices => {
-                (ip_key(), SetData::Verdict)
+        let with = |key: Vec<Field>, field| [key, vec![field]].concat();
+        Arc::new(match self {
+            Self::Slots(way) => Set::new(name, with(way.key(), SLOT), endpoint()),
+            Self::AffinityEndpoints(way) => Set::new(name, with(way.key(), Field::Priority), endpoint()),
+            Self::AffinitySlots(way) => {
+                Set::new(name, with(way.key(), SLOT), SetData::Fields(vec![Field::Priority]))
             }
-            Self::ServiceNodePorts | Self::InsideServiceNodePorts | Self::NoEndpointNodePorts => {
-                (port_key(), SetData::Verdict)
+            Self::Affinity(node_port) => {
+                Set::learnt(name, client_key(node_port), vec![Field::Priority], MAX_AFFINITIES)
             }
-            Self::Endpoints | Self::InsideEndpoints => (slot(ip_key()), endpoint()),
-            Self::NodePortEndpoints | Self::InsideNodePortEndpoints => (slot(port_key()), endpoint()),
-            Self::Restricted => (ip_key(), SetData::None),
-            Self::ClusterIps => (vec![Field::DestAddr], SetData::None),
-            Self::Hairpin => (hairpin_key(), SetData::None),
-        };
-        Arc::new(Set::new(self.name(), key, data))
+            Self::Hairpin => Set::new(name, hairpin_key(), SetData::None),
+            Self::AllowedSources => Set::networks(name, source_key()),
+            Self::Restricted => Set::new(name, ip_key(), SetData::None),
+            Self::ClusterIps => Set::new(name, vec![Field::DestAddr], SetData::None),
+            Self::Dispatch(way) => Set::new(name, way.key(), SetData::Verdict),
+            Self::Refusal(node_port) => {
+                let way = Way { scope: Scope::Everywhere, node_port };
+                Set::new(name, way.key(), SetData::Verdict)
+            }
+        })
     }
+}
+
+/// How a client of a frontend is looked up.
+pub(crate) fn client_key(node_port: bool) -> Vec<Field> {
+    let way = Way { scope: Scope::Everywhere, node_port };
+    [vec![Field::SourceAddr], way.key()].concat()
 }
 
 /// How a packet to a virtual address is looked up.
@@ -237,21 +226,21 @@ pub(crate) fn hairpin_bytes<F: Family>(addr: F::Addr) -> Bytes {
 /// An endpoint's address and port.
 pub(crate) type Socket<F> = (<F as Family>::Addr, u16);
 
-/// Reads a slot back: the frontend, the slot's number and the endpoint in it. `None` if somebody else wrote it.
-pub(crate) fn parse_slot<F: Family>(
-    map: Map,
-    key: &Bytes,
-    data: &Bytes,
-) -> Option<(FrontendKey<F>, u32, Socket<F>)> {
-    let family = nft_family::<F>();
+/// Reads back what is held for a frontend under a number: a slot's, or that of an endpoint with affinity. `None` if
+/// somebody else wrote it.
+pub(crate) fn parse_numbered<F: Family>(way: Way, key: &Bytes) -> Option<(FrontendKey<F>, u32)> {
     let mut fields = key.reader();
-    let address = match map {
-        Map::Endpoints | Map::InsideEndpoints => FrontendAddress::Ip(F::narrow(fields.addr(family)?)?),
-        _ => FrontendAddress::Node,
+    let address = if way.node_port {
+        FrontendAddress::Node
+    } else {
+        FrontendAddress::Ip(F::narrow(fields.addr(nft_family::<F>())?)?)
     };
     let protocol = Protocol::from_number(fields.proto()?)?;
-    let key = FrontendKey { address, protocol, port: fields.port()? };
-    let index = fields.index()?;
+    Some((FrontendKey { address, protocol, port: fields.port()? }, fields.index()?))
+}
+
+/// Reads an endpoint back.
+pub(crate) fn parse_socket<F: Family>(data: &Bytes) -> Option<Socket<F>> {
     let mut fields = data.reader();
-    Some((key, index, (F::narrow(fields.addr(family)?)?, fields.port()?)))
+    Some((F::narrow(fields.addr(nft_family::<F>())?)?, fields.port()?))
 }

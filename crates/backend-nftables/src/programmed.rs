@@ -1,17 +1,17 @@
 //! What the kernel holds for one frontend, and its form as map elements.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use model::{
-    AddressKind, Destination, Family, Frontend, FrontendKey, Masquerade, Pool, ServicePortName, Verdict,
-    assign_slots,
+    AddressKind, Destination, Family, Frontend, FrontendAddress, FrontendKey, Masquerade, Pool,
+    ServicePortName, Verdict, assign_slots,
 };
 use nft::{Bytes, Data, Element};
 
 use crate::chains::{ChainId, reject_chain};
-use crate::layout::{Map, Scope, Socket, destination_bytes, frontend_bytes, slot_bytes, source_bytes};
+use crate::layout::{Map, Scope, Socket, Way, destination_bytes, frontend_bytes, slot_bytes, source_bytes};
 
 /// What the kernel holds, or is to hold, for one frontend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +32,8 @@ enum Action<F: Family> {
     /// Numbered endpoints, never none.
     Balance {
         masquerade: Masquerade,
+        /// How long a client stays with its endpoint, in seconds.
+        affinity: Option<u32>,
         slots: Box<[Destination<F>]>,
     },
     Refuse(Verdict),
@@ -46,9 +48,13 @@ pub(crate) struct MapElement {
 impl<F: Family> Programmed<F> {
     /// The form of a frontend that changes least from the slots that the kernel holds for it.
     pub(crate) fn new(frontend: &Frontend<F>, previous: &PreviousSlots<F>) -> Self {
+        let affinity =
+            frontend.affinity.map(|timeout| u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX).max(1));
         let action = |pool: &Pool<F>, masquerade, previous: &[Socket<F>]| match pool {
             Pool::Empty(verdict) => Action::Refuse(*verdict),
-            Pool::Endpoints(endpoints) => Action::Balance { masquerade, slots: number(previous, endpoints) },
+            Pool::Endpoints(endpoints) => {
+                Action::Balance { masquerade, affinity, slots: number(previous, endpoints) }
+            }
         };
         let inside = frontend.internal_pool.as_ref().filter(|pool| !pool.endpoints().is_empty());
         Self {
@@ -88,19 +94,23 @@ impl<F: Family> Programmed<F> {
 
     fn chain(&self, scope: Scope, key: &FrontendKey<F>) -> Option<ChainId> {
         match self.action(scope)? {
-            Action::Balance { masquerade, slots } => {
-                Some(ChainId::new(scope, key.address, *masquerade, count(slots.len())))
+            Action::Balance { masquerade, affinity, slots } => {
+                let way = Way::new(scope, key.address);
+                Some(ChainId::new(way, *masquerade, *affinity, count(slots.len())))
             }
             Action::Refuse(_) => None,
         }
     }
 
     /// The element that sends the frontend's packets on their way.
-    pub(crate) fn dispatch(&self, scope: Scope, key: &FrontendKey<F>) -> Option<MapElement> {
+    fn dispatch(&self, scope: Scope, key: &FrontendKey<F>) -> Option<MapElement> {
+        let refusal = Map::Refusal(key.address == FrontendAddress::Node);
         let (map, verdict) = match (self.action(scope)?, self.chain(scope, key)) {
-            (_, Some(chain)) => (Map::dispatch(scope, key.address), nft::Verdict::Goto(chain.name())),
-            (Action::Refuse(Verdict::Drop), None) => (Map::refusal(key.address), nft::Verdict::Drop),
-            (_, None) => (Map::refusal(key.address), nft::Verdict::Goto(reject_chain())),
+            (_, Some(chain)) => {
+                (Map::Dispatch(Way::new(scope, key.address)), nft::Verdict::Goto(chain.name()))
+            }
+            (Action::Refuse(Verdict::Drop), None) => (refusal, nft::Verdict::Drop),
+            (_, None) => (refusal, nft::Verdict::Goto(reject_chain())),
         };
         let element = Element {
             key: frontend_bytes(key),
@@ -110,32 +120,47 @@ impl<F: Family> Programmed<F> {
         Some(MapElement { map, element })
     }
 
-    /// The slots as elements of [`Map::slots`], in order of their numbers.
-    pub(crate) fn slot_elements(&self, scope: Scope, key: &FrontendKey<F>) -> impl Iterator<Item = Element> {
-        let slots = self.slots(scope).iter().enumerate();
-        slots.map(|(idx, destination)| Element {
-            key: slot_bytes(key, count(idx)),
-            data: Data::Value(destination_bytes(destination)),
-            comment: None,
-        })
+    /// The slots as elements. With affinity, a slot holds its endpoint's number, and the number leads to the endpoint: a
+    /// client is remembered with a number, which means the same endpoint whatever slot that is in, and nothing once the
+    /// endpoint is gone.
+    fn slot_elements(&self, scope: Scope, key: &FrontendKey<F>) -> Vec<MapElement> {
+        let way = Way::new(scope, key.address);
+        let element = |map, number, data| {
+            let element = Element { key: slot_bytes(key, number), data: Data::Value(data), comment: None };
+            MapElement { map, element }
+        };
+        let slots = self.slots(scope).iter().enumerate().map(|(idx, destination)| (count(idx), destination));
+        match self.action(scope) {
+            Some(Action::Balance { affinity: Some(_), slots: endpoints, .. }) => {
+                let numbers = numbers(endpoints);
+                slots
+                    .zip(numbers)
+                    .flat_map(|((idx, destination), number)| {
+                        [
+                            element(Map::AffinitySlots(way), idx, Bytes::new().index(number)),
+                            element(Map::AffinityEndpoints(way), number, destination_bytes(destination)),
+                        ]
+                    })
+                    .collect()
+            }
+            Some(_) | None => slots
+                .map(|(idx, destination)| element(Map::Slots(way), idx, destination_bytes(destination)))
+                .collect(),
+        }
     }
 
-    /// The elements that keep other senders away, sorted by map and key.
-    pub(crate) fn source_elements(&self, key: &FrontendKey<F>) -> Vec<MapElement> {
+    /// The elements that keep other senders away.
+    fn source_elements(&self, key: &FrontendKey<F>) -> Vec<MapElement> {
         let Some(ranges) = &self.allowed_sources else { return Vec::new() };
         let in_map = |map| move |key| MapElement { map, element: member(key) };
-        let mut allowed: Vec<_> = ranges.iter().map(|range| source_bytes(key, range)).collect();
-        allowed.sort_unstable();
-        let restricted = in_map(Map::Restricted)(frontend_bytes(key));
-        std::iter::once(restricted).chain(allowed.into_iter().map(in_map(Map::AllowedSources))).collect()
+        let allowed = ranges.iter().map(|range| source_bytes(key, range)).map(in_map(Map::AllowedSources));
+        std::iter::once(in_map(Map::Restricted)(frontend_bytes(key))).chain(allowed).collect()
     }
 
     /// All elements that are the frontend's alone.
     pub(crate) fn elements(&self, key: &FrontendKey<F>) -> impl Iterator<Item = MapElement> {
         let by_scope = Scope::ALL.into_iter().flat_map(move |scope| {
-            let map = Map::slots(scope, key.address);
-            let slots = self.slot_elements(scope, key).map(move |element| MapElement { map, element });
-            self.dispatch(scope, key).into_iter().chain(slots)
+            self.dispatch(scope, key).into_iter().chain(self.slot_elements(scope, key))
         });
         by_scope.chain(self.source_elements(key))
     }
@@ -189,6 +214,27 @@ fn number<F: Family>(previous: &[Socket<F>], endpoints: &[Destination<F>]) -> Bo
         .iter()
         .filter_map(|socket| by_socket.get(socket).copied().copied())
         .collect()
+}
+
+/// A number for each endpoint, none twice: a hash of its address and port, so that it is the same after a restart. Of two
+/// endpoints with the same hash (one pair in four billion), the one that sorts later gets another number.
+fn numbers<F: Family>(endpoints: &[Destination<F>]) -> Vec<u32> {
+    let mut in_order: Vec<usize> = (0..endpoints.len()).collect();
+    in_order.sort_unstable_by_key(|idx| endpoints[*idx]);
+    let (mut taken, mut numbers) = (BTreeSet::new(), vec![0; endpoints.len()]);
+    for idx in in_order {
+        let mut number = hash(destination_bytes(&endpoints[idx]).as_slice());
+        while number == 0 || !taken.insert(number) {
+            number = number.wrapping_add(1);
+        }
+        numbers[idx] = number;
+    }
+    numbers
+}
+
+/// FNV-1a, 32 bits: written here because the numbers must be the same in every version of this program.
+fn hash(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 fn count(n: usize) -> u32 {

@@ -3,13 +3,16 @@
 use std::collections::{BTreeMap, HashMap};
 
 use model::{Family, FrontendKey, Table};
-use nft::{Data, Element, Op, Ruleset, Transaction};
+use nft::{Bytes, Data, Op, Ruleset, Transaction};
 use rustc_hash::FxBuildHasher;
 
 use crate::chains::{self, ChainId, ChainSpec};
 use crate::config::Config;
-use crate::elements::ElementChanges;
-use crate::layout::{Map, Scope, Socket, address_bytes, hairpin_bytes, nft_family, parse_slot, table_name};
+use crate::elements::{ElementChanges, by_map};
+use crate::layout::{
+    Map, Scope, Socket, Way, address_bytes, hairpin_bytes, nft_family, parse_numbered, parse_socket,
+    table_name,
+};
 use crate::plan::{Backend, Held, Outcome, Plan};
 use crate::programmed::{MapElement, PreviousSlots, Programmed, member};
 use crate::shared::SharedChanges;
@@ -54,7 +57,7 @@ impl<F: Family> Backend<F> {
 
 /// Whether the table can be brought right without deleting a set or a base chain, which can't be altered in place.
 fn can_be_kept<F: Family>(found: &Ruleset, config: &Config) -> bool {
-    let sets = Map::ALL.iter().all(|map| {
+    let sets = Map::all().iter().all(|map| {
         let state = found.sets.get(&map.name());
         state.is_none_or(|state| state.matches(&map.set()))
     });
@@ -81,19 +84,41 @@ fn found_slots<F: Family>(found: &Ruleset) -> FoundSlots<F> {
     by_frontend
 }
 
-/// The slots in both maps of a scope, sorted.
+/// The slots of all frontends in a scope, sorted: what is in them, directly or by the endpoint's number.
 fn slots_of<F: Family>(found: &Ruleset, scope: Scope) -> Vec<(FrontendKey<F>, u32, Socket<F>)> {
-    let maps = [false, true].map(|node_port| Map::slots_for(scope, node_port));
     let mut slots = Vec::new();
-    for map in maps {
-        let elements = found.sets.get(&map.name()).map_or(&[][..], |state| &state.elements);
-        slots.extend(elements.iter().filter_map(|element| match &element.data {
-            Data::Value(data) => parse_slot::<F>(map, &element.key, data),
-            Data::None | Data::Verdict(_) => None,
+    for way in Way::ALL.into_iter().filter(|way| way.scope == scope) {
+        let numbered = |map| numbered::<F>(found, map, way);
+        slots.extend(
+            numbered(Map::Slots(way))
+                .filter_map(|(key, idx, data)| Some((key, idx, parse_socket::<F>(data)?))),
+        );
+        let endpoints: HashMap<_, _, FxBuildHasher> = numbered(Map::AffinityEndpoints(way))
+            .filter_map(|(key, number, data)| Some(((key, number), parse_socket::<F>(data)?)))
+            .collect();
+        slots.extend(numbered(Map::AffinitySlots(way)).filter_map(|(key, idx, data)| {
+            let number = data.reader().index()?;
+            Some((key, idx, *endpoints.get(&(key, number))?))
         }));
     }
     slots.sort_unstable();
     slots
+}
+
+/// The elements of a map whose keys are a frontend and a number.
+fn numbered<F: Family>(
+    found: &Ruleset,
+    map: Map,
+    way: Way,
+) -> impl Iterator<Item = (FrontendKey<F>, u32, &Bytes)> {
+    let elements = found.sets.get(&map.name()).map_or(&[][..], |state| &state.elements);
+    elements.iter().filter_map(move |element| {
+        let (key, number) = parse_numbered::<F>(way, &element.key)?;
+        match &element.data {
+            Data::Value(data) => Some((key, number, data)),
+            Data::None | Data::Verdict(_) => None,
+        }
+    })
 }
 
 fn wanted<F: Family>(table: &Table<F>, slots: &FoundSlots<F>) -> Held<F> {
@@ -118,7 +143,7 @@ fn difference<F: Family>(ops: &mut Vec<Op>, found: &Ruleset, config: &Config, he
     if found.sets.is_empty() && found.chains.is_empty() || found.dormant {
         ops.push(Op::AddTable);
     }
-    for map in Map::ALL.into_iter().filter(|map| !found.sets.contains_key(&map.name())) {
+    for map in Map::all().into_iter().filter(|map| !found.sets.contains_key(&map.name())) {
         ops.push(Op::AddSet(map.set()));
     }
     add_chains(ops, found, &chains, |chain| chain.base.is_none());
@@ -159,22 +184,16 @@ fn set_rules<F: Family>(
 }
 
 fn element_difference<F: Family>(found: &Ruleset, held: &Held<F>) -> ElementChanges {
-    let mut wanted: BTreeMap<Map, Vec<Element>> = Map::ALL.into_iter().map(|map| (map, Vec::new())).collect();
-    #[expect(clippy::iter_over_hash_type, reason = "sorted below")]
-    for (key, programmed) in &held.frontends {
-        for MapElement { map, element } in programmed.elements(key) {
-            wanted.entry(map).or_default().push(element);
-        }
-    }
-    let hairpins = held.shared.hairpins.keys().map(|addr| member(hairpin_bytes::<F>(addr)));
-    wanted.insert(Map::Hairpin, hairpins.collect());
-    let cluster_ips = held.shared.cluster_ips.keys().map(|addr| member(address_bytes::<F>(addr)));
-    wanted.insert(Map::ClusterIps, cluster_ips.collect());
+    let shared = &held.shared;
+    let hairpins = shared.hairpins.keys().map(|addr| (Map::Hairpin, hairpin_bytes::<F>(addr)));
+    let cluster_ips = shared.cluster_ips.keys().map(|addr| (Map::ClusterIps, address_bytes::<F>(addr)));
+    let members = hairpins.chain(cluster_ips).map(|(map, key)| MapElement { map, element: member(key) });
+    let own = held.frontends.iter().flat_map(|(key, programmed)| programmed.elements(key));
+    let mut wanted = by_map(own.chain(members));
     let mut changes = ElementChanges::default();
-    for (map, mut elements) in wanted {
-        elements.sort_unstable_by_key(|element| element.key);
+    for map in Map::all() {
         let found = found.sets.get(&map.name()).map_or(&[][..], |state| &state.elements);
-        changes.map(map, found, elements);
+        changes.map(map, found, wanted.remove(&map).unwrap_or_default());
     }
     changes
 }
@@ -185,7 +204,7 @@ fn remove_foreign(ops: &mut Vec<Op>, found: &Ruleset, chains: &BTreeMap<nft::Nam
     // Emptied first, since they may refer to one another.
     ops.extend(foreign.iter().map(|name| Op::SetRules { chain: (*name).clone(), rules: Vec::new() }));
     ops.extend(foreign.iter().map(|name| Op::DeleteChain((*name).clone())));
-    let known = Map::ALL.map(Map::name);
+    let known: Vec<_> = Map::all().into_iter().map(Map::name).collect();
     let foreign = found.sets.keys().filter(|name| !known.contains(name));
     ops.extend(foreign.map(|name| Op::DeleteSet(name.clone())));
 }

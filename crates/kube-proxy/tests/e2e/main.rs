@@ -9,6 +9,7 @@
     reason = "a test fails by panicking and says on the way what it tries"
 )]
 
+mod affinity;
 mod bad_input;
 mod folder;
 mod lifecycle;

@@ -1,0 +1,130 @@
+//! `sessionAffinity: ClientIP`: a client stays with its endpoint.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde_json::json;
+use testkit::apiserver::Kind;
+use testkit::client::{Transport, spread};
+use testkit::cluster::Cluster;
+use testkit::lab::Host;
+use testkit::proxy::wait_until;
+
+use crate::support::{
+    NODE_PORT, PATIENCE, WEB_V4, WEB_V6, apply_endpoints, apply_web, ask, check_listable, cluster, ip, start,
+};
+
+const BOTH: [Transport; 2] = [Transport::Tcp, Transport::Udp];
+
+fn set_affinity(cluster: &Cluster, timeout_secs: Option<u32>) {
+    let mut service = cluster.api.get(Kind::Service, "default", "web").unwrap();
+    service["spec"]["sessionAffinity"] = json!(if timeout_secs.is_some() { "ClientIP" } else { "None" });
+    service["spec"]["sessionAffinityConfig"] =
+        timeout_secs.map_or(json!(null), |secs| json!({ "clientIP": { "timeoutSeconds": secs } }));
+    cluster.apply(service).unwrap();
+}
+
+fn targets(cluster: &Cluster) -> [SocketAddr; 4] {
+    let node = cluster.lab.node();
+    [
+        (ip(WEB_V4), 80).into(),
+        (ip(WEB_V6), 80).into(),
+        (node.ip4(), NODE_PORT).into(),
+        (node.ip6(), NODE_PORT).into(),
+    ]
+}
+
+/// Who answers a number of requests.
+fn answers(client: &Host, to: SocketAddr, transport: Transport) -> BTreeSet<String> {
+    client.run(|| spread(12, to, transport)).map(|counts| counts.into_keys().collect()).unwrap_or_default()
+}
+
+/// The one endpoint that answers; waits until it is one.
+#[track_caller]
+fn the_one(client: &Host, to: SocketAddr, transport: Transport) -> String {
+    let mut last = BTreeSet::new();
+    let sticky = wait_until(PATIENCE, || {
+        last = answers(client, to, transport);
+        last.len() == 1
+    });
+    assert!(sticky, "{} -> {to} {transport:?}: {last:?} answer", client.name());
+    last.pop_first().unwrap()
+}
+
+#[test]
+fn a_client_stays_with_its_endpoint() {
+    let cluster = cluster(4, 1);
+    let mut proxy = start(&cluster);
+    apply_web(&cluster);
+    set_affinity(&cluster, Some(600));
+    let clients = [cluster.lab.outside(), cluster.lab.node(), cluster.lab.node2_pod(0), cluster.lab.pod(3)];
+    let reachable = |client: &Host, to: &SocketAddr| {
+        // The other node has no rules, so its pods reach only node ports.
+        client.name() != "node2-pod0" || to.port() == NODE_PORT
+    };
+    let all = || {
+        let mut chosen = Vec::new();
+        for client in clients {
+            for to in targets(&cluster).iter().filter(|to| reachable(client, to)) {
+                for transport in BOTH {
+                    chosen.push(the_one(client, *to, transport));
+                }
+            }
+        }
+        chosen
+    };
+    let before = all();
+    let met: BTreeSet<&String> = before.iter().collect();
+    assert!(met.len() > 1, "28 choices among five endpoints: {before:?}");
+
+    proxy.kill().unwrap();
+    let _proxy = start(&cluster);
+    assert_eq!(all(), before, "after a restart of the proxy");
+
+    // One endpoint goes: its clients move, all others stay.
+    let (mut v4, mut v6) = (cluster.endpoints(false), cluster.endpoints(true));
+    let gone = before[0].clone();
+    let at = cluster.pod_names().iter().position(|name| *name == gone).unwrap();
+    v4.remove(at);
+    v6.remove(at);
+    apply_endpoints(&cluster, &v4, &v6);
+    let to = targets(&cluster);
+    let moved = |to: &SocketAddr| {
+        wait_until(PATIENCE, || !answers(cluster.lab.outside(), *to, Transport::Tcp).contains(&gone))
+    };
+    assert!(to.iter().all(moved), "{gone} still answers");
+    for (old, new) in before.iter().zip(all()) {
+        assert_ne!(new, gone);
+        assert!(*old == gone || *old == new, "from {old} to {new} without need");
+    }
+    check_listable(&cluster);
+}
+
+/// An affinity ends some time after the last new flow, not after the first one, and at once when it is switched off.
+#[test]
+fn affinities_end() {
+    let cluster = cluster(4, 0);
+    let _proxy = start(&cluster);
+    apply_web(&cluster);
+    set_affinity(&cluster, Some(2));
+    let (client, to) = (cluster.lab.outside(), targets(&cluster)[0]);
+    let chosen = the_one(client, to, Transport::Tcp);
+    for _ in 0..6 {
+        std::thread::sleep(Duration::from_millis(700));
+        assert_eq!(ask(client, Transport::Tcp, to).unwrap(), chosen, "each new flow counts");
+    }
+    let mut later = BTreeSet::new();
+    for _ in 0..12 {
+        std::thread::sleep(Duration::from_millis(2600));
+        later.insert(ask(client, Transport::Tcp, to).unwrap());
+        if later.len() > 1 {
+            break;
+        }
+    }
+    assert!(later.len() > 1, "always {later:?}");
+    set_affinity(&cluster, None);
+    let free = wait_until(PATIENCE, || answers(client, to, Transport::Tcp).len() > 1);
+    assert!(free, "still sticky");
+    check_listable(&cluster);
+}
