@@ -29,7 +29,7 @@ pub(crate) struct Side<F: Family> {
     sweeping: Option<BTreeSet<FrontendKey<F>>>,
     /// All flows have been looked at once.
     swept: bool,
-    /// After a failure, not before this.
+    /// The next time, not before this.
     sweep_not_before: Instant,
 }
 
@@ -39,7 +39,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) service_cidrs: BTreeSet<IpNet>,
 }
 
-/// The pause after a failed sweep.
+/// The pause after a sweep, whatever came of it. A sweep walks the kernel's whole table of flows, 30 ms without a pause, and
+/// what shares the processor with it waits.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
 impl<F: Family> Side<F> {
@@ -109,6 +110,7 @@ impl<F: Family> Side<F> {
 
     pub(crate) fn take_swept(&mut self, result: Result<u64, ConntrackError>, now: Instant) {
         let keys = self.sweeping.take().unwrap_or_default();
+        self.sweep_not_before = now + SWEEP_PAUSE;
         match result {
             Ok(deleted) => {
                 self.swept = true;
@@ -118,7 +120,6 @@ impl<F: Family> Side<F> {
             }
             Err(error) => {
                 warn!(family = %F::FAMILY, %error, deleted = error.deleted(), "stale flows can't be forgotten");
-                self.sweep_not_before = now + SWEEP_PAUSE;
                 self.pipeline.put_back_flows(keys);
             }
         }
