@@ -150,14 +150,15 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(bytes: &[u8], expected: Option<ForeignChange>) {
+    fn check(bytes: &[u8], expected: Option<(Family, &'static str)>) {
         let found = messages(bytes).find_map(|message| foreign(&message, &Name::from_static("kube-proxy")));
+        let expected = expected.map(|(family, what)| ForeignChange { family: Some(family), what });
         assert_eq!(found, expected);
     }
 
     #[test]
     fn only_what_others_do_to_our_tables_counts() {
-        let rule_deleted = |family| Some(ForeignChange { family: Some(family), what: "a rule was deleted" });
+        let rule_deleted = |family| Some((family, "a rule was deleted"));
         check(&notification(8, 2, "kube-proxy", 77), rule_deleted(Family::Ip));
         check(&notification(8, 10, "kube-proxy", 77), rule_deleted(Family::Ip6));
         check(&notification(8, 2, "filter", 77), None);
@@ -169,6 +170,6 @@ mod tests {
         drop(own);
         check(&notification(8, 2, "kube-proxy", 4242), rule_deleted(Family::Ip));
         let both = [notification(8, 2, "filter", 77), notification(14, 2, "kube-proxy", 77)].concat();
-        check(&both, Some(ForeignChange { family: Some(Family::Ip), what: "an element was deleted" }));
+        check(&both, Some((Family::Ip, "an element was deleted")));
     }
 }
