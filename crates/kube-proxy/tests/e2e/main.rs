@@ -14,6 +14,7 @@ mod bad_input;
 mod folder;
 mod lifecycle;
 mod matrix;
+mod odd;
 mod packets;
 mod support;
 mod watch;
