@@ -202,11 +202,6 @@ impl<F: Family> Table<F> {
         })
     }
 
-    /// The names of the Services that have frontends.
-    pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
-        self.by_service.keys()
-    }
-
     /// Adds or updates a claim; true if the frontend in force differs afterwards.
     fn claim(&mut self, frontend: Frontend<F>) -> bool {
         let Some(claims) = self.frontends.get_mut(&frontend.key) else {
@@ -307,7 +302,6 @@ mod tests {
         assert_eq!(set(&mut table, "a", vec![frontend("a", AddressKind::ClusterIp, "10.96.0.2", 8081)]), 2);
         assert_eq!(set(&mut table, "a", vec![]), 1);
         assert_eq!(table.iter().count(), 0);
-        assert_eq!(table.services().count(), 0);
     }
 
     #[test]
