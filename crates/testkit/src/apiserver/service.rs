@@ -18,6 +18,11 @@ use super::shared::{RequestRecord, Shared};
 use super::status::Status;
 use super::{discovery, list, watch};
 
+/// Clients from before `OpenAPI` v3 insist on a document here, in a format of its own. They get an empty one (no bytes): it
+/// says nothing about any kind, so they leave validation to the server.
+const OPENAPI_V2: &str = "/openapi/v2";
+const OPENAPI_V2_TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
 /// What a path and method ask for.
 #[derive(Debug)]
 enum Route {
@@ -72,6 +77,9 @@ async fn answer(
     }
     if faults.contains(&Fault::Disconnect) {
         return Err(broken());
+    }
+    if request.uri().path() == OPENAPI_V2 {
+        return Ok(response(200, OPENAPI_V2_TYPE, whole("")));
     }
     let accept = request.headers().get(header::ACCEPT).and_then(|v| v.to_str().ok());
     let Some(format) = negotiate(accept, shared.config.protobuf) else {
