@@ -1,8 +1,9 @@
 //! Starts, ends and accidents.
 
-use std::process::Command;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use testkit::client::{Load, LoadGenerator, Transport};
 use testkit::cluster::NODE;
 use testkit::commits::Generation;
@@ -115,7 +116,7 @@ fn sigterm_ends_it_as_process_1_too() {
     let status = std::fs::read_to_string(format!("/proc/{}/status", child.trim())).unwrap();
     let inner = status.lines().find(|line| line.starts_with("NSpid:")).unwrap();
     assert!(inner.ends_with("\t1"), "it is process 1 of its namespace: {inner}");
-    assert!(Command::new("kill").args(["-TERM", child.trim()]).status().unwrap().success());
+    kill(Pid::from_raw(child.trim().parse().unwrap()), Signal::SIGTERM).unwrap();
     // Its parent ends with its exit code.
     assert_eq!(parent.wait(Duration::from_secs(2)).unwrap().code(), Some(0));
 }
