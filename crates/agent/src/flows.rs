@@ -8,9 +8,10 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, mpsc};
 
+use backend_nftables::nft_family;
 use conntrack::{Conntrack, ConntrackError, Filter, Flow};
 use ipnet::IpNet;
-use model::{Family, FrontendAddress, FrontendKey, IpFamily, Protocol, Table};
+use model::{Family, FrontendAddress, FrontendKey, Protocol, Table};
 use tokio::sync::mpsc::UnboundedSender;
 
 /// Opens a connection to the table of tracked flows. Called on the thread that will use it.
@@ -52,17 +53,9 @@ impl Sweep {
             let socket = |d: &model::Destination<F>| SocketAddr::new(d.address.into(), d.port);
             Expected::Answers(frontend.flow_endpoints.iter().map(socket).collect())
         };
-        let family = match F::FAMILY {
-            IpFamily::V4 => nft::Family::Ip,
-            IpFamily::V6 => nft::Family::Ip6,
-        };
+        let family = nft_family::<F>();
         let targets = keys.into_iter().map(|key| (target(key), expected(key))).collect();
         Self { family, targets, node_addresses: node_addresses.iter().copied().collect(), all_of }
-    }
-
-    /// The family it is about.
-    pub(crate) fn family(&self) -> nft::Family {
-        self.family
     }
 
     /// Whether the flow goes where it should not.
@@ -126,7 +119,7 @@ fn target<F: Family>(key: &FrontendKey<F>) -> Target {
 /// What came of a sweep.
 #[derive(Debug)]
 pub(crate) struct Swept {
-    pub(crate) sweep: Sweep,
+    pub(crate) family: nft::Family,
     pub(crate) result: Result<u64, ConntrackError>,
 }
 
@@ -146,7 +139,7 @@ impl Sweeper {
         let work = move || {
             for sweep in inbox {
                 let result = open().and_then(|mut conntrack| sweep.perform(&mut *conntrack));
-                if reports.send(Swept { sweep, result }).is_err() {
+                if reports.send(Swept { family: sweep.family, result }).is_err() {
                     break;
                 }
             }

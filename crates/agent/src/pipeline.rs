@@ -246,7 +246,8 @@ impl<F: Family> Pipeline<F> {
         Ok(Job::Apply(transaction))
     }
 
-    /// Takes in what came of the last job, which took so long, and gives the next one if it follows directly. `random` is from 0 up to 1.
+    /// Takes in what came of the last job, which took so long, and gives the next one if it follows directly. `random` is
+    /// from 0 up to 1.
     pub(crate) fn report(
         &mut self,
         answer: Answer,

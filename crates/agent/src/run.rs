@@ -181,12 +181,9 @@ impl Agent {
     /// Gives the threads something to do, if there is something.
     fn advance(&mut self, now: Instant) -> Result<(), StartError> {
         let node = self.store.node(&self.settings.node_name);
-        let surroundings = Surroundings {
-            node_addresses: node.map(|node| &*node.addresses).unwrap_or_default(),
-            service_cidrs: self.store.service_cidrs(),
-        };
-        self.v4.as_mut().map_or(Ok(()), |side| side.advance(&self.sweeper, &surroundings, now))?;
-        self.v6.as_mut().map_or(Ok(()), |side| side.advance(&self.sweeper, &surroundings, now))?;
+        let around = Surroundings { node, store: &self.store };
+        self.v4.as_mut().map_or(Ok(()), |side| side.advance(&self.sweeper, &around, now))?;
+        self.v6.as_mut().map_or(Ok(()), |side| side.advance(&self.sweeper, &around, now))?;
         let synced = self.v4.as_ref().is_none_or(|side| side.synced)
             && self.v6.as_ref().is_none_or(|side| side.synced);
         if synced && let Some(watch) = self.watch.take() {
@@ -217,7 +214,7 @@ impl Agent {
 
     fn take_swept(&mut self, swept: Swept) {
         let now = Instant::now();
-        match swept.sweep.family() {
+        match swept.family {
             nft::Family::Ip => self.v4.as_mut().map(|side| side.take_swept(swept.result, now)),
             nft::Family::Ip6 => self.v6.as_mut().map(|side| side.take_swept(swept.result, now)),
         };

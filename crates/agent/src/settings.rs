@@ -52,7 +52,7 @@ impl Settings {
     /// The ruleset's settings for one family, given the Node as far as it is known, and the `ServiceCIDR`s.
     pub(crate) fn config<F: Family>(&self, node: Option<&Node>, service_cidrs: &BTreeSet<IpNet>) -> Config {
         Config {
-            service_cidrs: service_cidrs.iter().filter(|range| is_of::<F>(range)).copied().collect(),
+            service_cidrs: service_cidrs.iter().filter(|range| F::owns(range)).copied().collect(),
             node_ports: NodePortAddresses::Within(self.node_port_ranges::<F>(node)),
             pods: self.pod_source::<F>(node),
             masquerade_all: self.masquerade_all,
@@ -69,7 +69,7 @@ impl Settings {
                 primary.map(IpNet::from).into_iter().collect()
             }
             NodePorts::Within(ranges) => {
-                let own = ranges.iter().filter(|range| is_of::<F>(range));
+                let own = ranges.iter().filter(|range| F::owns(range));
                 let own: Vec<IpNet> = own.copied().collect();
                 if own.is_empty() { vec![everything::<F>()] } else { own }
             }
@@ -77,7 +77,7 @@ impl Settings {
     }
 
     fn pod_source<F: Family>(&self, node: Option<&Node>) -> Option<PodSource> {
-        let first = |ranges: &[IpNet]| ranges.iter().find(|range| is_of::<F>(range)).copied();
+        let first = |ranges: &[IpNet]| ranges.iter().find(|range| F::owns(range)).copied();
         match &self.pods {
             Pods::ClusterCidr(ranges) => first(ranges).map(PodSource::Cidr),
             Pods::NodeCidr => first(&node?.pod_cidrs).map(PodSource::Cidr),
@@ -85,10 +85,6 @@ impl Settings {
             Pods::InterfaceNamePrefix(prefix) => Some(PodSource::InterfacePrefix(prefix.clone())),
         }
     }
-}
-
-fn is_of<F: Family>(range: &IpNet) -> bool {
-    IpFamily::of(range.addr()) == F::FAMILY
 }
 
 fn everything<F: Family>() -> IpNet {

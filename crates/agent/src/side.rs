@@ -1,13 +1,12 @@
 //! One family: its pipeline, its kernel thread, and the flows that its changes leave behind.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::time::Duration;
 
+use backend_nftables::nft_family;
 use conntrack::ConntrackError;
-use ipnet::IpNet;
 use model::view::{self, ThisNode};
-use model::{Family, FrontendKey, IpFamily, ServiceEntry, ServiceName};
+use model::{Family, FrontendKey, Node, ServiceEntry, ServiceName, Store};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 use tracing::{debug, warn};
@@ -29,14 +28,14 @@ pub(crate) struct Side<F: Family> {
     sweeping: Option<BTreeSet<FrontendKey<F>>>,
     /// All flows have been looked at once.
     swept: bool,
-    /// The next time, not before this.
+    /// No sweep before this.
     sweep_not_before: Instant,
 }
 
 /// What decides about flows besides frontends.
 pub(crate) struct Surroundings<'a> {
-    pub(crate) node_addresses: &'a [IpAddr],
-    pub(crate) service_cidrs: BTreeSet<IpNet>,
+    pub(crate) node: Option<&'a Node>,
+    pub(crate) store: &'a Store,
 }
 
 /// The pause after a sweep, whatever came of it. A sweep walks the kernel's whole table of flows, 30 ms without a pause, and
@@ -49,10 +48,7 @@ impl<F: Family> Side<F> {
         open: &OpenKernel,
         reports: &UnboundedSender<Report>,
     ) -> Result<Self, StartError> {
-        let family = match F::FAMILY {
-            IpFamily::V4 => nft::Family::Ip,
-            IpFamily::V6 => nft::Family::Ip6,
-        };
+        let family = nft_family::<F>();
         let worker = Worker::start(family, open.clone(), reports.clone())
             .map_err(|source| StartError::Thread { what: family.as_str(), source })?;
         let now = Instant::now();
@@ -92,18 +88,28 @@ impl<F: Family> Side<F> {
     ) -> Result<(), StartError> {
         let job = self.pipeline.next(now);
         self.submit(job)?;
+        self.sweep(sweeper, around, now)
+    }
+
+    /// Has the flows looked at that changes may have left behind; the first time, all flows to Services.
+    fn sweep(
+        &mut self,
+        sweeper: &Sweeper,
+        around: &Surroundings<'_>,
+        now: Instant,
+    ) -> Result<(), StartError> {
         let may_sweep = self.synced && self.sweeping.is_none() && now >= self.sweep_not_before;
         if !may_sweep || self.swept && !self.pipeline.has_ready_flows() {
             return Ok(());
         }
         let keys = self.pipeline.take_ready_flows();
-        let is_own = |range: &&IpNet| IpFamily::of(range.addr()) == F::FAMILY;
         let all_of = if self.swept {
             Vec::new()
         } else {
-            around.service_cidrs.iter().filter(is_own).copied().collect()
+            around.store.service_cidrs().into_iter().filter(F::owns).collect()
         };
-        let sweep = Sweep::new(self.pipeline.table(), &keys, around.node_addresses, all_of);
+        let node_addresses = around.node.map(|node| &*node.addresses).unwrap_or_default();
+        let sweep = Sweep::new(self.pipeline.table(), &keys, node_addresses, all_of);
         self.sweeping = Some(keys);
         if sweeper.submit(sweep) { Ok(()) } else { Err(StartError::WorkerDied) }
     }

@@ -147,19 +147,17 @@ fn masquerade_rule<F: Family>(masquerade: Masquerade, config: &Config) -> Option
         Masquerade::Never => None,
         Masquerade::Always => Some(rule([mark])),
         Masquerade::UnlessFromPod if config.masquerade_all => Some(rule([mark])),
-        Masquerade::UnlessFromPod => not_from_pod::<F>(config.pods.as_ref()?).map(|test| rule([test, mark])),
+        Masquerade::UnlessFromPod => {
+            from_pod::<F>(config.pods.as_ref()?, true).map(|test| rule([test, mark]))
+        }
     }
-}
-
-fn not_from_pod<F: Family>(pods: &PodSource) -> Option<Statement> {
-    from_pod::<F>(pods, true)
 }
 
 /// The test for packets from pods, or for all others.
 fn from_pod<F: Family>(pods: &PodSource, negate: bool) -> Option<Statement> {
     let interface = |name: &String, prefix| Statement::IfnameMatch { name: name.clone(), prefix, negate };
     match pods {
-        PodSource::Cidr(net) if IpFamily::of(net.addr()) != F::FAMILY => None,
+        PodSource::Cidr(net) if !F::owns(net) => None,
         PodSource::Cidr(net) => Some(addr_match(AddrField::Source, *net, negate)),
         PodSource::Interface(name) => Some(interface(name, false)),
         PodSource::InterfacePrefix(name) => Some(interface(name, true)),

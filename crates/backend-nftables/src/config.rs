@@ -1,7 +1,7 @@
 //! What the fixed part of the ruleset depends on.
 
 use ipnet::IpNet;
-use model::{Family, IpFamily};
+use model::Family;
 
 /// Settings of one family's ruleset. A change of it changes chains, never elements.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,8 +50,8 @@ impl NodePortAddresses {
         match self {
             Self::All => None,
             Self::Within(ranges) => {
-                let own = |range: &&IpNet| IpFamily::of(range.addr()) == F::FAMILY;
-                let mut ranges: Vec<IpNet> = ranges.iter().filter(own).copied().collect();
+                let own = ranges.iter().filter(|range| F::owns(range));
+                let mut ranges: Vec<IpNet> = own.copied().collect();
                 ranges.sort_unstable();
                 ranges.dedup();
                 if ranges.iter().any(|range| range.prefix_len() == 0) { None } else { Some(ranges) }

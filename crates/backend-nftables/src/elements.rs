@@ -6,7 +6,8 @@ use model::{Family, FrontendKey};
 use nft::{Bytes, Element, Op};
 
 use crate::layout::Map;
-use crate::programmed::{MapElement, Programmed};
+use crate::programmed::{MapElement, Programmed, member};
+use crate::shared::{UseChanges, Uses};
 
 /// What to do to the elements of all maps.
 #[derive(Debug, Default)]
@@ -22,15 +23,15 @@ struct Edits {
 }
 
 impl ElementChanges {
-    pub(crate) fn add(&mut self, map: Map, element: Element) {
+    fn add(&mut self, map: Map, element: Element) {
         self.maps.entry(map).or_default().add.push(element);
     }
 
-    pub(crate) fn replace(&mut self, map: Map, element: Element) {
+    fn replace(&mut self, map: Map, element: Element) {
         self.maps.entry(map).or_default().replace.push(element);
     }
 
-    pub(crate) fn delete(&mut self, map: Map, key: Bytes) {
+    fn delete(&mut self, map: Map, key: Bytes) {
         self.maps.entry(map).or_default().delete.push(key);
     }
 
@@ -47,6 +48,22 @@ impl ElementChanges {
         }
         for (map, gone) in old {
             self.map(map, &gone, Vec::new());
+        }
+    }
+
+    /// The difference for a set of shared objects.
+    pub(crate) fn members<K: Copy + Ord>(
+        &mut self,
+        map: Map,
+        uses: &Uses<K>,
+        changes: &UseChanges<K>,
+        key: impl Fn(K) -> Bytes,
+    ) {
+        for object in uses.beginning(changes) {
+            self.add(map, member(key(object)));
+        }
+        for object in uses.ending(changes) {
+            self.delete(map, key(object));
         }
     }
 

@@ -13,7 +13,7 @@ pub fn table_name() -> Name {
 }
 
 /// The netfilter family of a table for `F`.
-pub(crate) fn nft_family<F: Family>() -> nft::Family {
+pub fn nft_family<F: Family>() -> nft::Family {
     match F::FAMILY {
         IpFamily::V4 => nft::Family::Ip,
         IpFamily::V6 => nft::Family::Ip6,

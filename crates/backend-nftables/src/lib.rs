@@ -26,6 +26,6 @@ mod shared;
 
 pub use chains::ChainId;
 pub use config::{Config, NodePortAddresses, PodSource};
-pub use layout::table_name;
+pub use layout::{nft_family, table_name};
 pub use plan::{Backend, Plan};
 pub use repair::Extent;

@@ -3,14 +3,14 @@
 use std::collections::{BTreeSet, HashMap};
 
 use model::{Family, FrontendKey, Table};
-use nft::{Bytes, Op, Transaction};
+use nft::{Op, Transaction};
 use rustc_hash::FxBuildHasher;
 
 use crate::chains::ChainId;
 use crate::config::Config;
 use crate::elements::ElementChanges;
 use crate::layout::{Map, address_bytes, hairpin_bytes, nft_family, table_name};
-use crate::programmed::{Programmed, member};
+use crate::programmed::Programmed;
 use crate::shared::{Shared, SharedChanges};
 
 /// One family's ruleset: what it depends on, and what the kernel holds of it.
@@ -111,21 +111,8 @@ impl<F: Family> Backend<F> {
             ops.push(Op::AddChain { name: spec.name.clone(), base: None });
             ops.push(Op::SetRules { chain: spec.name, rules: spec.rules });
         }
-        for (map, key) in [
-            (Map::Hairpin, hairpin_bytes::<F> as fn(F::Addr) -> Bytes),
-            (Map::ClusterIps, address_bytes::<F>),
-        ] {
-            let (uses, changes) = match map {
-                Map::ClusterIps => (&shared.cluster_ips, &changes.cluster_ips),
-                _ => (&shared.hairpins, &changes.hairpins),
-            };
-            for addr in uses.beginning(changes) {
-                elements.add(map, member(key(addr)));
-            }
-            for addr in uses.ending(changes) {
-                elements.delete(map, key(addr));
-            }
-        }
+        elements.members(Map::Hairpin, &shared.hairpins, &changes.hairpins, hairpin_bytes::<F>);
+        elements.members(Map::ClusterIps, &shared.cluster_ips, &changes.cluster_ips, address_bytes::<F>);
         elements.into_ops(ops);
     }
 

@@ -43,14 +43,10 @@ impl<F: Family> Backend<F> {
         let kept = found.filter(|found| extent == Extent::Difference && can_be_kept::<F>(found, config));
         let mut transaction = Transaction::new(nft_family::<F>(), table_name());
         let ops = &mut transaction.ops;
-        match (found, kept) {
-            (_, Some(found)) => difference(ops, found, config, &mut held),
-            (Some(_), None) => {
-                ops.push(Op::DeleteTable);
-                difference(ops, &Ruleset::default(), config, &mut held);
-            }
-            (None, None) => difference(ops, &Ruleset::default(), config, &mut held),
+        if found.is_some() && kept.is_none() {
+            ops.push(Op::DeleteTable);
         }
+        difference(ops, kept.unwrap_or(&Ruleset::default()), config, &mut held);
         Plan { transaction, outcome: Outcome::Whole { held: Box::new(held), config: config.clone() } }
     }
 }

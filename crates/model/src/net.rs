@@ -91,6 +91,10 @@ pub trait Family: Copy + Clone + fmt::Debug + Default + Eq + Ord + Hash + Send +
     const FAMILY: IpFamily;
     /// The address, if it is of this family.
     fn narrow(addr: IpAddr) -> Option<Self::Addr>;
+    /// Whether a range is of this family.
+    fn owns(range: &IpNet) -> bool {
+        IpFamily::of(range.addr()) == Self::FAMILY
+    }
     /// The endpoints of a slice, if the slice is of this family.
     fn endpoints(endpoints: &crate::SliceEndpoints) -> Option<&[crate::Endpoint<Self>]>;
 }

@@ -193,8 +193,8 @@ fn port_frontends<F: Family>(
 /// If the node itself is in a range, the load-balancer addresses are allowed too: the node may own one and use it as its
 /// source address.
 fn allowed_sources<F: Family>(node: &ThisNode, service: &Service) -> Option<Arc<[IpNet]>> {
-    let is_own = |net: &&IpNet| IpFamily::of(net.addr()) == F::FAMILY;
-    let mut ranges: Vec<IpNet> = service.source_ranges.iter().filter(is_own).copied().collect();
+    let own_ranges = service.source_ranges.iter().filter(|range| F::owns(range));
+    let mut ranges: Vec<IpNet> = own_ranges.copied().collect();
     if ranges.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0) {
         return None;
     }
