@@ -21,6 +21,7 @@ use nft::{Kernel, Transaction};
 use proptest::prelude::*;
 use testkit::fake_kernel::FakeKernel;
 use testkit::lab::Namespace;
+use testkit::trace::{Origin, Outcome, Packet, Tracer};
 
 /// One Service's state: which of eight endpoints it has (none: refused), and whether it has a node port.
 #[derive(Clone, Copy, Debug)]
@@ -123,6 +124,53 @@ fn config() -> Config {
     Config::default()
 }
 
+const NODE: [u8; 4] = [192, 168, 50, 1];
+
+/// Every frontend's packets go where its pools say: from outside, where the source is allowed, and from the node itself.
+fn assert_packets_follow(kernel: &mut dyn Kernel, table: &Table<V4>) {
+    let ruleset = kernel.read(nft::Family::Ip, &table_name()).unwrap().unwrap();
+    let tracer = Tracer::new(ruleset, nft::Family::Ip, [NODE.into()]);
+    for frontend in table.iter() {
+        let destination = match frontend.key.address {
+            FrontendAddress::Ip(ip) => (ip, frontend.key.port).into(),
+            FrontendAddress::Node => (NODE, frontend.key.port).into(),
+        };
+        let packet = |source: [u8; 4], origin| Packet {
+            source: (source, 40_000).into(),
+            destination,
+            protocol: frontend.key.protocol.number(),
+            origin,
+        };
+        let everywhere = |masquerade| outcomes(&frontend.pool, masquerade);
+        let from_outside = frontend.masquerade == Masquerade::Always;
+        for source in [[198, 51, 100, 1], [198, 51, 100, 130]] {
+            let sources = frontend.allowed_sources.as_deref();
+            let allowed = sources.is_none_or(|ranges| {
+                ranges.iter().any(|range| range.contains(&std::net::IpAddr::from(source)))
+            });
+            let wanted = if allowed { everywhere(from_outside) } else { BTreeSet::from([Outcome::Dropped]) };
+            let found = tracer.outcomes(&packet(source, Origin::Interface("eth0".into()))).unwrap();
+            assert_eq!(found, wanted, "{frontend:?}");
+        }
+        if frontend.allowed_sources.is_none() {
+            let inside = frontend.internal_pool.as_ref().map(|pool| outcomes(pool, true));
+            let wanted = inside.unwrap_or_else(|| everywhere(from_outside));
+            assert_eq!(tracer.outcomes(&packet(NODE, Origin::Host)).unwrap(), wanted, "{frontend:?}");
+        }
+    }
+}
+
+fn outcomes(pool: &Pool<V4>, masqueraded: bool) -> BTreeSet<Outcome> {
+    match pool {
+        Pool::Empty(Verdict::Reject) => BTreeSet::from([Outcome::Refused]),
+        Pool::Empty(Verdict::Drop) => BTreeSet::from([Outcome::Dropped]),
+        Pool::Endpoints(endpoints) => endpoints
+            .iter()
+            .map(|to| Outcome::Delivered { to: (to.address, to.port).into(), masqueraded })
+            .collect(),
+    }
+}
+
 /// Carries batches of changes over one by one. After each there is nothing left to do.
 fn carry_over(kernel: &mut dyn Kernel, batches: Vec<Vec<(u8, Option<State>)>>, pieces: bool) {
     let mut table = Table::default();
@@ -140,6 +188,7 @@ fn carry_over(kernel: &mut dyn Kernel, batches: Vec<Vec<(u8, Option<State>)>>, p
         }
         backend.committed(plan);
         assert_settled(kernel, &table, &config());
+        assert_packets_follow(kernel, &table);
         assert!(backend.plan(&table, &dirty).transaction.is_empty());
     }
 }
