@@ -15,6 +15,8 @@ pub struct Settings {
     pub families: Vec<IpFamily>,
     /// `nodePortAddresses`.
     pub node_ports: NodePorts,
+    /// Serve node ports on 127.0.0.0/8 too, for the node's own processes.
+    pub localhost_node_ports: bool,
     /// `detectLocalMode`: how packets from pods are told from others.
     pub pods: Pods,
     /// `masqueradeAll`: masquerade pods' traffic to cluster IPs too.
@@ -54,6 +56,7 @@ impl Settings {
         Config {
             service_cidrs: service_cidrs.iter().filter(|range| F::owns(range)).copied().collect(),
             node_ports: NodePortAddresses::Within(self.node_port_ranges::<F>(node)),
+            localhost_node_ports: self.localhost_node_ports,
             pods: self.pod_source::<F>(node),
             masquerade_all: self.masquerade_all,
             masquerade_mark: self.masquerade_mark,
@@ -104,6 +107,7 @@ mod tests {
             node_name: "node-1".into(),
             families: vec![IpFamily::V4, IpFamily::V6],
             node_ports,
+            localhost_node_ports: false,
             pods,
             masquerade_all: false,
             masquerade_mark: 0x4000,

@@ -29,6 +29,7 @@ fn settings() -> Settings {
         families: vec![IpFamily::V4],
         node_ports: NodePorts::Primary,
         pods: Pods::ClusterCidr(Vec::new()),
+        localhost_node_ports: false,
         masquerade_all: false,
         masquerade_mark: 0x4000,
         release_memory: || {},

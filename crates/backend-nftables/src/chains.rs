@@ -186,8 +186,10 @@ pub(crate) fn fixed<F: Family>(config: &Config) -> Vec<ChainSpec> {
     let jump = |to| rule([Statement::Jump(Name::from_static(to))]);
     let new_flows = |to| rule([Statement::CtStateNew, Statement::Jump(Name::from_static(to))]);
     let leaving = || vec![new_flows("services-check"), new_flows("cluster-ips-check"), clear_priority()];
-    let early =
-        |name, hook| base(name, ChainType::Filter, hook, BEFORE_DSTNAT, vec![new_flows("firewall-check")]);
+    let early = |name, hook, rules: Vec<Rule>| {
+        let rules = rules.into_iter().chain([new_flows("firewall-check")]).collect();
+        base(name, ChainType::Filter, hook, BEFORE_DSTNAT, rules)
+    };
     vec![
         chain("reject-chain", vec![rule([Statement::Reject])]),
         chain("services", dispatch::<F>(config, Scope::Everywhere)),
@@ -196,12 +198,12 @@ pub(crate) fn fixed<F: Family>(config: &Config) -> Vec<ChainSpec> {
         chain("services-check", vec![rule([vmap(ip_key(), Map::Refusal(false))])]),
         chain("node-ports-check", node_port_rules::<F>(config, Map::Refusal(true))),
         chain("cluster-ips-check", cluster_ips_check(config)),
-        early("filter-prerouting-pre-dnat", Hook::Prerouting),
-        early("filter-output-pre-dnat", Hook::Output),
+        early("filter-prerouting-pre-dnat", Hook::Prerouting, foreign_loopback::<F>(config)),
+        early("filter-output-pre-dnat", Hook::Output, Vec::new()),
         nat("nat-prerouting", Hook::Prerouting, prerouting::<F>(config)),
         // Whatever comes this way is from the node itself.
         nat("nat-output", Hook::Output, vec![jump("inside-services"), jump("services")]),
-        base("nat-postrouting", ChainType::Nat, Hook::Postrouting, SRCNAT, masquerading(config)),
+        base("nat-postrouting", ChainType::Nat, Hook::Postrouting, SRCNAT, masquerading::<F>(config)),
         filter("filter-input", Hook::Input, vec![new_flows("node-ports-check"), new_flows("services-check")]),
         filter("filter-forward", Hook::Forward, leaving()),
         filter("filter-output", Hook::Output, leaving()),
@@ -254,40 +256,69 @@ fn vmap(key: Vec<Field>, map: Map) -> Statement {
 /// Dispatch of packets to accepted node addresses. Ranges are matched per packet together with the routing table's "is
 /// local", so that an address added to the node serves at once.
 fn node_port_rules<F: Family>(config: &Config, map: Map) -> Vec<Rule> {
-    let loopback = match F::FAMILY {
+    let rule_for = |conditions: &[Statement]| Rule {
+        statements: [conditions, &[Statement::DestIsLocal, vmap(port_key(), map)]].concat(),
+        comment: None,
+    };
+    let not_loopback = addr_match(AddrField::Dest, loopback::<F>(), true);
+    let mut rules = match config.node_ports.ranges::<F>() {
+        None => vec![rule_for(&[not_loopback])],
+        Some(ranges) => {
+            let within = |range: &IpNet| addr_match(AddrField::Dest, *range, false);
+            ranges.iter().map(|range| rule_for(&[within(range), not_loopback.clone()])).collect()
+        }
+    };
+    if serves_localhost::<F>(config) {
+        rules.push(rule_for(&[addr_match(AddrField::Dest, loopback::<F>(), false)]));
+    }
+    rules
+}
+
+fn loopback<F: Family>() -> IpNet {
+    match F::FAMILY {
         IpFamily::V4 => IpNet::from(ipnet::Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
         IpFamily::V6 => IpNet::from(IpAddr::from(Ipv6Addr::LOCALHOST)),
+    }
+}
+
+/// Whether node ports are served on loopback addresses ([`Config::localhost_node_ports`]).
+fn serves_localhost<F: Family>(config: &Config) -> bool {
+    config.localhost_node_ports && F::FAMILY == IpFamily::V4
+}
+
+/// `route_localnet` has the kernel take in packets with loopback addresses from the network, which would reach whatever
+/// listens on them (CVE-2020-8558). Answers to our own flows have the node's address here, and are no new flows.
+fn foreign_loopback<F: Family>(config: &Config) -> Vec<Rule> {
+    let foreign = |field| {
+        let not_lo = Statement::IfnameMatch { name: "lo".into(), prefix: false, negate: true };
+        rule([Statement::CtStateNew, not_lo, addr_match(field, loopback::<F>(), false), Statement::Drop])
     };
-    let tail = || {
-        let not_loopback = addr_match(AddrField::Dest, loopback, true);
-        [not_loopback, Statement::DestIsLocal, vmap(port_key(), map)]
-    };
-    match config.node_ports.ranges::<F>() {
-        None => vec![rule(tail())],
-        Some(ranges) => {
-            let within = |range: &IpNet| {
-                let mut statements = vec![addr_match(AddrField::Dest, *range, false)];
-                statements.extend(tail());
-                Rule { statements, comment: None }
-            };
-            ranges.iter().map(within).collect()
-        }
+    if serves_localhost::<F>(config) {
+        vec![foreign(AddrField::Dest), foreign(AddrField::Source)]
+    } else {
+        Vec::new()
     }
 }
 
 /// Source rewriting: marked flows, and flows of an endpoint to itself, which would otherwise be answered directly. The
-/// mark is cleared, or a packet that is routed again (after encapsulation) would be masqueraded again.
-fn masquerading(config: &Config) -> Vec<Rule> {
+/// mark is cleared, or a packet that is routed again (after encapsulation) would be masqueraded again. A loopback address
+/// means nothing to an endpoint, whatever the policies say.
+fn masquerading<F: Family>(config: &Config) -> Vec<Rule> {
     let mask = config.masquerade_mark;
     let in_hairpin = Statement::InSet { key: hairpin_key(), set: Map::Hairpin.name(), negate: false };
-    vec![
+    let mut rules = vec![
         rule([
             Statement::MarkBitSet { bit: mask, negate: false },
             Statement::XorMark(mask),
             Statement::MasqueradeFullyRandom,
         ]),
         rule([Statement::CtStatusDnat, in_hairpin, Statement::MasqueradeFullyRandom]),
-    ]
+    ];
+    if serves_localhost::<F>(config) {
+        let from_loopback = addr_match(AddrField::Source, loopback::<F>(), false);
+        rules.push(rule([Statement::CtStatusDnat, from_loopback, Statement::MasqueradeFullyRandom]));
+    }
+    rules
 }
 
 /// All chains: the fixed ones and one for each of `balancing`.

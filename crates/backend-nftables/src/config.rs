@@ -8,6 +8,10 @@ use model::Family;
 pub struct Config {
     /// On which of the node's addresses node ports are served.
     pub node_ports: NodePortAddresses,
+    /// Serve node ports on loopback addresses too, for the node's own processes. Only IPv4: the kernel does not send a
+    /// packet whose source was `::1`. It needs the sysctl `net.ipv4.conf.*.route_localnet`, and the rules keep others
+    /// away from what that would open.
+    pub localhost_node_ports: bool,
     /// How packets from pods are told from others; `None`: not at all, so that `UnlessFromPod` never masquerades
     /// (upstream's behaviour without a local detector).
     pub pods: Option<PodSource>,
@@ -27,6 +31,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             node_ports: NodePortAddresses::All,
+            localhost_node_ports: false,
             pods: None,
             masquerade_all: false,
             service_cidrs: Vec::new(),
@@ -35,7 +40,7 @@ impl Default for Config {
     }
 }
 
-/// `nodePortAddresses`. Loopback addresses never serve node ports in this mode.
+/// `nodePortAddresses`. Loopback addresses are a matter of [`Config::localhost_node_ports`] alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodePortAddresses {
     /// Every local address.

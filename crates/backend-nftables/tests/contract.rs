@@ -11,7 +11,7 @@ use model::view::{ThisNode, frontends};
 use model::{Change, Family, Interner, Store, Table, Touched, V4, V6};
 use nft::Kernel;
 use testkit::cluster::{LINE_PORT, NODE, UDP_PORT};
-use testkit::contract::{Answer, Case, Client, Contract, target};
+use testkit::contract::{AddressKind, Answer, Case, Client, Contract, target};
 use testkit::fake_kernel::FakeKernel;
 use testkit::objects;
 use testkit::trace::{Origin, Outcome, Packet, Tracer};
@@ -47,7 +47,7 @@ fn store(contract: &Contract) -> Store {
         .collect();
     values.push(objects::node(NODE, &[v4.node, v6.node]));
     values.push(objects::service_cidr(&["10.96.0.0/12", "fd00:10:96::/112"]));
-    let text: String = values.iter().map(|value| format!("{value}\n")).collect();
+    let text = values.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
     let manifests = parse_manifests(&text, ManifestFormat::Json, &mut Interner::default()).unwrap();
     let mut store = Store::default();
     for parsed in manifests.objects {
@@ -71,16 +71,20 @@ fn tracer<F: Family>(store: &Store, config: &Config, places: &Places) -> Tracer 
     Tracer::new(ruleset, nft_family::<F>(), [places.node])
 }
 
-fn check_family<F: Family>(v6: bool) {
-    let contract = Contract::read();
-    let store = store(&contract);
-    let places = places(v6);
-    let config = Config {
+fn config<F: Family>(store: &Store, places: &Places) -> Config {
+    Config {
         node_ports: NodePortAddresses::Within(vec![places.node.into()]),
         pods: Some(PodSource::Cidr(places.pods.parse().unwrap())),
         service_cidrs: store.service_cidrs().into_iter().filter(F::owns).collect(),
         ..Config::default()
-    };
+    }
+}
+
+fn check_family<F: Family>(v6: bool) {
+    let contract = Contract::read();
+    let store = store(&contract);
+    let places = places(v6);
+    let config = config::<F>(&store, &places);
     let tracer = tracer::<F>(&store, &config, &places);
     let runs = contract.cases.iter().flat_map(|case| [(6, LINE_PORT), (17, UDP_PORT)].map(|run| (case, run)));
     for (case, (protocol, port)) in runs {
@@ -127,4 +131,38 @@ fn every_line_holds_for_ipv4() {
 #[test]
 fn every_line_holds_for_ipv6() {
     check_family::<V6>(true);
+}
+
+/// With the switch, the node's processes reach on loopback what they reach on the node's address, always masqueraded; nobody
+/// else reaches loopback. Without it, packets are left alone.
+#[test]
+fn node_ports_on_localhost() {
+    let contract = Contract::read();
+    let store = store(&contract);
+    let places = places(false);
+    let off = config::<V4>(&store, &places);
+    let on = Config { localhost_node_ports: true, ..off.clone() };
+    let [off, on] = [off, on].map(|config| tracer::<V4>(&store, &config, &places));
+    let by_node_port = |case: &&Case| case.client == Client::Host && case.address == AddressKind::NodePort;
+    for case in contract.cases.iter().filter(by_node_port) {
+        let to_node = packet(case, &places, 17, false);
+        let port = to_node.destination.port();
+        let loopback = Packet {
+            source: ([127, 0, 0, 1], 40_000).into(),
+            destination: ([127, 0, 0, 1], port).into(),
+            ..to_node
+        };
+        let masqueraded = |outcome| match outcome {
+            Outcome::Delivered { to, .. } => Outcome::Delivered { to, masqueraded: true },
+            other => other,
+        };
+        let wanted = expected(case, &places, UDP_PORT).into_iter().map(masqueraded).collect();
+        assert_eq!(on.outcomes(&loopback).unwrap(), wanted, "{case:?}");
+        let untouched = Outcome::Delivered { to: loopback.destination, masqueraded: false };
+        assert_eq!(off.outcomes(&loopback).unwrap(), BTreeSet::from([untouched]));
+        let from_outside = Packet { origin: Origin::Interface("eth0".into()), ..loopback };
+        assert_eq!(on.outcomes(&from_outside).unwrap(), BTreeSet::from([Outcome::Dropped]));
+        let disguised = Packet { destination: (places.node, port).into(), ..from_outside };
+        assert_eq!(on.outcomes(&disguised).unwrap(), BTreeSet::from([Outcome::Dropped]));
+    }
 }

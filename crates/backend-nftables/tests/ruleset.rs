@@ -106,3 +106,10 @@ fn no_node_ports_and_all_masqueraded() {
     let services = vec![vec![frontend::<V4>("web", Some("10.96.0.10"), Protocol::Tcp, 80, &["10.244.0.2"])]];
     insta::assert_snapshot!(text(&config, services));
 }
+
+#[test]
+fn node_ports_on_localhost() {
+    let config = Config { localhost_node_ports: true, ..Config::default() };
+    let services = vec![vec![frontend::<V4>("web", None, Protocol::Udp, 30053, &["10.244.0.2"])]];
+    insta::assert_snapshot!(text(&config, services));
+}

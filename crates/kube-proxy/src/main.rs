@@ -139,6 +139,7 @@ fn settings(flags: &Flags) -> anyhow::Result<Settings> {
         node_name: node_name.as_str().into(),
         families: host::families(),
         node_ports,
+        localhost_node_ports: false,
         pods: flags.pods.clone(),
         masquerade_all: flags.masquerade_all,
         masquerade_mark: 1 << 14,
