@@ -3,6 +3,7 @@
 //! Pure: the same objects give the same frontends, whatever happened before.
 
 mod endpoints;
+mod explain;
 
 use std::sync::Arc;
 
@@ -12,7 +13,10 @@ use crate::{
     AddressKind, Destination, Family, Frontend, FrontendAddress, FrontendKey, IpFamily, Masquerade, Name,
     Node, Pool, Protocol, Service, ServiceEntry, ServicePort, ServicePortName, TrafficPolicy, Verdict,
 };
-use endpoints::Choice;
+use endpoints::{Choice, List};
+
+pub use endpoints::{Basis, TopologyReason};
+pub use explain::{EndpointExplanation, Explanation, ListExplanation, PortExplanation, Use, explain};
 
 /// The node that the proxy runs on, as far as Services are concerned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,13 +42,7 @@ impl ThisNode {
 /// cluster IP in the family.
 pub fn frontends<F: Family>(node: &ThisNode, entry: &ServiceEntry) -> Vec<Frontend<F>> {
     let Some(service) = &entry.service else { return Vec::new() };
-    let Some(cluster_ip) = own::<F>(&service.cluster_ips).next() else { return Vec::new() };
-    let addresses = Addresses {
-        cluster_ip,
-        external_ips: own::<F>(&service.external_ips).collect(),
-        load_balancer_ips: own::<F>(&service.load_balancer_ips).collect(),
-        allowed_sources: allowed_sources::<F>(node, service),
-    };
+    let Some(addresses) = Addresses::new(node, service) else { return Vec::new() };
     let mut frontends = Vec::new();
     for port in &service.ports {
         let candidates = endpoints::gather::<F>(node, port, &entry.slices);
@@ -75,6 +73,18 @@ struct Addresses<F: Family> {
     external_ips: Vec<F::Addr>,
     load_balancer_ips: Vec<F::Addr>,
     allowed_sources: Option<Arc<[IpNet]>>,
+}
+
+impl<F: Family> Addresses<F> {
+    /// `None` if the Service has no cluster IP in the family.
+    fn new(node: &ThisNode, service: &Service) -> Option<Self> {
+        Some(Self {
+            cluster_ip: own::<F>(&service.cluster_ips).next()?,
+            external_ips: own::<F>(&service.external_ips).collect(),
+            load_balancer_ips: own::<F>(&service.load_balancer_ips).collect(),
+            allowed_sources: allowed_sources::<F>(node, service),
+        })
+    }
 }
 
 /// What traffic policies ask for one port of a Service.
@@ -123,8 +133,10 @@ impl<F: Family> Pools<F> {
     fn new(service: &Service, choice: Choice<F>, flow_endpoints: Arc<[Destination<F>]>) -> Self {
         // Only a list for the Local policy can be empty although there are endpoints somewhere.
         let when_empty = if choice.has_any { Verdict::Drop } else { Verdict::Reject };
-        let cluster = Pool::new(choice.cluster, when_empty);
-        let local = Pool::new(choice.local, when_empty);
+        let pool = |list: Option<List<F>>| {
+            Pool::new(list.map(|list| list.endpoints).unwrap_or_default(), when_empty)
+        };
+        let (cluster, local) = (pool(choice.cluster), pool(choice.local));
         let by = |policy| match policy {
             TrafficPolicy::Cluster => cluster.clone(),
             TrafficPolicy::Local => local.clone(),

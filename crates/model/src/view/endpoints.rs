@@ -10,9 +10,9 @@ use crate::{Conditions, Destination, EndpointSlice, Family, Hints, Name, Service
 
 /// One endpoint of a Service port, with what decides about its use.
 pub(super) struct Candidate<'a> {
-    conditions: Conditions,
-    local: bool,
-    hints: Option<&'a Hints>,
+    pub(super) conditions: Conditions,
+    pub(super) local: bool,
+    pub(super) hints: Option<&'a Hints>,
     slice: &'a Name,
 }
 
@@ -52,6 +52,11 @@ pub(super) fn gather<'a, F: Family>(
 }
 
 impl Candidate<'_> {
+    /// The name of the slice that it is from.
+    pub(super) fn slice(&self) -> &Name {
+        self.slice
+    }
+
     /// Smaller is better: not terminating, ready, serving, then the first slice by name.
     fn rank(&self) -> (bool, bool, bool, &Name) {
         (self.conditions.terminating, !self.conditions.ready, !self.conditions.serving, self.slice)
@@ -65,15 +70,54 @@ pub(super) fn serving<F: Family>(candidates: &Candidates<'_, F>) -> BTreeSet<Des
 
 /// The endpoints that take new flows, by traffic policy.
 pub(super) struct Choice<F: Family> {
-    /// For the `Cluster` policy.
-    pub(super) cluster: BTreeSet<Destination<F>>,
-    /// For the `Local` policy.
-    pub(super) local: BTreeSet<Destination<F>>,
+    /// For the `Cluster` policy; `None` if no policy of the Service asks for it.
+    pub(super) cluster: Option<List<F>>,
+    /// For the `Local` policy; `None` if no policy of the Service asks for it.
+    pub(super) local: Option<List<F>>,
     /// Some node has a usable endpoint. Where it is so and a list is empty, packets are dropped, not refused.
     pub(super) has_any: bool,
 }
 
-/// Chooses among the candidates. A list that no policy of the Service uses (`needs_cluster`, `needs_local`) stays empty,
+/// Endpoints that were chosen, and why these.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct List<F: Family> {
+    pub(super) endpoints: BTreeSet<Destination<F>>,
+    pub(super) basis: Basis,
+}
+
+/// Why a list of endpoints is what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Basis {
+    /// Ready endpoints on all nodes, as far as topology allows.
+    Ready(TopologyReason),
+    /// Ready endpoints of this node.
+    ReadyHere,
+    /// None is ready, so those that still serve while they shut down.
+    Ending,
+    /// None of this node is ready, so those of this node that still serve while they shut down.
+    EndingHere,
+    /// No endpoint is usable.
+    Nobody,
+    /// No endpoint of this node is usable.
+    NobodyHere,
+}
+
+/// Which hints count for a Service port, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TopologyReason {
+    /// Those for this node: every ready endpoint has a node hint, and some mean this node.
+    SameNode,
+    /// Those for this node's zone: every ready endpoint has a zone hint, and some mean this zone.
+    SameZone,
+    /// None, since some ready endpoint has no zone hint.
+    HintsIncomplete,
+    /// None, since this node's zone is not known.
+    ZoneUnknown,
+    /// None, since no endpoint is meant for this node's zone.
+    NoneForThisZone,
+}
+
+/// Chooses among the candidates. A list that no policy of the Service uses (`needs_cluster`, `needs_local`) is not made,
 /// and then does not make up for an empty other one either.
 pub(super) fn choose<F: Family>(
     node: &ThisNode,
@@ -81,35 +125,46 @@ pub(super) fn choose<F: Family>(
     needs_cluster: bool,
     needs_local: bool,
 ) -> Choice<F> {
-    let cluster = if needs_cluster { cluster_list(node, candidates) } else { BTreeSet::new() };
-    let local = if needs_local { local_list(candidates) } else { BTreeSet::new() };
+    let cluster = needs_cluster.then(|| cluster_list(node, candidates));
+    let local = needs_local.then(|| local_list(candidates));
     let usable =
         |candidate: &Candidate<'_>| candidate.conditions.ready || candidate.conditions.is_last_resort();
-    let has_any = !cluster.is_empty() || needs_local && candidates.values().any(usable);
+    let has_any = cluster.as_ref().is_some_and(|list| !list.endpoints.is_empty())
+        || needs_local && candidates.values().any(usable);
     Choice { cluster, local, has_any }
 }
 
 /// Ready endpoints, close ones only where the hints say so; if there are none at all, those that still serve while they
 /// shut down, wherever they are.
-fn cluster_list<F: Family>(node: &ThisNode, candidates: &Candidates<'_, F>) -> BTreeSet<Destination<F>> {
+fn cluster_list<F: Family>(node: &ThisNode, candidates: &Candidates<'_, F>) -> List<F> {
     let topology = topology(node, candidates.values());
     let chosen =
         select(candidates, |candidate| candidate.conditions.ready && topology.takes(node, candidate.hints));
-    if chosen.is_empty() {
+    or_ending(chosen, Basis::Ready(topology), [Basis::Ending, Basis::Nobody], || {
         select(candidates, |candidate| candidate.conditions.is_last_resort())
-    } else {
-        chosen
-    }
+    })
 }
 
 /// Ready endpoints of this node; if there are none, those of this node that still serve while they shut down.
-fn local_list<F: Family>(candidates: &Candidates<'_, F>) -> BTreeSet<Destination<F>> {
+fn local_list<F: Family>(candidates: &Candidates<'_, F>) -> List<F> {
     let ready = select(candidates, |candidate| candidate.local && candidate.conditions.ready);
-    if ready.is_empty() {
+    or_ending(ready, Basis::ReadyHere, [Basis::EndingHere, Basis::NobodyHere], || {
         select(candidates, |candidate| candidate.local && candidate.conditions.is_last_resort())
-    } else {
-        ready
+    })
+}
+
+fn or_ending<F: Family>(
+    ready: BTreeSet<Destination<F>>,
+    basis: Basis,
+    [when_ending, when_nobody]: [Basis; 2],
+    ending: impl FnOnce() -> BTreeSet<Destination<F>>,
+) -> List<F> {
+    if !ready.is_empty() {
+        return List { endpoints: ready, basis };
     }
+    let endpoints = ending();
+    let basis = if endpoints.is_empty() { when_nobody } else { when_ending };
+    List { endpoints, basis }
 }
 
 fn select<F: Family>(
@@ -126,42 +181,35 @@ fn select<F: Family>(
         .collect()
 }
 
-/// Which hints count for a Service port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Topology {
-    /// None: all endpoints take part.
-    Everywhere,
-    /// Endpoints hinted for this node.
-    SameNode,
-    /// Endpoints hinted for this node's zone.
-    SameZone,
-}
-
-impl Topology {
-    fn takes(self, node: &ThisNode, hints: Option<&Hints>) -> bool {
+impl TopologyReason {
+    pub(super) fn takes(self, node: &ThisNode, hints: Option<&Hints>) -> bool {
         match self {
-            Self::Everywhere => true,
             Self::SameNode => hints.is_some_and(|hints| hints.nodes.contains(&node.name)),
             Self::SameZone => {
                 hints.is_some_and(|hints| node.zone.as_ref().is_some_and(|zone| hints.zones.contains(zone)))
             }
+            Self::HintsIncomplete | Self::ZoneUnknown | Self::NoneForThisZone => true,
         }
     }
 }
 
 /// All or nothing: hints of a kind count only if every ready endpoint has some and one of them means us.
-fn topology<'a>(node: &ThisNode, candidates: impl Iterator<Item = &'a Candidate<'a>>) -> Topology {
+fn topology<'a>(node: &ThisNode, candidates: impl Iterator<Item = &'a Candidate<'a>>) -> TopologyReason {
     let ready: Vec<Option<&Hints>> =
         candidates.filter(|candidate| candidate.conditions.ready).map(|candidate| candidate.hints).collect();
-    let counts = |topology: Topology, of: fn(&Hints) -> &[Name]| {
+    let complete = |of: fn(&Hints) -> &[Name]| {
         ready.iter().all(|hints| hints.is_some_and(|hints| !of(hints).is_empty()))
-            && ready.iter().any(|hints| topology.takes(node, *hints))
     };
-    if counts(Topology::SameNode, |hints| &hints.nodes) {
-        Topology::SameNode
-    } else if counts(Topology::SameZone, |hints| &hints.zones) {
-        Topology::SameZone
+    let means_us = |reason: TopologyReason| ready.iter().any(|hints| reason.takes(node, *hints));
+    if complete(|hints| &hints.nodes) && means_us(TopologyReason::SameNode) {
+        TopologyReason::SameNode
+    } else if !complete(|hints| &hints.zones) {
+        TopologyReason::HintsIncomplete
+    } else if node.zone.is_none() {
+        TopologyReason::ZoneUnknown
+    } else if means_us(TopologyReason::SameZone) {
+        TopologyReason::SameZone
     } else {
-        Topology::Everywhere
+        TopologyReason::NoneForThisZone
     }
 }

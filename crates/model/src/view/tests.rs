@@ -66,6 +66,14 @@ fn family_endpoints<F: Family>(endpoints: &[(&str, Conditions, &str)]) -> Box<[E
     endpoints.iter().map(one).collect()
 }
 
+fn this_node() -> ThisNode {
+    ThisNode {
+        name: "node-1".into(),
+        zone: Some("zone-a".into()),
+        addresses: ["192.168.0.7", "fd00::7"].map(ip).into(),
+    }
+}
+
 /// Renders the frontends of both families, one a line, as documentation of the case.
 #[track_caller]
 fn check(service: Service, slices: Vec<EndpointSlice>, expected: &str) {
@@ -75,11 +83,7 @@ fn check(service: Service, slices: Vec<EndpointSlice>, expected: &str) {
     for slice in slices {
         store.apply(Change::Apply(Object::EndpointSlice(slice)), &mut Touched::default());
     }
-    let node = ThisNode {
-        name: "node-1".into(),
-        zone: Some("zone-a".into()),
-        addresses: ["192.168.0.7", "fd00::7"].map(ip).into(),
-    };
+    let node = this_node();
     let entry = store.entry(&name).unwrap();
     let mut lines: Vec<String> = frontends::<V4>(&node, entry).iter().map(line).collect();
     lines.extend(frontends::<V6>(&node, entry).iter().map(line));
@@ -381,4 +385,70 @@ fn flows_stay_with_whatever_serves() {
     assert_eq!(of(0), ["10.244.0.1", "10.244.0.2"]);
     assert_eq!(of(1), [""; 0]);
     assert_eq!(frontends[0].pool.endpoints().len(), 1);
+}
+
+/// The explanation of a Service in IPv4, as a person reads it.
+#[track_caller]
+fn check_explanation(service: Option<Service>, slices: Vec<EndpointSlice>, expected: &[&str]) {
+    let mut store = Store::default();
+    let objects =
+        service.into_iter().map(Object::Service).chain(slices.into_iter().map(Object::EndpointSlice));
+    for object in objects {
+        store.apply(Change::Apply(object), &mut Touched::default());
+    }
+    let entry = store.entry(&ObjectName::new("shop", "front"));
+    let text = explain::<V4>(&this_node(), entry).to_string();
+    assert_eq!(text.lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn an_explanation_says_who_serves_and_why_not_the_others() {
+    let mut elsewhere = hinted(2, &["zone-b"], &[]);
+    elsewhere.conditions = TERMINATING;
+    let endpoints = vec![hinted(1, &["zone-a"], &[]), elsewhere, hinted(3, &["zone-b"], &[])];
+    let slice = EndpointSlice { endpoints: SliceEndpoints::V4(endpoints.into()), ..tcp_slice(&[]) };
+    check_explanation(
+        Some(service(&["10.96.0.10"], &[("", Protocol::Tcp, 80, Some(30080))])),
+        vec![slice],
+        &[
+            "shop/front IPv4",
+            "  policy Cluster: 1 endpoint: those that are ready and hinted for this node's zone (cluster IP 10.96.0.10, node port 30080)",
+            "  10.244.0.1:80 on another node (slice a): Cluster: takes new flows",
+            "  10.244.0.2:80 on another node (slice a): Cluster: not used, it is shutting down",
+            "  10.244.0.3:80 on another node (slice a): Cluster: not used, it is hinted for elsewhere",
+        ],
+    );
+}
+
+#[test]
+fn an_explanation_tells_policies_apart() {
+    check_explanation(
+        Some(local_service(TrafficPolicy::Cluster, TrafficPolicy::Local)),
+        vec![tcp_slice(&[("10.244.0.1", TERMINATING, "node-1"), ("10.244.1.1", READY, "node-2")])],
+        &[
+            "shop/front IPv4",
+            "  policy Cluster: 1 endpoint: those that are ready, wherever they are, since not every one has a hint (cluster IP 10.96.0.10, other addresses, from pods and from this node)",
+            "  policy Local: 1 endpoint: none of this node is ready, so those of it that still serve while they shut down (node port 30080)",
+            "  10.244.0.1:80 on this node (slice a): Cluster: not used, it is shutting down; Local: takes new flows",
+            "  10.244.1.1:80 on another node (slice a): Cluster: takes new flows; Local: not used, it is on another node",
+        ],
+    );
+    check_explanation(
+        Some(local_service(TrafficPolicy::Local, TrafficPolicy::Local)),
+        vec![tcp_slice(&[("10.244.0.1", NOT_READY, "node-1"), ("10.244.1.1", READY, "node-2")])],
+        &[
+            "shop/front IPv4",
+            "  policy Cluster: 1 endpoint: those that are ready, wherever they are, since not every one has a hint (other addresses, from pods and from this node)",
+            "  policy Local: dropped: no endpoint of this node is usable (cluster IP 10.96.0.10, node port 30080)",
+            "  10.244.0.1:80 on this node (slice a): Cluster: not used, it is not ready; Local: not used, it is not ready",
+            "  10.244.1.1:80 on another node (slice a): Cluster: takes new flows; Local: not used, it is on another node",
+        ],
+    );
+}
+
+#[test]
+fn an_explanation_of_nothing() {
+    check_explanation(None, vec![tcp_slice(&[])], &["no Service of this name that is ours to serve"]);
+    let v6 = service(&["fd00::1"], &[("", Protocol::Tcp, 80, None)]);
+    check_explanation(Some(v6), vec![], &["no cluster IP of family IPv4"]);
 }
