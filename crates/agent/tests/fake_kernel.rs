@@ -38,6 +38,7 @@ fn settings() -> Settings {
 fn service(n: u8) -> Object {
     Object::Service(Service {
         name: ObjectName::new("ns", &format!("svc-{n}")),
+        uid: None,
         cluster_ips: [[10, 96, 0, n].into()].into(),
         ports: [ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }]
             .into(),
