@@ -10,7 +10,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agent::{ForeignChange, Input, KernelAccess, NodePorts, Pods, Settings};
+use agent::{ForeignChange, Input, KernelAccess, Settings};
 use backend_nftables::{Backend, Config, Extent, NodePortAddresses, table_name};
 use model::view::{ThisNode, frontends};
 use model::{
@@ -24,15 +24,7 @@ use tokio::sync::mpsc::{Sender, UnboundedSender, channel};
 const NODE: &str = "node-1";
 
 fn settings() -> Settings {
-    Settings {
-        node_name: NODE.into(),
-        families: vec![IpFamily::V4],
-        node_ports: NodePorts::Primary,
-        pods: Pods::ClusterCidr(Vec::new()),
-        masquerade_all: false,
-        masquerade_mark: 0x4000,
-        release_memory: || {},
-    }
+    Settings { families: vec![IpFamily::V4], ..Settings::new(NODE.into()) }
 }
 
 fn service(n: u8) -> Object {

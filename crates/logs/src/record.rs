@@ -85,13 +85,35 @@ impl Place {
 #[derive(Debug, Default)]
 pub(crate) struct Content {
     pub(crate) message: String,
-    pub(crate) v: Option<u32>,
     pub(crate) fields: Vec<(&'static str, Value)>,
+}
+
+/// The field `v`, if there is one.
+#[derive(Debug, Default)]
+pub(crate) struct Number {
+    pub(crate) v: Option<u32>,
+}
+
+impl Visit for Number {
+    fn record_debug(&mut self, _field: &Field, _value: &dyn fmt::Debug) {}
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        if field.name() == "v" {
+            self.v = u32::try_from(value).ok();
+        }
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        if field.name() == "v" {
+            self.v = u32::try_from(value).ok();
+        }
+    }
 }
 
 impl Content {
     fn push(&mut self, field: &Field, value: Value) {
         let name = match field.name() {
+            "v" => return,
             // klog's key for what went wrong.
             "error" => "err",
             name => name,
@@ -122,19 +144,11 @@ impl Visit for Content {
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        if field.name() == "v" {
-            self.v = u32::try_from(value).ok();
-        } else {
-            self.push(field, Value::Int(value));
-        }
+        self.push(field, Value::Int(value));
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        if field.name() == "v" {
-            self.v = u32::try_from(value).ok();
-        } else {
-            self.push(field, Value::Uint(value));
-        }
+        self.push(field, Value::Uint(value));
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {

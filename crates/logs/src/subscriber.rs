@@ -14,7 +14,7 @@ use tracing::subscriber::Interest;
 use tracing::{Event, Metadata, Subscriber};
 
 use crate::limit::{LeftOut, Limiter, WINDOW};
-use crate::record::{Content, Place, Record, Severity, Value};
+use crate::record::{Content, Number, Place, Record, Severity, Value};
 use crate::sink::Sink;
 use crate::verbosity::{ALWAYS, default_of, lowest_of};
 use crate::{Config, Format, Vmodule, json, text};
@@ -182,14 +182,17 @@ impl Subscriber for Klog {
     fn event(&self, event: &Event<'_>) {
         let metadata = event.metadata();
         let Some(default) = default_of(metadata) else { return };
-        let mut content = Content::default();
-        event.record(&mut content);
         let severity = Severity::of(*metadata.level());
-        let v = content.v.filter(|_| severity == Severity::Info).unwrap_or(default);
+        // Alone at first: the other fields may be long.
+        let mut number = Number::default();
+        event.record(&mut number);
+        let v = number.v.filter(|_| severity == Severity::Info).unwrap_or(default);
         if v > self.verbosity_for(metadata) {
             return;
         }
-        let Content { message, fields, .. } = content;
+        let mut content = Content::default();
+        event.record(&mut content);
+        let Content { message, fields } = content;
         let place = Place::of(metadata);
         self.write(&Record { time: Timestamp::now(), severity, v, place, message, fields });
     }
