@@ -29,7 +29,7 @@ pub(crate) fn log_done<F: Family>(done: &Done, took: Duration, settled: bool) {
             info!(ipFamily = %ip_family, latency_us, "the kernel's rules are right as they are");
         }
         Step::Unchanged(reason) => {
-            debug!(ipFamily = %ip_family, ?reason, "the kernel's rules are right as they are")
+            debug!(v = 3, ipFamily = %ip_family, ?reason, "the kernel's rules are right as they are");
         }
     }
 }

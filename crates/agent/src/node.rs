@@ -96,10 +96,10 @@ impl NodeState {
             Some(before) if was_found => {
                 let addresses = before.addresses != node.addresses;
                 let pod_cidrs = before.pod_cidrs != node.pod_cidrs;
-                if *before != node {
-                    Some(NodeNews::Changed { addresses, pod_cidrs })
-                } else {
+                if *before == node {
                     (existed == Some(false)).then_some(NodeNews::Returned)
+                } else {
+                    Some(NodeNews::Changed { addresses, pod_cidrs })
                 }
             }
             Some(_) | None => Some(NodeNews::Found),
