@@ -26,7 +26,7 @@ struct Bench {
     server: ApiServer,
     recorder: Recorder,
     dir: tempfile::TempDir,
-    _source: Source,
+    source: Source,
     _worker: JoinHandle<()>,
 }
 
@@ -49,7 +49,7 @@ impl Bench {
         let (recorder, worker) = events::queue("kube-proxy-host");
         let client = source.client().unwrap();
         let worker = tokio::spawn(worker.with_timings(timings).run(client));
-        Self { server, recorder, dir, _source: source, _worker: worker }
+        Self { server, recorder, dir, source, _worker: worker }
     }
 
     async fn default() -> Self {
@@ -175,7 +175,7 @@ async fn what_all_nodes_see_is_one_event() {
     let bench = Bench::default().await;
     for _ in 0..3 {
         let (recorder, worker) = events::queue("kube-proxy-other");
-        let worker = tokio::spawn(worker.run(bench._source.client().unwrap()));
+        let worker = tokio::spawn(worker.run(bench.source.client().unwrap()));
         recorder.send(conflict());
         recorder.flush(Duration::from_secs(30)).await;
         assert_eq!(recorder.dropped(), 0);
