@@ -118,11 +118,11 @@ impl Worker {
     }
 
     /// How long to wait before an event is sent again; `None` if that makes no sense. Refusals are final, as upstream, unless
-    /// the server asks to come back.
+    /// the server asks to come back, or the credentials are being replaced.
     fn pause_after(&self, error: &WriteError) -> Option<Duration> {
         let pause = self.timings.pause.mul_f64(1.0 + fastrand::f64() / 4.0);
         match error {
-            WriteError::NoAnswer(_) => Some(pause),
+            WriteError::NoAnswer(_) | WriteError::Refused { code: 401, .. } => Some(pause),
             WriteError::Refused { code, retry_after, .. } => {
                 retry_after.filter(|_| *code == 429 || *code >= 500).map(|after| pause.max(after))
             }

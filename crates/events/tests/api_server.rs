@@ -191,12 +191,17 @@ async fn what_all_nodes_see_is_one_event() {
 #[tokio::test]
 async fn a_new_token_is_taken_up() {
     let auth = Auth::Token("first".to_owned());
-    let bench = Bench::start(Config { auth, ..Config::default() }, timings()).await;
+    let patient = Timings { attempts: 1000, ..timings() };
+    let bench = Bench::start(Config { auth, ..Config::default() }, patient).await;
     bench.recorder.send(starting());
     assert_eq!(bench.events().await.len(), 1);
     bench.server.set_token("second");
-    bench.server.kubeconfig(bench.dir.path()).unwrap();
     bench.recorder.send(listen("web"));
+    // The server knows it before we do.
+    while bench.server.requests().iter().all(|request| request.status != 401) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    bench.server.kubeconfig(bench.dir.path()).unwrap();
     assert_eq!(bench.events().await.len(), 2);
     assert_eq!(bench.recorder.dropped(), 0);
 }

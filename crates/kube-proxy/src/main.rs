@@ -140,7 +140,10 @@ async fn start_source(flags: &Flags, events: mpsc::Sender<SourceEvent>) -> anyho
 /// What an event means to the agent; what is only for people is told here.
 fn read_event(event: SourceEvent, recorder: &events::Recorder) -> Option<Input> {
     match event {
-        SourceEvent::Change(change) => return Some(Input::Change(change)),
+        SourceEvent::Change(change) => {
+            notices::log_change(&change);
+            return Some(Input::Change(change));
+        }
         SourceEvent::Listed(kind) => {
             notices::log_listed(kind);
             return Some(Input::Listed(kind));

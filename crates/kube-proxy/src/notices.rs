@@ -3,10 +3,10 @@
 use agent::{Conflict, Notice, Notices};
 use api::Rejection;
 use events::{Event, Reason, Recorder, Regarding, Worker};
-use model::{IpFamily, Kind, Node};
+use model::{Change, IpFamily, Kind, Node};
 use source::Client;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tracing::{error, info};
+use tracing::{error, info, trace};
 
 use crate::plausibility::{Checked, Finding, check, primary_family};
 
@@ -122,6 +122,15 @@ pub(crate) fn log_listed(kind: Kind) {
         Kind::Node => "node config",
     };
     info!(controller, "Caches are synced");
+}
+
+/// Each change that the API tells of.
+pub(crate) fn log_change(change: &Change) {
+    match change {
+        Change::Apply(object) => trace!(kind = %object.kind(), name = %object.name(), "Object changed"),
+        Change::Delete(kind, name) => trace!(%kind, %name, "Object deleted"),
+        Change::Replace { kind, objects, .. } => trace!(%kind, n = objects.len(), "Objects listed"),
+    }
 }
 
 /// What an event of the API says of a notice; `None` for those that are only for the log.

@@ -152,11 +152,7 @@ struct Claims<F: Family> {
 
 impl<F: Family> Default for Table<F> {
     fn default() -> Self {
-        Self {
-            frontends: HashMap::default(),
-            by_service: BTreeMap::new(),
-            conflicts: Conflicts::default(),
-        }
+        Self { frontends: HashMap::default(), by_service: BTreeMap::new(), conflicts: Conflicts::default() }
     }
 }
 

@@ -21,7 +21,8 @@ impl Uid {
             b'a'..=b'f' => Some(byte - b'a' + 10),
             _ => None,
         };
-        let mut digits = text.iter().enumerate().filter(|(at, _)| !HYPHENS.contains(at)).map(|(_, byte)| byte);
+        let mut digits =
+            text.iter().enumerate().filter(|(at, _)| !HYPHENS.contains(at)).map(|(_, byte)| byte);
         let mut bytes = [0; 16];
         for byte in &mut bytes {
             *byte = digits.next().and_then(digit)? << 4 | digits.next().and_then(digit)?;
