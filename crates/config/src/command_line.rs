@@ -238,11 +238,11 @@ fn with_dashes(arguments: impl IntoIterator<Item = String>) -> impl Iterator<Ite
 }
 
 fn typed(matches: &ArgMatches) -> BTreeMap<&'static str, Vec<String>> {
-    let values = |flag: &Flag| {
+    let values = |flag: &'static Flag| {
         let values = matches.get_many::<String>(flag.name)?;
         Some((flag.name, values.cloned().collect()))
     };
-    flags::all().filter_map(|flag| values(flag)).collect()
+    flags::all().filter_map(values).collect()
 }
 
 fn set(name: &str, values: &[String], given: &mut Given) -> Result<(), RejectedValue> {

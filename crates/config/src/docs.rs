@@ -58,7 +58,7 @@ pub fn flags_markdown() -> String {
             "\n### {}\n\n| flag | default | with `--config` | field | meaning |\n|---|---|---|---|---|\n",
             group.title
         );
-        group.flags.iter().for_each(|flag| text.push_str(&flag_row(flag)));
+        text.extend(group.flags.iter().map(flag_row));
     }
     text.push_str(FILE_HEAD);
     for (path, value) in leaves(&KubeProxyConfiguration::defaults().write()) {
@@ -72,7 +72,7 @@ pub fn flags_markdown() -> String {
         }
     }
     text.push_str(GATES_HEAD);
-    GATES.iter().for_each(|gate| text.push_str(&gate_row(gate)));
+    text.extend(GATES.iter().map(gate_row));
     text
 }
 

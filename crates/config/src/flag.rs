@@ -237,10 +237,10 @@ impl Target {
             Self::Level(set) => put(set, given, last(values, go::parse_uint)?),
             Self::Float(set) => put(set, given, last(values, go::parse_float)?),
             Self::Duration(set) => {
-                put(set, given, last(values, |text| text.parse().map_err(ValueError::new))?)
+                put(set, given, last(values, |text| text.parse().map_err(ValueError::new))?);
             }
             Self::Quantity(set) => {
-                put(set, given, last(values, |text| text.parse().map_err(ValueError::new))?)
+                put(set, given, last(values, |text| text.parse().map_err(ValueError::new))?);
             }
             Self::Text(set) => put(set, given, last(values, |text| Ok(text.to_owned()))?),
             Self::Ip(set) => put(set, given, last(values, ip)?.filter(|text| !text.is_empty())),

@@ -1,6 +1,7 @@
 //! From arguments and the text of a file to the configuration in force: the order of things, and who wins.
 
 use std::io;
+use std::net::SocketAddr;
 
 use crate::command_line::CommandLine;
 use crate::effects;
@@ -157,12 +158,11 @@ fn from_flags(command_line: &CommandLine) -> Given {
 
 /// What a deprecated port flag does to an address: 0 switches the listener off; else it completes an address without port.
 fn apply_port(address: &mut String, port: i32) {
-    if port == 0 {
-        if let Some((host, _)) = address.rsplit_once(':').filter(|_| crate::listener::parse(address).is_ok())
-        {
-            *address = format!("{host}:0");
-            return;
-        }
+    if port == 0
+        && let Ok(listener) = crate::listener::parse(address)
+    {
+        *address = SocketAddr::new(listener.ip(), 0).to_string();
+        return;
     }
     match u16::try_from(port) {
         Ok(port) => append_port_if_needed(address, port),

@@ -7,7 +7,7 @@ use crate::field::FieldError;
 /// A mode that Kubernetes or this program knows, built in or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
-    /// Rules of nf_tables, in flat maps.
+    /// Rules of `nf_tables`, in flat maps.
     NfTables,
     /// Rules of iptables.
     IpTables,

@@ -14,6 +14,7 @@ use crate::v1alpha1::{KubeProxyConfiguration, VmoduleItem};
 
 /// A configuration that was completed and checked. Every text of the file that means a value is that value here.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting of its own; together they are no state")]
 pub struct Config {
     /// How packets are directed.
     pub mode: Mode,

@@ -125,10 +125,10 @@ impl Check<'_> {
             Ok(address) => return (address.port() != 0).then_some(address),
             Err(ListenerError::NoPort) => self.failed(FieldError::invalid(path, text, "must be IP:port")),
             Err(ListenerError::Host(host)) => {
-                self.failed(FieldError::invalid(path, host, "must be a valid IP"))
+                self.failed(FieldError::invalid(path, host, "must be a valid IP"));
             }
             Err(ListenerError::Port(port)) => {
-                self.failed(FieldError::invalid(path, port, "must be a valid port"))
+                self.failed(FieldError::invalid(path, port, "must be a valid port"));
             }
         }
         None

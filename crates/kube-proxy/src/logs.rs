@@ -1,8 +1,7 @@
 //! Where log lines go and which ones.
 
+use config::LogFormat;
 use tracing_subscriber::EnvFilter;
-
-use crate::flags::LogFormat;
 
 /// Sends log lines to standard error, where upstream's go.
 pub(crate) fn init(format: LogFormat, verbosity: u8) {
