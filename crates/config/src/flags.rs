@@ -236,21 +236,13 @@ const TRAFFIC: &[Flag] = &[
     field(
         "iptables-sync-period",
         "nftables.syncPeriod",
-        Target::Duration(|given, period| {
-            if let Some(place) = given.file.shared_mut().flagged_sync_period() {
-                *place = period;
-            }
-        }),
+        Target::Duration(|given, period| *given.file.flagged_sync_periods().0 = period),
         "Time between full syncs of any mode but ipvs; the health server allows twice this for a sync",
     ),
     field(
         "iptables-min-sync-period",
         "nftables.minSyncPeriod",
-        Target::Duration(|given, period| {
-            if let Some(place) = given.file.shared_mut().flagged_min_sync_period() {
-                *place = period;
-            }
-        }),
+        Target::Duration(|given, period| *given.file.flagged_sync_periods().1 = period),
         "Shortest time between syncs of any mode but ipvs",
     ),
 ];

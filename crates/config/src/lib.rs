@@ -31,6 +31,7 @@ mod shared;
 pub mod v1alpha1;
 mod validate;
 mod version;
+mod yaml;
 
 pub use command_line::{Action, CommandLine, Parsed, UsageError, command};
 pub use decode::FlushFrequency;

@@ -256,6 +256,8 @@ fn set_platform_defaults(file: &mut KubeProxyConfiguration, mode: Mode) {
     if mode == Mode::NfTables && file.node_port_addresses.as_ref().is_none_or(Vec::is_empty) {
         file.node_port_addresses = Some(vec!["primary".to_owned()]);
     }
+    // Upstream, too, writes it without its value.
+    file.port_range.clear();
     if file.detect_local_mode.is_empty() {
         "ClusterCIDR".clone_into(&mut file.detect_local_mode);
     }

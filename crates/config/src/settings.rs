@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde_json::Value;
 
 use crate::decode::Field as _;
 use crate::gates::Gates;
@@ -71,12 +72,14 @@ pub struct Config {
 impl Config {
     /// The configuration as a file, keys sorted. Reading it again gives the same configuration.
     pub fn to_yaml(&self) -> String {
-        // Maps of texts, numbers and lists have a YAML form.
-        serde_saphyr::to_string(&self.file.write()).unwrap_or_default()
+        match self.file.write() {
+            Value::Object(fields) => crate::yaml::to_string(&fields),
+            other => other.to_string(),
+        }
     }
 
     /// The same as JSON, for `/configz`.
-    pub fn to_json(&self) -> serde_json::Value {
+    pub fn to_json(&self) -> Value {
         self.file.write()
     }
 }

@@ -7,23 +7,10 @@ use crate::v1alpha1::KubeProxyConfiguration;
 /// The values in the section of one mode.
 #[derive(Debug)]
 pub(crate) struct SharedMut<'a> {
-    mode: Option<Mode>,
     pub(crate) sync_period: &'a mut GoDuration,
     pub(crate) min_sync_period: &'a mut GoDuration,
     pub(crate) masquerade_all: &'a mut bool,
     pub(crate) masquerade_bit: &'a mut Option<i32>,
-}
-
-impl<'a> SharedMut<'a> {
-    /// Where `--iptables-sync-period` goes: any mode but ipvs, which has a flag of its own.
-    pub(crate) fn flagged_sync_period(self) -> Option<&'a mut GoDuration> {
-        (self.mode != Some(Mode::Ipvs)).then_some(self.sync_period)
-    }
-
-    /// Where `--iptables-min-sync-period` goes.
-    pub(crate) fn flagged_min_sync_period(self) -> Option<&'a mut GoDuration> {
-        (self.mode != Some(Mode::Ipvs)).then_some(self.min_sync_period)
-    }
 }
 
 impl KubeProxyConfiguration {
@@ -41,7 +28,16 @@ impl KubeProxyConfiguration {
             Some(Mode::NfTables) => (&mut nftables.masquerade_all, &mut nftables.masquerade_bit),
             _ => (&mut iptables.masquerade_all, &mut iptables.masquerade_bit),
         };
-        SharedMut { mode, sync_period, min_sync_period, masquerade_all, masquerade_bit }
+        SharedMut { sync_period, min_sync_period, masquerade_all, masquerade_bit }
+    }
+
+    /// Where `--iptables-sync-period` and `--iptables-min-sync-period` go: to any mode but ipvs, which has flags of its own.
+    pub(crate) fn flagged_sync_periods(&mut self) -> (&mut GoDuration, &mut GoDuration) {
+        if Mode::named(&self.mode) == Some(Mode::NfTables) {
+            (&mut self.nftables.sync_period, &mut self.nftables.min_sync_period)
+        } else {
+            (&mut self.iptables.sync_period, &mut self.iptables.min_sync_period)
+        }
     }
 
     /// Moves the shared values into the section of the mode that was chosen, and empties their places in the others, which is
