@@ -1,6 +1,6 @@
 //! The command line and the configuration file of kube-proxy: text in, checked values out.
 //!
-//! Flow: arguments → [`CommandLine`] → [`load`] with the text of the file → [`Loaded`]: how to log, what to tell the operator,
+//! Flow: arguments → [`CommandLine`] → [`load()`] with the text of the file → [`Loaded`]: how to log, what to tell the operator,
 //! and a [`Config`] or the reasons why there is none. Nothing here does I/O, looks at the environment or logs; the program
 //! reads the file, asks the host which modes it can run, and passes both in.
 //!

@@ -79,7 +79,7 @@ fn read(text: &str) -> Result<Config, ConfigError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
     fn what_is_written_means_the_same_when_it_is_read(

@@ -16,12 +16,12 @@ pub(crate) fn init(format: LogFormat, verbosity: u8) {
 }
 
 /// klog's levels: 2 is the usual one in production and shows each change of the rules, 4 each API event; libraries
-/// speak from 8.
+/// speak from 8. `kube` alone would also mean `kube_proxy`, which is this program.
 fn filter(verbosity: u8) -> &'static str {
     match verbosity {
-        0..=1 => "info,kube=warn,hyper=warn,rustls=warn",
-        2..=5 => "debug,kube=warn,hyper=warn,rustls=warn,h2=warn,tower=warn",
-        6..=7 => "trace,kube=info,hyper=info,rustls=info,h2=info,tower=info",
+        0..=1 => "info,kube=warn,kube_proxy=info,hyper=warn,rustls=warn",
+        2..=5 => "debug,kube=warn,kube_proxy=debug,hyper=warn,rustls=warn,h2=warn,tower=warn",
+        6..=7 => "trace,kube=info,kube_proxy=trace,hyper=info,rustls=info,h2=info,tower=info",
         _ => "trace",
     }
 }

@@ -11,6 +11,7 @@
 
 mod affinity;
 mod bad_input;
+mod config_file;
 mod folder;
 mod lifecycle;
 mod matrix;
