@@ -21,7 +21,7 @@ fn main() -> anyhow::Result<()> {
             .with_context(|| format!("complete {shell}"))?;
     }
     // Section 8: programs for administrators.
-    let page = clap_mangen::Man::new(command).section("8");
+    let page = clap_mangen::Man::new(command).section("8").source("Kubernetes v1.36");
     let mut text = Vec::new();
     page.render(&mut text).context("render the manual page")?;
     std::fs::write(dist.join("kube-proxy.8"), text).context("write the manual page")

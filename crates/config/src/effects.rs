@@ -62,13 +62,7 @@ fn owner(path: &str) -> Option<Mode> {
 
 /// What is said to no effect in a file with defaults, given the mode that was chosen. One note for each reason.
 pub(crate) fn notes(file: &KubeProxyConfiguration, mode: Mode) -> Vec<Note> {
-    let mut defaults = KubeProxyConfiguration {
-        api_version: file.api_version.clone(),
-        kind: file.kind.clone(),
-        bind_address: file.bind_address.clone(),
-        ..KubeProxyConfiguration::default()
-    };
-    defaults.set_defaults();
+    let defaults = KubeProxyConfiguration::defaults_at(&file.bind_address);
     let (said, defaults) = (leaves(&file.write()), leaves(&defaults.write()));
     let mut by_reason: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (path, value) in said {

@@ -119,7 +119,12 @@ const NODE: &[Flag] = &[
     field(
         "hostname-override",
         "hostnameOverride",
-        Target::Text(|given, name| given.file.hostname_override = name),
+        Target::Text(|given, name| {
+            // Empty says nothing, also above a file.
+            if !name.is_empty() {
+                given.file.hostname_override = name;
+            }
+        }),
         "Name of this node's Node object; without it the host's name",
     )
     .placeholder("NAME")

@@ -141,14 +141,9 @@ fn from_flags(command_line: &CommandLine) -> Given {
     let mut given = Given { file: KubeProxyConfiguration::defaults(), own: OwnFlags::default() };
     // These two first: the mode says where others go, and the address what others default to.
     command_line.apply(&mut given, |flag| ["proxy-mode", "bind-address"].contains(&flag.name));
-    given.file = KubeProxyConfiguration {
-        api_version: std::mem::take(&mut given.file.api_version),
-        kind: std::mem::take(&mut given.file.kind),
-        mode: std::mem::take(&mut given.file.mode),
-        bind_address: std::mem::take(&mut given.file.bind_address),
-        ..KubeProxyConfiguration::default()
-    };
-    given.file.set_defaults();
+    let mode = given.file.mode;
+    given.file =
+        KubeProxyConfiguration { mode, ..KubeProxyConfiguration::defaults_at(&given.file.bind_address) };
     command_line.apply(&mut given, |_| true);
     let OwnFlags { healthz_port, metrics_port, .. } = given.own;
     apply_port(&mut given.file.healthz_bind_address, healthz_port);
@@ -201,7 +196,7 @@ fn override_hostname(
     file: &mut KubeProxyConfiguration,
 ) -> Result<(), CompleteError> {
     let was_typed = command_line.flags().any(|flag| flag.name == "hostname-override");
-    if was_typed && !file.hostname_override.is_empty() {
+    if was_typed && !command_line.is_given_empty("hostname-override") {
         file.hostname_override =
             validate::node_name(&file.hostname_override).ok_or(CompleteError::Hostname)?;
     }

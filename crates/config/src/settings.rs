@@ -70,6 +70,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// How long a sync may be due before the health server reports it: twice the sync period, as upstream.
+    pub fn health_timeout(&self) -> Duration {
+        self.sync_period.saturating_mul(2)
+    }
+
     /// The configuration as a file, keys sorted. Reading it again gives the same configuration.
     pub fn to_yaml(&self) -> String {
         match self.file.write() {

@@ -240,7 +240,17 @@ object! {
 impl KubeProxyConfiguration {
     /// The configuration of an empty file.
     pub fn defaults() -> Self {
-        let mut file = Self { api_version: API_VERSION.to_owned(), kind: KIND.to_owned(), ..Self::default() };
+        Self::defaults_at("")
+    }
+
+    /// The same, where only the address is said, whose family the listeners follow.
+    pub(crate) fn defaults_at(bind_address: &str) -> Self {
+        let mut file = Self {
+            api_version: API_VERSION.to_owned(),
+            kind: KIND.to_owned(),
+            bind_address: bind_address.to_owned(),
+            ..Self::default()
+        };
         file.set_defaults();
         file
     }
