@@ -9,7 +9,7 @@ use std::ptr;
 /// `AF_NETLINK` as a field of addresses.
 const AF_NETLINK: libc::sa_family_t = 16;
 
-/// Blocking netlink socket of the netfilter family, closed on drop.
+/// Blocking netlink socket, closed on drop.
 #[derive(Debug)]
 pub(crate) struct Socket {
     fd: OwnedFd,
@@ -58,11 +58,16 @@ pub(crate) enum Wait {
 }
 
 impl Socket {
-    /// A socket in the network namespace of the calling thread.
+    /// A socket of the netfilter family in the network namespace of the calling thread.
     pub(crate) fn open() -> io::Result<Self> {
+        Self::open_protocol(libc::NETLINK_NETFILTER)
+    }
+
+    /// A socket of a netlink family (`NETLINK_*`) in the network namespace of the calling thread.
+    pub(crate) fn open_protocol(protocol: libc::c_int) -> io::Result<Self> {
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
         // SAFETY: no pointers are passed.
-        let fd = check(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_NETFILTER) })?;
+        let fd = check(unsafe { libc::socket(libc::AF_NETLINK, kind, protocol) })?;
         // SAFETY: the kernel has just given us this descriptor, so nobody else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Self { fd })
