@@ -167,8 +167,12 @@ fn plan_table(table: Table, chains: &BTreeMap<String, Chain>, batch: &mut Batch,
         }
     }
     // Emptied first, since they refer to one another.
-    gone.iter().filter(|name| !chains[**name].rules.is_empty()).for_each(|name| batch.flush_chain(table, name));
-    gone.iter().for_each(|name| batch.delete_chain(table, name));
+    for name in gone.iter().filter(|name| !chains[**name].rules.is_empty()) {
+        batch.flush_chain(table, name);
+    }
+    for name in &gone {
+        batch.delete_chain(table, name);
+    }
     let kept = facts.iter().filter(|(name, facts)| facts.is_upstream && !gone.contains(*name));
     plan.kept.extend(kept.map(|(name, _)| (table, (*name).to_owned())));
     plan.chains.extend(gone.into_iter().map(|name| (table, name.to_owned())));

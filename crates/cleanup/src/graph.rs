@@ -17,8 +17,11 @@ pub struct ChainFacts<'a> {
 /// find it with everything that it needs in turn.
 pub fn removable<'a>(chains: &BTreeMap<&'a str, ChainFacts<'a>>) -> BTreeSet<&'a str> {
     let mut kept: BTreeSet<&str> = BTreeSet::new();
-    let mut to_visit: Vec<&str> =
-        chains.iter().filter(|(_, facts)| !facts.is_upstream || facts.is_held).map(|(name, _)| *name).collect();
+    let mut to_visit: Vec<&str> = chains
+        .iter()
+        .filter(|(_, facts)| !facts.is_upstream || facts.is_held)
+        .map(|(name, _)| *name)
+        .collect();
     while let Some(name) = to_visit.pop() {
         if kept.insert(name) {
             to_visit.extend(chains.get(name).into_iter().flat_map(|facts| &facts.leads_to));

@@ -183,7 +183,9 @@ mod tests {
 
     #[test]
     fn chains_of_the_kubelet_and_of_others_are_not_kube_proxys() {
-        for name in ["KUBE-FIREWALL", "KUBE-KUBELET-CANARY", "KUBE-IPTABLES-HINT", "KUBE-MARK-DROP", "KUBE-XYZ"] {
+        for name in
+            ["KUBE-FIREWALL", "KUBE-KUBELET-CANARY", "KUBE-IPTABLES-HINT", "KUBE-MARK-DROP", "KUBE-XYZ"]
+        {
             for table in Table::ALL {
                 assert!(!is_chain(table, name), "{table} {name}");
             }

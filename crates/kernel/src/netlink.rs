@@ -151,11 +151,14 @@ impl Netlink {
         loop {
             match self.socket.receive(&mut self.received, Wait::Never) {
                 Ok(received) => {
-                    for (seq, ack) in messages(received).filter_map(|message| Some((message.seq, message.ack()?))) {
+                    for (seq, ack) in
+                        messages(received).filter_map(|message| Some((message.seq, message.ack()?)))
+                    {
                         if ack.errno == 0 {
                             acknowledged |= seq == last_seq;
                         } else if refused.is_none() {
-                            refused = Some(NetlinkError::Refused { seq, errno: ack.errno, message: ack.message });
+                            refused =
+                                Some(NetlinkError::Refused { seq, errno: ack.errno, message: ack.message });
                         }
                     }
                 }

@@ -11,3 +11,4 @@ pub mod fake_kernel;
 pub mod lab;
 pub mod objects;
 pub mod proxy;
+pub mod upstream;

@@ -44,7 +44,8 @@ pub fn without_upstream(table: Table, info: &Info, rules: &Rules<'_>) -> Result<
         .map(|chain| {
             let staying = chain.rules.iter().filter(|rule| !jumps.contains(&rule.idx));
             let is_upstream = chain.hook.is_none() && upstream::is_chain(table, chain.name);
-            let facts = ChainFacts { is_upstream, leads_to: staying.filter_map(target).collect(), is_held: false };
+            let facts =
+                ChainFacts { is_upstream, leads_to: staying.filter_map(target).collect(), is_held: false };
             (chain.name, facts)
         })
         .collect();
@@ -88,7 +89,9 @@ struct Layout<'a> {
 
 impl<'a> Layout<'a> {
     fn new(chains: &[&Chain<'a>], end: Entry<'a>, stays: impl Fn(&Entry<'a>) -> bool) -> Self {
-        let of_chain = |chain: &Chain<'a>| chain.start.into_iter().chain(chain.rules.iter().copied()).collect::<Vec<_>>();
+        let of_chain = |chain: &Chain<'a>| {
+            chain.start.into_iter().chain(chain.rules.iter().copied()).collect::<Vec<_>>()
+        };
         let all = chains.iter().flat_map(|chain| of_chain(chain)).chain([end]);
         let entries: Vec<Entry<'a>> = all.filter(stays).collect();
         let mut offsets = HashMap::new();
@@ -121,7 +124,8 @@ impl<'a> Layout<'a> {
                 underflow[hook] = word(self.offsets.get(&policy.idx).copied().unwrap_or_default())?;
             }
         }
-        let mut out = header(table, info.valid_hooks, self.entries.len(), self.size, &hook_entry, &underflow)?;
+        let mut out =
+            header(table, info.valid_hooks, self.entries.len(), self.size, &hook_entry, &underflow)?;
         for entry in &self.entries {
             let begin = out.len();
             out.extend_from_slice(entry.bytes);
@@ -134,7 +138,12 @@ impl<'a> Layout<'a> {
     }
 
     /// What a jump is to hold in the new table.
-    fn new_target(&self, entry: &Entry<'_>, starts: &HashMap<usize, usize>, rules: &Rules<'_>) -> Option<usize> {
+    fn new_target(
+        &self,
+        entry: &Entry<'_>,
+        starts: &HashMap<usize, usize>,
+        rules: &Rules<'_>,
+    ) -> Option<usize> {
         let Target::Jump(to) = entry.target else { return None };
         if to == entry.end() {
             return Some(self.offsets[&entry.idx] + entry.bytes.len());
@@ -164,5 +173,6 @@ fn header(
 }
 
 fn word(number: usize) -> Result<u32, ParseError> {
-    u32::try_from(number).map_err(|_too_large| ParseError { what: "an offset beyond 32 bits", offset: number })
+    u32::try_from(number)
+        .map_err(|_too_large| ParseError { what: "an offset beyond 32 bits", offset: number })
 }

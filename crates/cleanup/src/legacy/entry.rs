@@ -63,7 +63,12 @@ pub(super) struct Entry<'a> {
 
 impl<'a> Entry<'a> {
     /// Reads the entry at an offset.
-    pub(super) fn read(family: Family, table: &'a [u8], idx: usize, offset: usize) -> Result<Self, ParseError> {
+    pub(super) fn read(
+        family: Family,
+        table: &'a [u8],
+        idx: usize,
+        offset: usize,
+    ) -> Result<Self, ParseError> {
         let layout = Layout::of(family);
         let error = |what| ParseError { what, offset };
         let rest = table.get(offset..).unwrap_or_default();

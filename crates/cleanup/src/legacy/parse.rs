@@ -61,7 +61,10 @@ pub fn parse<'a>(family: Family, info: &Info, table: &'a [u8]) -> Result<Rules<'
             chains.push(Chain { name, hook: None, start: Some(entry), rules: Vec::new() });
         } else {
             let chain = chains.last_mut();
-            chain.ok_or(ParseError { what: "a rule outside of a chain", offset: entry.offset })?.rules.push(entry);
+            chain
+                .ok_or(ParseError { what: "a rule outside of a chain", offset: entry.offset })?
+                .rules
+                .push(entry);
         }
     }
     check(info, &chains)?;
@@ -81,7 +84,9 @@ fn read_entries(family: Family, table: &[u8]) -> Result<Vec<Entry<'_>>, ParseErr
 
 fn hooks_by_offset(info: &Info) -> Result<HashMap<usize, usize>, ParseError> {
     let mut hooks = HashMap::new();
-    for (hook, offset) in info.hook_entry.iter().enumerate().filter(|(hook, _)| info.valid_hooks >> hook & 1 == 1) {
+    for (hook, offset) in
+        info.hook_entry.iter().enumerate().filter(|(hook, _)| info.valid_hooks >> hook & 1 == 1)
+    {
         let offset = usize::try_from(*offset).unwrap_or(usize::MAX);
         if hooks.insert(offset, hook).is_some() {
             return Err(ParseError { what: "two hooks with one chain", offset });
