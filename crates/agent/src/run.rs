@@ -58,8 +58,11 @@ pub async fn run<E>(
     let (foreign_tx, foreign) = unbounded_channel();
     let sweeper = Sweeper::start(kernel.open_conntrack, swept_tx)
         .map_err(|source| StartError::Thread { what: "flows", source })?;
-    let watch: Box<dyn FnOnce() + Send> = Box::new(move || (kernel.watch)(foreign_tx));
-    let agent = Agent::new(settings, &kernel.open, &reports_tx, sweeper, watch)?;
+    let after_sync: Box<dyn FnOnce() + Send> = Box::new(move || {
+        (kernel.watch)(foreign_tx);
+        (kernel.synced)();
+    });
+    let agent = Agent::new(settings, &kernel.open, &reports_tx, sweeper, after_sync)?;
     agent.serve(Inputs { events, read }, Reports { kernel: reports, swept, foreign }).await
 }
 
@@ -72,6 +75,8 @@ pub struct KernelAccess {
     /// Starts to tell of changes that others make to our tables. Called once, after the first complete sync: before, such
     /// a watch would only be told of our own changes.
     pub watch: Box<dyn FnOnce(UnboundedSender<ForeignChange>) + Send>,
+    /// Told once, when all rules of all families are in the kernel for the first time. Must return at once.
+    pub synced: Box<dyn FnOnce() + Send>,
 }
 
 /// Somebody else changed a table of ours.
@@ -125,8 +130,8 @@ struct Agent {
     v4: Option<Side<V4>>,
     v6: Option<Side<V6>>,
     sweeper: Sweeper,
-    /// Begins to watch for foreign changes; gone once it has.
-    watch: Option<Box<dyn FnOnce() + Send>>,
+    /// What follows the first complete sync; gone once it was called.
+    after_sync: Option<Box<dyn FnOnce() + Send>>,
     started: Instant,
 }
 
@@ -136,7 +141,7 @@ impl Agent {
         open: &OpenKernel,
         reports: &UnboundedSender<Report>,
         sweeper: Sweeper,
-        watch: Box<dyn FnOnce() + Send>,
+        after_sync: Box<dyn FnOnce() + Send>,
     ) -> Result<Self, StartError> {
         let wanted = |family| settings.families.contains(&family);
         let v4 = wanted(IpFamily::V4).then(|| Side::start(&settings, open, reports)).transpose()?;
@@ -149,7 +154,7 @@ impl Agent {
             v4,
             v6,
             sweeper,
-            watch: Some(watch),
+            after_sync: Some(after_sync),
             started: Instant::now(),
         })
     }
@@ -186,8 +191,8 @@ impl Agent {
         self.v6.as_mut().map_or(Ok(()), |side| side.advance(&self.sweeper, &around, now))?;
         let synced = self.v4.as_ref().is_none_or(|side| side.synced)
             && self.v6.as_ref().is_none_or(|side| side.synced);
-        if synced && let Some(watch) = self.watch.take() {
-            watch();
+        if synced && let Some(after_sync) = self.after_sync.take() {
+            after_sync();
         }
         Ok(())
     }

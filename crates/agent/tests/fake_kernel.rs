@@ -7,6 +7,7 @@
     reason = "a test fails by panicking and says on the way what it tries"
 )]
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -74,6 +75,8 @@ struct Bench {
     kernel: FakeKernel,
     conntrack: FakeConntrack,
     watcher: Watcher,
+    /// How often the first complete sync was told.
+    synced: Arc<AtomicU32>,
     inputs: Sender<Input>,
     store: Store,
 }
@@ -84,14 +87,18 @@ impl Bench {
         let (connection, conntrack) = (kernel.clone(), FakeConntrack::new());
         let flows = conntrack.clone();
         let watcher: Watcher = Arc::default();
-        let watch = watcher.clone();
+        let (watch, synced) = (watcher.clone(), Arc::new(AtomicU32::new(0)));
+        let count = synced.clone();
         let access = KernelAccess {
             open: Arc::new(move || Ok(Box::new(connection.clone()))),
             open_conntrack: Arc::new(move || Ok(Box::new(flows.clone()))),
             watch: Box::new(move |foreign| *watch.lock().unwrap() = Some(foreign)),
+            synced: Box::new(move || {
+                count.fetch_add(1, Ordering::SeqCst);
+            }),
         };
         tokio::spawn(agent::run(settings(), access, receiver, Some));
-        Self { kernel: kernel.clone(), conntrack, watcher, inputs, store: Store::default() }
+        Self { kernel: kernel.clone(), conntrack, watcher, synced, inputs, store: Store::default() }
     }
 
     async fn send(&mut self, change: Change) {
@@ -164,6 +171,27 @@ async fn nothing_is_programmed_before_every_kind_is_complete() {
     bench.inputs.send(Input::Listed(Kind::ServiceCidr)).await.unwrap();
     bench.converged().await;
     assert_eq!(kernel.applied().len(), 1, "everything in one transaction");
+}
+
+/// Other modes' rules may go only when ours are all there.
+#[tokio::test]
+async fn the_first_complete_sync_is_told_once_and_not_before_it_succeeded() {
+    let kernel = FakeKernel::new();
+    let mut bench = Bench::start(&kernel);
+    let told = |bench: &Bench| bench.synced.load(Ordering::SeqCst);
+    // The reading passes; the transaction fails twice, with a reading in between.
+    kernel.fail_next([None, Some(Fault::Errno(16)), None, Some(Fault::Errno(16))]);
+    bench.apply(service(1)).await;
+    assert_eq!(told(&bench), 0);
+    bench.listed().await;
+    while told(&bench) == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(kernel.applied().len(), 1);
+    bench.assert_right();
+    bench.apply(slice(1, &[1])).await;
+    bench.converged().await;
+    assert_eq!(told(&bench), 1);
 }
 
 #[tokio::test]

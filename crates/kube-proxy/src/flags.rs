@@ -163,6 +163,11 @@ pub(crate) fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .disable_help_subcommand(true)
         .args_override_self(true)
+        .arg(
+            Arg::new("cleanup").long("cleanup").action(ArgAction::SetTrue).help(
+                "Remove the rules of all modes, upstream's included, and exit; fails if something stays",
+            ),
+        )
         .args(source.map(|arg| arg.help_heading("Source")))
         .args(traffic.map(|arg| arg.help_heading("Traffic")))
         .args(logs.map(|arg| arg.help_heading("Log")))

@@ -3,6 +3,7 @@
 mod flags;
 mod host;
 mod logs;
+mod takeover;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -25,6 +26,10 @@ fn main() -> ExitCode {
         Err(error) => flags::command().error(clap::error::ErrorKind::ValueValidation, error).exit(),
     };
     logs::init(flags.log_format, flags.verbosity);
+    if matches.get_flag("cleanup") {
+        return takeover::clean_up();
+    }
+    takeover::give_up_privileges();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let outcome = runtime.context("start the runtime").and_then(|runtime| runtime.block_on(serve(flags)));
     match outcome {
@@ -65,6 +70,7 @@ fn kernel_access() -> KernelAccess {
                 warn!(%error, "foreign changes of the rules are noticed only by audits");
             }
         }),
+        synced: Box::new(takeover::start),
     }
 }
 

@@ -17,4 +17,5 @@ mod matrix;
 mod odd;
 mod packets;
 mod support;
+mod takeover;
 mod watch;
