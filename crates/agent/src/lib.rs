@@ -18,6 +18,6 @@ mod worker;
 
 pub use backend_nftables::table_name;
 pub use flows::OpenConntrack;
-pub use run::{ForeignChange, Input, KernelAccess, StartError, run};
+pub use run::{ForeignChange, Input, KernelAccess, OldRulesGone, StartError, run};
 pub use settings::{NodePorts, Pods, Settings};
 pub use worker::OpenKernel;

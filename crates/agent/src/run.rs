@@ -56,14 +56,15 @@ pub async fn run<E>(
     let (reports_tx, reports) = unbounded_channel();
     let (swept_tx, swept) = unbounded_channel();
     let (foreign_tx, foreign) = unbounded_channel();
+    let (old_rules_tx, old_rules) = unbounded_channel();
     let sweeper = Sweeper::start(kernel.open_conntrack, swept_tx)
         .map_err(|source| StartError::Thread { what: "flows", source })?;
     let after_sync: Box<dyn FnOnce() + Send> = Box::new(move || {
         (kernel.watch)(foreign_tx);
-        (kernel.synced)();
+        (kernel.synced)(old_rules_tx);
     });
     let agent = Agent::new(settings, &kernel.open, &reports_tx, sweeper, after_sync)?;
-    agent.serve(Inputs { events, read }, Reports { kernel: reports, swept, foreign }).await
+    agent.serve(Inputs { events, read }, Reports { kernel: reports, swept, foreign, old_rules }).await
 }
 
 /// The agent's ways to the kernel.
@@ -75,9 +76,13 @@ pub struct KernelAccess {
     /// Starts to tell of changes that others make to our tables. Called once, after the first complete sync: before, such
     /// a watch would only be told of our own changes.
     pub watch: Box<dyn FnOnce(UnboundedSender<ForeignChange>) + Send>,
-    /// Told once, when all rules of all families are in the kernel for the first time. Must return at once.
-    pub synced: Box<dyn FnOnce() + Send>,
+    /// Called once, after the first complete sync of all families: rules that others left can go now. Must return at once.
+    pub synced: Box<dyn FnOnce(UnboundedSender<OldRulesGone>) + Send>,
 }
+
+/// Rules that others had left are gone. Until then they may have directed flows to endpoints of long ago.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OldRulesGone;
 
 /// Somebody else changed a table of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +98,7 @@ struct Reports {
     kernel: UnboundedReceiver<Report>,
     swept: UnboundedReceiver<Swept>,
     foreign: UnboundedReceiver<ForeignChange>,
+    old_rules: UnboundedReceiver<OldRulesGone>,
 }
 
 /// The source's events as the agent's inputs.
@@ -171,6 +177,7 @@ impl Agent {
                 Some(report) = back.kernel.recv() => self.take_report(report)?,
                 Some(swept) = back.swept.recv() => self.take_swept(swept),
                 Some(change) = back.foreign.recv() => self.take_foreign_change(change),
+                Some(OldRulesGone) = back.old_rules.recv() => self.sweep_again(),
                 input = inputs.recv() => match input {
                     Some(input) => self.take_inputs(input, &mut inputs),
                     None => return Ok(()),
@@ -201,6 +208,11 @@ impl Agent {
         let family = change.family.map_or("either", nft::Family::as_str);
         warn!(family, what = change.what, "somebody else changed our table");
         self.doubt(change.family);
+    }
+
+    fn sweep_again(&mut self) {
+        self.v4.as_mut().map(Side::sweep_again);
+        self.v6.as_mut().map(Side::sweep_again);
     }
 
     /// Has the table read again soon; of both families if none is given.

@@ -12,6 +12,8 @@
 mod edit;
 mod entry;
 mod parse;
+#[cfg(test)]
+mod tests;
 
 pub use edit::{Edited, without_upstream};
 pub(crate) use entry::is_state_new;

@@ -5,26 +5,31 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
+use agent::OldRulesGone;
 use host::{Report, Root};
+use tokio::sync::mpsc::UnboundedSender;
 use tracing::{debug, error, info, warn};
 
 /// Pauses before another attempt at what could not be removed. After the last one it stays until the next start.
 const PAUSES: [Duration; 4] =
     [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30), Duration::from_mins(2)];
 
-/// Removes other modes' leftovers on a thread of its own. To be called when all our rules are in the kernel.
-pub(crate) fn start() {
-    if let Err(error) = thread::Builder::new().name("takeover".into()).spawn(take_over) {
+/// Removes other modes' leftovers on a thread of its own, and tells when rules are gone. To be called when all our rules are
+/// in the kernel.
+pub(crate) fn start(gone: UnboundedSender<OldRulesGone>) {
+    if let Err(error) = thread::Builder::new().name("takeover".into()).spawn(move || take_over(&gone)) {
         warn!(%error, "what other modes left can't be removed");
     }
 }
 
-fn take_over() {
+fn take_over(gone: &UnboundedSender<OldRulesGone>) {
     let mut pauses = PAUSES.into_iter();
     loop {
         let report = host::clean_up_other_modes(&Root::default());
         log_removed(&report);
-        if report.failures.is_empty() {
+        // If nobody listens any more, the program ends.
+        let listening = report.removed.is_empty() || gone.send(OldRulesGone).is_ok();
+        if report.failures.is_empty() || !listening {
             return;
         }
         let retry_in = pauses.next();
