@@ -11,7 +11,7 @@
 //!
 //! 1. IPVS and its device: a virtual server sees only packets that our rules have not taken, but the device makes every
 //!    virtual address local to the host. It goes before the filter rules that shield the host's own ports from it.
-//! 2. Rules: each table goes from old to new in one step. The order of tables is [`upstream::Table::ALL`], and why. In
+//! 2. Rules: each table goes from old to new in one step. The order of tables is [`::cleanup::upstream::Table::ALL`], and why. In
 //!    `nf_tables` all tables of a family go at once.
 //! 3. Sets, which the rules have referred to.
 
@@ -107,6 +107,3 @@ fn delete_table(family: Family, table: &Name) -> Result<bool, nft::KernelError> 
         Err(error) => Err(error),
     }
 }
-
-#[cfg(doc)]
-use ::cleanup::upstream;
