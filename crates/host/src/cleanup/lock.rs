@@ -3,6 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::thread;
 use std::time::Duration;
@@ -36,7 +37,7 @@ impl XtablesLock {
     /// and is noticed unless the table keeps its number of rules.
     pub(super) fn take(root: &Root) -> Result<Self, CleanupError> {
         let path = root.path(FILE);
-        let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
         let file =
             opened.inspect_err(|error| debug!(path = %path.display(), %error, "doing without the lock")).ok();
         if let Some(file) = &file {
