@@ -1,5 +1,6 @@
 //! Messages about virtual servers of IPVS (`linux/ip_vs.h`, `linux/genetlink.h`).
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use netlink::{Message, Writer, flag};
@@ -30,6 +31,26 @@ pub struct VirtualServer {
     pub port: u16,
     /// Number of the protocol.
     pub protocol: u16,
+}
+
+/// What tells upstream's virtual servers from those of others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    /// Addresses of upstream's device: cluster IPs and the like.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Addresses of the node's other devices, at which node ports are served.
+    pub node_addresses: BTreeSet<IpAddr>,
+    /// Protocols and numbers of node ports.
+    pub node_ports: BTreeSet<(u16, u16)>,
+}
+
+impl Own {
+    /// Whether the virtual server is upstream's.
+    pub fn has(&self, server: &VirtualServer) -> bool {
+        let is_node_port = self.node_ports.contains(&(server.protocol, server.port));
+        self.addresses.contains(&server.address)
+            || is_node_port && self.node_addresses.contains(&server.address)
+    }
 }
 
 /// Asks which message type IPVS has. Refused with `ENOENT` if the kernel has no IPVS; makes it load the module, if there
@@ -116,6 +137,21 @@ mod tests {
             let message = messages(&bytes).next().unwrap();
             assert_eq!((message.kind, message.seq), (0x1f, 9));
             assert_eq!(server(&message), Some(wanted));
+        }
+    }
+
+    #[test]
+    fn servers_are_upstreams_by_address_or_as_node_ports() {
+        let address = |last| IpAddr::from([192, 168, 0, last]);
+        let own = Own {
+            addresses: [address(1)].into(),
+            node_addresses: [address(2)].into(),
+            node_ports: [(6, 30080)].into(),
+        };
+        let server = |last, port, protocol| VirtualServer { address: address(last), port, protocol };
+        assert!(own.has(&server(1, 443, 6)) && own.has(&server(1, 53, 17)) && own.has(&server(2, 30080, 6)));
+        for other in [server(2, 443, 6), server(2, 30080, 17), server(3, 30080, 6), server(3, 443, 6)] {
+            assert!(!own.has(&other), "{other:?}");
         }
     }
 

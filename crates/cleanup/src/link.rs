@@ -52,15 +52,16 @@ pub fn request_addresses(seq: u32) -> Vec<u8> {
     out.out
 }
 
-/// The address of the device with this number that the message tells of.
-pub fn address(message: &Message<'_>, index: u32) -> Option<IpAddr> {
+/// The address that the message tells of, and the number of its device.
+pub fn address(message: &Message<'_>) -> Option<(u32, IpAddr)> {
     let payload = message.payload();
     let number = payload.get(4..8)?.try_into().ok().map(u32::from_ne_bytes)?;
-    if message.kind != NEW_ADDR || number != index {
+    if message.kind != NEW_ADDR {
         return None;
     }
     let attrs = Attrs::new(payload.get(ADDR_HEADER..)?);
-    ADDRESSES.into_iter().find_map(|kind| parse_address(attrs.find(kind)?))
+    let address = ADDRESSES.into_iter().find_map(|kind| parse_address(attrs.find(kind)?))?;
+    Some((number, address))
 }
 
 fn parse_address(bytes: &[u8]) -> Option<IpAddr> {
@@ -85,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_the_device_are_read() {
+    fn addresses_and_devices_are_read() {
         let bytes = [
             told(NEW_ADDR, 7, ADDR_HEADER, (1, &[10, 96, 0, 10])),
             told(NEW_ADDR, 8, ADDR_HEADER, (1, &[10, 96, 0, 11])),
@@ -93,8 +94,9 @@ mod tests {
             told(NEW_LINK, 7, LINK_HEADER, (NAME, b"kube-ipvs0\0")),
         ]
         .concat();
-        let found: Vec<_> = messages(&bytes).filter_map(|message| address(&message, 7)).collect();
-        assert_eq!(found, [IpAddr::from([10, 96, 0, 10]), IpAddr::from([0xfd; 16])]);
+        let found: Vec<_> = messages(&bytes).filter_map(|message| address(&message)).collect();
+        let v4 = |last| IpAddr::from([10, 96, 0, last]);
+        assert_eq!(found, [(7, v4(10)), (8, v4(11)), (7, IpAddr::from([0xfd; 16]))]);
         assert_eq!(messages(&bytes).find_map(|message| index(&message)), Some(7));
     }
 }

@@ -166,6 +166,16 @@ const SETS: [&str; 17] = [
 /// `IPSET_MAXNAMELEN` less the final zero, to which upstream cuts the names of IPv6's sets.
 const MAX_SET_NAME: usize = 31;
 
+/// Sets of mode ipvs that hold node ports, with the number of the protocol.
+pub const NODE_PORT_SETS: [(&str, u16); 6] = [
+    ("KUBE-NODE-PORT-TCP", 6),
+    ("KUBE-NODE-PORT-UDP", 17),
+    ("KUBE-NODE-PORT-SCTP-HASH", 132),
+    ("KUBE-6-NODE-PORT-TCP", 6),
+    ("KUBE-6-NODE-PORT-UDP", 17),
+    ("KUBE-6-NODE-PORT-SCTP-HASH", 132),
+];
+
 /// Names of the ipsets of mode ipvs, of both families.
 pub fn ipsets() -> Vec<String> {
     let v4 = SETS.iter().map(|name| format!("KUBE-{name}"));
@@ -213,5 +223,6 @@ mod tests {
         assert_eq!(names.len(), 34);
         assert!(names.contains(&"KUBE-6-LOAD-BALANCER-SOURCE-CID".to_owned()), "{names:?}");
         assert!(names.iter().all(|name| name.len() <= MAX_SET_NAME));
+        assert!(NODE_PORT_SETS.iter().all(|(name, _)| names.iter().any(|known| known == name)));
     }
 }

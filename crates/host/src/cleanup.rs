@@ -71,7 +71,7 @@ impl Report {
 /// rules are complete. Loads no module, and makes no table, that is not in use.
 pub fn clean_up_other_modes(root: &Root) -> Report {
     let mut report = Report::default();
-    ipvs::remove_servers(&mut report);
+    ipvs::remove_servers(root, &mut report);
     for family in FAMILIES {
         legacy::clean(root, family, &mut report);
     }

@@ -1,12 +1,11 @@
 //! What mode ipvs left beside rules: virtual servers, the device that holds their addresses, sets.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::thread;
 use std::time::Duration;
 
-use cleanup::ipvs::{VirtualServer, delete_server, family, request_family, request_servers, server};
-use cleanup::upstream::{IPVS_DEVICE, ipsets};
+use cleanup::ipvs::{Own, VirtualServer, delete_server, family, request_family, request_servers, server};
+use cleanup::upstream::{IPVS_DEVICE, NODE_PORT_SETS, ipsets};
 use cleanup::{ipset, link};
 use kernel::{Netlink, NetlinkError, Protocol};
 
@@ -20,24 +19,28 @@ const ENODEV: i32 = 19;
 const SET_ATTEMPTS: u32 = 20;
 const SET_PAUSE: Duration = Duration::from_millis(50);
 
-/// Deletes the virtual servers whose addresses are on upstream's device, and the device. Without the device nothing is asked
-/// for, so that the module stays unloaded where nobody uses it. Virtual servers of others stay.
-pub(super) fn remove_servers(report: &mut Report) {
-    if let Err(error) = try_remove_servers(report) {
+/// Deletes upstream's virtual servers, and its device. Without the device nothing is asked for, so that the module stays
+/// unloaded where nobody uses it. Virtual servers of others stay.
+pub(super) fn remove_servers(root: &Root, report: &mut Report) {
+    if let Err(error) = try_remove_servers(root, report) {
         report.fail(error);
     }
 }
 
-fn try_remove_servers(report: &mut Report) -> Result<(), CleanupError> {
+fn try_remove_servers(root: &Root, report: &mut Report) -> Result<(), CleanupError> {
     let mut route = open(Protocol::Route)?;
     let Some(index) = device(&mut route)? else { return Ok(()) };
-    let mut addresses = BTreeSet::new();
-    let asked = route.ask(link::request_addresses, |message| addresses.extend(link::address(message, index)));
+    let mut own = Own { node_ports: node_ports(root)?, ..Own::default() };
+    let asked = route.ask(link::request_addresses, |message| match link::address(message) {
+        Some((number, address)) if number == index => drop(own.addresses.insert(address)),
+        Some((_, address)) => drop(own.node_addresses.insert(address)),
+        None => {}
+    });
     // An address that was left out is only a virtual server that stays.
     ignoring(asked, |error| matches!(error, NetlinkError::Interrupted))
-        .map_err(failed(format!("read the addresses of device {IPVS_DEVICE}")))?;
+        .map_err(failed("read the addresses of the devices".to_owned()))?;
     // The device goes even if a server does not: it is what makes the addresses the host's own.
-    let servers = delete_servers(&addresses, report);
+    let servers = delete_servers(&own, report);
     route
         .ask(|seq| link::delete(IPVS_DEVICE, seq), |_| ())
         .map_err(failed(format!("delete device {IPVS_DEVICE}")))?;
@@ -72,7 +75,7 @@ fn device(route: &mut Netlink) -> Result<Option<u32>, CleanupError> {
     }
 }
 
-fn delete_servers(addresses: &BTreeSet<IpAddr>, report: &mut Report) -> Result<(), CleanupError> {
+fn delete_servers(own: &Own, report: &mut Report) -> Result<(), CleanupError> {
     let mut generic = open(Protocol::Generic)?;
     let mut ipvs = None;
     match generic.ask(request_family, |message| ipvs = family(message).or(ipvs)) {
@@ -85,7 +88,7 @@ fn delete_servers(addresses: &BTreeSet<IpAddr>, report: &mut Report) -> Result<(
     let asked = generic.ask(|seq| request_servers(ipvs, seq), |message| servers.extend(server(message)));
     asked.map_err(failed("read the virtual servers of IPVS".to_owned()))?;
     let mut deleted = Vec::new();
-    for server in servers.iter().filter(|server| addresses.contains(&server.address)) {
+    for server in servers.iter().filter(|server| own.has(server)) {
         let name =
             format!("virtual server {} port {} protocol {}", server.address, server.port, server.protocol);
         match generic.ask(|seq| delete_server(ipvs, server, seq), |_| ()) {
@@ -97,10 +100,32 @@ fn delete_servers(addresses: &BTreeSet<IpAddr>, report: &mut Report) -> Result<(
     Ok(())
 }
 
+/// Protocols and numbers of the node ports, from the sets that hold them.
+fn node_ports(root: &Root) -> Result<BTreeSet<(u16, u16)>, CleanupError> {
+    let mut ports = BTreeSet::new();
+    if !has_sets(root) {
+        return Ok(ports);
+    }
+    let mut netfilter = open(Protocol::Netfilter)?;
+    for (name, protocol) in NODE_PORT_SETS {
+        let asked = netfilter.ask(
+            |seq| ipset::request(name, seq),
+            |message| ports.extend(ipset::ports(message).map(|port| (protocol, port))),
+        );
+        ignoring(asked, |error| error.refusal() == Some(ENOENT))
+            .map_err(failed(format!("read set {name}")))?;
+    }
+    Ok(ports)
+}
+
+/// Whether the kernel has sets in use. To ask it for one would load the module.
+fn has_sets(root: &Root) -> bool {
+    root.path("sys/module/ip_set").exists()
+}
+
 /// Destroys upstream's sets, if the kernel has sets in use at all.
 pub(super) fn remove_sets(root: &Root, report: &mut Report) {
-    // To ask the kernel for a set would load the module.
-    if !root.path("sys/module/ip_set").exists() {
+    if !has_sets(root) {
         return;
     }
     let mut netfilter = match open(Protocol::Netfilter) {
@@ -129,4 +154,28 @@ fn destroy(netfilter: &mut Netlink, name: &str) -> Result<bool, NetlinkError> {
         }
     }
     netfilter.ask(|seq| ipset::destroy(name, seq), |_| ()).map(|()| true)
+}
+
+#[cfg(test)]
+mod tests {
+    use testkit::lab::Namespace;
+
+    use super::*;
+
+    /// In the real kernel; needs root and `ipset`.
+    #[test]
+    fn node_ports_are_read_from_the_sets() {
+        let host = Namespace::new("host").unwrap();
+        let read = || host.run(|| node_ports(&Root::default()).unwrap());
+        assert_eq!(read(), BTreeSet::new());
+        let sets = "create KUBE-NODE-PORT-TCP bitmap:port range 0-65535\nadd KUBE-NODE-PORT-TCP 30080\n\
+                    add KUBE-NODE-PORT-TCP 30443\ncreate KUBE-NODE-PORT-SCTP-HASH hash:ip,port\n\
+                    add KUBE-NODE-PORT-SCTP-HASH 192.168.0.1,sctp:30099\ncreate KUBE-6-NODE-PORT-UDP bitmap:port range 0-65535\n\
+                    add KUBE-6-NODE-PORT-UDP 30053\ncreate mine bitmap:port range 0-65535\nadd mine 7\n";
+        host.exec_with_input("ipset", &["restore"], sets).unwrap();
+        assert_eq!(read(), BTreeSet::from([(6, 30080), (6, 30443), (132, 30099), (17, 30053)]));
+        // More than one message holds.
+        host.exec("ipset", &["add", "KUBE-NODE-PORT-TCP", "1000-20000"]).unwrap();
+        assert_eq!(read().len(), 4 + 19_001);
+    }
 }
