@@ -5,7 +5,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 BUILD_TOOLS := cc:gcc cc:libc6-dev
 RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux
-TEST_TOOLS := $(RUN_TOOLS) kubectl:kubernetes-client
+TEST_TOOLS := $(RUN_TOOLS) kubectl:kubernetes-client iptables:iptables ipset:ipset conntrack:conntrack
 
 .PHONY: demo test check package-check bench fmt docs-files
 

@@ -23,6 +23,6 @@ pub use backend_nftables::table_name;
 pub use flows::OpenConntrack;
 pub use node::NodeError;
 pub use notice::{Conflict, Notice, Notices, SYNCS_FAIL_EVERY};
-pub use run::{ForeignChange, Input, KernelAccess, StartError, run};
+pub use run::{ForeignChange, Input, KernelAccess, OldRulesGone, StartError, run};
 pub use settings::{NodePorts, Pods, Settings};
 pub use worker::OpenKernel;

@@ -61,11 +61,15 @@ pub async fn run<E>(
     let (reports_tx, reports) = unbounded_channel();
     let (swept_tx, swept) = unbounded_channel();
     let (foreign_tx, foreign) = unbounded_channel();
+    let (old_rules_tx, old_rules) = unbounded_channel();
     let sweeper = Sweeper::start(kernel.open_conntrack, swept_tx)
         .map_err(|source| StartError::Thread { what: "flows", source })?;
-    let watch: Box<dyn FnOnce() + Send> = Box::new(move || (kernel.watch)(foreign_tx));
-    let agent = Agent::new(settings, &kernel.open, &reports_tx, sweeper, watch)?;
-    agent.serve(Inputs { events, read }, Reports { kernel: reports, swept, foreign }).await
+    let after_sync: Box<dyn FnOnce() + Send> = Box::new(move || {
+        (kernel.watch)(foreign_tx);
+        (kernel.synced)(old_rules_tx);
+    });
+    let agent = Agent::new(settings, &kernel.open, &reports_tx, sweeper, after_sync)?;
+    agent.serve(Inputs { events, read }, Reports { kernel: reports, swept, foreign, old_rules }).await
 }
 
 /// The agent's ways to the kernel.
@@ -77,7 +81,13 @@ pub struct KernelAccess {
     /// Starts to tell of changes that others make to our tables. Called once, after the first complete sync: before, such
     /// a watch would only be told of our own changes.
     pub watch: Box<dyn FnOnce(UnboundedSender<ForeignChange>) + Send>,
+    /// Called once, after the first complete sync of all families: rules that others left can go now. Must return at once.
+    pub synced: Box<dyn FnOnce(UnboundedSender<OldRulesGone>) + Send>,
 }
+
+/// Rules that others had left are gone. Until then they may have directed flows to endpoints of long ago.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OldRulesGone;
 
 /// Somebody else changed a table of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +103,7 @@ struct Reports {
     kernel: UnboundedReceiver<Report>,
     swept: UnboundedReceiver<Swept>,
     foreign: UnboundedReceiver<ForeignChange>,
+    old_rules: UnboundedReceiver<OldRulesGone>,
 }
 
 /// The source's events as the agent's inputs.
@@ -131,8 +142,8 @@ struct Agent {
     v4: Option<Side<V4>>,
     v6: Option<Side<V6>>,
     sweeper: Sweeper,
-    /// Begins to watch for foreign changes; gone once it has.
-    watch: Option<Box<dyn FnOnce() + Send>>,
+    /// What follows the first complete sync; gone once it was called.
+    after_sync: Option<Box<dyn FnOnce() + Send>>,
     started: Instant,
 }
 
@@ -142,13 +153,13 @@ impl Agent {
         open: &OpenKernel,
         reports: &UnboundedSender<Report>,
         sweeper: Sweeper,
-        watch: Box<dyn FnOnce() + Send>,
+        after_sync: Box<dyn FnOnce() + Send>,
     ) -> Result<Self, StartError> {
         let wanted = |family| settings.families.contains(&family);
         let v4 = wanted(IpFamily::V4).then(|| Side::start(&settings, open, reports)).transpose()?;
         let v6 = wanted(IpFamily::V6).then(|| Side::start(&settings, open, reports)).transpose()?;
         Ok(Self {
-            this_node: ThisNode::new(settings.node_name.clone(), None),
+            this_node: settings.this_node(None),
             node: NodeState::new(&settings),
             settings,
             store: Store::default(),
@@ -156,7 +167,7 @@ impl Agent {
             v4,
             v6,
             sweeper,
-            watch: Some(watch),
+            after_sync: Some(after_sync),
             started: Instant::now(),
         })
     }
@@ -173,6 +184,7 @@ impl Agent {
                 Some(report) = back.kernel.recv() => self.take_report(report)?,
                 Some(swept) = back.swept.recv() => self.take_swept(swept),
                 Some(change) = back.foreign.recv() => self.take_foreign_change(change),
+                Some(OldRulesGone) = back.old_rules.recv() => self.sweep_again(),
                 input = inputs.recv() => match input {
                     Some(input) => self.take_inputs(input, &mut inputs),
                     None => return Ok(()),
@@ -195,8 +207,8 @@ impl Agent {
         self.v6.as_mut().map_or(Ok(()), |side| side.advance(&self.sweeper, &around, now))?;
         let synced = self.v4.as_ref().is_none_or(|side| side.synced)
             && self.v6.as_ref().is_none_or(|side| side.synced);
-        if synced && let Some(watch) = self.watch.take() {
-            watch();
+        if synced && let Some(after_sync) = self.after_sync.take() {
+            after_sync();
         }
         Ok(())
     }
@@ -205,6 +217,11 @@ impl Agent {
         let family = change.family.map_or("either", nft::Family::as_str);
         warn!(ipFamily = family, what = change.what, "somebody else changed our table");
         self.doubt(change.family);
+    }
+
+    fn sweep_again(&mut self) {
+        self.v4.as_mut().map(Side::sweep_again);
+        self.v6.as_mut().map(Side::sweep_again);
     }
 
     /// Has the table read again soon; of both families if none is given.
@@ -313,7 +330,7 @@ impl Agent {
 
     fn look_at_config(&mut self, now: Instant) {
         let node = self.node.get();
-        self.this_node = ThisNode::new(self.settings.node_name.clone(), node);
+        self.this_node = self.settings.this_node(node);
         let service_cidrs = self.store.service_cidrs();
         if let Some(side) = &mut self.v4 {
             side.pipeline.set_config(self.settings.config::<V4>(node, &service_cidrs), now);

@@ -6,7 +6,9 @@ use std::time::Duration;
 use backend_nftables::nft_family;
 use conntrack::ConntrackError;
 use model::view::{self, ThisNode};
-use model::{ConflictChange, Family, FrontendAddress, FrontendKey, Node, ServiceEntry, ServiceName, Store};
+use model::{
+    ConflictChange, Family, FrontendAddress, FrontendKey, Node, Protocol, ServiceEntry, ServiceName, Store,
+};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 use tracing::{debug, info, trace, warn};
@@ -28,8 +30,10 @@ pub(crate) struct Side<F: Family> {
     pub(crate) synced: bool,
     /// The frontends whose flows are being looked at.
     sweeping: Option<BTreeSet<FrontendKey<F>>>,
-    /// All flows have been looked at once.
-    swept: bool,
+    /// That sweep looks at all flows to Services.
+    sweeping_all: bool,
+    /// All flows to Services are to be looked at, also those to addresses that no Service has (any more).
+    all_due: bool,
     /// No sweep before this.
     sweep_not_before: Instant,
     outage: Outage,
@@ -62,7 +66,8 @@ impl<F: Family> Side<F> {
             worker,
             synced: false,
             sweeping: None,
-            swept: false,
+            sweeping_all: false,
+            all_due: true,
             sweep_not_before: now,
             outage: Outage::new(settings.sync_period * 2),
             notices: settings.notices.clone(),
@@ -128,14 +133,15 @@ impl<F: Family> Side<F> {
         now: Instant,
     ) -> Result<(), StartError> {
         let may_sweep = self.synced && self.sweeping.is_none() && now >= self.sweep_not_before;
-        if !may_sweep || self.swept && !self.pipeline.has_ready_flows() {
+        if !may_sweep || !self.all_due && !self.pipeline.has_ready_flows() {
             return Ok(());
         }
         let keys = self.pipeline.take_ready_flows();
-        let all_of = if self.swept {
-            Vec::new()
-        } else {
+        self.sweeping_all = std::mem::take(&mut self.all_due);
+        let all_of = if self.sweeping_all {
             around.store.service_cidrs().into_iter().filter(F::owns).collect()
+        } else {
+            Vec::new()
         };
         let node_addresses = around.node.map(|node| &*node.addresses).unwrap_or_default();
         let sweep = Sweep::new(self.pipeline.table(), &keys, node_addresses, all_of);
@@ -143,12 +149,19 @@ impl<F: Family> Side<F> {
         if sweeper.submit(sweep) { Ok(()) } else { Err(StartError::WorkerDied) }
     }
 
+    /// Has all flows looked at again: rules of others, which are gone by now, may have directed some since the last time.
+    pub(crate) fn sweep_again(&mut self) {
+        let keys = self.pipeline.table().iter().map(|frontend| frontend.key);
+        let keys = keys.filter(|key| key.protocol != Protocol::Tcp).collect();
+        self.pipeline.put_back_flows(keys);
+        self.all_due = true;
+    }
+
     pub(crate) fn take_swept(&mut self, result: Result<u64, ConntrackError>, now: Instant) {
         let keys = self.sweeping.take().unwrap_or_default();
         self.sweep_not_before = now + SWEEP_PAUSE;
         match result {
             Ok(deleted) => {
-                self.swept = true;
                 if deleted > 0 {
                     debug!(ipFamily = %F::FAMILY, deleted, frontends = keys.len(), "forgot stale flows");
                 }
@@ -156,6 +169,7 @@ impl<F: Family> Side<F> {
             Err(error) => {
                 warn!(ipFamily = %F::FAMILY, %error, deleted = error.deleted(), "stale flows can't be forgotten");
                 self.pipeline.put_back_flows(keys);
+                self.all_due |= self.sweeping_all;
             }
         }
     }

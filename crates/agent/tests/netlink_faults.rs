@@ -165,6 +165,7 @@ impl Bench {
             open: Arc::new(|| Ok(Box::new(Nftables::<Faulty>::over_channel()?))),
             open_conntrack: Arc::new(|| Ok(Box::new(FakeConntrack::new()))),
             watch: Box::new(drop),
+            synced: Box::new(drop),
         };
         tokio::spawn(agent::run(settings(), access, receiver, Some));
         Self { inputs, store: Store::default() }

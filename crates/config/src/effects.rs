@@ -15,17 +15,15 @@ const FEW_REQUESTS: &str = "there are few requests: one list and one watch for e
 const WINDOWS: &str = "it concerns Windows";
 
 /// Fields, and what all fields of an object have in common, with the reason why they do nothing in any mode.
-const WITHOUT_EFFECT: [(&str, &str); 12] = [
+const WITHOUT_EFFECT: [(&str, &str); 10] = [
     ("bindAddressHardFail", NOT_YET),
     ("clientConnection.burst", FEW_REQUESTS),
     ("clientConnection.qps", FEW_REQUESTS),
     ("configSyncPeriod", "changes are watched, and the kernel's state is audited by itself"),
-    ("conntrack", NOT_YET),
     ("enableProfiling", NOT_YET),
     ("healthzBindAddress", NOT_YET),
     ("metricsBindAddress", NOT_YET),
     ("nftables.minSyncPeriod", AT_ONCE),
-    ("oomScoreAdj", NOT_YET),
     ("portRange", "it is obsolete"),
     ("showHiddenMetricsForVersion", "no metric is hidden"),
 ];

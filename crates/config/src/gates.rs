@@ -58,7 +58,7 @@ const NO_CBOR: &str = "CBOR is not spoken here";
 pub static GATES: [Gate; 27] = [
     gate(ALL_ALPHA, Stage::Alpha, false, "all gates of stage Alpha"),
     gate(ALL_BETA, Stage::Beta, false, "all gates of stage Beta"),
-    pending(ALLOW_SERVICE_EXTERNAL_IPS, Stage::Ga, true, "serve `spec.externalIPs` of Services"),
+    gate(ALLOW_SERVICE_EXTERNAL_IPS, Stage::Ga, true, "serve `spec.externalIPs` of Services"),
     ignored("AtomicFIFO", Stage::Beta, true, GO_ONLY),
     ignored("CBORServingAndStorage", Stage::Alpha, false, NO_CBOR),
     ignored("ClientsAllowCARotation", Stage::Beta, true, ALWAYS_ON),
@@ -74,7 +74,7 @@ pub static GATES: [Gate; 27] = [
     gate(LOGGING_ALPHA_OPTIONS, Stage::Alpha, false, "permit `splitStream` and `infoBufferSize`"),
     gate(LOGGING_BETA_OPTIONS, Stage::Beta, true, "permit `logging.format: json`"),
     ignored("MultiCIDRServiceAllocator", Stage::Ga, true, ALWAYS_ON).locked(),
-    pending(
+    gate(
         NFTABLES_LOCALHOST_NODE_PORTS,
         Stage::Alpha,
         false,

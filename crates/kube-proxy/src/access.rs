@@ -7,6 +7,8 @@ use agent::{ForeignChange, KernelAccess};
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::warn;
 
+use crate::takeover;
+
 /// The pause before a failed watch is opened again.
 const WATCH_PAUSE: Duration = Duration::from_secs(5);
 
@@ -21,6 +23,7 @@ pub(crate) fn kernel_access() -> KernelAccess {
                 warn!(%error, "foreign changes of the rules are noticed only by audits");
             }
         }),
+        synced: Box::new(takeover::start),
     }
 }
 

@@ -71,7 +71,7 @@ fn is_other(command_line: &CommandLine, config: &Config, path: &Path, text: Opti
         error!(%file, "the configuration file is gone; what it said stays in force");
         return false;
     };
-    match config::load(command_line, Some(Ok(text.to_owned())), &crate::host::modes()).config {
+    match config::load(command_line, Some(Ok(text.to_owned())), &crate::platform::modes()).config {
         Ok(new) if new == *config => {
             info!(%file, "the configuration file was changed, but not what it means");
             false
@@ -128,7 +128,8 @@ mod tests {
         let arguments = ["--config".to_owned(), path.display().to_string()];
         let Ok(Parsed::Run(command_line)) = CommandLine::parse(arguments) else { panic!("arguments") };
         let read = ConfigFile::read(path);
-        let config = config::load(&command_line, Some(read.text()), &crate::host::modes()).config.unwrap();
+        let config =
+            config::load(&command_line, Some(read.text()), &crate::platform::modes()).config.unwrap();
         let unchanged = async {
             change().await;
             tokio::time::sleep(SETTLE * 8).await;

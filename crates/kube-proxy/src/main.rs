@@ -2,11 +2,13 @@
 
 mod access;
 mod config_file;
-mod host;
 mod notices;
+mod platform;
 mod plausibility;
+mod prepare;
 mod serve;
 mod settings;
+mod takeover;
 
 use std::io::Write as _;
 use std::path::Path;
@@ -35,7 +37,7 @@ fn run(command_line: &CommandLine) -> ExitCode {
         drop(writeln!(std::io::stderr(), "{line}"));
     }
     let file = command_line.config().map(ConfigFile::read);
-    let loaded = config::load(command_line, file.as_ref().map(ConfigFile::text), &host::modes());
+    let loaded = config::load(command_line, file.as_ref().map(ConfigFile::text), &platform::modes());
     let log = match logs::init(settings::logs(&loaded.logging)) {
         Ok(log) => log,
         Err(error) => return complain(&error),
@@ -50,7 +52,7 @@ fn run(command_line: &CommandLine) -> ExitCode {
         }
     }
     let outcome =
-        loaded.config.map_err(anyhow::Error::from).and_then(|config| act(command_line, &config, file));
+        loaded.config.map_err(anyhow::Error::from).and_then(|config| act(command_line, &config, file, &log));
     let code = match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -68,11 +70,21 @@ fn complain(error: &dyn std::error::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn act(command_line: &CommandLine, config: &Config, file: Option<ConfigFile>) -> anyhow::Result<()> {
+fn act(
+    command_line: &CommandLine,
+    config: &Config,
+    file: Option<ConfigFile>,
+    log: &logs::Handle,
+) -> anyhow::Result<()> {
     match command_line.action() {
         Action::WriteConfig(path) => write_config(path, config),
-        Action::Cleanup | Action::InitOnly => anyhow::bail!("--cleanup and --init-only are not built in yet"),
+        Action::Cleanup => takeover::clean_up(),
+        Action::InitOnly => prepare::init_only(config),
         Action::Serve => {
+            prepare::before_serving(config);
+            takeover::give_up_privileges();
+            // Threads keep the privileges that they were started with.
+            log.flush_regularly().context("start the thread log-flush")?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let outcome = runtime
                 .context("start the runtime")

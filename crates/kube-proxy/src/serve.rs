@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use crate::access::kernel_access;
 use crate::config_file::ConfigFile;
-use crate::{host, notices, settings};
+use crate::{notices, platform, settings};
 
 /// Events that may wait between the source and the agent.
 const EVENTS: usize = 4096;
@@ -32,13 +32,13 @@ pub(crate) async fn serve(
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
     let version = command_line.version();
-    let node_name = config.hostname_override.clone().map_or_else(host::hostname, Ok)?;
+    let node_name = config.hostname_override.clone().map_or_else(platform::hostname, Ok)?;
     info!(%version, "Version info");
     info!(node = node_name, "Using {} Proxier", config.mode);
 
-    let families = host::families();
+    let families = platform::families();
     let (notices, recorder, listener) =
-        notices::outlets(&host::hostname().unwrap_or_else(|_unreadable| node_name.clone()));
+        notices::outlets(&platform::hostname().unwrap_or_else(|_unreadable| node_name.clone()));
     let checked = settings::checked(config, families.clone());
     let settings = settings::agent(config, &node_name, families, notices);
     let (events_tx, events) = mpsc::channel(EVENTS);

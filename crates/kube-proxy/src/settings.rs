@@ -45,6 +45,7 @@ pub(crate) fn agent(config: &Config, node_name: &str, families: Vec<IpFamily>, n
         families,
         node_ports: node_ports(config),
         localhost_node_ports: config.nftables_localhost_node_ports,
+        external_ips: config.gates.enabled(config::ALLOW_SERVICE_EXTERNAL_IPS),
         pods: pods(config),
         masquerade_all: config.masquerade_all,
         masquerade_mark: 1 << config.masquerade_bit,

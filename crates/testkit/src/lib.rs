@@ -13,3 +13,4 @@ pub mod lab;
 pub mod objects;
 pub mod proxy;
 pub mod trace;
+pub mod upstream;

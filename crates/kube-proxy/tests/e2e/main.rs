@@ -20,4 +20,5 @@ mod odd;
 mod packets;
 mod permissions;
 mod support;
+mod takeover;
 mod watch;
