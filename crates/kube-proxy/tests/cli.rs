@@ -94,7 +94,7 @@ fn flags_are_logged_at_level_1() {
     let dir = tempfile::tempdir().unwrap();
     let flag = format!("--write-config-to={}", dir.path().join("f").display());
     let output = run(&[&flag, "-v=1", "--conntrack-udp-timeout=90s"]);
-    assert!(stderr(&output).contains("FLAG: --conntrack-udp-timeout=\"1m30s\""), "{output:?}");
-    assert!(stderr(&output).contains("FLAG: --bind-address=\"0.0.0.0\""));
+    assert!(stderr(&output).contains(r#"FLAG: --conntrack-udp-timeout=\"1m30s\""#), "{output:?}");
+    assert!(stderr(&output).contains(r#"FLAG: --bind-address=\"0.0.0.0\""#));
     assert!(!stderr(&run(&[&flag])).contains("FLAG"));
 }
