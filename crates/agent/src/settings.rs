@@ -117,6 +117,8 @@ mod tests {
             zone: None,
             addresses: addresses.iter().map(|addr| addr.parse().unwrap()).collect(),
             pod_cidrs: ["fd00:10:244::/64", "10.244.0.0/24"].map(|net| net.parse().unwrap()).into(),
+            is_deleting: false,
+            is_scaled_down: false,
         }
     }
 

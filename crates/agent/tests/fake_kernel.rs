@@ -63,6 +63,7 @@ fn slice(n: u8, endpoints: &[u8]) -> Object {
         service: ObjectName::new("ns", &format!("svc-{n}")),
         ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
         endpoints: SliceEndpoints::V4(endpoints.iter().map(endpoint).collect()),
+        trigger_time: None,
     })
 }
 

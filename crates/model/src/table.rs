@@ -138,6 +138,8 @@ pub struct Frontend<F: Family> {
 #[derive(Clone, Debug)]
 pub struct Table<F: Family> {
     frontends: HashMap<FrontendKey<F>, Claims<F>, FxBuildHasher>,
+    /// Claims that lost, over all keys.
+    n_lost: usize,
     by_service: BTreeMap<ServiceName, Box<[FrontendKey<F>]>>,
 }
 
@@ -150,7 +152,7 @@ struct Claims<F: Family> {
 
 impl<F: Family> Default for Table<F> {
     fn default() -> Self {
-        Self { frontends: HashMap::default(), by_service: BTreeMap::new() }
+        Self { frontends: HashMap::default(), n_lost: 0, by_service: BTreeMap::new() }
     }
 }
 
@@ -193,6 +195,11 @@ impl<F: Family> Table<F> {
         self.frontends.get(key).map_or(&[], |claims| &claims.others)
     }
 
+    /// How many claims lost against another Service's, over all keys.
+    pub fn conflict_count(&self) -> usize {
+        self.n_lost
+    }
+
     /// All frontends in force, in the order of their Services' names.
     pub fn iter(&self) -> impl Iterator<Item = &Frontend<F>> {
         let keys =
@@ -214,12 +221,14 @@ impl<F: Family> Table<F> {
             return differs;
         }
         let before = claims.winner.clone();
+        let n_lost_before = claims.others.len();
         let mut all = std::mem::take(&mut claims.others);
         all.push(before.clone());
         all.retain(|known| !same_owner(known, &frontend));
         all.push(frontend);
         all.sort_by(|a, b| precedence(a).cmp(&precedence(b)));
         claims.winner = all.remove(0);
+        self.n_lost = self.n_lost + all.len() - n_lost_before;
         claims.others = all;
         claims.winner != before
     }
@@ -228,13 +237,16 @@ impl<F: Family> Table<F> {
     fn withdraw(&mut self, service: &ServiceName, key: &FrontendKey<F>) -> bool {
         let Some(claims) = self.frontends.get_mut(key) else { return false };
         if claims.winner.service.service != *service {
+            let n_lost_before = claims.others.len();
             claims.others.retain(|other| other.service.service != *service);
+            self.n_lost = self.n_lost + claims.others.len() - n_lost_before;
             return false;
         }
         if claims.others.is_empty() {
             self.frontends.remove(key);
         } else {
             claims.winner = claims.others.remove(0);
+            self.n_lost -= 1;
         }
         true
     }
@@ -318,12 +330,13 @@ mod tests {
             }
             assert_eq!(table.get(&claims[0].key), Some(&claims[0]));
             assert_eq!(table.conflicts(&claims[0].key), [claims[2].clone(), claims[1].clone()]);
-            assert_eq!(table.iter().count(), 1);
+            assert_eq!((table.iter().count(), table.conflict_count()), (1, 2));
             assert_eq!(set(&mut table, "b", vec![]), 1);
+            assert_eq!(table.conflict_count(), 1);
             assert_eq!(table.get(&claims[0].key), Some(&claims[2]));
             assert_eq!(set(&mut table, "a", vec![]), 0);
             assert_eq!(set(&mut table, "c", vec![]), 1);
-            assert_eq!(table.get(&claims[0].key), None);
+            assert_eq!((table.get(&claims[0].key), table.conflict_count()), (None, 0));
         }
     }
 }

@@ -3,6 +3,8 @@
 //! Pure: the same objects give the same frontends, whatever happened before.
 
 mod endpoints;
+mod health_check;
+mod no_local;
 
 use std::sync::Arc;
 
@@ -13,6 +15,9 @@ use crate::{
     Node, Pool, Protocol, Service, ServiceEntry, ServicePort, ServicePortName, TrafficPolicy, Verdict,
 };
 use endpoints::Choice;
+
+pub use health_check::{HealthCheck, HealthChecks, health_check};
+pub use no_local::NoLocalEndpoints;
 
 /// The node that the proxy runs on, as far as Services are concerned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
