@@ -14,10 +14,12 @@ mod pipeline;
 mod run;
 mod settings;
 mod side;
+mod telemetry;
 mod worker;
 
 pub use backend_nftables::table_name;
 pub use flows::OpenConntrack;
 pub use run::{ForeignChange, Input, KernelAccess, StartError, run};
 pub use settings::{NodePorts, Pods, Settings};
+pub use telemetry::Telemetry;
 pub use worker::OpenKernel;

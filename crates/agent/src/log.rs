@@ -9,7 +9,7 @@ use crate::pipeline::{Done, Failed, Reason, Step};
 
 /// One line for each completed step. Single changes are for those who want to see them.
 pub(crate) fn log_done<F: Family>(done: &Done, took: Duration, settled: bool) {
-    let Done { step, elements, applied, latency } = done;
+    let Done { step, elements, applied, latency, .. } = done;
     let family = F::FAMILY;
     let (latency_us, kernel_us) = (micros(*latency), micros(applied.kernel_time));
     let took_us = micros(took);
@@ -32,7 +32,7 @@ pub(crate) fn log_done<F: Family>(done: &Done, took: Duration, settled: bool) {
 
 /// A failure and what is done about it.
 pub(crate) fn log_failed<F: Family>(failed: &Failed) {
-    let Failed { error, failures, retry_in } = failed;
+    let Failed { error, failures, retry_in, .. } = failed;
     let source = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
     let retry_in_ms = millis(*retry_in);
     if error.is_retryable() {

@@ -87,7 +87,8 @@ impl Settings {
     }
 }
 
-fn everything<F: Family>() -> IpNet {
+/// The range of all addresses of a family.
+pub(crate) fn everything<F: Family>() -> IpNet {
     match F::FAMILY {
         IpFamily::V4 => IpNet::V4(ipnet::Ipv4Net::default()),
         IpFamily::V6 => IpNet::V6(ipnet::Ipv6Net::default()),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use backend_nftables::nft_family;
+use backend_nftables::{Config, NodePortAddresses, nft_family};
 use conntrack::ConntrackError;
 use model::view::{self, ThisNode};
 use model::{Family, FrontendKey, Node, ServiceEntry, ServiceName, Store};
@@ -15,12 +15,14 @@ use crate::flows::{Sweep, Sweeper};
 use crate::log::{log_done, log_failed};
 use crate::pipeline::{Pipeline, Progress, Step};
 use crate::run::StartError;
-use crate::settings::Settings;
+use crate::settings::{self, Settings};
+use crate::telemetry::{FamilyTelemetry, Telemetry};
 use crate::worker::{Job, OpenKernel, Report, Worker};
 
 /// One family: its state and its kernel thread.
 pub(crate) struct Side<F: Family> {
     pub(crate) pipeline: Pipeline<F>,
+    pub(crate) telemetry: FamilyTelemetry<F>,
     worker: Worker,
     /// All has been in the kernel at least once.
     pub(crate) synced: bool,
@@ -47,13 +49,22 @@ impl<F: Family> Side<F> {
         settings: &Settings,
         open: &OpenKernel,
         reports: &UnboundedSender<Report>,
+        telemetry: &Telemetry,
     ) -> Result<Self, StartError> {
         let family = nft_family::<F>();
         let worker = Worker::start(family, open.clone(), reports.clone())
             .map_err(|source| StartError::Thread { what: family.as_str(), source })?;
         let now = Instant::now();
         let pipeline = Pipeline::new(settings.config::<F>(None, &BTreeSet::new()), now);
-        Ok(Self { pipeline, worker, synced: false, sweeping: None, swept: false, sweep_not_before: now })
+        Ok(Self {
+            pipeline,
+            telemetry: FamilyTelemetry::start(telemetry),
+            worker,
+            synced: false,
+            sweeping: None,
+            swept: false,
+            sweep_not_before: now,
+        })
     }
 
     pub(crate) fn look_at(
@@ -64,6 +75,8 @@ impl<F: Family> Side<F> {
         now: Instant,
     ) {
         let frontends = entry.map(|entry| view::frontends::<F>(node, entry)).unwrap_or_default();
+        let check = entry.and_then(|entry| view::health_check::<F>(node, entry));
+        self.telemetry.looked_at(name, check, view::NoLocalEndpoints::of(&frontends));
         for loser in self.pipeline.set_service(name, frontends, now) {
             warn!(
                 service = %loser.service, family = %F::FAMILY, address = ?loser.key.address,
@@ -71,6 +84,15 @@ impl<F: Family> Side<F> {
                 "another Service has this address and port",
             );
         }
+    }
+
+    /// Takes in settings.
+    pub(crate) fn set_config(&mut self, config: Config, now: Instant) {
+        self.telemetry.set_ranges(match &config.node_ports {
+            NodePortAddresses::All => vec![settings::everything::<F>()],
+            NodePortAddresses::Within(ranges) => ranges.clone(),
+        });
+        self.pipeline.set_config(config, now);
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
@@ -88,6 +110,7 @@ impl<F: Family> Side<F> {
     ) -> Result<(), StartError> {
         let job = self.pipeline.next(now);
         self.submit(job)?;
+        self.telemetry.follow(&self.pipeline, now);
         self.sweep(sweeper, around, now)
     }
 
@@ -114,17 +137,19 @@ impl<F: Family> Side<F> {
         if sweeper.submit(sweep) { Ok(()) } else { Err(StartError::WorkerDied) }
     }
 
-    pub(crate) fn take_swept(&mut self, result: Result<u64, ConntrackError>, now: Instant) {
+    pub(crate) fn take_swept(&mut self, result: Result<u64, ConntrackError>, took: Duration, now: Instant) {
         let keys = self.sweeping.take().unwrap_or_default();
         self.sweep_not_before = now + SWEEP_PAUSE;
         match result {
             Ok(deleted) => {
                 self.swept = true;
+                self.telemetry.swept(deleted, took);
                 if deleted > 0 {
                     debug!(family = %F::FAMILY, deleted, frontends = keys.len(), "forgot stale flows");
                 }
             }
             Err(error) => {
+                self.telemetry.swept(error.deleted(), took);
                 warn!(family = %F::FAMILY, %error, deleted = error.deleted(), "stale flows can't be forgotten");
                 self.pipeline.put_back_flows(keys);
             }
@@ -139,11 +164,13 @@ impl<F: Family> Side<F> {
             Progress::Working => None,
             Progress::Done(done) => {
                 log_done::<F>(&done, took, self.pipeline.is_settled());
+                self.telemetry.done(&done);
                 self.synced = true;
                 Some(done.step)
             }
             Progress::Failed(failed) => {
                 log_failed::<F>(&failed);
+                self.telemetry.failed(&failed);
                 None
             }
         };

@@ -3,6 +3,7 @@
 mod flags;
 mod host;
 mod logs;
+mod servers;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use agent::{ForeignChange, Input, KernelAccess, NodePorts, Settings};
 use anyhow::Context as _;
 use flags::Flags;
+use metrics::SourceMetrics;
 use model::Kind;
 use source::{ApiConfig, ContentType, Source, SourceEvent, Timings};
 use tokio::signal::unix::{SignalKind, signal};
@@ -45,9 +47,10 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
     let settings = settings(&flags)?;
     info!(version = env!("CARGO_PKG_VERSION"), node = %settings.node_name, families = ?settings.families, "Using nftables Proxier");
     let (events_tx, events) = mpsc::channel(EVENTS);
-    let mut source = start_source(&flags, events_tx).await?;
+    let telemetry = servers::telemetry();
+    let mut source = start_source(&flags, telemetry.metrics.source.clone(), events_tx).await?;
     tokio::select! {
-        result = agent::run(settings, kernel_access(), events, read_event) => result.context("serve"),
+        result = agent::run(settings, kernel_access(), telemetry, events, read_event) => result.context("serve"),
         () = source.ended() => anyhow::bail!("the source ended"),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
@@ -95,9 +98,13 @@ const WATCH_PAUSE: Duration = Duration::from_secs(5);
 /// Events that may wait between the source and the agent.
 const EVENTS: usize = 4096;
 
-async fn start_source(flags: &Flags, events: mpsc::Sender<SourceEvent>) -> anyhow::Result<Source> {
+async fn start_source(
+    flags: &Flags,
+    metrics: SourceMetrics,
+    events: mpsc::Sender<SourceEvent>,
+) -> anyhow::Result<Source> {
     if let Some(dir) = &flags.manifests {
-        return source::spawn_folder(dir.clone(), events).context("read the manifests");
+        return source::spawn_folder(dir.clone(), metrics, events).context("read the manifests");
     }
     let config = ApiConfig {
         kubeconfig: flags.kubeconfig.clone(),
@@ -107,7 +114,7 @@ async fn start_source(flags: &Flags, events: mpsc::Sender<SourceEvent>) -> anyho
         user_agent: source::user_agent(env!("CARGO_PKG_VERSION")),
         timings: Timings::default(),
     };
-    source::spawn_api(config, events).await.context("configure the API client")
+    source::spawn_api(config, metrics, events).await.context("configure the API client")
 }
 
 /// What an event means to the agent; what is only for people is logged here.

@@ -55,7 +55,7 @@ mod tests {
         assert_eq!(programming[..4], [0.25, 0.5, 1.0, 2.0]);
         assert_eq!(programming[59..64], [58.0, 59.0, 60.0, 65.0, 70.0][..]);
         assert_eq!(programming[71..75], [110.0, 115.0, 120.0, 150.0][..]);
-        assert_eq!(programming[79], 300.0);
+        assert_eq!(programming[75..], [180.0, 210.0, 240.0, 270.0, 300.0][..]);
     }
 
     #[test]

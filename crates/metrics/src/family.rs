@@ -1,7 +1,5 @@
 //! What each family has of its own.
 
-use std::collections::BTreeMap;
-
 use model::IpFamily;
 use prometheus::{Gauge, Histogram, IntCounter, IntGauge};
 
@@ -57,8 +55,9 @@ pub struct FamilyMetrics {
     pub deleted_flows: IntCounter,
 }
 
-/// Registers them for the families that are served.
-pub(crate) fn register(registrar: &Registrar, families: &[IpFamily]) -> BTreeMap<IpFamily, FamilyMetrics> {
+/// Registers them; gives what makes those of one family.
+#[expect(clippy::too_many_lines, reason = "a table")]
+pub(crate) fn register(registrar: &Registrar) -> impl Fn(IpFamily) -> FamilyMetrics + Send + Sync + use<> {
     let histogram = |name, help, buckets: fn() -> Vec<f64>| registrar.per_family(name, help, buckets());
     let counter = |name, help| {
         let counters = registrar.counters(name, help, &["ip_family"]);
@@ -124,8 +123,10 @@ pub(crate) fn register(registrar: &Registrar, families: &[IpFamily]) -> BTreeMap
         "Time inside the kernel for a transaction",
         buckets::commit,
     );
-    let elements_written =
-        counter("kubeproxy_elements_written_total", "Map and set elements written to or deleted from the kernel");
+    let elements_written = counter(
+        "kubeproxy_elements_written_total",
+        "Map and set elements written to or deleted from the kernel",
+    );
     let transactions = registrar.counters(
         "kubeproxy_transactions_total",
         "Transactions sent to the kernel, by result",
@@ -150,7 +151,7 @@ pub(crate) fn register(registrar: &Registrar, families: &[IpFamily]) -> BTreeMap
     let conntrack_deleted =
         counter("kubeproxy_conntrack_reconciler_deleted_entries_total", "[ALPHA] Stale flows deleted");
     let deleted_flows = counter("kubeproxy_conntrack_deleted_flows_total", "Stale flows deleted");
-    let of = |family: IpFamily| {
+    move |family| {
         let name = &*family.to_string();
         nftables_cleanup_failures(name);
         FamilyMetrics {
@@ -177,6 +178,5 @@ pub(crate) fn register(registrar: &Registrar, families: &[IpFamily]) -> BTreeMap
             conntrack_deleted: conntrack_deleted(name),
             deleted_flows: deleted_flows(name),
         }
-    };
-    families.iter().map(|family| (*family, of(*family))).collect()
+    }
 }

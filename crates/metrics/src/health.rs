@@ -70,6 +70,8 @@ pub struct FamilyReport {
     pub last_updated: SystemTime,
     /// Nothing has been waiting for too long.
     pub healthy: bool,
+    /// Since when the oldest of what waits has been waiting.
+    pub pending_since: Option<Instant>,
 }
 
 impl Report {
@@ -118,14 +120,17 @@ impl Health {
 
     /// The health now.
     pub fn report(&self, now: Instant) -> Report {
-        let too_old =
-            |since: Option<Instant>| since.is_some_and(|at| now.saturating_duration_since(at) >= self.timeout);
+        let too_old = |since: Option<Instant>| {
+            since.is_some_and(|at| now.saturating_duration_since(at) >= self.timeout)
+        };
         let is_stuck = too_old(self.beat);
         let report = |family: &Family| FamilyReport {
             last_updated: family.last_updated,
             healthy: !is_stuck && !too_old(family.pending_since),
+            pending_since: family.pending_since,
         };
-        let families: BTreeMap<_, _> = self.families.iter().map(|(name, state)| (*name, report(state))).collect();
+        let families: BTreeMap<_, _> =
+            self.families.iter().map(|(name, state)| (*name, report(state))).collect();
         Report {
             healthy: families.values().all(|family| family.healthy),
             started: !families.is_empty() && self.families.values().all(|family| family.was_synced),
@@ -139,7 +144,7 @@ impl Health {
 mod tests {
     use super::*;
 
-    const TIMEOUT: Duration = Duration::from_secs(60);
+    const TIMEOUT: Duration = Duration::from_mins(1);
 
     fn wall(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
@@ -254,8 +259,9 @@ mod tests {
         health.started(V6, wall(50));
         let report = health.report(now + TIMEOUT);
         assert_eq!(report.last_updated(), Some(wall(9)));
-        assert_eq!(report.families[&V4], FamilyReport { last_updated: wall(5), healthy: false });
-        assert_eq!(report.families[&V6], FamilyReport { last_updated: wall(9), healthy: true });
+        let of = |family| (report.families[&family].last_updated, report.families[&family].healthy);
+        assert_eq!(of(V4), (wall(5), false));
+        assert_eq!(of(V6), (wall(9), true));
     }
 
     #[test]

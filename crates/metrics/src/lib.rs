@@ -15,7 +15,6 @@ mod registrar;
 mod sli;
 mod source;
 
-use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use model::IpFamily;
@@ -34,8 +33,6 @@ use registrar::Registrar;
 /// What is known of the program when it starts.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// The families that are served.
-    pub families: Vec<IpFamily>,
     /// Labels of `kubernetes_build_info`.
     pub build: BuildInfo,
     /// Feature gates, for `kubernetes_feature_enabled`.
@@ -69,10 +66,9 @@ pub struct Feature {
 }
 
 /// All metrics.
-#[derive(Debug)]
 pub struct Metrics {
     registrar: Registrar,
-    families: BTreeMap<IpFamily, FamilyMetrics>,
+    family: Box<dyn Fn(IpFamily) -> FamilyMetrics + Send + Sync>,
     /// Changes of API objects.
     pub changes: ChangeMetrics,
     /// Answers of the health server.
@@ -120,16 +116,14 @@ impl Metrics {
     /// All metrics, at zero.
     pub fn new(options: &Options) -> Self {
         let registrar = Registrar::default();
-        let families = family::register(&registrar, &options.families);
+        let family = Box::new(family::register(&registrar));
         let changes = ChangeMetrics {
             endpoints_pending: registrar.gauge(
                 "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
                 "[ALPHA] EndpointSlice changes that no sync has taken up yet",
             ),
-            endpoints_total: registrar.counter(
-                "kubeproxy_sync_proxy_rules_endpoint_changes_total",
-                "[ALPHA] EndpointSlice events",
-            ),
+            endpoints_total: registrar
+                .counter("kubeproxy_sync_proxy_rules_endpoint_changes_total", "[ALPHA] EndpointSlice events"),
             services_pending: registrar.gauge(
                 "kubeproxy_sync_proxy_rules_service_changes_pending",
                 "[ALPHA] Service changes that no sync has taken up yet",
@@ -144,19 +138,22 @@ impl Metrics {
             ["200", "503"].map(|code| answers.with_label_values(&[code]))
         };
         let health_answers = HealthAnswers {
-            healthz: by_code("kubeproxy_proxy_healthz_total", "[ALPHA] Answers of the health server's /healthz"),
+            healthz: by_code(
+                "kubeproxy_proxy_healthz_total",
+                "[ALPHA] Answers of the health server's /healthz",
+            ),
             livez: by_code("kubeproxy_proxy_livez_total", "[ALPHA] Answers of the health server's /livez"),
         };
         register_static(&registrar, options);
         let source = SourceMetrics::register(&registrar);
         let process = Mutex::new(ProcessMetrics::register(&registrar));
         registrar.count_registered();
-        Self { registrar, families, changes, health_answers, source, slis: Slis::default(), process }
+        Self { registrar, family, changes, health_answers, source, slis: Slis::default(), process }
     }
 
-    /// The metrics of a family; `None` if it is not served.
-    pub fn family(&self, family: IpFamily) -> Option<&FamilyMetrics> {
-        self.families.get(&family)
+    /// The metrics of a family that is served. They are on the page from the first call on.
+    pub fn family(&self, family: IpFamily) -> FamilyMetrics {
+        (self.family)(family)
     }
 
     /// The page `/metrics` in the Prometheus text format ([`CONTENT_TYPE`]). Without a reading of the process its metrics
@@ -168,6 +165,12 @@ impl Metrics {
         }
         self.source.set_lags(now);
         self.registrar.render()
+    }
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
     }
 }
 

@@ -47,7 +47,10 @@ impl ProcessMetrics {
             open_fds: gauge("process_open_fds", "Open file descriptors"),
             max_fds: gauge("process_max_fds", "Limit of open file descriptors"),
             start_time: gauge("process_start_time_seconds", "Unix time of the process's start"),
-            receive: counter("process_network_receive_bytes_total", "Bytes received by the network namespace"),
+            receive: counter(
+                "process_network_receive_bytes_total",
+                "Bytes received by the network namespace",
+            ),
             transmit: counter("process_network_transmit_bytes_total", "Bytes sent by the network namespace"),
         }
     }

@@ -1,8 +1,8 @@
 //! Registration, with names and types exactly as given.
 
 use prometheus::{
-    Counter, Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
-    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+    Counter, Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
+    IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -65,7 +65,12 @@ impl Registrar {
         self.add(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels))
     }
 
-    pub(crate) fn per_family(&self, name: &str, help: &str, buckets: Vec<f64>) -> impl Fn(&str) -> Histogram {
+    pub(crate) fn per_family(
+        &self,
+        name: &str,
+        help: &str,
+        buckets: Vec<f64>,
+    ) -> impl Fn(&str) -> Histogram + use<> {
         let histograms = self.histograms(name, help, &["ip_family"], buckets);
         move |family| histograms.with_label_values(&[family])
     }

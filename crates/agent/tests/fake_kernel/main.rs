@@ -7,11 +7,15 @@
     reason = "a test fails by panicking and says on the way what it tries"
 )]
 
+mod telemetry;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agent::{ForeignChange, Input, KernelAccess, NodePorts, Pods, Settings};
+use agent::{ForeignChange, Input, KernelAccess, NodePorts, OpenKernel, Pods, Settings, Telemetry};
 use backend_nftables::{Backend, Config, Extent, NodePortAddresses, table_name};
+use metrics::health::SharedHealth;
+use metrics::{Metrics, Options};
 use model::view::{ThisNode, frontends};
 use model::{
     Change, Conditions, Endpoint, EndpointSlice, IpFamily, Kind, Object, ObjectName, Protocol, Service,
@@ -77,22 +81,30 @@ struct Bench {
     watcher: Watcher,
     inputs: Sender<Input>,
     store: Store,
+    telemetry: Telemetry,
 }
 
 impl Bench {
     fn start(kernel: &FakeKernel) -> Self {
+        let connection = kernel.clone();
+        Self::start_on(kernel, Arc::new(move || Ok(Box::new(connection.clone()))))
+    }
+
+    fn start_on(kernel: &FakeKernel, open: OpenKernel) -> Self {
         let (inputs, receiver) = channel(1024);
-        let (connection, conntrack) = (kernel.clone(), FakeConntrack::new());
+        let conntrack = FakeConntrack::new();
         let flows = conntrack.clone();
         let watcher: Watcher = Arc::default();
         let watch = watcher.clone();
         let access = KernelAccess {
-            open: Arc::new(move || Ok(Box::new(connection.clone()))),
+            open,
             open_conntrack: Arc::new(move || Ok(Box::new(flows.clone()))),
             watch: Box::new(move |foreign| *watch.lock().unwrap() = Some(foreign)),
         };
-        tokio::spawn(agent::run(settings(), access, receiver, Some));
-        Self { kernel: kernel.clone(), conntrack, watcher, inputs, store: Store::default() }
+        let health = SharedHealth::new(Duration::from_mins(1));
+        let telemetry = Telemetry::new(Arc::new(Metrics::new(&Options::default())), health);
+        tokio::spawn(agent::run(settings(), access, telemetry.clone(), receiver, Some));
+        Self { kernel: kernel.clone(), conntrack, watcher, inputs, store: Store::default(), telemetry }
     }
 
     async fn send(&mut self, change: Change) {
