@@ -7,12 +7,14 @@
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use backend_nftables::nft_family;
 use conntrack::{Conntrack, ConntrackError, Filter, Flow};
 use ipnet::IpNet;
 use model::{Family, FrontendAddress, FrontendKey, Protocol, Table};
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::Instant;
 
 /// Opens a connection to the table of tracked flows. Called on the thread that will use it.
 pub type OpenConntrack = Arc<dyn Fn() -> Result<Box<dyn Conntrack>, ConntrackError> + Send + Sync>;
@@ -121,6 +123,7 @@ fn target<F: Family>(key: &FrontendKey<F>) -> Target {
 pub(crate) struct Swept {
     pub(crate) family: nft::Family,
     pub(crate) result: Result<u64, ConntrackError>,
+    pub(crate) took: Duration,
 }
 
 /// The sending end of the sweeping thread's jobs. The thread ends when this is dropped.
@@ -138,8 +141,10 @@ impl Sweeper {
         let (jobs, inbox) = mpsc::channel::<Sweep>();
         let work = move || {
             for sweep in inbox {
+                let started = Instant::now();
                 let result = open().and_then(|mut conntrack| sweep.perform(&mut *conntrack));
-                if reports.send(Swept { family: sweep.family, result }).is_err() {
+                let swept = Swept { family: sweep.family, result, took: started.elapsed() };
+                if reports.send(swept).is_err() {
                     break;
                 }
             }

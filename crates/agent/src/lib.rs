@@ -17,6 +17,7 @@ mod pipeline;
 mod run;
 mod settings;
 mod side;
+mod telemetry;
 mod worker;
 
 pub use backend_nftables::table_name;
@@ -25,4 +26,5 @@ pub use node::NodeError;
 pub use notice::{Conflict, Notice, Notices, SYNCS_FAIL_EVERY};
 pub use run::{ForeignChange, Input, KernelAccess, OldRulesGone, StartError, run};
 pub use settings::{NodePorts, Pods, Settings};
+pub use telemetry::Telemetry;
 pub use worker::OpenKernel;

@@ -11,7 +11,7 @@ use crate::pipeline::{Done, Failed, Reason, Step};
 
 /// One line for each completed step. Single changes are for those who want to see them.
 pub(crate) fn log_done<F: Family>(done: &Done, took: Duration, settled: bool) {
-    let Done { step, elements, applied, latency } = done;
+    let Done { step, elements, applied, latency, .. } = done;
     let ip_family = F::FAMILY;
     let (latency_us, kernel_us) = (micros(*latency), micros(applied.kernel_time));
     let took_us = micros(took);
@@ -36,7 +36,7 @@ pub(crate) fn log_done<F: Family>(done: &Done, took: Duration, settled: bool) {
 
 /// A failure and what is done about it.
 pub(crate) fn log_failed<F: Family>(failed: &Failed) {
-    let Failed { error, failures, retry_in } = failed;
+    let Failed { error, failures, retry_in, .. } = failed;
     let error_text = with_causes(error);
     if error.is_retryable() {
         warn!(error = error_text, ipFamily = %F::FAMILY, failures, retryingTime = ?retry_in, "Sync failed");

@@ -146,6 +146,8 @@ fn only_address(name: &Name, address: IpAddr) -> Node {
         zone: None,
         addresses: [address].into(),
         pod_cidrs: Box::default(),
+        is_deleting: false,
+        is_scaled_down: false,
     }
 }
 
@@ -168,6 +170,8 @@ mod tests {
             zone: None,
             addresses: addresses.iter().map(|addr| addr.parse().unwrap()).collect(),
             pod_cidrs: pod_cidrs.iter().map(|net| net.parse().unwrap()).collect(),
+            is_deleting: false,
+            is_scaled_down: false,
         }
     }
 

@@ -48,8 +48,12 @@ pub(crate) struct Pipeline<F: Family> {
     dirty_since: Option<Instant>,
     phase: Phase<F>,
     failures: u32,
-    /// Somebody else changed the table since it was last read.
-    doubted: bool,
+    /// When the first of `failures` happened.
+    failing_since: Option<Instant>,
+    /// Since when somebody else's change of the table has not been looked at.
+    doubted: Option<Instant>,
+    /// When the present attempt began, or the last one.
+    attempt: Instant,
     /// When the table was last read, or a first time is due.
     looked_at: Instant,
     /// How long that took.
@@ -78,6 +82,8 @@ struct InFlight<F: Family> {
     elements: usize,
     /// When the oldest change in it became known.
     since: Instant,
+    /// When it was made: later changes are not in it.
+    planned: Instant,
 }
 
 /// What came of a report.
@@ -97,13 +103,31 @@ pub(crate) struct Done {
     pub(crate) applied: nft::Applied,
     /// From the moment the oldest change in it was known.
     pub(crate) latency: Duration,
+    /// When it was planned: what was known then is in the kernel now.
+    pub(crate) planned: Instant,
+    /// How long the whole attempt took, with reading and planning.
+    pub(crate) duration: Duration,
+}
+
+/// What an attempt did when it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failing {
+    /// It read the table.
+    Read,
+    /// It brought the table right.
+    Repair,
+    /// It carried changes over.
+    Change,
 }
 
 /// A failure, and what is done about it.
 pub(crate) struct Failed {
     pub(crate) error: KernelError,
+    pub(crate) during: Failing,
     pub(crate) failures: u32,
     pub(crate) retry_in: Duration,
+    /// How long the attempt took.
+    pub(crate) duration: Duration,
 }
 
 /// From this many failures in a row the table is written anew.
@@ -126,7 +150,9 @@ impl<F: Family> Pipeline<F> {
             dirty_since: None,
             phase: Phase::Unsure { not_before: now, reason: Reason::Start },
             failures: 0,
-            doubted: false,
+            failing_since: None,
+            doubted: None,
+            attempt: now,
             looked_at: now,
             reading_took: Duration::ZERO,
             stale_flows: BTreeSet::new(),
@@ -151,15 +177,41 @@ impl<F: Family> Pipeline<F> {
 
     /// Takes in settings; a difference is carried over like a repair.
     pub(crate) fn set_config(&mut self, config: Config, now: Instant) {
-        if self.config != config {
-            self.config = config;
-            self.dirty_since.get_or_insert(now);
+        if self.config == config {
+            return;
+        }
+        self.config = config;
+        if self.is_settled() {
+            // It is as it was before a difference that nobody has taken up.
+            self.dirty_since = None;
+        } else {
+            self.request(now);
         }
     }
 
+    /// Has something wait from now on until the kernel is known to be right.
+    pub(crate) fn request(&mut self, now: Instant) {
+        self.dirty_since.get_or_insert(now);
+    }
+
     /// Takes note that somebody else changed the table.
-    pub(crate) fn doubt(&mut self) {
-        self.doubted = true;
+    pub(crate) fn doubt(&mut self, now: Instant) {
+        self.doubted.get_or_insert(now);
+    }
+
+    /// Since when the oldest of what the kernel lacks has been known, may lack after somebody else's change, or has failed;
+    /// `None`: it has all that is known. A change that arrives during a commit is not in it and goes on waiting.
+    pub(crate) fn pending_since(&self) -> Option<Instant> {
+        let in_flight = match &self.phase {
+            Phase::Committing(flight) => Some(flight.since),
+            Phase::Idle | Phase::Unsure { .. } | Phase::Reading { .. } => None,
+        };
+        [in_flight, self.dirty_since, self.failing_since, self.doubted].into_iter().flatten().min()
+    }
+
+    /// Whether something is known that no transaction has taken up.
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.dirty_since.is_some()
     }
 
     /// The frontends in force.
@@ -191,7 +243,7 @@ impl<F: Family> Pipeline<F> {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Unsure { not_before, .. } => Some(not_before),
-            Phase::Idle if self.doubted => Some(self.looked_at + DOUBT_PAUSE),
+            Phase::Idle if self.doubted.is_some() => Some(self.looked_at + DOUBT_PAUSE),
             Phase::Idle => Some(self.looked_at + self.audit_pause()),
             Phase::Reading { .. } | Phase::Committing(_) => None,
         }
@@ -200,13 +252,13 @@ impl<F: Family> Pipeline<F> {
     /// The next job for the kernel, if there is one to be done now.
     pub(crate) fn next(&mut self, now: Instant) -> Option<Job> {
         match self.phase {
-            Phase::Unsure { not_before, reason } if not_before <= now => Some(self.read(reason)),
-            Phase::Idle if self.config != *self.backend.config() => Some(self.read(Reason::Settings)),
-            Phase::Idle if self.doubted && now >= self.looked_at + DOUBT_PAUSE => {
-                Some(self.read(Reason::ForeignChange))
+            Phase::Unsure { not_before, reason } if not_before <= now => Some(self.read(reason, now)),
+            Phase::Idle if self.config != *self.backend.config() => Some(self.read(Reason::Settings, now)),
+            Phase::Idle if self.doubted.is_some() && now >= self.looked_at + DOUBT_PAUSE => {
+                Some(self.read(Reason::ForeignChange, now))
             }
             Phase::Idle if !self.dirty.is_empty() => self.change(now),
-            Phase::Idle if now >= self.looked_at + self.audit_pause() => Some(self.read(Reason::Audit)),
+            Phase::Idle if now >= self.looked_at + self.audit_pause() => Some(self.read(Reason::Audit, now)),
             Phase::Idle | Phase::Unsure { .. } | Phase::Reading { .. } | Phase::Committing(_) => None,
         }
     }
@@ -216,14 +268,18 @@ impl<F: Family> Pipeline<F> {
         AUDIT_EVERY.max(self.reading_took * AUDIT_SHARE)
     }
 
-    fn read(&mut self, reason: Reason) -> Job {
+    fn read(&mut self, reason: Reason, now: Instant) -> Job {
         self.phase = Phase::Reading { reason };
+        self.attempt = now;
         // What happens from here on may be missing from what is read.
-        self.doubted = false;
+        if let Some(doubted) = self.doubted.take() {
+            self.dirty_since = Some(self.dirty_since.map_or(doubted, |since| since.min(doubted)));
+        }
         Job::Read
     }
 
     fn change(&mut self, now: Instant) -> Option<Job> {
+        self.attempt = now;
         let plan = self.backend.plan(&self.table, &self.dirty);
         self.carry_over(plan, Step::Change, now).ok()
     }
@@ -240,7 +296,7 @@ impl<F: Family> Pipeline<F> {
         let nothing = Transaction::new(plan.transaction.family, plan.transaction.table.clone());
         let transaction = std::mem::replace(&mut plan.transaction, nothing);
         let elements = transaction.element_count();
-        self.phase = Phase::Committing(Box::new(InFlight { plan, step, elements, since }));
+        self.phase = Phase::Committing(Box::new(InFlight { plan, step, elements, since, planned: now }));
         Ok(Job::Apply(transaction))
     }
 
@@ -259,15 +315,19 @@ impl<F: Family> Pipeline<F> {
                 self.compare(found.as_ref(), reason, now)
             }
             (Answer::Applied(Ok(applied)), Phase::Committing(flight)) => {
-                let InFlight { plan, step, elements, since } = *flight;
+                let InFlight { plan, step, elements, since, planned } = *flight;
                 self.committed(plan);
-                (self.done(step, elements, applied, since, now), None)
+                let latency = now.saturating_duration_since(since);
+                let duration = self.succeeded(now);
+                (Progress::Done(Done { step, elements, applied, latency, planned, duration }), None)
             }
             (Answer::Read(Err(error)) | Answer::Applied(Err(error)), phase) => {
+                let mut during = Failing::Read;
                 if let Phase::Committing(flight) = phase {
                     self.dirty_since = Some(flight.since);
+                    during = if flight.step == Step::Change { Failing::Change } else { Failing::Repair };
                 }
-                (self.failed(error, now, random), None)
+                (self.failed(error, during, now, random), None)
             }
             (Answer::Read(Ok(_)) | Answer::Applied(Ok(_)), phase) => {
                 debug_assert!(false, "nothing of the kind was asked for");
@@ -283,7 +343,12 @@ impl<F: Family> Pipeline<F> {
         let plan = self.backend.repair(&self.config, &self.table, found, extent);
         match self.carry_over(plan, Step::Repair(reason), now) {
             Ok(job) => (Progress::Working, Some(job)),
-            Err(since) => (self.done(Step::Unchanged(reason), 0, nft::Applied::default(), since, now), None),
+            Err(since) => {
+                let latency = now.saturating_duration_since(since);
+                let (step, applied) = (Step::Unchanged(reason), nft::Applied::default());
+                let duration = self.succeeded(now);
+                (Progress::Done(Done { step, elements: 0, applied, latency, planned: now, duration }), None)
+            }
         }
     }
 
@@ -296,23 +361,19 @@ impl<F: Family> Pipeline<F> {
         self.ready_flows.extend::<BTreeSet<_>>(ready);
     }
 
-    fn done(
-        &mut self,
-        step: Step,
-        elements: usize,
-        applied: nft::Applied,
-        since: Instant,
-        now: Instant,
-    ) -> Progress {
+    /// Nothing is known to be wrong any more; gives the attempt's duration.
+    fn succeeded(&mut self, now: Instant) -> Duration {
         self.failures = 0;
-        let latency = now.saturating_duration_since(since);
-        Progress::Done(Done { step, elements, applied, latency })
+        self.failing_since = None;
+        now.saturating_duration_since(self.attempt)
     }
 
-    fn failed(&mut self, error: KernelError, now: Instant, random: f64) -> Progress {
+    fn failed(&mut self, error: KernelError, during: Failing, now: Instant, random: f64) -> Progress {
         self.failures = self.failures.saturating_add(1);
+        self.failing_since.get_or_insert(now);
         let retry_in = pause(self.failures, random);
         self.phase = Phase::Unsure { not_before: now + retry_in, reason: Reason::Failure };
-        Progress::Failed(Failed { error, failures: self.failures, retry_in })
+        let duration = now.saturating_duration_since(self.attempt);
+        Progress::Failed(Failed { error, during, failures: self.failures, retry_in, duration })
     }
 }

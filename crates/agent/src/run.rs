@@ -1,10 +1,10 @@
 //! The event loop itself.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
+use metrics::health::BEAT_EVERY;
 use model::view::ThisNode;
-use model::{Change, IpFamily, Kind, Store, Touched, V4, V6};
+use model::{Change, IpFamily, Kind, Node, Store, Touched, V4, V6};
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
@@ -16,6 +16,7 @@ use crate::notice::Notice;
 use crate::pipeline::Step;
 use crate::settings::Settings;
 use crate::side::{Side, Surroundings};
+use crate::telemetry::{Events, Telemetry};
 use crate::worker::{OpenKernel, Report};
 
 /// What a source tells the agent.
@@ -55,6 +56,7 @@ pub enum StartError {
 pub async fn run<E>(
     settings: Settings,
     kernel: KernelAccess,
+    telemetry: Telemetry,
     events: Receiver<E>,
     read: impl Fn(E) -> Option<Input>,
 ) -> Result<(), StartError> {
@@ -68,7 +70,7 @@ pub async fn run<E>(
         (kernel.watch)(foreign_tx);
         (kernel.synced)(old_rules_tx);
     });
-    let agent = Agent::new(settings, &kernel.open, &reports_tx, sweeper, after_sync)?;
+    let agent = Agent::new(settings, &kernel.open, &reports_tx, telemetry, sweeper, after_sync)?;
     agent.serve(Inputs { events, read }, Reports { kernel: reports, swept, foreign, old_rules }).await
 }
 
@@ -141,6 +143,7 @@ struct Agent {
     missing: BTreeSet<Kind>,
     v4: Option<Side<V4>>,
     v6: Option<Side<V6>>,
+    telemetry: Telemetry,
     sweeper: Sweeper,
     /// What follows the first complete sync; gone once it was called.
     after_sync: Option<Box<dyn FnOnce() + Send>>,
@@ -152,12 +155,15 @@ impl Agent {
         settings: Settings,
         open: &OpenKernel,
         reports: &UnboundedSender<Report>,
+        telemetry: Telemetry,
         sweeper: Sweeper,
         after_sync: Box<dyn FnOnce() + Send>,
     ) -> Result<Self, StartError> {
         let wanted = |family| settings.families.contains(&family);
-        let v4 = wanted(IpFamily::V4).then(|| Side::start(&settings, open, reports)).transpose()?;
-        let v6 = wanted(IpFamily::V6).then(|| Side::start(&settings, open, reports)).transpose()?;
+        let v4 =
+            wanted(IpFamily::V4).then(|| Side::start(&settings, open, reports, &telemetry)).transpose()?;
+        let v6 =
+            wanted(IpFamily::V6).then(|| Side::start(&settings, open, reports, &telemetry)).transpose()?;
         Ok(Self {
             this_node: settings.this_node(None),
             node: NodeState::new(&settings),
@@ -166,6 +172,7 @@ impl Agent {
             missing: Kind::ALL.into(),
             v4,
             v6,
+            telemetry,
             sweeper,
             after_sync: Some(after_sync),
             started: Instant::now(),
@@ -179,6 +186,7 @@ impl Agent {
     ) -> Result<(), StartError> {
         loop {
             let deadline = self.deadline();
+            self.telemetry.health.lock().beat(Instant::now());
             tokio::select! {
                 biased;
                 Some(report) = back.kernel.recv() => self.take_report(report)?,
@@ -226,57 +234,89 @@ impl Agent {
 
     /// Has the table read again soon; of both families if none is given.
     fn doubt(&mut self, family: Option<nft::Family>) {
+        let now = Instant::now();
         if let Some(side) = &mut self.v4
             && family != Some(nft::Family::Ip6)
         {
-            side.pipeline.doubt();
+            side.pipeline.doubt(now);
         }
         if let Some(side) = &mut self.v6
             && family != Some(nft::Family::Ip)
         {
-            side.pipeline.doubt();
+            side.pipeline.doubt(now);
         }
     }
 
     fn take_swept(&mut self, swept: Swept) {
-        let now = Instant::now();
-        match swept.family {
-            nft::Family::Ip => self.v4.as_mut().map(|side| side.take_swept(swept.result, now)),
-            nft::Family::Ip6 => self.v6.as_mut().map(|side| side.take_swept(swept.result, now)),
+        let (now, Swept { family, result, took }) = (Instant::now(), swept);
+        match family {
+            nft::Family::Ip => self.v4.as_mut().map(|side| side.take_swept(result, took, now)),
+            nft::Family::Ip6 => self.v6.as_mut().map(|side| side.take_swept(result, took, now)),
         };
     }
 
-    /// When something is due without an event: a day ahead if nothing is.
+    /// When to look again without an event: when something is due, and often enough to show that the loop turns.
     fn deadline(&self) -> Instant {
-        const IDLE: Duration = Duration::from_hours(24);
-        let none = || Instant::now() + IDLE;
+        let beat = Instant::now() + BEAT_EVERY;
         if !self.missing.is_empty() {
-            return none();
+            return beat;
         }
         if let Some(limit) = self.node.waits_until() {
             return limit;
         }
         let v4 = self.v4.as_ref().and_then(Side::deadline);
         let v6 = self.v6.as_ref().and_then(Side::deadline);
-        v4.into_iter().chain(v6).min().unwrap_or_else(none)
+        v4.into_iter().chain(v6).fold(beat, Instant::min)
     }
 
     /// Takes in what has arrived. All of it together makes one step, so that a burst costs one transaction.
     fn take_inputs<E, R: Fn(E) -> Option<Input>>(&mut self, first: Input, inputs: &mut Inputs<E, R>) {
         let now = Instant::now();
-        let mut touched = Touched::default();
+        let (mut touched, mut events) = (Touched::default(), Events::default());
         let mut completed = false;
         let mut next = Some(first);
         for _ in 0..MAX_CHANGES_AT_ONCE {
             match next.take().or_else(|| inputs.try_recv()) {
-                Some(Input::Change(change)) => self.store.apply(change, &mut touched),
+                Some(Input::Change(change)) => {
+                    events.count(&change);
+                    self.store.apply(change, &mut touched);
+                }
                 Some(Input::Listed(kind)) => completed |= self.listed(kind),
                 None => break,
             }
         }
         touched.node |= completed;
+        self.tell(&events, &touched, now);
         if self.missing.is_empty() {
             self.look_at(touched, now);
+        }
+        if completed {
+            self.request(now);
+        }
+    }
+
+    /// Tells metrics and health what came in.
+    fn tell(&mut self, events: &Events, touched: &Touched, now: Instant) {
+        if touched.node {
+            let node = self.store.node(&self.settings.node_name);
+            self.telemetry.health.lock().set_node_eligible(node.is_some_and(Node::is_eligible));
+        }
+        self.telemetry.take_events(events);
+        if let Some(side) = &mut self.v4 {
+            side.telemetry.take_events(events, touched, now);
+        }
+        if let Some(side) = &mut self.v6 {
+            side.telemetry.take_events(events, touched, now);
+        }
+    }
+
+    /// From now on both families are expected to have what is known in the kernel, even if that is nothing.
+    fn request(&mut self, now: Instant) {
+        if let Some(side) = &mut self.v4 {
+            side.pipeline.request(now);
+        }
+        if let Some(side) = &mut self.v6 {
+            side.pipeline.request(now);
         }
     }
 
@@ -333,10 +373,10 @@ impl Agent {
         self.this_node = self.settings.this_node(node);
         let service_cidrs = self.store.service_cidrs();
         if let Some(side) = &mut self.v4 {
-            side.pipeline.set_config(self.settings.config::<V4>(node, &service_cidrs), now);
+            side.set_config(self.settings.config::<V4>(node, &service_cidrs), now);
         }
         if let Some(side) = &mut self.v6 {
-            side.pipeline.set_config(self.settings.config::<V6>(node, &service_cidrs), now);
+            side.set_config(self.settings.config::<V6>(node, &service_cidrs), now);
         }
     }
 

@@ -127,7 +127,8 @@ impl Settings {
     }
 }
 
-fn everything<F: Family>() -> IpNet {
+/// The range of all addresses of a family.
+pub(crate) fn everything<F: Family>() -> IpNet {
     match F::FAMILY {
         IpFamily::V4 => IpNet::V4(ipnet::Ipv4Net::default()),
         IpFamily::V6 => IpNet::V6(ipnet::Ipv6Net::default()),
@@ -149,6 +150,8 @@ mod tests {
             zone: None,
             addresses: addresses.iter().map(|addr| addr.parse().unwrap()).collect(),
             pod_cidrs: ["fd00:10:244::/64", "10.244.0.0/24"].map(|net| net.parse().unwrap()).into(),
+            is_deleting: false,
+            is_scaled_down: false,
         }
     }
 

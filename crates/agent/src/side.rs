@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use backend_nftables::nft_family;
+use backend_nftables::{Config, NodePortAddresses, nft_family};
 use conntrack::ConntrackError;
 use model::view::{self, ThisNode};
 use model::{
@@ -19,12 +19,14 @@ use crate::notice::{Conflict, Notice, Notices};
 use crate::outage::Outage;
 use crate::pipeline::{Pipeline, Progress, Step};
 use crate::run::StartError;
-use crate::settings::Settings;
+use crate::settings::{self, Settings};
+use crate::telemetry::{FamilyTelemetry, Telemetry};
 use crate::worker::{Job, OpenKernel, Report, Worker};
 
 /// One family: its state and its kernel thread.
 pub(crate) struct Side<F: Family> {
     pub(crate) pipeline: Pipeline<F>,
+    pub(crate) telemetry: FamilyTelemetry<F>,
     worker: Worker,
     /// All has been in the kernel at least once.
     pub(crate) synced: bool,
@@ -55,6 +57,7 @@ impl<F: Family> Side<F> {
         settings: &Settings,
         open: &OpenKernel,
         reports: &UnboundedSender<Report>,
+        telemetry: &Telemetry,
     ) -> Result<Self, StartError> {
         let family = nft_family::<F>();
         let worker = Worker::start(family, open.clone(), reports.clone())
@@ -63,6 +66,7 @@ impl<F: Family> Side<F> {
         let pipeline = Pipeline::new(settings.config::<F>(None, &BTreeSet::new()), now);
         Ok(Self {
             pipeline,
+            telemetry: FamilyTelemetry::start(telemetry),
             worker,
             synced: false,
             sweeping: None,
@@ -82,6 +86,8 @@ impl<F: Family> Side<F> {
         now: Instant,
     ) {
         let frontends = entry.map(|entry| view::frontends::<F>(node, entry)).unwrap_or_default();
+        let check = entry.and_then(|entry| view::health_check::<F>(node, entry));
+        self.telemetry.looked_at(name, check, view::NoLocalEndpoints::of(&frontends));
         self.pipeline.set_service(name, frontends, now);
     }
 
@@ -107,6 +113,15 @@ impl<F: Family> Side<F> {
         }
     }
 
+    /// Takes in settings.
+    pub(crate) fn set_config(&mut self, config: Config, now: Instant) {
+        self.telemetry.set_ranges(match &config.node_ports {
+            NodePortAddresses::All => vec![settings::everything::<F>()],
+            NodePortAddresses::Within(ranges) => ranges.clone(),
+        });
+        self.pipeline.set_config(config, now);
+    }
+
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let sweep =
             (self.pipeline.has_ready_flows() && self.sweeping.is_none()).then_some(self.sweep_not_before);
@@ -122,6 +137,7 @@ impl<F: Family> Side<F> {
     ) -> Result<(), StartError> {
         let job = self.pipeline.next(now);
         self.submit(job)?;
+        self.telemetry.follow(&self.pipeline, now);
         self.sweep(sweeper, around, now)
     }
 
@@ -157,16 +173,18 @@ impl<F: Family> Side<F> {
         self.all_due = true;
     }
 
-    pub(crate) fn take_swept(&mut self, result: Result<u64, ConntrackError>, now: Instant) {
+    pub(crate) fn take_swept(&mut self, result: Result<u64, ConntrackError>, took: Duration, now: Instant) {
         let keys = self.sweeping.take().unwrap_or_default();
         self.sweep_not_before = now + SWEEP_PAUSE;
         match result {
             Ok(deleted) => {
+                self.telemetry.swept(deleted, took);
                 if deleted > 0 {
                     debug!(ipFamily = %F::FAMILY, deleted, frontends = keys.len(), "forgot stale flows");
                 }
             }
             Err(error) => {
+                self.telemetry.swept(error.deleted(), took);
                 warn!(ipFamily = %F::FAMILY, %error, deleted = error.deleted(), "stale flows can't be forgotten");
                 self.pipeline.put_back_flows(keys);
                 self.all_due |= self.sweeping_all;
@@ -182,6 +200,7 @@ impl<F: Family> Side<F> {
             Progress::Working => None,
             Progress::Done(done) => {
                 log_done::<F>(&done, took, self.pipeline.is_settled());
+                self.telemetry.done(&done);
                 self.synced = true;
                 if let Some(lasted) = self.outage.worked(Instant::now()) {
                     info!(ipFamily = %F::FAMILY, ?lasted, "The kernel takes the rules again");
@@ -191,6 +210,7 @@ impl<F: Family> Side<F> {
             }
             Progress::Failed(failed) => {
                 log_failed::<F>(&failed);
+                self.telemetry.failed(&failed);
                 if let Some(lasting) = self.outage.failed(Instant::now()) {
                     let error = with_causes(&failed.error);
                     self.notices.tell(Notice::SyncsFail { family: F::FAMILY, lasting, error });

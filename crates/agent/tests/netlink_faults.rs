@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use agent::{Input, KernelAccess};
 use backend_nftables::table_name;
-use common::{difference, service, settings, slice};
+use common::{difference, service, settings, slice, telemetry};
 use kernel::{Channel, Nftables, Socket, SocketOption, Wait};
 use model::{Change, Kind, Store, Touched};
 use nft::Kernel;
@@ -167,7 +167,7 @@ impl Bench {
             watch: Box::new(drop),
             synced: Box::new(drop),
         };
-        tokio::spawn(agent::run(settings(), access, receiver, Some));
+        tokio::spawn(agent::run(settings(), access, telemetry(), receiver, Some));
         Self { inputs, store: Store::default() }
     }
 

@@ -9,7 +9,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent::{Conflict, Input, KernelAccess, Notice, Notices, Pods, Settings, StartError};
+use agent::{Conflict, Input, KernelAccess, Notice, Notices, Pods, Settings, StartError, Telemetry};
+use metrics::health::SharedHealth;
+use metrics::{Metrics, Options};
 use model::{
     Change, IpFamily, Kind, Node, Object, ObjectName, Protocol, Service, ServicePort, TrafficPolicy, Uid,
 };
@@ -45,6 +47,8 @@ fn node(pod_cidrs: &[&str]) -> Object {
         zone: None,
         addresses: [[192, 168, 0, 1].into()].into(),
         pod_cidrs: pod_cidrs.iter().map(|net| net.parse().unwrap()).collect(),
+        is_deleting: false,
+        is_scaled_down: false,
     })
 }
 
@@ -73,7 +77,9 @@ impl Bench {
             watch: Box::new(|_foreign| {}),
             synced: Box::new(drop),
         };
-        let agent = tokio::spawn(agent::run(settings, access, receiver, Some));
+        let health = SharedHealth::new(Duration::from_mins(1));
+        let telemetry = Telemetry::new(Arc::new(Metrics::new(&Options::default())), health);
+        let agent = tokio::spawn(agent::run(settings, access, telemetry, receiver, Some));
         Self { kernel, inputs, notices, agent }
     }
 

@@ -91,8 +91,9 @@ message!(Meta, |meta, value| {
     3 "namespace" => text(value, &mut meta.namespace),
     5 "uid" => text(value, &mut meta.uid),
     6 "resourceVersion" => text(value, &mut meta.resource_version),
+    9 "deletionTimestamp" => value.bytes().map(|_time| meta.deletion_timestamp.0 = true),
     11 "labels" => entry(value).map(|(key, text)| meta.labels.set(key, text.into())),
-    12 "annotations" => entry(value).map(|(key, text)| meta.annotations.set(key, text)),
+    12 "annotations" => entry(value).map(|(key, text)| meta.annotations.set(key, text.into())),
 });
 
 message!(Service, |service, value| {
@@ -194,7 +195,12 @@ message!(Node, |node, value| {
 
 message!(NodeSpec, |spec, value| {
     1 "podCIDR" => text(value, &mut spec.pod_cidr),
+    5 "taints" => push(value, &mut spec.taints),
     7 "podCIDRs" => texts(value, &mut spec.pod_cidrs),
+});
+
+message!(Taint, |taint, value| {
+    1 "key" => text(value, &mut taint.key),
 });
 
 message!(NodeStatus, |status, value| {

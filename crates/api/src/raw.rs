@@ -15,6 +15,10 @@ pub(crate) const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
 pub(crate) const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Label with a Node's zone.
 pub(crate) const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
+/// Annotation on slices: when the change happened that they come from.
+pub(crate) const ANNOTATION_TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+/// Key of the taint that the cluster autoscaler puts on Nodes that it is about to delete.
+pub(crate) const TAINT_SCALED_DOWN: &str = "ToBeDeletedByClusterAutoscaler";
 /// Annotation of the bookmark that ends a streamed initial list.
 pub(crate) const ANNOTATION_INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
@@ -84,6 +88,7 @@ raw! {
         namespace: Text<'a>,
         uid: Text<'a>,
         resource_version: Text<'a>,
+        deletion_timestamp: Present,
         labels: Labels<'a>,
         annotations: Annotations<'a>,
     }
@@ -177,6 +182,11 @@ raw! {
         pod_cidr: Text<'a>,
         #[serde(rename = "podCIDRs")]
         pod_cidrs: Vec<Text<'a>>,
+        taints: Vec<Taint<'a>>,
+    }
+
+    struct Taint<'a> {
+        key: Text<'a>,
     }
 
     struct NodeStatus<'a> {
@@ -214,6 +224,16 @@ pub(crate) struct Conditions {
     pub(crate) ready: Option<bool>,
     pub(crate) serving: Option<bool>,
     pub(crate) terminating: Option<bool>,
+}
+
+/// A value of which only matters that it is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Present(pub(crate) bool);
+
+impl<'de> Deserialize<'de> for Present {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        IgnoredAny::deserialize(deserializer).map(|_any| Self(true))
+    }
 }
 
 /// The first of a list of texts; the others are skipped.
@@ -264,14 +284,16 @@ impl<'a> Labels<'a> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Annotations<'a> {
     pub(crate) initial_events_end: bool,
-    lifetime: std::marker::PhantomData<&'a ()>,
+    pub(crate) trigger_time: Text<'a>,
 }
 
-impl Annotations<'_> {
+impl<'a> Annotations<'a> {
     /// Takes an annotation in, if it is one of ours.
-    pub(crate) fn set(&mut self, key: &str, value: &str) {
-        if key == ANNOTATION_INITIAL_EVENTS_END {
-            self.initial_events_end = value == "true";
+    pub(crate) fn set(&mut self, key: &str, value: Text<'a>) {
+        match key {
+            ANNOTATION_INITIAL_EVENTS_END => self.initial_events_end = &*value == "true",
+            ANNOTATION_TRIGGER_TIME => self.trigger_time = value,
+            _ => {}
         }
     }
 }
@@ -289,7 +311,7 @@ impl<'a> TextMap<'a> for Labels<'a> {
 
 impl<'a> TextMap<'a> for Annotations<'a> {
     fn put(&mut self, key: &str, value: Text<'a>) {
-        self.set(key, &value);
+        self.set(key, value);
     }
 }
 

@@ -522,3 +522,38 @@ fn text_that_is_not_utf8_rejects_the_object_by_name() {
     let parsed = decode_object(Kind::Service, Format::Protobuf, &object, &mut Interner::default());
     assert_eq!(summary(&parsed)[1..], ["Service shop/web: spec.clusterIP: the text is not UTF-8"]);
 }
+
+#[test]
+fn a_node_that_goes_away_says_so() {
+    let node = |patch: &Value| {
+        let Object::Node(node) = check(Kind::Node, patch, &["keep"]) else { unreachable!() };
+        (node.is_deleting, node.is_scaled_down, node.is_eligible())
+    };
+    assert_eq!(node(&json!({})), (false, false, true));
+    assert_eq!(node(&json!({"metadata": {"deletionTimestamp": null}})), (false, false, true));
+    let deleting = json!({"metadata": {"deletionTimestamp": "2026-01-02T03:04:05Z"}});
+    assert_eq!(node(&deleting), (true, false, false));
+    let taints =
+        |key: &str| json!({"spec": {"taints": [{"key": "node.kubernetes.io/not-ready"}, {"key": key}]}});
+    assert_eq!(node(&taints("other")), (false, false, true));
+    assert_eq!(node(&taints("ToBeDeletedByClusterAutoscaler")), (false, true, false));
+}
+
+#[test]
+fn trigger_times_are_read_or_noted() {
+    const KEY: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+    let slice = |time: &str, expected: &[&str]| {
+        slice(&json!({"metadata": {"annotations": {KEY: time}}}), expected).trigger_time
+    };
+    let at = |nanos| Some(std::time::SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos));
+    assert_eq!(slice("2026-01-02T03:04:05Z", &["keep"]), at(1_767_323_045_000_000_000));
+    assert_eq!(slice("2026-01-02T04:04:05.123456789+01:00", &["keep"]), at(1_767_323_045_123_456_789));
+    assert_eq!(slice("0001-01-01T00:00:00Z", &["keep"]), None);
+    assert_eq!(slice("", &["keep"]), None);
+    let object = patched(sound(Kind::EndpointSlice), &json!({"metadata": {"annotations": {KEY: "today"}}}));
+    let lines = summary(&decode(Kind::EndpointSlice, Format::Protobuf, &object));
+    assert!(
+        lines[1].starts_with(&format!("EndpointSlice shop/web-abc: metadata.annotations[{KEY}]: ")),
+        "{lines:?}"
+    );
+}

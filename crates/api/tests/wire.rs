@@ -145,6 +145,8 @@ fn slices() {
     let Object::EndpointSlice(web) = kept(&items, "shop/web-abc12") else { panic!("not a slice") };
     assert_eq!(web.service, ObjectName::new("shop", "web"));
     let SliceEndpoints::V4(endpoints) = &web.endpoints else { panic!("not ipv4") };
+    let trigger = web.trigger_time.unwrap().duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    assert_eq!(trigger.as_secs(), 1_795_168_800, "2026-11-20T10:00:00Z");
     assert_eq!(endpoints[0].address.to_string(), "10.244.1.5");
     assert!(endpoints[0].conditions.ready && !endpoints[0].conditions.terminating);
     assert!(endpoints.iter().any(|endpoint| endpoint.hints.is_some()), "{endpoints:?}");

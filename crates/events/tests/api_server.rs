@@ -44,7 +44,8 @@ impl Bench {
         };
         // Nobody reads what the source finds, so that only events make requests.
         let (sender, receiver) = tokio::sync::mpsc::channel(1);
-        let source = source::spawn_api(config, sender).await.unwrap();
+        let metrics = metrics::Metrics::new(&metrics::Options::default()).source;
+        let source = source::spawn_api(config, metrics, sender).await.unwrap();
         drop(receiver);
         let (recorder, worker) = events::queue("kube-proxy-host");
         let client = source.client().unwrap();

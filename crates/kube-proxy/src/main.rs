@@ -7,6 +7,7 @@ mod platform;
 mod plausibility;
 mod prepare;
 mod serve;
+mod servers;
 mod settings;
 mod takeover;
 

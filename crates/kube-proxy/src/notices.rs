@@ -262,6 +262,8 @@ mod tests {
                 zone: None,
                 addresses: [address.parse().unwrap()].into(),
                 pod_cidrs: Box::default(),
+                is_deleting: false,
+                is_scaled_down: false,
             }))
         };
         let teller = || {

@@ -125,6 +125,8 @@ mod tests {
             zone: None,
             addresses: addresses.iter().map(|addr| addr.parse().unwrap()).collect(),
             pod_cidrs: nets(pod_cidrs).into(),
+            is_deleting: false,
+            is_scaled_down: false,
         }
     }
 

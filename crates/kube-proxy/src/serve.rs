@@ -6,6 +6,7 @@ use agent::Input;
 use anyhow::Context as _;
 use config::{CommandLine, Config};
 use events::Recorder;
+use metrics::SourceMetrics;
 use model::Kind;
 use source::{Source, SourceEvent};
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,7 +15,7 @@ use tracing::{info, warn};
 
 use crate::access::kernel_access;
 use crate::config_file::ConfigFile;
-use crate::{notices, platform, settings};
+use crate::{notices, platform, servers, settings};
 
 /// Events that may wait between the source and the agent.
 const EVENTS: usize = 4096;
@@ -42,7 +43,9 @@ pub(crate) async fn serve(
     let checked = settings::checked(config, families.clone());
     let settings = settings::agent(config, &node_name, families, notices);
     let (events_tx, events) = mpsc::channel(EVENTS);
-    let mut source = start_source(config, &node_name, &version, events_tx).await?;
+    let telemetry = servers::telemetry(config, &version);
+    let metrics = telemetry.metrics.source.clone();
+    let mut source = start_source(config, &node_name, &version, metrics, events_tx).await?;
     notices::log_watches();
     let read = |event| read_event(event, &recorder);
     let file_changed = async {
@@ -52,7 +55,7 @@ pub(crate) async fn serve(
         }
     };
     let outcome = tokio::select! {
-        result = agent::run(settings, kernel_access(), events, read) => result.context("serve"),
+        result = agent::run(settings, kernel_access(), telemetry, events, read) => result.context("serve"),
         error = listener.run(source.client(), &node_name, &checked) => Err(error),
         () = source.ended() => Err(anyhow::anyhow!("the source ended")),
         () = file_changed => Err(anyhow::anyhow!("content of the proxy server's configuration file was updated")),
@@ -67,13 +70,14 @@ async fn start_source(
     config: &Config,
     node_name: &str,
     version: &str,
+    metrics: SourceMetrics,
     events: mpsc::Sender<SourceEvent>,
 ) -> anyhow::Result<Source> {
     if let Some(dir) = &config.manifests {
-        return source::spawn_folder(dir.clone(), events).context("read the manifests");
+        return source::spawn_folder(dir.clone(), metrics, events).context("read the manifests");
     }
     let api = settings::api(config, node_name, version);
-    source::spawn_api(api, events).await.context("configure the API client")
+    source::spawn_api(api, metrics, events).await.context("configure the API client")
 }
 
 /// What an event means to the agent; what is only for people is told here.

@@ -1,7 +1,7 @@
 //! The parsed form of the API objects that the proxy watches: only the fields it uses, already valid.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 
@@ -156,6 +156,19 @@ pub struct EndpointSlice {
     pub ports: Box<[SlicePort]>,
     /// Endpoints.
     pub endpoints: SliceEndpoints,
+    /// Annotation `endpoints.kubernetes.io/last-change-trigger-time`: when the change of a pod or Service happened that this
+    /// form of the slice came from.
+    pub trigger_time: Option<SystemTime>,
+}
+
+impl EndpointSlice {
+    /// The family of its endpoints.
+    pub fn family(&self) -> crate::IpFamily {
+        match self.endpoints {
+            SliceEndpoints::V4(_) => crate::IpFamily::V4,
+            SliceEndpoints::V6(_) => crate::IpFamily::V6,
+        }
+    }
 }
 
 /// One port of a slice. It serves the Service port of the same name and protocol.
@@ -236,9 +249,19 @@ pub struct Node {
     pub addresses: Box<[IpAddr]>,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Box<[IpNet]>,
+    /// `metadata.deletionTimestamp` is set.
+    pub is_deleting: bool,
+    /// A taint with the key `ToBeDeletedByClusterAutoscaler`, whatever its value and effect: the autoscaler drains the node.
+    pub is_scaled_down: bool,
 }
 
 impl Node {
+    /// Whether load balancers should send new traffic to this node (KEP-3836; upstream's `NodeEligible` in
+    /// `pkg/proxy/healthcheck/proxy_health.go`).
+    pub fn is_eligible(&self) -> bool {
+        !self.is_deleting && !self.is_scaled_down
+    }
+
     /// The node's primary address of a family: the first one listed.
     pub fn primary_address(&self, family: crate::IpFamily) -> Option<IpAddr> {
         self.addresses.iter().copied().find(|addr| crate::IpFamily::of(*addr) == family)

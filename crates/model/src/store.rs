@@ -1,11 +1,14 @@
 //! The store: every object as last accepted, gathered by Service.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::SystemTime;
 
 use ipnet::IpNet;
 use rustc_hash::FxBuildHasher;
 
-use crate::{Change, EndpointSlice, Kind, Name, Node, Object, ObjectName, Service, ServiceCidr, ServiceName};
+use crate::{
+    Change, EndpointSlice, IpFamily, Kind, Name, Node, Object, ObjectName, Service, ServiceCidr, ServiceName,
+};
 
 /// A Service and its slices. Either may exist without the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +28,8 @@ pub struct Touched {
     pub node: bool,
     /// The `ServiceCIDR`s differ.
     pub service_cidrs: bool,
+    /// The trigger times of slices that differ from before, in the order of the changes.
+    pub trigger_times: Vec<(IpFamily, SystemTime)>,
 }
 
 /// All accepted objects.
@@ -100,6 +105,7 @@ impl Store {
             self.delete_slice(&slice.name, touched);
         }
         let owner = slice.service.clone();
+        let trigger = slice.trigger_time.map(|time| (slice.family(), time));
         let slices = &mut self.entries.entry(owner.clone()).or_default().slices;
         match slices.binary_search_by(|known| known.name.cmp(&slice.name)) {
             Ok(idx) if slices[idx] == slice => return,
@@ -109,6 +115,7 @@ impl Store {
                 slices.insert(idx, slice);
             }
         }
+        touched.trigger_times.extend(trigger);
         touched.services.insert(owner);
     }
 

@@ -379,7 +379,7 @@ mod tests {
             assert_eq!(set(&mut table, "a", vec![]), 0);
             assert_eq!((changes(&mut table), table.conflict_count()), (vec!["a: c -> None".to_owned()], 0));
             assert_eq!(set(&mut table, "c", vec![]), 1);
-            assert_eq!(table.get(&claims[0].key), None);
+            assert_eq!((table.get(&claims[0].key), table.conflict_count()), (None, 0));
         }
     }
 }

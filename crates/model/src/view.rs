@@ -4,6 +4,8 @@
 
 mod endpoints;
 mod explain;
+mod health_check;
+mod no_local;
 
 use std::sync::Arc;
 
@@ -17,6 +19,9 @@ use endpoints::{Choice, List};
 
 pub use endpoints::{Basis, TopologyReason};
 pub use explain::{EndpointExplanation, Explanation, ListExplanation, PortExplanation, Use, explain};
+
+pub use health_check::{HealthCheck, HealthChecks, health_check};
+pub use no_local::NoLocalEndpoints;
 
 /// The node that the proxy runs on, as far as Services are concerned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

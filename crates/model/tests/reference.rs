@@ -227,6 +227,7 @@ fn slice() -> impl Strategy<Value = Object> {
             service: name("svc", owner),
             ports: [SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
             endpoints: SliceEndpoints::V4(endpoints.into()),
+            trigger_time: None,
         })
     })
 }
@@ -238,6 +239,8 @@ fn node() -> impl Strategy<Value = Object> {
             zone: zone.map(Into::into),
             addresses: Box::default(),
             pod_cidrs: Box::default(),
+            is_deleting: false,
+            is_scaled_down: false,
         })
     })
 }

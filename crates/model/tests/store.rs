@@ -37,6 +37,7 @@ fn slice(n: u8, owner: u8, version: u8) -> Object {
         service: ObjectName::new("ns", &format!("svc-{owner}")),
         ports: Box::default(),
         endpoints: SliceEndpoints::V4([endpoint].into()),
+        trigger_time: None,
     })
 }
 
@@ -46,6 +47,8 @@ fn node(version: u8) -> Object {
         zone: Some(format!("zone-{version}").as_str().into()),
         addresses: Box::default(),
         pod_cidrs: Box::default(),
+        is_deleting: false,
+        is_scaled_down: false,
     })
 }
 
@@ -166,4 +169,19 @@ fn a_range_named_twice_stays_while_one_name_does() {
     assert_eq!(store.service_cidrs().len(), 1);
     store.apply(Change::Delete(Kind::ServiceCidr, ObjectName::new("", "cidr-1")), &mut touched);
     assert_eq!(store.service_cidrs().len(), 0);
+}
+
+#[test]
+fn trigger_times_are_told_with_real_changes_only() {
+    let mut store = Store::default();
+    let time = |seconds| std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+    let at = |version, seconds| {
+        let Object::EndpointSlice(slice) = slice(0, 0, version) else { unreachable!() };
+        Change::Apply(Object::EndpointSlice(EndpointSlice { trigger_time: Some(time(seconds)), ..slice }))
+    };
+    let mut touched = Touched::default();
+    for change in [at(0, 10), at(0, 10), at(1, 20), Change::Apply(slice(1, 0, 0))] {
+        store.apply(change, &mut touched);
+    }
+    assert_eq!(touched.trigger_times, [10, 20].map(|seconds| (model::IpFamily::V4, time(seconds))));
 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use api::{FrameReader, MAX_FRAME_BYTES, WatchEvent, decode_list};
 use model::Kind;
-use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
+use crate::event::{Closed, Events};
 use crate::machine::{Failure, Machine, Next};
 use crate::request::{Request, accept, uri};
 use crate::transport::{Answer, Generation, Transport};
@@ -16,9 +16,6 @@ use crate::{ContentType, SharedInterner, SourceEvent, Timings};
 
 /// A watch that ends sooner than this without an event makes no sense.
 const SHORT_WATCH: Duration = Duration::from_secs(1);
-
-/// The receiver is gone: there is nobody to work for.
-struct Closed;
 
 /// Why a request ended.
 enum End {
@@ -48,7 +45,7 @@ pub(crate) struct Driver {
     transport: Arc<Transport>,
     timings: Timings,
     interner: SharedInterner,
-    events: Sender<SourceEvent>,
+    events: Events,
     machine: Machine,
     backoff: Backoff,
     /// Events on their way to the channel; empty between two steps.
@@ -64,7 +61,7 @@ impl Driver {
         transport: Arc<Transport>,
         timings: Timings,
         interner: SharedInterner,
-        events: Sender<SourceEvent>,
+        events: Events,
     ) -> Self {
         let machine = Machine::new(kind, transport.config().content_type == ContentType::Protobuf);
         let backoff = Backoff::new(&timings);
@@ -74,6 +71,7 @@ impl Driver {
 
     /// Runs until the receiver is gone.
     pub(crate) async fn run(mut self) {
+        self.heard(0);
         while self.step().await.is_ok() {}
     }
 
@@ -138,7 +136,7 @@ impl Driver {
     }
 
     async fn send(&self, event: SourceEvent) -> Result<(), Closed> {
-        self.events.send(event).await.map_err(|_closed| Closed)
+        self.events.send(event).await
     }
 
     async fn flush(&mut self) -> Result<(), Closed> {
@@ -165,13 +163,31 @@ impl Driver {
         let content_type =
             if self.machine.use_protobuf() { ContentType::Protobuf } else { ContentType::Json };
         let uri = uri(self.kind, &config.node_name, request, timeout);
-        generation.get(&uri, accept(request, content_type), self.timings.grace).await
+        let began = Instant::now();
+        let answer = generation.get(&uri, accept(request, content_type), self.timings.grace).await;
+        let code = match &answer {
+            Ok(_) => Some(200),
+            Err(Failure::Status(status)) => Some(status.code),
+            Err(Failure::Unreachable(_) | Failure::Broken(_) | Failure::Unreadable(_)) => None,
+        };
+        self.events.metrics().requests.answered("GET", generation.host(), code, began.elapsed());
+        if code.is_some() {
+            self.heard(0);
+        }
+        answer
+    }
+
+    /// Notes that the server has sent so many bytes.
+    fn heard(&self, bytes: usize) {
+        self.events.metrics().resource(self.kind).heard(Instant::now(), bytes);
     }
 
     async fn page(&mut self, generation: &Generation) -> Result<bool, End> {
         let answer = self.open(generation, Duration::ZERO).await?;
         let format = answer.format();
         let body = answer.read(self.timings.grace).await?;
+        self.heard(body.len());
+        self.events.metrics().requests.received("GET", generation.host(), body.len());
         let Self { machine, out, interner, kind, .. } = self;
         let list = {
             let mut interner = interner.lock().unwrap_or_else(PoisonError::into_inner);
@@ -203,6 +219,7 @@ impl Driver {
         let (end, mut n_events) = (begin + timeout + self.timings.grace, 0usize);
         let mut event_end = None;
         while let Some(chunk) = self.chunk(&mut answer, end, event_end).await? {
+            self.heard(chunk.len());
             reader.push(&chunk);
             let n_before = n_events;
             while let Some(event) = self.next_event(&mut reader)? {

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use futures_util::{FutureExt as _, StreamExt as _};
 use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchMask};
-use tokio::sync::mpsc::Sender;
 
 use crate::SourceEvent;
+use crate::event::Events;
 use crate::scan::Scanner;
 
 /// A file that is being written is read when it is closed, or after this time without another write: some writers never
@@ -29,12 +29,12 @@ pub struct FolderError {
     source: io::Error,
 }
 
-type Events = EventStream<Box<[u8]>>;
+type FileEvents = EventStream<Box<[u8]>>;
 
 /// A watched folder.
 pub(crate) struct Folder {
     dir: PathBuf,
-    events: Events,
+    events: FileEvents,
     scanner: Scanner,
     /// Files written to since they were last closed.
     busy: BTreeSet<String>,
@@ -63,7 +63,7 @@ impl Folder {
     }
 
     /// Runs until the receiver is gone.
-    pub(crate) async fn run(mut self, tx: Sender<SourceEvent>) {
+    pub(crate) async fn run(mut self, tx: Events) {
         loop {
             // Files are local and read only when they change, so this is done in place.
             for event in self.scanner.scan(&self.busy) {
@@ -80,7 +80,7 @@ impl Folder {
 
     /// Returns when there is a reason to look at the folder. All events that wait already are taken in at once, so that
     /// a burst costs one reading.
-    async fn changed(&mut self, tx: &Sender<SourceEvent>) {
+    async fn changed(&mut self, tx: &Events) {
         loop {
             let event = if self.busy.is_empty() {
                 self.events.next().await
@@ -133,7 +133,7 @@ impl Folder {
     }
 
     /// Waits for the folder to come back. What was known of it stays in force.
-    async fn find_again(&mut self, tx: &Sender<SourceEvent>) {
+    async fn find_again(&mut self, tx: &Events) {
         let text = format!("the manifest folder {} is gone; what it held stays in force", self.dir.display());
         if tx.send(SourceEvent::Problem { kind: None, text }).await.is_err() {
             return;
@@ -149,7 +149,7 @@ impl Folder {
     }
 }
 
-fn watch(dir: &Path) -> io::Result<Events> {
+fn watch(dir: &Path) -> io::Result<FileEvents> {
     let mask = WatchMask::CREATE
         | WatchMask::MODIFY
         | WatchMask::CLOSE_WRITE

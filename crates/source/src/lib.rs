@@ -19,12 +19,14 @@ mod transport;
 
 use std::sync::{Arc, Mutex};
 
+use metrics::SourceMetrics;
 use model::{Interner, Kind};
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
 
 pub use client::{Client, Method, WriteError};
 pub use config::{ApiConfig, ContentType, Timings, user_agent};
+use event::Events;
 pub use event::SourceEvent;
 pub use folder::FolderError;
 pub use transport::ConnectError;
@@ -59,7 +61,12 @@ impl Source {
 ///
 /// # Errors
 /// The kubeconfig or the pod's service account can't be read, or names credentials that can't be used.
-pub async fn spawn_api(config: ApiConfig, events: Sender<SourceEvent>) -> Result<Source, ConnectError> {
+pub async fn spawn_api(
+    config: ApiConfig,
+    metrics: SourceMetrics,
+    events: Sender<SourceEvent>,
+) -> Result<Source, ConnectError> {
+    let events = Events::new(events, metrics);
     let timings = config.timings;
     let transport = Arc::new(transport::Transport::connect(config).await?);
     let interner = SharedInterner::default();
@@ -76,7 +83,12 @@ pub async fn spawn_api(config: ApiConfig, events: Sender<SourceEvent>) -> Result
 ///
 /// # Errors
 /// The folder does not exist or can't be watched.
-pub fn spawn_folder(dir: std::path::PathBuf, events: Sender<SourceEvent>) -> Result<Source, FolderError> {
+pub fn spawn_folder(
+    dir: std::path::PathBuf,
+    metrics: SourceMetrics,
+    events: Sender<SourceEvent>,
+) -> Result<Source, FolderError> {
+    let events = Events::new(events, metrics);
     let folder = folder::Folder::open(dir)?;
     let mut tasks = JoinSet::new();
     tasks.spawn(folder.run(events));

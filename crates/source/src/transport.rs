@@ -1,6 +1,6 @@
 //! The way to the server: `kube`'s client for kubeconfig, TLS, credentials and proxies; requests and bodies are our own.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use api::{Format, Status, decode_status};
@@ -59,12 +59,14 @@ pub(crate) struct Transport {
 pub(crate) struct Generation {
     number: u64,
     client: Client,
+    /// The server, for metrics.
+    host: Arc<str>,
 }
 
 impl Transport {
     pub(crate) async fn connect(config: ApiConfig) -> Result<Self, ConnectError> {
-        let client = make_client(&config).await?;
-        Ok(Self { config, current: Mutex::new(Generation { number: 0, client }) })
+        let (client, host) = make_client(&config).await?;
+        Ok(Self { config, current: Mutex::new(Generation { number: 0, client, host }) })
     }
 
     pub(crate) fn config(&self) -> &ApiConfig {
@@ -82,22 +84,24 @@ impl Transport {
         if self.current().number != failed.number {
             return Ok(());
         }
-        let client = make_client(&self.config).await?;
+        let (client, host) = make_client(&self.config).await?;
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if current.number == failed.number {
-            *current = Generation { number: failed.number + 1, client };
+            *current = Generation { number: failed.number + 1, client, host };
         }
         Ok(())
     }
 }
 
-async fn make_client(config: &ApiConfig) -> Result<Client, ConnectError> {
+async fn make_client(config: &ApiConfig) -> Result<(Client, Arc<str>), ConnectError> {
     let mut kube_config = kube_config(config).await?;
     // Trying again is the state machine's business, which knows what is worth it.
     kube_config.default_retry = false;
     let agent = HeaderValue::from_str(&config.user_agent).map_err(ConnectError::UserAgent)?;
     kube_config.headers.push((USER_AGENT, agent));
-    build(kube_config).map_err(|error| ConnectError::Client(Box::new(error)))
+    let host = kube_config.cluster_url.authority().map_or("", |authority| authority.as_str()).into();
+    let client = build(kube_config).map_err(|error| ConnectError::Client(Box::new(error)))?;
+    Ok((client, host))
 }
 
 async fn kube_config(config: &ApiConfig) -> Result<Config, ConnectError> {
@@ -151,6 +155,11 @@ pub(crate) struct Answer {
 }
 
 impl Generation {
+    /// The server's address and port as configured.
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
     /// Sends a request with a JSON body. An answer other than 200 and 201 is a failure; what else it says is of no interest.
     pub(crate) async fn write(
         &self,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use api::Format;
+use metrics::{Metrics, Options};
 use model::{Change, Interner, Kind, Object, ObjectName, Store, Touched};
 use serde_json::{Value, json};
 use source::{ApiConfig, ContentType, Source, SourceEvent, Timings, spawn_api};
@@ -101,6 +102,7 @@ fn fast() -> Timings {
 
 /// A source and what it has told so far.
 struct Client {
+    metrics: Metrics,
     events: Receiver<SourceEvent>,
     store: Store,
     listed: BTreeSet<Kind>,
@@ -123,8 +125,10 @@ impl Client {
         let mut config = config(kubeconfig);
         adjust(&mut config);
         let (tx, events) = channel(64);
-        let source = spawn_api(config, tx).await.unwrap();
+        let metrics = Metrics::new(&Options::default());
+        let source = spawn_api(config, metrics.source.clone(), tx).await.unwrap();
         Self {
+            metrics,
             events,
             store: Store::default(),
             listed: BTreeSet::new(),
@@ -519,6 +523,8 @@ async fn a_malformed_object_is_left_out_alone() {
     server.inject_raw(ServerKind::Service, "shop", "web", json, proto.clone());
     client.until("it is rejected", |client| !client.rejected.is_empty()).await;
     assert!(client.rejected[0].starts_with("Service shop/web: spec"), "{:?}", client.rejected);
+    let rejected = |kind| client.metrics.source.resource(kind).rejected.get();
+    assert_eq!((rejected(Kind::Service), rejected(Kind::EndpointSlice)), (1, 0));
     server.apply(service("after", 110)).unwrap();
     client.until("the next one is taken", |client| client.service("after").is_some()).await;
     assert!(client.service("web").is_some(), "its earlier form stays in force");
@@ -574,11 +580,13 @@ async fn a_server_that_is_not_there_yet_is_waited_for() {
 #[tokio::test]
 async fn a_kubeconfig_that_makes_no_sense_is_an_error() {
     let (tx, _events) = channel(1);
-    let missing = spawn_api(config("/nonexistent/kubeconfig".into()), tx.clone()).await.unwrap_err();
+    let metrics = Metrics::new(&Options::default()).source;
+    let missing =
+        spawn_api(config("/nonexistent/kubeconfig".into()), metrics.clone(), tx.clone()).await.unwrap_err();
     assert_eq!(missing.to_string(), "the kubeconfig can't be used");
     let mut no_url = config("/nonexistent".into());
     (no_url.kubeconfig, no_url.server) = (None, Some("not a url".to_owned()));
-    let error = spawn_api(no_url, tx).await.unwrap_err();
+    let error = spawn_api(no_url, metrics, tx).await.unwrap_err();
     assert_eq!(error.to_string(), "the server's url can't be used");
 }
 
@@ -666,4 +674,34 @@ async fn objects_of_all_kinds_arrive_whole() {
     let web = client.store.entry(&ObjectName::new("shop", "web")).unwrap();
     assert_eq!((web.slices.len(), web.service.as_ref().map(|service| service.ports.len())), (1, Some(1)));
     assert_eq!(Object::Service(web.service.clone().unwrap()).kind(), Kind::Service);
+}
+
+#[tokio::test]
+async fn what_is_heard_is_measured() {
+    let server = start(Config::default());
+    populate(&server);
+    let mut client = Client::start(&server).await;
+    client.all_listed().await;
+    let now = tokio::time::Instant::now() + Duration::from_hours(1);
+    let page = client.metrics.render(None, now);
+    let value = |series: &str| -> f64 {
+        let line = page.lines().find_map(|line| line.strip_prefix(series));
+        line.unwrap_or_else(|| panic!("no {series} in\n{page}")).trim().parse().unwrap()
+    };
+    for resource in ["services", "endpointslices", "nodes", "servicecidrs"] {
+        let of = |name: &str| value(&format!("{name}{{resource=\"{resource}\"}}"));
+        assert!(of("kubeproxy_watch_bytes_total") > 0.0, "{resource}");
+        let lag = of("kubeproxy_watch_lag_seconds");
+        assert!((3599.0..3660.0).contains(&lag), "{resource}: {lag}");
+    }
+    let host = server.url().trim_start_matches("https://").trim_start_matches("http://").to_owned();
+    let host = host.trim_end_matches('/');
+    let answers =
+        value(&format!("rest_client_requests_total{{code=\"200\",host=\"{host}\",method=\"GET\"}}"));
+    assert!(answers >= 4.0, "{answers}");
+    server.faults().refuse_connections(true);
+    server.faults().drop_watches();
+    client.until("it is missed", |client| !client.problems.is_empty()).await;
+    let page = client.metrics.render(None, now);
+    assert!(page.contains("rest_client_requests_total{code=\"<error>\""), "{page}");
 }

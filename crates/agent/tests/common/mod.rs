@@ -1,14 +1,19 @@
 //! What the tests share: settings, objects, and what a kernel should hold for them.
 
-use agent::Settings;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent::{Settings, Telemetry};
 use backend_nftables::{Backend, Config, Extent, NodePortAddresses};
+use metrics::health::SharedHealth;
+use metrics::{Metrics, Options};
 use model::view::{ThisNode, frontends};
 use model::{
     Conditions, Endpoint, EndpointSlice, IpFamily, Object, ObjectName, Protocol, Service, ServicePort,
     SliceEndpoints, SlicePort, Store, Table, TrafficPolicy, V4,
 };
 
-const NODE: &str = "node-1";
+pub const NODE: &str = "node-1";
 
 pub fn settings() -> Settings {
     Settings { families: vec![IpFamily::V4], ..Settings::new(NODE.into()) }
@@ -43,6 +48,7 @@ pub fn slice(n: u8, endpoints: &[u8]) -> Object {
         service: ObjectName::new("ns", &format!("svc-{n}")),
         ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
         endpoints: SliceEndpoints::V4(endpoints.iter().map(endpoint).collect()),
+        trigger_time: None,
     })
 }
 
@@ -56,4 +62,10 @@ pub fn difference(store: &Store, found: Option<&nft::Ruleset>) -> Option<String>
     let config = Config { node_ports: NodePortAddresses::Within(Vec::new()), ..Config::default() };
     let plan = Backend::new(config.clone()).repair(&config, &table, found, Extent::Difference);
     (!plan.transaction.is_empty()).then(|| plan.transaction.to_string())
+}
+
+/// Nobody asks for it.
+pub fn telemetry() -> Telemetry {
+    let health = SharedHealth::new(Duration::from_mins(1));
+    Telemetry::new(Arc::new(Metrics::new(&Options::default())), health)
 }

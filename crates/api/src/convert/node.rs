@@ -19,7 +19,9 @@ pub(super) fn convert_node(
     let zone = item_name(&raw.metadata.labels.zone, path, interner, notes).filter(|zone| !zone.is_empty());
     let addresses = addresses(&raw.status.addresses, notes).into();
     let pod_cidrs = pod_cidrs(&raw.spec, notes).into();
-    Ok(Object::Node(Node { name, zone, addresses, pod_cidrs }))
+    let is_deleting = raw.metadata.deletion_timestamp.0;
+    let is_scaled_down = raw.spec.taints.iter().any(|taint| &*taint.key == raw::TAINT_SCALED_DOWN);
+    Ok(Object::Node(Node { name, zone, addresses, pod_cidrs, is_deleting, is_scaled_down }))
 }
 
 /// Internal addresses in order, then external ones. Host names are not resolved.

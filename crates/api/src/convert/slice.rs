@@ -1,5 +1,7 @@
 //! `EndpointSlice`s.
 
+use std::time::SystemTime;
+
 use model::{
     Conditions, Endpoint, EndpointSlice, Family, Hints, Interner, Name, Object, ObjectName, SliceEndpoints,
     SlicePort, V4, V6,
@@ -26,7 +28,21 @@ pub(super) fn convert(
         }
     };
     let ports = ports(&raw.ports, interner, notes).into();
-    Ok(Object::EndpointSlice(EndpointSlice { name, service, ports, endpoints }))
+    let trigger_time = trigger_time(&raw.metadata.annotations.trigger_time, notes);
+    Ok(Object::EndpointSlice(EndpointSlice { name, service, ports, endpoints, trigger_time }))
+}
+
+/// When the change happened that the slice comes from. What can't be read costs a sample of a metric and no more.
+fn trigger_time(text: &str, notes: &mut Notes) -> Option<SystemTime> {
+    if text.is_empty() {
+        return None;
+    }
+    let time = text.parse::<jiff::Timestamp>();
+    if let Err(error) = &time {
+        notes.add(format_args!("metadata.annotations[{}]", raw::ANNOTATION_TRIGGER_TIME), error);
+    }
+    // Go's zero time stands for none.
+    time.ok().map(SystemTime::from).filter(|time| *time > SystemTime::UNIX_EPOCH)
 }
 
 /// The Service that the slice belongs to. A slice that lost its label is ignored, not rejected: its former Service has

@@ -23,6 +23,7 @@ fn fields(message: &str) -> &'static [Field] {
             ("namespace", 3, ""),
             ("uid", 5, ""),
             ("resourceVersion", 6, ""),
+            ("deletionTimestamp", 9, "Time"),
             ("labels", 11, "map"),
             ("annotations", 12, "map"),
         ],
@@ -56,7 +57,8 @@ fn fields(message: &str) -> &'static [Field] {
         "Hints" => &[("forZones", 1, "Hint"), ("forNodes", 2, "Hint")],
         "Hint" => &[("name", 1, "")],
         "SlicePort" => &[("name", 1, ""), ("protocol", 2, ""), ("port", 3, "")],
-        "NodeSpec" => &[("podCIDR", 1, ""), ("podCIDRs", 7, "")],
+        "NodeSpec" => &[("podCIDR", 1, ""), ("taints", 5, "Taint"), ("podCIDRs", 7, "")],
+        "Taint" => &[("key", 1, ""), ("value", 2, ""), ("effect", 3, "")],
         "NodeStatus" => &[("addresses", 5, "NodeAddress")],
         "NodeAddress" => &[("type", 1, ""), ("address", 2, "")],
         "CidrSpec" => &[("cidrs", 1, "")],
@@ -87,6 +89,8 @@ fn write(number: u8, holds: &str, value: &Value, to: &mut Vec<u8>) {
         Value::Null => {}
         Value::Bool(value) => integer(i64::from(*value), to),
         Value::Number(value) => integer(value.as_i64().unwrap(), to),
+        // A time is a message of its own; nobody looks inside.
+        Value::String(_) if holds == "Time" => bytes(number, &[], to),
         Value::String(text) => bytes(number, text.as_bytes(), to),
         Value::Array(items) => {
             for item in items {

@@ -68,6 +68,12 @@ pub(super) fn serving<F: Family>(candidates: &Candidates<'_, F>) -> BTreeSet<Des
     select(candidates, |candidate| candidate.conditions.ready || candidate.conditions.serving)
 }
 
+/// The addresses of ready endpoints on this node, possibly repeated.
+pub(super) fn local_ready<F: Family>(candidates: &Candidates<'_, F>) -> impl Iterator<Item = F::Addr> {
+    let ready = candidates.iter().filter(|(_, candidate)| candidate.local && candidate.conditions.ready);
+    ready.map(|((address, _), _)| *address)
+}
+
 /// The endpoints that take new flows, by traffic policy.
 pub(super) struct Choice<F: Family> {
     /// For the `Cluster` policy; `None` if no policy of the Service asks for it.

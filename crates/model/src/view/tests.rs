@@ -54,6 +54,7 @@ fn slice(
         } else {
             SliceEndpoints::V4(family_endpoints(endpoints))
         },
+        trigger_time: None,
     }
 }
 
@@ -465,4 +466,68 @@ fn an_explanation_of_nothing() {
     check_explanation(None, vec![tcp_slice(&[])], &["no Service of this name that is ours to serve"]);
     let v6 = service(&["fd00::1"], &[("", Protocol::Tcp, 80, None)]);
     check_explanation(Some(v6), vec![], &["no cluster IP of family IPv4"]);
+}
+
+const PUBLISHED_NOT_READY: Conditions = Conditions { ready: true, serving: false, terminating: true };
+
+#[track_caller]
+fn check_health(endpoints: &[(&str, Conditions, &str)], expected: usize) {
+    let mut store = Store::default();
+    let service = Service {
+        external_policy: LOCAL,
+        health_check_node_port: Some(32000),
+        ..service(&["10.96.0.10"], &[("", Protocol::Tcp, 80, None), ("b", Protocol::Udp, 81, None)])
+    };
+    let name = service.name.clone();
+    store.apply(Change::Apply(Object::Service(service)), &mut Touched::default());
+    let ports = [("", Protocol::Tcp, 80), ("b", Protocol::Udp, 81), ("unused", Protocol::Tcp, 82)];
+    store.apply(Change::Apply(Object::EndpointSlice(slice("a", &ports, endpoints))), &mut Touched::default());
+    let node = ThisNode { name: "node-1".into(), ..ThisNode::default() };
+    let entry = store.entry(&name).unwrap();
+    let expected = HealthCheck { port: 32000, local_endpoints: expected };
+    assert_eq!(health_check::<V4>(&node, entry), Some(expected));
+    assert_eq!(health_check::<V6>(&node, entry), None, "it has no cluster IP in the family");
+}
+
+#[test]
+fn health_checks_count_addresses_that_are_ready_and_local() {
+    check_health(&[], 0);
+    check_health(&[("10.244.0.1", READY, "node-1"), ("10.244.0.2", READY, "node-1")], 2);
+    check_health(&[("10.244.1.1", READY, "node-2"), ("10.244.1.2", READY, "")], 0);
+    check_health(&[("10.244.0.1", NOT_READY, "node-1"), ("10.244.0.2", TERMINATING, "node-1")], 0);
+    check_health(&[("10.244.0.1", PUBLISHED_NOT_READY, "node-1")], 1);
+}
+
+#[test]
+fn a_service_without_health_check_has_none() {
+    let entry = ServiceEntry { service: Some(local_service(CLUSTER, LOCAL)), slices: Vec::new() };
+    assert_eq!(health_check::<V4>(&ThisNode::default(), &entry), None);
+    assert_eq!(health_check::<V4>(&ThisNode::default(), &ServiceEntry::default()), None);
+}
+
+#[track_caller]
+fn check_no_local(
+    policies: (TrafficPolicy, TrafficPolicy),
+    endpoints: &[(&str, Conditions, &str)],
+    expected: (usize, usize),
+) {
+    let service = Service {
+        external_ips: ["192.0.2.1", "192.0.2.2"].map(ip).into(),
+        ..local_service(policies.0, policies.1)
+    };
+    let entry = ServiceEntry { service: Some(service), slices: vec![tcp_slice(endpoints)] };
+    let node = ThisNode { name: "node-1".into(), ..ThisNode::default() };
+    let found = NoLocalEndpoints::of(&frontends::<V4>(&node, &entry));
+    assert_eq!((found.internal, found.external), expected);
+}
+
+#[test]
+fn ports_without_local_endpoints_are_counted_by_policy() {
+    let elsewhere = [("10.244.1.1", READY, "node-2")];
+    check_no_local((LOCAL, LOCAL), &elsewhere, (1, 1));
+    check_no_local((CLUSTER, LOCAL), &elsewhere, (0, 1));
+    check_no_local((LOCAL, CLUSTER), &elsewhere, (1, 0));
+    check_no_local((CLUSTER, CLUSTER), &elsewhere, (0, 0));
+    check_no_local((LOCAL, LOCAL), &[], (0, 0));
+    check_no_local((LOCAL, LOCAL), &[("10.244.0.1", READY, "node-1")], (0, 0));
 }

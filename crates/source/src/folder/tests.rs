@@ -11,13 +11,17 @@ struct Watched {
     _source: crate::Source,
 }
 
+fn metrics() -> metrics::SourceMetrics {
+    metrics::Metrics::new(&metrics::Options::default()).source
+}
+
 const LIMIT: Duration = Duration::from_secs(20);
 
 async fn watched() -> Watched {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a.yaml"), service("web")).unwrap();
     let (tx, rx) = channel(100);
-    let source = crate::spawn_folder(dir.path().to_owned(), tx).unwrap();
+    let source = crate::spawn_folder(dir.path().to_owned(), metrics(), tx).unwrap();
     let mut watched = Watched { dir, rx, _source: source };
     for kind in Kind::ALL {
         assert_eq!(watched.listed(kind).await, if kind == Kind::Service { vec!["web"] } else { vec![] });
@@ -114,6 +118,6 @@ async fn a_folder_that_comes_back_is_read_again() {
 #[tokio::test]
 async fn a_folder_that_does_not_exist_is_an_error() {
     let (tx, _rx) = channel(1);
-    let error = crate::spawn_folder("/nonexistent/manifests".into(), tx).unwrap_err();
+    let error = crate::spawn_folder("/nonexistent/manifests".into(), metrics(), tx).unwrap_err();
     assert_eq!(error.to_string(), "the manifest folder /nonexistent/manifests can't be watched");
 }

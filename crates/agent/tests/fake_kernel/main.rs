@@ -7,12 +7,14 @@
     reason = "a test fails by panicking and says on the way what it tries"
 )]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod telemetry;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agent::{ForeignChange, Input, KernelAccess, OldRulesGone};
+use agent::{ForeignChange, Input, KernelAccess, OldRulesGone, OpenKernel, Telemetry};
 use backend_nftables::table_name;
 use common::{difference, service, settings, slice};
 use model::{Change, Kind, Object, ObjectName, Protocol, Store, Touched};
@@ -34,24 +36,39 @@ struct Bench {
     synced: Synced,
     inputs: Sender<Input>,
     store: Store,
+    telemetry: Telemetry,
 }
 
 impl Bench {
     fn start(kernel: &FakeKernel) -> Self {
+        let connection = kernel.clone();
+        Self::start_on(kernel, Arc::new(move || Ok(Box::new(connection.clone()))))
+    }
+
+    fn start_on(kernel: &FakeKernel, open: OpenKernel) -> Self {
         let (inputs, receiver) = channel(1024);
-        let (connection, conntrack) = (kernel.clone(), FakeConntrack::new());
+        let conntrack = FakeConntrack::new();
         let flows = conntrack.clone();
         let watcher: Watcher = Arc::default();
         let (watch, synced) = (watcher.clone(), Synced::default());
         let told = synced.clone();
         let access = KernelAccess {
-            open: Arc::new(move || Ok(Box::new(connection.clone()))),
+            open,
             open_conntrack: Arc::new(move || Ok(Box::new(flows.clone()))),
             watch: Box::new(move |foreign| *watch.lock().unwrap() = Some(foreign)),
             synced: Box::new(move |gone| told.lock().unwrap().push(gone)),
         };
-        tokio::spawn(agent::run(settings(), access, receiver, Some));
-        Self { kernel: kernel.clone(), conntrack, watcher, synced, inputs, store: Store::default() }
+        let telemetry = common::telemetry();
+        tokio::spawn(agent::run(settings(), access, telemetry.clone(), receiver, Some));
+        Self {
+            kernel: kernel.clone(),
+            conntrack,
+            watcher,
+            synced,
+            inputs,
+            store: Store::default(),
+            telemetry,
+        }
     }
 
     async fn send(&mut self, change: Change) {
