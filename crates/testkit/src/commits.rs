@@ -87,13 +87,13 @@ impl Commits {
         self.wait(limit, |_families| true)
     }
 
-    /// As [`Commits::next`], for a transaction that changed something of this family (`NFPROTO_IPV4` and so on, see
-    /// `linux/netfilter.h`). Others are passed over.
+    /// As [`Commits::next`], for a transaction that changed something of one of these families (`NFPROTO_IPV4` and so on,
+    /// see `linux/netfilter.h`). Others are passed over.
     ///
     /// # Errors
     /// As [`Commits::next`].
-    pub fn next_of(&mut self, family: u8, limit: Duration) -> io::Result<Option<u32>> {
-        self.wait(limit, |families| families & 1 << family != 0)
+    pub fn next_of(&mut self, families: &[u8], limit: Duration) -> io::Result<Option<u32>> {
+        self.wait(limit, |touched| families.iter().any(|family| touched & 1 << family != 0))
     }
 
     /// Waits for the end of a transaction that touched such families, given as bits.
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_notification_tells_families_and_generation() {
-        let new_element = message(10 << 8 | 12, &[2, 0, 0, 0, 7]);
+        let new_element = message(NEW_GENERATION - 3, &[2, 0, 0, 0, 7]);
         assert_eq!((families(&new_element), generation(&new_element)), (1 << 2, None));
         let end = message(NEW_GENERATION, &[0, 0, 0, 0, 8, 0, 1, 0, 0, 0, 0, 42]);
         let both = [new_element, end].concat();

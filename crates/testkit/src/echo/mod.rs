@@ -125,7 +125,9 @@ async fn serve(sockets: Vec<(OwnedFd, u16, Mode)>, identity: &Arc<Identity>, sto
         let identity = Arc::clone(identity);
         match mode {
             Mode::Udp => tokio::spawn(udp::serve(fd, identity)),
-            Mode::Line | Mode::KeepOpen | Mode::Http | Mode::Discard => tokio::spawn(tcp::serve(fd, mode, identity)),
+            Mode::Line | Mode::KeepOpen | Mode::Http | Mode::Discard => {
+                tokio::spawn(tcp::serve(fd, mode, identity))
+            }
         };
     }
     // Only ever ends by the sender's being dropped, which is no failure.
