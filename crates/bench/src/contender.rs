@@ -11,17 +11,22 @@ pub(crate) enum Side {
     Ours,
     /// The other program.
     Peer,
-    /// What can't be beaten: the kernel alone, or a connection without a Service.
+    /// What ours can't beat: the kernel alone, or a connection without a Service.
     Floor,
+    /// The same for the peer, where it is measured beside it.
+    PeerFloor,
 }
 
 impl Side {
+    pub(crate) const ALL: [Self; 4] = [Self::Ours, Self::Peer, Self::Floor, Self::PeerFloor];
+
     /// Its name in tables and files.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Ours => "kube-proxy",
             Self::Peer => "peer",
             Self::Floor => "floor",
+            Self::PeerFloor => "floor beside the peer",
         }
     }
 }

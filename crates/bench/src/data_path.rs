@@ -1,4 +1,4 @@
-//! What a Service costs its packets: the same exchanges with a pod, directly and by a Service, in turns.
+//! What a Service costs its packets: the same exchanges with a pod, directly and by a Service.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,94 +9,118 @@ use testkit::cluster::{LINE_PORT, UDP_PORT};
 use tokio::time::Instant;
 
 use crate::results::Notebook;
-use crate::samples::{Samples, float, millis};
+use crate::samples::{Samples, float};
 use crate::site::Site;
-use crate::world::{ECHO, LINE, SINK, SINK_PORT};
+use crate::world::{ECHO, LINE, SINK, SINK_PORT, Target};
 
-/// How often it goes back and forth between the two.
-const TURNS: usize = 4;
-/// First packets, and connections, of each turn. Few enough for the table of tracked flows, which keeps the latter for two minutes.
-const FLOWS: usize = 250;
-const CONNECTIONS: usize = 1500;
-/// Time of each turn where a rate is measured on one flow.
-const SPELL: Duration = Duration::from_millis(250);
+/// First packets, and connections, each way. Few enough for the table of tracked flows, which keeps the latter for two
+/// minutes.
+const FLOWS: usize = 1000;
+const CONNECTIONS: usize = 6000;
+/// Requests each way on one flow.
+const REQUESTS: usize = 10_000;
+/// How often the throughput goes back and forth, and how long each way.
+const TURNS: usize = 6;
+const SPELL: Duration = Duration::from_millis(150);
 /// How much is written at once to see the throughput.
 const BLOCK: usize = 128 * 1024;
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Yields values of one turn, of exchanges with this address.
-type Turn = fn(SocketAddr) -> anyhow::Result<Values>;
-
-/// By metric.
-type Values = Vec<(&'static str, Vec<f64>)>;
+/// Where an exchange goes: to the pod itself, and to it by the Service.
+struct Ways {
+    direct: SocketAddr,
+    service: SocketAddr,
+}
 
 /// Measures all of it.
 pub(crate) fn measure(site: &Site, book: &mut Notebook<'_>) -> anyhow::Result<()> {
     let pod = site.server_ip(0);
-    let turns: [(Turn, SocketAddr, SocketAddr); 4] = [
-        (first_packets, ECHO.into(), (pod, UDP_PORT).into()),
-        (connections, LINE.into(), (pod, LINE_PORT).into()),
-        (requests, ECHO.into(), (pod, UDP_PORT).into()),
-        (throughput, SINK.into(), (pod, SINK_PORT).into()),
-    ];
-    for (turn, service, direct) in turns {
-        for _ in 0..TURNS {
-            for (id, values) in site.client().run(|| turn(direct)).context("directly to the pod")? {
-                book.floor(id, Samples::new(values));
-            }
-            for (id, values) in site.client().run(|| turn(service)).context("by the Service")? {
-                book.values(id, values);
-            }
-        }
+    let ways = |port: u16, service: Target| Ways { direct: (pod, port).into(), service: service.into() };
+    let (echo, line, sink) = (ways(UDP_PORT, ECHO), ways(LINE_PORT, LINE), ways(SINK_PORT, SINK));
+    site.client().run(|| {
+        first_packets(&echo, book).context("first packets")?;
+        connections(&line, book).context("connections")?;
+        requests(&echo, book).context("requests")?;
+        throughput(&sink, book).context("throughput")
+    })
+}
+
+fn first_packets(ways: &Ways, book: &mut Notebook<'_>) -> anyhow::Result<()> {
+    let ask = |target| udp_once(target, PATIENCE).map(drop).context("ask once");
+    let [direct, service] = in_turns(FLOWS, || ask(ways.direct), || ask(ways.service))?;
+    book.times("first_packet", &service);
+    book.floor("first_packet", Samples::millis(&direct));
+    Ok(())
+}
+
+fn connections(ways: &Ways, book: &mut Notebook<'_>) -> anyhow::Result<()> {
+    let connect = |target| tcp_once(target, PATIENCE).map(drop).context("connect");
+    let [direct, service] = in_turns(CONNECTIONS, || connect(ways.direct), || connect(ways.service))?;
+    book.times("tcp_connect", &service);
+    book.floor("tcp_connect", Samples::millis(&direct));
+    book.values("tcp_rate", [rate(&service)]);
+    book.floor("tcp_rate", Samples::new(vec![rate(&direct)]));
+    Ok(())
+}
+
+fn requests(ways: &Ways, book: &mut Notebook<'_>) -> anyhow::Result<()> {
+    let open = |target| UdpFlow::open(0, target, PATIENCE).context("open a flow");
+    let (direct, service) = (open(ways.direct)?, open(ways.service)?);
+    let ask = |flow: &UdpFlow| flow.ask().map(drop).context("ask");
+    let [direct, service] = in_turns(REQUESTS, || ask(&direct), || ask(&service))?;
+    book.values("udp_rate", [rate(&service)]);
+    book.floor("udp_rate", Samples::new(vec![rate(&direct)]));
+    Ok(())
+}
+
+/// In spells and not in turns, because what is written to one connection is still under way while the other has its turn.
+fn throughput(ways: &Ways, book: &mut Notebook<'_>) -> anyhow::Result<()> {
+    for _ in 0..TURNS {
+        book.floor("throughput", Samples::new(vec![gigabits(ways.direct)?]));
+        book.values("throughput", [gigabits(ways.service)?]);
     }
     Ok(())
 }
 
-fn first_packets(target: SocketAddr) -> anyhow::Result<Values> {
-    let ask = |_| {
-        let begun = Instant::now();
-        udp_once(target, PATIENCE).context("ask once")?;
-        anyhow::Ok(millis(begun.elapsed()))
-    };
-    let times = (0..FLOWS).map(ask).collect::<anyhow::Result<_>>()?;
-    Ok(vec![("first_packet", times)])
-}
-
-fn connections(target: SocketAddr) -> anyhow::Result<Values> {
-    let begun = Instant::now();
-    let connect = |_| {
-        let begun = Instant::now();
-        tcp_once(target, PATIENCE).context("connect")?;
-        anyhow::Ok(millis(begun.elapsed()))
-    };
-    let times = (0..CONNECTIONS).map(connect).collect::<anyhow::Result<_>>()?;
-    let rate = float(CONNECTIONS as u64) / begun.elapsed().as_secs_f64();
-    Ok(vec![("tcp_connect", times), ("tcp_rate", vec![rate])])
-}
-
-fn requests(target: SocketAddr) -> anyhow::Result<Values> {
-    let flow = UdpFlow::open(0, target, PATIENCE).context("open a flow")?;
-    flow.ask().context("ask")?;
-    let rate = rate(|| flow.ask().map(drop).context("ask"))?;
-    Ok(vec![("udp_rate", vec![rate])])
-}
-
-fn throughput(target: SocketAddr) -> anyhow::Result<Values> {
+fn gigabits(target: SocketAddr) -> anyhow::Result<f64> {
     let block = vec![0; BLOCK];
     let mut session = Session::open(target, PATIENCE).context("connect")?;
-    session.send(&block).context("send")?;
-    let rate = rate(|| session.send(&block).context("send"))?;
-    Ok(vec![("throughput", vec![rate * float(BLOCK as u64) * 8.0 / 1e9])])
+    // Until the connection is up to speed.
+    let warm = Instant::now() + SPELL / 5;
+    while Instant::now() < warm {
+        session.send(&block).context("send")?;
+    }
+    let begun = Instant::now();
+    let mut n_bits = 0;
+    while begun.elapsed() < SPELL {
+        session.send(&block).context("send")?;
+        n_bits += BLOCK as u64 * 8;
+    }
+    Ok(float(n_bits) / begun.elapsed().as_secs_f64() / 1e9)
 }
 
-/// How often a second it can be done.
-fn rate(mut exchange: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
-    let begun = Instant::now();
-    let mut count = 0;
-    while begun.elapsed() < SPELL {
-        exchange()?;
-        count += 1;
+/// Times of both ways, one exchange after the other, so that whatever else the machine does befalls both alike.
+fn in_turns(
+    n_times: usize,
+    mut direct: impl FnMut() -> anyhow::Result<()>,
+    mut service: impl FnMut() -> anyhow::Result<()>,
+) -> anyhow::Result<[Vec<Duration>; 2]> {
+    let mut timed =
+        [&mut direct as &mut dyn FnMut() -> _, &mut service].map(|exchange| (exchange, Vec::new()));
+    for number in 0..n_times {
+        // Each goes first as often, because what is left of an exchange is dealt with during the next.
+        for way in [number % 2, 1 - number % 2] {
+            let (exchange, times) = &mut timed[way];
+            let begun = Instant::now();
+            exchange()?;
+            times.push(begun.elapsed());
+        }
     }
-    Ok(float(count) / begun.elapsed().as_secs_f64())
+    Ok(timed.map(|(_, times)| times))
+}
+
+/// How many of these there are in a second.
+fn rate(times: &[Duration]) -> f64 {
+    float(times.len() as u64) / times.iter().sum::<Duration>().as_secs_f64()
 }

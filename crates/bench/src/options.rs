@@ -48,7 +48,7 @@ fn command() -> Command {
     };
     let path = |name: &'static str| Arg::new(name).value_parser(value_parser!(PathBuf));
     let sizes = Arg::new("services").long("services").value_name("N").value_delimiter(',');
-    let sizes = sizes.default_value("100,1000,10000").value_parser(value_parser!(u32).range(2..=100_000));
+    let sizes = sizes.default_value("100,1000,10000").value_parser(value_parser!(u32).range(100..=100_000));
     Command::new("bench")
         .about(
             "Measures a kube-proxy in network namespaces of its own, beside another one and the kernel alone",
@@ -115,8 +115,8 @@ mod tests {
 
     #[test]
     fn a_peer_has_arguments_of_its_own() {
-        let options = parse("bench --services 50,70 --mode iptables --peer up --peer-arguments=--v=2 ours");
-        assert_eq!(options.sizes, [50, 70]);
+        let options = parse("bench --services 100,170 --mode iptables --peer up --peer-arguments=--v=2 ours");
+        assert_eq!(options.sizes, [100, 170]);
         let [ours, peer] = &options.contenders[..] else { unreachable!("two programs") };
         assert_eq!((ours.program.as_path(), ours.extra.len()), ("ours".as_ref(), 0));
         assert_eq!((peer.program.as_path(), &peer.extra[..]), ("up".as_ref(), &["--v=2".to_owned()][..]));

@@ -46,9 +46,10 @@ impl Notebook<'_> {
         self.samples(self.side, id, Samples::millis(times));
     }
 
-    /// Notes values of what this can't be better than. They stand beside ours, so those beside others are not kept.
+    /// Notes values of what this can't be better than.
     pub(crate) fn floor(&mut self, id: &str, samples: Option<Samples>) {
-        self.samples(Side::Floor, id, samples.filter(|_| self.side == Side::Ours));
+        let side = if self.side == Side::Peer { Side::PeerFloor } else { Side::Floor };
+        self.samples(side, id, samples);
     }
 
     fn samples(&mut self, side: Side, id: &str, samples: Option<Samples>) {
@@ -90,14 +91,16 @@ impl Results {
         rounds.values().cloned().reduce(|all, round| all.with(&round))
     }
 
-    /// Ours beside the peer; `None` without both, or where a median is zero.
+    /// Ours beside the peer; `None` without both, or where a median is zero. Where both have a floor of their own it is how
+    /// far each is above it that counts, because then whatever else the machine did befell both alike.
     pub(crate) fn comparison(&self, services: u32, metric: &Metric) -> Option<Comparison> {
-        let better = |ours: &Samples, peer: &Samples| times_better(metric, ours.median(), peer.median());
-        let (ours, peer) = (self.all(services, metric, Side::Ours)?, self.all(services, metric, Side::Peer)?);
-        let ratio = better(&ours, &peer)?;
-        let peers = self.rounds(services, metric, Side::Peer)?;
-        let in_rounds = self.rounds(services, metric, Side::Ours)?.iter();
-        let ratios = in_rounds.filter_map(|(round, ours)| better(ours, peers.get(round)?));
+        let all = |side| self.all(services, metric, side);
+        let ratio = better(metric, &Side::ALL.map(all))?;
+        let of_round = |round: &u32| {
+            let of = |side| self.rounds(services, metric, side)?.get(round).cloned();
+            better(metric, &Side::ALL.map(of))
+        };
+        let ratios = self.rounds(services, metric, Side::Ours)?.keys().filter_map(of_round);
         let (low, high) = ratios.fold((ratio, ratio), |(low, high), of| (of.min(low), of.max(high)));
         Some(Comparison { ratio, low, high })
     }
@@ -107,6 +110,15 @@ impl Results {
         let floor = self.all(services, metric, Side::Floor)?.median();
         times_better(metric, floor, self.all(services, metric, side)?.median())
     }
+}
+
+/// How many times better ours is than the peer, with their floors if both have one.
+fn better(metric: &Metric, [ours, peer, floor, peer_floor]: &[Option<Samples>; 4]) -> Option<f64> {
+    let (ours, peer) = (ours.as_ref()?.median(), peer.as_ref()?.median());
+    let of_floors = floor.as_ref().zip(peer_floor.as_ref());
+    let of_floors = of_floors
+        .map_or(Some(1.0), |(floor, peer_floor)| times_better(metric, floor.median(), peer_floor.median()))?;
+    Some(times_better(metric, ours, peer)? / of_floors)
 }
 
 /// How many times better the first is than the second.
@@ -152,6 +164,20 @@ pub(crate) mod tests {
         assert_eq!(of("restart_transactions"), None, "nothing is infinitely better");
         let above = results.above_floor(100, metric("replace_packet"), Side::Ours).unwrap();
         assert!((above - 5.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn floors_of_their_own_even_out_what_the_machine_did() {
+        let mut results = example();
+        // The peer had a machine half as fast, as its floor shows, and is as good as ours.
+        let mut note = |side, value| {
+            let mut book = Notebook { results: &mut results, services: 100, side, round: 0 };
+            book.floor("tcp_rate", Samples::new(vec![value]));
+        };
+        note(Side::Ours, 10_000.0);
+        note(Side::Peer, 5000.0);
+        let found = results.comparison(100, metric("tcp_rate")).unwrap();
+        assert!((found.ratio - 1.0).abs() < 1e-9, "{found:?}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use tokio::time::Instant;
 
-use crate::contender::Contender;
+use crate::contender::{Contender, Side};
 use crate::kernel_share::{self, KernelShare, settle};
 use crate::options::Options;
 use crate::report::{Report, machine, say};
@@ -68,8 +68,9 @@ impl<'a> Bench<'a> {
         }
         for (round, contender) in self.turns() {
             let mut turn = Turn { bench: self, services, round, contender };
-            // It is noted once.
-            turn.everything(&world, share.as_ref().filter(|_| round == 0))?;
+            // It is noted once, beside ours.
+            let is_first = round == 0 && contender.side == Side::Ours;
+            turn.everything(&world, share.as_ref().filter(|_| is_first))?;
             settle(world.services());
         }
         Ok(())

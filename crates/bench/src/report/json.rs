@@ -30,7 +30,7 @@ impl Report {
 
     fn figures(&self, services: u32, metric: &Metric) -> Vec<Value> {
         let of_side = |side| self.results.rounds(services, metric, side).map(|rounds| (side, rounds));
-        let rounds = [Side::Ours, Side::Peer, Side::Floor].into_iter().filter_map(of_side);
+        let rounds = Side::ALL.into_iter().filter_map(of_side);
         let figure = |side: Side, round: u32, samples: &crate::samples::Samples| {
             json!({
                 "id": metric.id,

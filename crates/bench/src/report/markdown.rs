@@ -6,6 +6,7 @@ use super::{Report, digits};
 use crate::contender::Side;
 use crate::metric::Metric;
 use crate::samples::Samples;
+use crate::start::SMALL;
 
 impl Report {
     /// All tables and how they came about.
@@ -16,7 +17,9 @@ impl Report {
             line(&mut text, &format!("- {}: `{program} {arguments}`", contender.side.as_str()));
         }
         for services in self.results.sizes() {
-            line(&mut text, &format!("\n## {services} Services x {} endpoints\n", self.endpoints));
+            let (small, of_small) = SMALL;
+            let endpoints = if services == small { of_small } else { self.endpoints };
+            line(&mut text, &format!("\n## {services} Services x {endpoints} endpoints\n"));
             text.push_str(&self.table(services));
         }
         if !self.results.failures.is_empty() {
@@ -114,7 +117,7 @@ namespaces of its own; the programs take turns.
 - Everything is seen from outside, by packets and by the kernel's word, except the rows \"of that\", which are from our
   program's log and therefore missing for others. `n` values of all rounds.
 - times better: median to median, more than 1 where this project's program is better; in brackets the worst and the best
-  single round.
+  single round. For the data path: how far each is above the exchanges with the pod that were made in turns with its own.
 - floor: what the kernel alone takes for the same table or change in nftables mode, planned by our code and timed inside
   `sendto` in a namespace of its own: no listener, no API server, no second family. For the data path: the same exchange with
   the pod itself. x floor: how far above it our median is.
