@@ -1,4 +1,4 @@
-//! What a Service costs its packets: the same exchanges with a pod, directly and by a Service.
+//! What a Service costs its packets: the same exchanges with pods, directly and by a Service.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -27,7 +27,7 @@ const BLOCK: usize = 128 * 1024;
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Where an exchange goes: to the pod itself, and to it by the Service.
+/// Where an exchange goes: to a pod, and to one like it by the Service.
 struct Ways {
     direct: SocketAddr,
     service: SocketAddr,
@@ -35,7 +35,9 @@ struct Ways {
 
 /// Measures all of it.
 pub(crate) fn measure(site: &Site, book: &mut Notebook<'_>) -> anyhow::Result<()> {
-    let pod = site.server_ip(0);
+    // Another pod than the Service's: to the same one, flows of both ways would now and then have the same addresses and
+    // ports behind the translation, and the kernel would have to find other ports.
+    let pod = site.server_ip(1);
     let ways = |port: u16, service: Target| Ways { direct: (pod, port).into(), service: service.into() };
     let (echo, line, sink) = (ways(UDP_PORT, ECHO), ways(LINE_PORT, LINE), ways(SINK_PORT, SINK));
     site.client().run(|| {

@@ -117,10 +117,10 @@ namespaces of its own; the programs take turns.
 - Everything is seen from outside, by packets and by the kernel's word, except the rows \"of that\", which are from our
   program's log and therefore missing for others. `n` values of all rounds.
 - times better: median to median, more than 1 where this project's program is better; in brackets the worst and the best
-  single round. For the data path: how far each is above the exchanges with the pod that were made in turns with its own.
+  single round. For the data path: how far each is above the exchanges with a pod that were made in turns with its own.
 - floor: what the kernel alone takes for the same table or change in nftables mode, planned by our code and timed inside
   `sendto` in a namespace of its own: no listener, no API server, no second family. For the data path: the same exchange with
-  the pod itself. x floor: how far above it our median is.
+  a pod itself. x floor: how far above it our median is.
 - packets arrive, packets follow: a datagram, each on a new flow, is answered by the right pod; one each 0.1 ms, or, where it
   takes longer, each 0.5 % of the time passed. Of the cold start: the first and the last Service.
 - commit: the end of a transaction that changed something of IPv4, as the kernel announces it. Listening makes the kernel
