@@ -20,7 +20,8 @@ test:
 	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS)
 	$(CARGO) test --workspace --locked
 
-## What CI runs: format, lints, documentation, licences, tests, and what is in deploy/.
+## What CI runs: format, lints, documentation, licences, tests, and what is in deploy/. Among the tests, what a change costs is counted at two
+## sizes (crates/agent/tests/cost.rs); where valgrind is installed, instructions too.
 check: package-check
 	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS)
 	$(CARGO) fmt --all --check
@@ -36,13 +37,21 @@ package-check:
 	@python3 -c 'import yaml' 2>/dev/null || scripts/setup the-python-module-yaml:python3-yaml
 	scripts/package-check
 
-## Times and memory at 10,000 Services; SERVICES and ENDPOINTS change the size.
-SERVICES ?= 10000
+## What it costs, at SERVICES="100 1000 ..." (up to 100000) x ENDPOINTS; beside any other kube-proxy with
+## PEER=/path/to/kube-proxy PEER_ARGS='...'. Results are in target/bench; BENCH_ARGS=--help tells of the rest.
+SERVICES ?= 100 1000 10000
 ENDPOINTS ?= 10
+MODE ?= nftables
+PEER ?=
+PEER_ARGS ?=
+BENCH_ARGS ?=
+empty :=
+comma := ,
 bench:
 	@scripts/setup $(BUILD_TOOLS) $(RUN_TOOLS)
 	$(CARGO) build --release --locked -p kube-proxy -p bench
-	target/release/bench --services $(SERVICES) --endpoints $(ENDPOINTS) target/release/kube-proxy
+	target/release/bench --services $(subst $(empty) $(empty),$(comma),$(strip $(SERVICES))) --endpoints $(ENDPOINTS) \
+		--mode $(MODE) $(if $(PEER),--peer '$(PEER)' --peer-arguments='$(PEER_ARGS)') $(BENCH_ARGS) target/release/kube-proxy
 
 fmt:
 	$(CARGO) fmt --all

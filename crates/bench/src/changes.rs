@@ -1,20 +1,31 @@
-//! Single changes, one after the other: the same ones for the proxy and for the kernel alone.
+//! Single changes, one after the other: the same ones for a program and for the kernel alone.
 
 use std::time::Duration;
 
 use anyhow::Context as _;
+use serde_json::Value;
 use testkit::apiserver::Kind;
 use testkit::commits::Commits;
-use testkit::objects::NAMESPACE;
 use testkit::proxy::{Proxy, wait_until};
 use tokio::time::Instant;
 
 use crate::kernel_share::KernelShare;
 use crate::log;
-use crate::report::Report;
-use crate::samples::Samples;
+use crate::packets::seek;
+use crate::process::processor_time;
+use crate::results::Notebook;
+use crate::samples::{float, millis};
 use crate::site::{LIMIT, Site};
-use crate::world::{self, Index, World};
+use crate::world::{self, Index, Late, PROBES, World};
+
+/// How often a change is made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Effort {
+    /// So often,
+    pub(crate) changes: usize,
+    /// or until this time has passed, but at least once.
+    pub(crate) limit: Duration,
+}
 
 /// One change, of which the world knows already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,67 +52,50 @@ pub(crate) enum ChangeKind {
     Service,
 }
 
-/// What one figure is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Step {
-    /// For programs.
-    pub(crate) id: &'static str,
-    /// For people.
-    pub(crate) what: &'static str,
-}
-
 impl ChangeKind {
     /// All, in the order in which they are measured.
     pub(crate) const ALL: [Self; 4] = [Self::Replace, Self::Count, Self::NewCount, Self::Service];
 
-    /// The change, or the two of a pair.
-    pub(crate) const fn steps(self) -> &'static [Step] {
+    /// The change, or the two of a pair, as the beginning of a metric's name.
+    pub(crate) const fn steps(self) -> &'static [&'static str] {
         match self {
-            Self::Replace => &[Step { id: "replace", what: "one endpoint replaced" }],
-            Self::Count => &[
-                Step { id: "add", what: "one endpoint added" },
-                Step { id: "remove", what: "one endpoint removed" },
-            ],
-            Self::NewCount => &[
-                Step { id: "new_count", what: "first Service with so many endpoints" },
-                Step { id: "old_count", what: "no Service has so many any more" },
-            ],
-            Self::Service => &[
-                Step { id: "create", what: "one Service created" },
-                Step { id: "delete", what: "one Service deleted" },
-            ],
+            Self::Replace => &["replace"],
+            Self::Count => &["add", "remove"],
+            Self::NewCount => &["new_count", "old_count"],
+            Self::Service => &["create", "delete"],
         }
     }
 
     /// Times of changes in the order in which they were made, taken apart by steps.
-    fn apart(self, times: &[Duration]) -> anyhow::Result<Vec<Samples>> {
+    fn apart(self, times: &[Duration]) -> Vec<Vec<Duration>> {
         let n_steps = self.steps().len();
-        let of = |first| Samples::new(times.iter().copied().skip(first).step_by(n_steps).collect());
-        (0..n_steps).map(of).collect::<Option<_>>().with_context(|| format!("too few times of {self:?}"))
+        let of = |first| times.iter().copied().skip(first).step_by(n_steps).collect();
+        (0..n_steps).map(of).collect()
     }
 }
 
-/// Makes so many changes of each step of a kind in a random but repeatable order; `carry` carries one out and says how long it took.
-/// Yields the times of each step.
+/// Makes changes of a kind in a random but repeatable order; `carry` carries one out and says how long it took. Yields the
+/// times of each step, of which there are as many.
 pub(crate) fn sample(
     kind: ChangeKind,
-    n_changes: usize,
+    effort: Effort,
     world: &mut World,
     mut carry: impl FnMut(&World, Change) -> anyhow::Result<Duration>,
-) -> anyhow::Result<Vec<Samples>> {
+) -> anyhow::Result<Vec<Vec<Duration>>> {
     let mut random = fastrand::Rng::with_seed(1);
-    let mut service = 0;
-    let n_changes = n_changes * kind.steps().len();
-    let mut taken = Vec::with_capacity(n_changes);
-    for number in 0..n_changes {
-        let first = number % 2 == 0;
-        if first || kind == ChangeKind::Replace {
-            service = random.usize(world.ordinary());
+    let begun = Instant::now();
+    let mut taken = Vec::new();
+    for number in 0..effort.changes {
+        if number > 0 && begun.elapsed() > effort.limit {
+            break;
         }
-        let change = make(kind, first, service, random.usize(..1000), world);
-        taken.push(carry(world, change)?);
+        let service = random.usize(world.ordinary());
+        for step in 0..kind.steps().len() {
+            let change = make(kind, step == 0, service, random.usize(..1000), world);
+            taken.push(carry(world, change)?);
+        }
     }
-    kind.apart(&taken)
+    Ok(kind.apart(&taken))
 }
 
 /// Makes one change in the world; `which` chooses an endpoint.
@@ -124,79 +118,63 @@ fn make(kind: ChangeKind, first: bool, service: Index, which: usize, world: &mut
     Change::Endpoints(service)
 }
 
-/// Time between two changes, so that each one meets a proxy at rest.
+/// Time without a commit before each change, so that each one meets a program at rest.
 const PAUSE: Duration = Duration::from_millis(3);
+/// `NFPROTO_INET` and `NFPROTO_IPV4`: a commit that is about IPv6 alone is not the one that is waited for.
+const FAMILIES: [u8; 2] = [1, 2];
 
-/// Measures the proxy.
-pub(crate) fn measure(
+/// Measures a program by the kernel's word.
+pub(crate) fn by_commits(
     site: &mut Site,
     proxy: &Proxy,
-    n_changes: usize,
-    share: &KernelShare,
-    report: &mut Report,
+    effort: Effort,
+    share: Option<&KernelShare>,
+    book: &mut Notebook<'_>,
 ) -> anyhow::Result<()> {
     let mut commits = Commits::listen(site.lab.node()).context("listen to the kernel's commits")?;
     let mut world = site.world.clone();
-    for (kind, alone) in ChangeKind::ALL.into_iter().zip(&share.changes) {
+    for (index, kind) in ChangeKind::ALL.into_iter().enumerate() {
         let n_lines = proxy.log().len();
-        let written = sample(kind, n_changes, &mut world, |world, change| {
+        let written = sample(kind, effort, &mut world, |world, change| {
             std::thread::sleep(PAUSE);
-            while commits.next(Duration::ZERO)?.is_some() {}
+            while commits.next(PAUSE)?.is_some() {}
             let object = object(world, change);
             let written = Instant::now();
             write(site, object)?;
-            commits.next(LIMIT)?.with_context(|| format!("{change:?} was not committed"))?;
+            commits.next_of(&FAMILIES, LIMIT)?.with_context(|| format!("{change:?} was not committed"))?;
             Ok(written.elapsed())
         })?;
-        let logged = |key| {
-            log_times(proxy, n_lines, n_changes * kind.steps().len(), key)
-                .and_then(|times| kind.apart(&times))
-        };
-        let (received, in_kernel) = (logged("latency_us")?, logged("kernel_us")?);
-        let own = received.into_iter().zip(in_kernel);
-        for (((step, written), (received, in_kernel)), alone) in
-            kind.steps().iter().zip(written).zip(own).zip(alone)
-        {
-            let Step { id, what } = step;
-            report.times(
-                &format!("{id}_written"),
-                &format!("{what}: API write -> commit"),
-                written,
-                Some(alone),
-                "",
-            );
-            report.times(
-                &format!("{id}_received"),
-                "  of that, received -> committed",
-                received,
-                Some(alone),
-                "p99 2 ms",
-            );
-            report.times(&format!("{id}_kernel"), "  of that, inside the kernel", in_kernel, Some(alone), "");
+        let n_changes = written.iter().map(Vec::len).sum();
+        let own = |key| own_times(proxy, n_lines, n_changes, key).map(|times| kind.apart(&times));
+        let (received, in_kernel) = (own(log::LATENCY), own(log::IN_KERNEL));
+        for (step, id) in kind.steps().iter().enumerate() {
+            let alone = share.map(|share| &share.changes[index][step]);
+            let own = [("received", &received), ("kernel", &in_kernel)];
+            let own = own.into_iter().filter_map(|(what, times)| Some((what, &times.as_ref()?[step])));
+            for (what, times) in std::iter::once(("commit", &written[step])).chain(own) {
+                let id = format!("{id}_{what}");
+                book.times(&id, times);
+                book.floor(&id, alone.cloned());
+            }
         }
     }
     site.world = world;
     Ok(())
 }
 
-/// The times that the proxy logged for its last changes, once all of them are there.
-fn log_times(proxy: &Proxy, n_lines: usize, n_changes: usize, key: &str) -> anyhow::Result<Vec<Duration>> {
-    let times = || log::micros(&proxy.log()[n_lines..], log::CHANGED, key);
-    let complete = wait_until(LOG_LIMIT, || times().len() >= n_changes);
-    let times = times();
-    anyhow::ensure!(
-        complete && times.len() == n_changes,
-        "{n_changes} changes but {} in the proxy's log",
-        times.len()
-    );
-    Ok(times)
+/// The times that the program logged for its last changes, once all of them are there; `None` if its log is not understood.
+fn own_times(proxy: &Proxy, n_lines: usize, n_changes: usize, key: &str) -> Option<Vec<Duration>> {
+    let times = || log::times(&proxy.log()[n_lines..], log::CHANGED, key);
+    // A log without any such line won't have one later.
+    wait_until(LOG_LIMIT, || times().len() >= n_changes || times().is_empty());
+    Some(times()).filter(|times| times.len() == n_changes)
 }
 
 /// How long the log may be behind the kernel.
 const LOG_LIMIT: Duration = Duration::from_secs(2);
 
 /// What is written to the API server: an object, or none to delete the extra Service.
-fn object(world: &World, change: Change) -> Option<serde_json::Value> {
+fn object(world: &World, change: Change) -> Option<Value> {
     match change {
         Change::Endpoints(service) => Some(world.slice(service)),
         Change::Create => Some(world::service(world.extra())),
@@ -204,55 +182,154 @@ fn object(world: &World, change: Change) -> Option<serde_json::Value> {
     }
 }
 
-fn write(site: &Site, object: Option<serde_json::Value>) -> anyhow::Result<()> {
-    if let Some(object) = object {
-        return site.api.apply(object).map(drop).context("store an object");
+fn write(site: &Site, object: Option<Value>) -> anyhow::Result<()> {
+    match object {
+        Some(object) => site.apply(object),
+        None => site.delete(Kind::Service, &world::name(site.world.extra())),
     }
-    let deleted = site.api.delete(Kind::Service, NAMESPACE, &world::name(site.world.extra()));
-    deleted.map(drop).context("there is no extra Service to delete")
+}
+
+/// Measures a program by packets, which needs nobody's word, and the processor time that it takes.
+pub(crate) fn by_packets(
+    site: &Site,
+    proxy: &Proxy,
+    effort: Effort,
+    share: Option<&KernelShare>,
+    book: &mut Notebook<'_>,
+) -> anyhow::Result<()> {
+    let scenarios: [(&str, Scenario, usize); 3] =
+        [("replace", replace, 0), ("add", add, 1), ("create", create, 3)];
+    for (id, scenario, kind) in scenarios {
+        let before = processor_time(proxy.pid())?;
+        let times =
+            site.client().run(|| scenario(site, effort)).with_context(|| format!("{id} by packets"))?;
+        let processor = processor_time(proxy.pid())?.saturating_sub(before);
+        book.values(&format!("{id}_cpu"), [millis(processor) / float(times.len() as u64)]);
+        let id = format!("{id}_packet");
+        book.times(&id, &times);
+        book.floor(&id, share.map(|share| share.changes[kind][0].clone()));
+    }
+    Ok(())
+}
+
+/// Makes changes and says how long packets took to follow each; on a thread of the client.
+type Scenario = fn(&Site, Effort) -> anyhow::Result<Vec<Duration>>;
+
+/// The last Service's only endpoint moves from server to server.
+fn replace(site: &Site, effort: Effort) -> anyhow::Result<Vec<Duration>> {
+    let [_, probe] = PROBES;
+    repeat(effort, |number| {
+        let written = Instant::now();
+        site.place(&probe, &[number + 1])?;
+        Ok(site.reach(probe.target(), number + 1)? - written)
+    })
+}
+
+/// The last Service gets a second endpoint. Then both are replaced by a third, unmeasured, because that it has arrived is
+/// seen by one packet and that an endpoint is gone is not.
+fn add(site: &Site, effort: Effort) -> anyhow::Result<Vec<Duration>> {
+    let [_, probe] = PROBES;
+    site.place(&probe, &[0])?;
+    site.reach(probe.target(), 0)?;
+    repeat(effort, |number| {
+        let written = Instant::now();
+        site.place(&probe, &[2 * number, 2 * number + 1])?;
+        let took = site.reach(probe.target(), 2 * number + 1)? - written;
+        std::thread::sleep(PAUSE);
+        site.place(&probe, &[2 * number + 2])?;
+        site.reach(probe.target(), 2 * number + 2)?;
+        Ok(took)
+    })
+}
+
+/// Services are created whose slices are there already. Afterwards all of them are deleted.
+fn create(site: &Site, effort: Effort) -> anyhow::Result<Vec<Duration>> {
+    let late: Vec<Late> = Late::NUMBERS.map(Late).take(effort.changes).collect();
+    for late in &late {
+        site.apply(late.slice(site.server_ip(0)))?;
+    }
+    // What comes next is served only after these have been dealt with.
+    let [first, _] = PROBES;
+    site.place(&first, &[1])?;
+    site.reach(first.target(), 1)?;
+    let created = repeat(Effort { changes: late.len(), ..effort }, |number| {
+        let written = Instant::now();
+        site.apply(late[number].service())?;
+        Ok(seek(late[number].target(), |_any| true, || true, LIMIT)? - written)
+    })?;
+    for (number, late) in late.iter().enumerate() {
+        if number < created.len() {
+            site.delete(Kind::Service, &late.name())?;
+        }
+        site.delete(Kind::EndpointSlice, &format!("{}-v4", late.name()))?;
+    }
+    site.place(&first, &[0])?;
+    site.reach(first.target(), 0)?;
+    Ok(created)
+}
+
+fn repeat(
+    effort: Effort,
+    mut change: impl FnMut(usize) -> anyhow::Result<Duration>,
+) -> anyhow::Result<Vec<Duration>> {
+    let begun = Instant::now();
+    let mut times = Vec::new();
+    while times.is_empty() || (times.len() < effort.changes && begun.elapsed() < effort.limit) {
+        std::thread::sleep(PAUSE);
+        times.push(change(times.len())?);
+    }
+    Ok(times)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn made(kind: ChangeKind, n_changes: usize) -> (Vec<Change>, World) {
+    const EFFORT: Effort = Effort { changes: 3, limit: Duration::from_mins(1) };
+
+    fn made(kind: ChangeKind, effort: Effort) -> (Vec<Change>, World) {
         let mut world = World::new(5, 2).unwrap();
         let mut changes = Vec::new();
-        let samples = sample(kind, n_changes, &mut world, |_, change| {
+        let times = sample(kind, effort, &mut world, |_, change| {
             changes.push(change);
             Ok(Duration::ZERO)
         });
-        assert!(samples.unwrap().iter().all(|samples| samples.count() == n_changes));
+        assert!(times.unwrap().iter().all(|times| times.len() * kind.steps().len() == changes.len()));
         (changes, world)
     }
 
     #[test]
     fn pairs_undo_themselves() {
         for kind in [ChangeKind::Count, ChangeKind::NewCount] {
-            let (changes, world) = made(kind, 3);
+            let (changes, world) = made(kind, EFFORT);
+            assert_eq!(changes.len(), 6);
             for pair in changes.chunks(2) {
                 assert_eq!(pair[0], pair[1]);
             }
             let counts = (0..5).map(|service| world.frontend(service).pool.endpoints().len());
             assert_eq!(counts.collect::<Vec<_>>(), [3, 2, 2, 2, 2], "{kind:?}");
         }
-        let (changes, _) = made(ChangeKind::Service, 2);
-        assert_eq!(changes, [Change::Create, Change::Delete, Change::Create, Change::Delete]);
+        let (changes, _) = made(ChangeKind::Service, EFFORT);
+        assert_eq!(changes, [Change::Create, Change::Delete].repeat(3));
     }
 
     #[test]
     fn both_sides_get_the_same_changes() {
-        assert_eq!(made(ChangeKind::Replace, 20).0, made(ChangeKind::Replace, 20).0);
+        let effort = Effort { changes: 20, ..EFFORT };
+        assert_eq!(made(ChangeKind::Replace, effort).0, made(ChangeKind::Replace, effort).0);
+    }
+
+    #[test]
+    fn without_time_there_is_still_one_change() {
+        let effort = Effort { changes: 20, limit: Duration::ZERO };
+        assert_eq!(made(ChangeKind::Service, effort).0, [Change::Create, Change::Delete]);
+        assert_eq!(repeat(effort, |_| Ok(Duration::ZERO)).unwrap().len(), 1);
     }
 
     #[test]
     fn steps_are_taken_apart() {
         let times = [1, 20, 3, 40].map(Duration::from_millis);
-        let medians =
-            |kind: ChangeKind| kind.apart(&times).unwrap().iter().map(Samples::median).collect::<Vec<_>>();
-        assert_eq!(medians(ChangeKind::Count), [3, 40].map(Duration::from_millis));
-        assert_eq!(medians(ChangeKind::Replace).len(), 1);
-        assert!(ChangeKind::Count.apart(&times[..1]).is_err());
+        assert_eq!(ChangeKind::Count.apart(&times), [[1, 3], [20, 40]].map(|t| t.map(Duration::from_millis)));
+        assert_eq!(ChangeKind::Replace.apart(&times), [times]);
     }
 }

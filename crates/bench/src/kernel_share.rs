@@ -9,7 +9,7 @@ use model::{Table, V4};
 use nft::Kernel as _;
 use testkit::lab::Namespace;
 
-use crate::changes::{Change, ChangeKind, sample};
+use crate::changes::{Change, ChangeKind, Effort, sample};
 use crate::samples::Samples;
 use crate::world::{World, object_name};
 
@@ -23,7 +23,7 @@ pub(crate) struct KernelShare {
 }
 
 /// Measures it.
-pub(crate) fn measure(world: &World, n_loads: usize, n_changes: usize) -> anyhow::Result<KernelShare> {
+pub(crate) fn measure(world: &World, n_loads: u32, effort: Effort) -> anyhow::Result<KernelShare> {
     let mut table = Table::default();
     for service in 0..world.services() {
         table.set_service(&object_name(service), vec![world.frontend(service)]);
@@ -35,10 +35,14 @@ pub(crate) fn measure(world: &World, n_loads: usize, n_changes: usize) -> anyhow
     }
     let mut loaded = Loaded::new(&table)?;
     loads.push(loaded.took);
-    let load = Samples::new(loads).context("no loads were asked for")?;
+    let load = Samples::millis(&loads).context("no loads were asked for")?;
     let mut world = world.clone();
-    let of =
-        |kind| sample(kind, n_changes, &mut world, |world, change| loaded.carry(&mut table, world, change));
+    let of = |kind| {
+        let times =
+            sample(kind, effort, &mut world, |world, change| loaded.carry(&mut table, world, change))?;
+        let samples: Option<Vec<Samples>> = times.iter().map(|times| Samples::millis(times)).collect();
+        samples.with_context(|| format!("no {kind:?} was asked for"))
+    };
     let changes = ChangeKind::ALL.into_iter().map(of).collect::<anyhow::Result<_>>()?;
     drop(loaded);
     settle(world.services());

@@ -1,26 +1,78 @@
-//! What `/proc` tells of a process.
+//! What `/proc` tells of a process and of those that it starts.
 
 use std::fs;
+use std::io;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::unistd::{SysconfVar, sysconf};
 
+/// Resident memory of a process in KiB.
+pub(crate) fn resident_kib(pid: u32) -> anyhow::Result<u64> {
+    memory_kib(pid, "VmRSS")
+}
+
+/// The most resident memory that a process ever had, in KiB.
+pub(crate) fn peak_kib(pid: u32) -> anyhow::Result<u64> {
+    memory_kib(pid, "VmHWM")
+}
+
 /// A field of `/proc/PID/status` in KiB, such as `VmRSS` and `VmHWM`.
-pub(crate) fn memory_kib(pid: u32, field: &str) -> anyhow::Result<u64> {
+fn memory_kib(pid: u32, field: &str) -> anyhow::Result<u64> {
     let path = format!("/proc/{pid}/status");
     let status = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     kib(&status, field).with_context(|| format!("no {field} in {path}"))
 }
 
-/// Time that the process has had a processor, in itself and in the kernel.
+/// Whether it has not ended.
+pub(crate) fn is_alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| Stat::parse(&stat).is_some_and(|stat| stat.state != "Z"))
+}
+
+/// Time that a process, its threads and its ended and waited-for children have had a processor, in themselves and in the
+/// kernel. Exact for threads that live; to a clock tick for threads that have ended and for children.
 pub(crate) fn processor_time(pid: u32) -> anyhow::Result<Duration> {
     let path = format!("/proc/{pid}/stat");
     let stat = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let stat = Stat::parse(&stat).with_context(|| format!("no times in {path}"))?;
     let per_second =
         sysconf(SysconfVar::CLK_TCK).context("ask for the length of a clock tick")?.unwrap_or(100);
-    let ticks = ticks(&stat).with_context(|| format!("no times in {path}"))?;
-    Ok(Duration::from_millis(ticks * 1000 / u64::try_from(per_second).unwrap_or(100).max(1)))
+    let per_second = u64::try_from(per_second).unwrap_or(100).max(1);
+    let of_ticks = |ticks: u64| Duration::from_millis(ticks * 1000 / per_second);
+    let threads = threads_time(pid).with_context(|| format!("read the threads of {pid}"))?;
+    // The threads that live, or with those that have ended, whichever is more.
+    Ok(threads.max(of_ticks(stat.own_ticks)) + of_ticks(stat.children_ticks))
+}
+
+/// The sum of the first fields of `/proc/PID/task/*/schedstat`, time on a processor in nanoseconds
+/// (`Documentation/scheduler/sched-stats.rst`).
+fn threads_time(pid: u32) -> io::Result<Duration> {
+    let mut sum = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may end while it is looked at.
+        let text = fs::read_to_string(thread?.path().join("schedstat")).unwrap_or_default();
+        sum += text.split(' ').next().and_then(|field| field.parse::<u64>().ok()).unwrap_or_default();
+    }
+    Ok(Duration::from_nanos(sum))
+}
+
+/// The processes that a process has started, directly or not, and that live.
+pub(crate) fn descendants(pid: u32) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let parent = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        Stat::parse(&stat).map(|stat| stat.parent)
+    };
+    let parents: Vec<(u32, u32)> = pids.filter_map(|pid| Some((pid, parent(pid)?))).collect();
+    let mut found = vec![pid];
+    let mut looked_at = 0;
+    while let Some(next) = found.get(looked_at).copied() {
+        found.extend(parents.iter().filter(|(_, parent)| *parent == next).map(|(pid, _)| *pid));
+        looked_at += 1;
+    }
+    found.split_off(1)
 }
 
 fn kib(status: &str, field: &str) -> Option<u64> {
@@ -28,11 +80,30 @@ fn kib(status: &str, field: &str) -> Option<u64> {
     value.trim().strip_suffix(" kB")?.parse().ok()
 }
 
-/// `utime` and `stime`, fields 14 and 15 of `proc_pid_stat(5)`. The name before may contain blanks and brackets.
-fn ticks(stat: &str) -> Option<u64> {
-    let (_, after_name) = stat.rsplit_once(") ")?;
-    let mut fields = after_name.split(' ').skip(11).map(str::parse::<u64>);
-    Some(fields.next()?.ok()? + fields.next()?.ok()?)
+/// Some fields of `proc_pid_stat(5)`.
+#[derive(Debug, PartialEq, Eq)]
+struct Stat<'a> {
+    state: &'a str,
+    parent: u32,
+    /// `utime` and `stime`.
+    own_ticks: u64,
+    /// `cutime` and `cstime`.
+    children_ticks: u64,
+}
+
+impl<'a> Stat<'a> {
+    fn parse(stat: &'a str) -> Option<Self> {
+        // The name before may contain blanks and brackets.
+        let (_, after_name) = stat.rsplit_once(") ")?;
+        let fields: Vec<&str> = after_name.split(' ').collect();
+        let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
+        Some(Self {
+            state: fields.first()?,
+            parent: fields.get(1)?.parse().ok()?,
+            own_ticks: number(11)? + number(12)?,
+            children_ticks: number(13)? + number(14)?,
+        })
+    }
 }
 
 #[cfg(test)]
@@ -43,14 +114,26 @@ mod tests {
     fn status_and_stat_are_read() {
         assert_eq!(kib("Name:\tx\nVmHWM:\t   12345 kB\nVmRSS:\t 99 kB\n", "VmRSS"), Some(99));
         assert_eq!(kib("Name:\tx\n", "VmRSS"), None);
-        assert_eq!(ticks("12 (a) b) S 1 2 3 4 5 6 7 8 9 10 30 12 0 0 20"), Some(42));
-        assert_eq!(ticks("12"), None);
+        let stat = Stat::parse("12 (a) b) S 1 2 3 4 5 6 7 8 9 10 30 12 4 1 20");
+        assert_eq!(stat, Some(Stat { state: "S", parent: 1, own_ticks: 42, children_ticks: 5 }));
+        assert_eq!(Stat::parse("12"), None);
     }
 
     #[test]
     fn our_own_process_can_be_read() {
         let pid = std::process::id();
-        assert!(memory_kib(pid, "VmHWM").unwrap() >= memory_kib(pid, "VmRSS").unwrap() / 2);
+        assert!(peak_kib(pid).unwrap() >= resident_kib(pid).unwrap() / 2);
         assert!(processor_time(pid).unwrap() < Duration::from_hours(1));
+        assert!(is_alive(pid));
+    }
+
+    #[test]
+    fn descendants_are_found_while_they_live() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let found = descendants(std::process::id());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(found.contains(&child.id()), "{found:?}");
+        assert!(!is_alive(child.id()));
     }
 }

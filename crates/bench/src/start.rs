@@ -1,161 +1,115 @@
-//! Starts of the proxy: with no rules in the kernel, and with the right ones.
+//! Starts of a program: with no rules in the kernel, with the right ones, and of a small cluster.
 
-use std::panic::resume_unwind;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use testkit::commits::Generation;
+use testkit::client::{Load, LoadGenerator, Transport};
 use testkit::proxy::Proxy;
-use tokio::time::Instant;
 
-use crate::kernel_share::{KernelShare, settle};
+use crate::contender::Contender;
 use crate::log;
-use crate::process::{memory_kib, processor_time};
-use crate::report::Report;
-use crate::samples::Samples;
-use crate::site::{LIMIT, Site};
+use crate::observe::{Started, start};
+use crate::process::{processor_time, resident_kib};
+use crate::results::Notebook;
+use crate::samples::{Samples, float, millis};
+use crate::site::Site;
+use crate::world::{LINE, PROBES, World};
 
-/// How often the kernel is asked for its generation, and the log is looked at.
-const POLL: Duration = Duration::from_micros(500);
-
-/// One start.
-struct Started {
-    proxy: Proxy,
-    /// Until the log told of both families' rules.
-    ready: Duration,
-    /// Until the last transaction was committed.
-    committed: Option<Duration>,
-    /// How many there were.
-    transactions: u32,
-}
-
-fn start(site: &Site) -> anyhow::Result<Started> {
-    let before = site.generation()?;
-    let generation = Generation::open(site.lab.node()).context("ask the kernel for its generation")?;
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let begun = Instant::now();
-        let watcher = scope.spawn(|| last_commit(&generation, before, &done));
-        let outcome = site.start_proxy().and_then(|proxy| wait_until_ready(proxy, begun));
-        done.store(true, Ordering::Relaxed);
-        let last = watcher.join().unwrap_or_else(|panic| resume_unwind(panic))?;
-        let (proxy, ready) = outcome?;
-        let transactions = site.generation()?.wrapping_sub(before);
-        Ok(Started { proxy, ready, committed: last.map(|at| at - begun), transactions })
-    })
-}
-
-fn wait_until_ready(mut proxy: Proxy, begun: Instant) -> anyhow::Result<(Proxy, Duration)> {
-    while !log::is_ready(&proxy.log()) {
-        let alive = proxy.is_running() && begun.elapsed() < LIMIT;
-        anyhow::ensure!(alive, "the proxy does not get ready; its log:\n{}", proxy.log().join("\n"));
-        std::thread::sleep(POLL);
-    }
-    Ok((proxy, begun.elapsed()))
-}
-
-/// Watches the generation until `done`; yields when it moved last.
-fn last_commit(generation: &Generation, before: u32, done: &AtomicBool) -> std::io::Result<Option<Instant>> {
-    let (mut known, mut last) = (before, None);
-    loop {
-        // Asked first, so that one more reading follows it.
-        let is_last = done.load(Ordering::Relaxed);
-        let now = generation.read()?;
-        if now != known {
-            (known, last) = (now, Some(Instant::now()));
-        }
-        if is_last {
-            return Ok(last);
-        }
-        std::thread::sleep(POLL);
-    }
-}
-
-/// Starts with an empty kernel; yields the last proxy, which runs on.
+/// Starts with an empty kernel. Yields the program, which runs on, and whether the kernel tells of what it does: it does
+/// for nftables, but not for the older iptables.
 pub(crate) fn cold(
     site: &Site,
-    n_starts: usize,
-    share: &KernelShare,
-    report: &mut Report,
-) -> anyhow::Result<Proxy> {
-    let mut committed = Vec::new();
-    let (mut listed, mut carried, mut in_kernel, mut processor) =
-        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    loop {
-        let mut started = start(site)?;
-        site.check_served()?;
-        processor.push(processor_time(started.proxy.pid())?);
-        committed.push(started.committed.context("a cold start committed nothing")?);
-        let lines = started.proxy.log();
-        listed.extend(log::listed(&lines));
-        carried.extend(log::micros(&lines, log::BROUGHT, "latency_us"));
-        in_kernel.extend(log::micros(&lines, log::BROUGHT, "kernel_us"));
-        if committed.len() == n_starts {
-            let kernel = Some(&share.load);
-            let times = |samples| Samples::new(samples).context("the proxy's log has no times");
-            report.times(
-                "cold_start",
-                "cold start: process start -> last commit",
-                times(committed)?,
-                kernel,
-                "",
-            );
-            report.times("cold_listed", "  of that, start -> all lists decoded", times(listed)?, None, "");
-            let budget = "0.6 s, 1.5 x kernel";
-            report.times(
-                "cold_carried",
-                "  of that, lists decoded -> committed",
-                times(carried)?,
-                kernel,
-                budget,
-            );
-            report.times("cold_kernel", "  of that, inside the kernel", times(in_kernel)?, kernel, "");
-            report.times("cold_processor", "  processor time (10 ms steps)", times(processor)?, None, "");
-            report.count(
-                "cold_transactions",
-                "  transactions (both families)",
-                started.transactions.into(),
-                "",
-            );
-            memory(&started.proxy, "after the cold start", report)?;
-            return Ok(started.proxy);
-        }
-        started.proxy.kill().context("kill the proxy")?;
-        site.delete_rules()?;
-        settle(site.world.services());
+    contender: &Contender,
+    floor: Option<&Samples>,
+    book: &mut Notebook<'_>,
+) -> anyhow::Result<(Proxy, bool)> {
+    let Started { proxy, served, committed, transactions, processor, peak_kib } =
+        start(site, contender, &PROBES, 0)?;
+    book.times("cold_served", &[served]);
+    book.times("cold_cpu", &[processor]);
+    book.floor("cold_served", floor.cloned());
+    if let Some(committed) = committed {
+        book.times("cold_committed", &[committed]);
+        book.values("cold_transactions", [float(transactions.into())]);
+        book.floor("cold_committed", floor.cloned());
     }
+    let lines = proxy.log();
+    if let Some(listed) = log::listed(&lines) {
+        book.times("cold_listed", &[listed]);
+    }
+    for (id, key) in [("cold_carried", log::LATENCY), ("cold_kernel", log::IN_KERNEL)] {
+        let times = log::times(&lines, log::BROUGHT, key);
+        if !times.is_empty() {
+            book.times(id, &times);
+            book.floor(id, floor.cloned());
+        }
+    }
+    let resident = resident_kib(proxy.pid())?;
+    book.values("memory_peak", [megabytes(peak_kib)]);
+    book.values("memory_cold", [megabytes(resident)]);
+    book.values("memory_endpoint", [float(resident * 1024) / float(site.world.endpoints().max(1))]);
+    Ok((proxy, committed.is_some()))
 }
 
-/// Resident memory, now and at its peak.
-pub(crate) fn memory(proxy: &Proxy, when: &str, report: &mut Report) -> anyhow::Result<()> {
-    let id = when.replace(' ', "_");
-    let now = memory_kib(proxy.pid(), "VmRSS")?;
-    let peak = memory_kib(proxy.pid(), "VmHWM")?;
-    report.kib(&format!("memory_{id}"), &format!("resident memory {when}"), now, "40 MB; 300 MB at 1e6 ep.");
-    report.kib(&format!("memory_peak_{id}"), "  peak", peak, "");
+/// Resident memory after all changes.
+pub(crate) fn memory(proxy: &Proxy, book: &mut Notebook<'_>) -> anyhow::Result<()> {
+    book.values("memory_changed", [megabytes(resident_kib(proxy.pid())?)]);
     Ok(())
 }
 
-/// Kills the proxy and starts it again, with nothing changed meanwhile.
+fn megabytes(kib: u64) -> f64 {
+    float(kib) * 1024.0 / 1e6
+}
+
+/// Connections a second while the program restarts.
+const RESTART_RATE: u32 = 100;
+
+/// Kills the program and starts it again: with nothing changed meanwhile while clients connect, and then with the last
+/// Service's endpoint replaced meanwhile.
 pub(crate) fn warm(
     site: &Site,
-    proxy: &mut Proxy,
-    n_starts: usize,
-    report: &mut Report,
+    contender: &Contender,
+    mut proxy: Proxy,
+    book: &mut Notebook<'_>,
 ) -> anyhow::Result<()> {
-    let mut ready = Vec::new();
-    let mut transactions = 0;
-    for _ in 0..n_starts {
-        proxy.kill().context("kill the proxy")?;
-        let started = start(site)?;
-        site.check_served()?;
-        ready.push(started.ready);
-        transactions += started.transactions;
-        *proxy = started.proxy;
+    let [_, last] = PROBES;
+    site.place(&last, &[0])?;
+    site.client().run(|| site.reach(last.target(), 0)).context("come back to the first state")?;
+    let load = Load {
+        target: LINE.into(),
+        transport: Transport::Tcp,
+        rate: RESTART_RATE,
+        timeout: Duration::from_secs(3),
+    };
+    let clients = LoadGenerator::start(site.client(), load).context("start clients")?;
+    proxy.kill().context("kill the program")?;
+    let mut started = start(site, contender, &[last], 0)?;
+    let clients = clients.stop();
+    book.values("restart_failed", [float(clients.failed())]);
+    book.values("restart_transactions", [float(started.transactions.into())]);
+    book.times("restart_cpu", &[started.processor]);
+    if let Some(ready) = log::ready(&started.proxy.log()) {
+        book.times("restart_ready", &[ready]);
     }
-    let ready = Samples::new(ready).context("no restarts were asked for")?;
-    report.times("restart", "restart, nothing changed: start -> rules compared", ready, None, "1 s");
-    report.count("restart_transactions", "  transactions in all restarts", transactions.into(), "none");
+    started.proxy.kill().context("kill the program")?;
+    site.place(&last, &[1])?;
+    let started = start(site, contender, &[last], 1)?;
+    book.times("restart_packet", &[started.served]);
+    Ok(())
+}
+
+/// Services and endpoints of a small cluster.
+pub(crate) const SMALL: (u32, u32) = (50, 5);
+
+/// A start in a small cluster, and what the program does there while nothing happens.
+pub(crate) fn small(contender: &Contender, idle: Duration, book: &mut Notebook<'_>) -> anyhow::Result<()> {
+    let world = World::new(SMALL.0, SMALL.1)?;
+    let site = Site::build(&world).context("build the laboratory")?;
+    let started = start(&site, contender, &PROBES, 0)?;
+    book.times("small_served", &[started.served]);
+    let before = processor_time(started.proxy.pid())?;
+    std::thread::sleep(idle);
+    let used = processor_time(started.proxy.pid())?.saturating_sub(before);
+    book.values("idle_cpu", [100.0 * millis(used) / millis(idle)]);
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The Services and their endpoints: as API objects for the proxy, as frontends for the kernel alone. Pure.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 
 use model::{
@@ -9,19 +9,173 @@ use model::{
     ServicePortName, V4, Verdict,
 };
 use serde_json::Value;
-use testkit::cluster::{NODE, UDP_PORT};
+use testkit::cluster::{LINE_PORT, NODE, UDP_PORT};
 use testkit::objects::{self, Endpoint, NAMESPACE, Port};
 
 /// The port of every Service and of its endpoints.
 const PORT: Port = Port { name: "http", protocol: "TCP", port: 80, target: 8080, node_port: None };
-/// The port of the Service that real packets are sent to.
+/// The port of the Services that real packets are sent to.
 const PROBE_PORT: Port = Port { name: "udp", protocol: "UDP", port: 53, target: UDP_PORT, node_port: None };
-/// The Service that real packets are sent to. The last one in the order of names.
-const PROBE: &str = "zz-probe";
-/// Its address. No other Service has it.
-pub(crate) const PROBE_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+/// The ports of the Service by which the data path is measured.
+const DATA_PORTS: [Port; 3] = [
+    Port { name: "line", protocol: "TCP", port: LINE.1, target: LINE_PORT, node_port: None },
+    Port { name: "sink", protocol: "TCP", port: SINK.1, target: SINK_PORT, node_port: None },
+    Port { name: "udp", protocol: "UDP", port: ECHO.1, target: UDP_PORT, node_port: None },
+];
+/// Where pods take in bytes and throw them away.
+pub(crate) const SINK_PORT: u16 = 8083;
 
-/// Number 0 of the Services' addresses, of a range with 2^20.
+/// The address of a Service that real packets are sent to.
+pub(crate) type Target = (Ipv4Addr, u16);
+/// The first and the last Service in the order of names.
+pub(crate) const PROBES: [Probe; 2] = [
+    Probe { name: "aa-probe", ip: Ipv4Addr::new(10, 96, 0, 11) },
+    Probe { name: "zz-probe", ip: Ipv4Addr::new(10, 96, 0, 10) },
+];
+const DATA_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 12);
+/// Answers a line and closes.
+pub(crate) const LINE: Target = (DATA_IP, 80);
+/// Takes in bytes.
+pub(crate) const SINK: Target = (DATA_IP, 81);
+/// Answers datagrams.
+pub(crate) const ECHO: Target = (DATA_IP, 53);
+
+/// A Service that real packets are sent to, and whose endpoint moves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Probe {
+    name: &'static str,
+    ip: Ipv4Addr,
+}
+
+impl Probe {
+    /// Where it is served.
+    pub(crate) fn target(&self) -> SocketAddr {
+        (self.ip, PROBE_PORT.port).into()
+    }
+
+    /// The Service.
+    pub(crate) fn service(&self) -> Value {
+        objects::service(self.name, &[self.ip.into()], &[PROBE_PORT])
+    }
+
+    /// Its slice.
+    pub(crate) fn slice(&self, pods: &[IpAddr]) -> Value {
+        probe_slice(self.name, pods)
+    }
+}
+
+fn probe_slice(name: &str, pods: &[IpAddr]) -> Value {
+    objects::slice(name, "v4", &[PROBE_PORT], &local(pods))
+}
+
+fn local(pods: &[IpAddr]) -> Vec<Endpoint> {
+    pods.iter().map(|pod| Endpoint::ready(*pod, NODE)).collect()
+}
+
+/// The Service of the data path, with its only endpoint.
+pub(crate) fn data_objects(pod: IpAddr) -> [Value; 2] {
+    let slice = objects::slice("data", "v4", &DATA_PORTS, &local(&[pod]));
+    [objects::service("data", &[DATA_IP.into()], &DATA_PORTS), slice]
+}
+
+/// Number 0 of the addresses of Services that are created by the way, of a range with 2^8.
+const FIRST_LATE_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 0);
+
+/// A Service that is created by the way and that real packets are sent to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Late(pub(crate) u8);
+
+impl Late {
+    /// How many there can be: numbers from 20 to 255.
+    pub(crate) const NUMBERS: std::ops::RangeInclusive<u8> = 20..=255;
+
+    /// Its name.
+    pub(crate) fn name(self) -> String {
+        format!("late-{:03}", self.0)
+    }
+
+    /// Where it is served.
+    pub(crate) fn target(self) -> SocketAddr {
+        (self.ip(), PROBE_PORT.port).into()
+    }
+
+    /// The Service.
+    pub(crate) fn service(self) -> Value {
+        objects::service(&self.name(), &[self.ip().into()], &[PROBE_PORT])
+    }
+
+    /// Its slice.
+    pub(crate) fn slice(self, pod: IpAddr) -> Value {
+        probe_slice(&self.name(), &[pod])
+    }
+
+    fn ip(self) -> Ipv4Addr {
+        let [a, b, c, _] = FIRST_LATE_IP.octets();
+        Ipv4Addr::new(a, b, c, self.0)
+    }
+}
+
+/// A Service with many endpoints, all of which are replaced one batch after the other.
+#[derive(Clone, Debug)]
+pub(crate) struct Rolling {
+    /// Numbers of addresses, one list a slice.
+    slices: Vec<Vec<u32>>,
+    next: u32,
+}
+
+impl Rolling {
+    /// Slices, and endpoints of each, as the control plane makes them (`--max-endpoints-per-slice`).
+    const SLICES: u32 = 10;
+    const PER_SLICE: u32 = 100;
+    /// Endpoints that are replaced at once.
+    pub(crate) const AT_ONCE: usize = 10;
+    const NAME: &str = "rolling";
+    const IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 13);
+
+    /// With its first endpoints.
+    pub(crate) fn new() -> Self {
+        let slice = |slice: u32| (slice * Self::PER_SLICE..(slice + 1) * Self::PER_SLICE).collect();
+        Self { slices: (0..Self::SLICES).map(slice).collect(), next: Self::SLICES * Self::PER_SLICE }
+    }
+
+    /// The Service and its slices.
+    pub(crate) fn objects(&self) -> Vec<Value> {
+        let service = objects::service(Self::NAME, &[Self::IP.into()], &[PORT]);
+        let slices = (0..self.slices.len()).map(|slice| self.slice(slice));
+        std::iter::once(service).chain(slices).collect()
+    }
+
+    /// The name of the Service and those of its slices.
+    pub(crate) fn names(&self) -> (&'static str, impl Iterator<Item = String>) {
+        (Self::NAME, (0..self.slices.len()).map(|slice| format!("{}-{slice}", Self::NAME)))
+    }
+
+    /// Replaces all endpoints, yielding the slice to write at each step.
+    pub(crate) fn roll(&mut self) -> impl Iterator<Item = Value> {
+        let steps = Self::PER_SLICE as usize / Self::AT_ONCE;
+        (0..steps * self.slices.len()).map(move |step| {
+            let slice = step % self.slices.len();
+            let first = step / self.slices.len() * Self::AT_ONCE;
+            for which in first..first + Self::AT_ONCE {
+                self.slices[slice][which] = self.next;
+                self.next += 1;
+            }
+            self.slice(slice)
+        })
+    }
+
+    fn slice(&self, slice: usize) -> Value {
+        let ip = |number: &u32| Ipv4Addr::from(FIRST_ROLLING_IP + number);
+        let endpoint = |number: &u32| Endpoint::ready(ip(number).into(), NODE);
+        let endpoints: Vec<Endpoint> = self.slices[slice].iter().map(endpoint).collect();
+        objects::slice(Self::NAME, &slice.to_string(), &[PORT], &endpoints)
+    }
+}
+
+/// Number 0 of the addresses of [`Rolling`]'s endpoints, which no others have.
+const FIRST_ROLLING_IP: u32 = u32::from_be_bytes([10, 64, 0, 0]);
+
+/// Number 0 of the Services' addresses, of a range with almost 2^20.
 const FIRST_SERVICE_IP: u32 = u32::from_be_bytes([10, 96, 1, 0]);
 /// Number 0 of the endpoints' addresses.
 const FIRST_ENDPOINT_IP: u32 = u32::from_be_bytes([10, 128, 0, 0]);
@@ -73,6 +227,11 @@ impl World {
     /// How many Services there are, without the extra one.
     pub(crate) fn services(&self) -> usize {
         self.endpoints.len() - 1
+    }
+
+    /// How many endpoints there are.
+    pub(crate) fn endpoints(&self) -> u64 {
+        self.endpoints.iter().map(|of_service| of_service.len() as u64).sum()
     }
 
     /// The Service that is created and deleted by the way; it comes after all others.
@@ -175,16 +334,6 @@ pub(crate) fn object_name(service: Index) -> ObjectName {
     ObjectName::new(NAMESPACE, &name(service))
 }
 
-/// The Service that real packets are sent to.
-pub(crate) fn probe_service() -> Value {
-    objects::service(PROBE, &[PROBE_IP.into()], &[PROBE_PORT])
-}
-
-/// The slice of the Service that real packets are sent to, with one endpoint.
-pub(crate) fn probe_slice(pod: IpAddr) -> Value {
-    objects::slice(PROBE, "v4", &[PROBE_PORT], &[Endpoint::ready(pod, NODE)])
-}
-
 fn service_ip(service: Index) -> Ipv4Addr {
     // The number of Services is limited to a million by the arguments.
     Ipv4Addr::from(FIRST_SERVICE_IP + u32::try_from(service).unwrap_or(u32::MAX >> 8))
@@ -234,6 +383,21 @@ mod tests {
                 "\"svc-0000002-v4\"",
             ]
         );
+    }
+
+    #[test]
+    fn a_rolling_update_replaces_every_endpoint_once() {
+        let mut rolling = Rolling::new();
+        let addresses = |objects: &[Value]| -> BTreeSet<String> {
+            let endpoints = objects.iter().filter_map(|object| object["endpoints"].as_array()).flatten();
+            endpoints.map(|endpoint| endpoint["addresses"][0].to_string()).collect()
+        };
+        let before = addresses(&rolling.objects());
+        let steps: Vec<Value> = rolling.roll().collect();
+        let after = addresses(&rolling.objects());
+        assert_eq!((before.len(), steps.len(), after.len()), (1000, 100, 1000));
+        assert!(before.is_disjoint(&after));
+        assert_eq!(addresses(&steps[90..]), after, "the last write of each slice is its end");
     }
 
     #[test]

@@ -199,6 +199,11 @@ impl Session {
         &self.reply
     }
 
+    /// Sends some bytes, for a server in [`crate::echo::Mode::Discard`]. Waits only for room in the socket's buffer.
+    pub fn send(&mut self, message: &[u8]) -> Result<(), ConnectFailure> {
+        self.stream.write_all(message).map_err(ConnectFailure::classify)
+    }
+
     /// Sends some bytes and waits until they have come back.
     pub fn exchange(&mut self, message: &[u8]) -> Result<(), ConnectFailure> {
         let mut back = vec![0; message.len()];

@@ -10,6 +10,7 @@ use nix::sys::socket::{
     setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
+use tokio::time::Instant;
 
 use crate::lab::Namespace;
 
@@ -83,9 +84,26 @@ impl Commits {
     /// # Errors
     /// The socket failed, such as for notifications that were lost.
     pub fn next(&mut self, limit: Duration) -> io::Result<Option<u32>> {
-        let limit = i64::try_from(limit.as_micros().max(1)).map_err(io::Error::other)?;
-        setsockopt(&self.socket, sockopt::ReceiveTimeout, &TimeVal::microseconds(limit))?;
+        self.wait(limit, |_families| true)
+    }
+
+    /// As [`Commits::next`], for a transaction that changed something of one of these families (`NFPROTO_IPV4` and so on,
+    /// see `linux/netfilter.h`). Others are passed over.
+    ///
+    /// # Errors
+    /// As [`Commits::next`].
+    pub fn next_of(&mut self, families: &[u8], limit: Duration) -> io::Result<Option<u32>> {
+        self.wait(limit, |touched| families.iter().any(|family| touched & 1 << family != 0))
+    }
+
+    /// Waits for the end of a transaction that touched such families, given as bits.
+    fn wait(&mut self, limit: Duration, wanted: impl Fn(u32) -> bool) -> io::Result<Option<u32>> {
+        let deadline = Instant::now() + limit;
+        let mut touched = 0;
         loop {
+            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_micros(1));
+            let left = i64::try_from(left.as_micros()).map_err(io::Error::other)?;
+            setsockopt(&self.socket, sockopt::ReceiveTimeout, &TimeVal::microseconds(left))?;
             let len = {
                 let mut buffers = [IoSliceMut::new(&mut self.buffer)];
                 match recvmsg::<NetlinkAddr>(self.socket.as_raw_fd(), &mut buffers, None, MsgFlags::empty()) {
@@ -94,8 +112,12 @@ impl Commits {
                     Err(error) => return Err(error.into()),
                 }
             };
+            touched |= families(&self.buffer[..len]);
             if let Some(number) = generation(&self.buffer[..len]) {
-                return Ok(Some(number));
+                if wanted(touched) {
+                    return Ok(Some(number));
+                }
+                touched = 0;
             }
         }
     }
@@ -112,17 +134,29 @@ fn open(groups: u32) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// The number in the first message about a generation.
-fn generation(mut bytes: &[u8]) -> Option<u32> {
-    while let Some((header, _)) = bytes.split_first_chunk::<HEADER_BYTES>() {
+/// The type and the payload of each message.
+fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let (header, _) = bytes.split_first_chunk::<HEADER_BYTES>()?;
         let len = usize::try_from(u32::from_ne_bytes([header[0], header[1], header[2], header[3]])).ok()?;
-        let message = bytes.get(..len)?;
-        if u16::from_ne_bytes([header[4], header[5]]) == NEW_GENERATION {
-            return attribute(message.get(HEADER_BYTES + 4..)?);
-        }
+        let payload = bytes.get(HEADER_BYTES..len)?;
         bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
-    }
-    None
+        Some((u16::from_ne_bytes([header[4], header[5]]), payload))
+    })
+}
+
+/// The number in the first message about a generation.
+fn generation(bytes: &[u8]) -> Option<u32> {
+    let (_, payload) = messages(bytes).find(|(kind, _)| *kind == NEW_GENERATION)?;
+    attribute(payload.get(4..)?)
+}
+
+/// The families of all other messages, each as a bit. `nfgenmsg` begins with the family.
+fn families(bytes: &[u8]) -> u32 {
+    let others = messages(bytes).filter(|(kind, _)| *kind != NEW_GENERATION);
+    others
+        .filter_map(|(_, payload)| payload.first())
+        .fold(0, |bits, family| bits | 1_u32.checked_shl((*family).into()).unwrap_or(0))
 }
 
 fn attribute(mut bytes: &[u8]) -> Option<u32> {
@@ -133,5 +167,30 @@ fn attribute(mut bytes: &[u8]) -> Option<u32> {
             return Some(u32::from_be_bytes(*bytes.get(4..len)?.first_chunk()?));
         }
         bytes = bytes.get(len.max(4).next_multiple_of(4)..)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: u16, payload: &[u8]) -> Vec<u8> {
+        let len = u32::try_from(HEADER_BYTES + payload.len()).unwrap();
+        let mut bytes = len.to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend([0; 10]);
+        bytes.extend(payload);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    #[test]
+    fn a_notification_tells_families_and_generation() {
+        let new_element = message(NEW_GENERATION - 3, &[2, 0, 0, 0, 7]);
+        assert_eq!((families(&new_element), generation(&new_element)), (1 << 2, None));
+        let end = message(NEW_GENERATION, &[0, 0, 0, 0, 8, 0, 1, 0, 0, 0, 0, 42]);
+        let both = [new_element, end].concat();
+        assert_eq!((families(&both), generation(&both)), (1 << 2, Some(42)));
+        assert_eq!((families(&both[..7]), generation(&both[..7])), (0, None));
     }
 }

@@ -265,6 +265,20 @@ fn sessions_stay_open_until_the_server_is_dropped() {
 }
 
 #[test]
+fn a_session_can_send_without_end_to_a_server_that_discards() {
+    let lab = lab(1, 0);
+    let server = EchoServer::start(lab.pod(0), "sink", &[(0, Mode::Discard)]).unwrap();
+    let addr = lab.pod(0).socket(IpFamily::V4, server.port(0));
+    let mut session = lab.node().run(|| Session::open(addr, PATIENT)).unwrap();
+    assert_eq!(session.reply().name, "sink");
+    for _ in 0..100 {
+        session.send(&[7; 8192]).unwrap();
+    }
+    drop(server);
+    session.exchange(b"more").unwrap_err();
+}
+
+#[test]
 fn curl_reads_the_name_from_inside() {
     let lab = lab(1, 0);
     let _server = EchoServer::start(lab.pod(0), "web", &[(80, Mode::Http)]).unwrap();

@@ -23,7 +23,7 @@ pub(super) fn complete(store: &Store, kind: Kind, value: &mut Value, old: Option
             set_default(&mut value["spec"]["finalizers"], || json!(["kubernetes"]));
             set_default(&mut value["status"]["phase"], || "Active".into());
         }
-        Kind::Node | Kind::ServiceCidr | Kind::CoreEvent | Kind::Event => {}
+        Kind::Node | Kind::ServiceCidr | Kind::CoreEvent | Kind::Event | Kind::Lease => {}
     }
 }
 

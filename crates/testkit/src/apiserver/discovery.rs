@@ -134,7 +134,7 @@ mod tests {
     fn the_core_group_is_not_among_the_others() {
         let config = Config::default();
         let groups = document(&config, &Kind::ALL, "/apis").unwrap();
-        assert_eq!(groups["groups"].as_array().unwrap().len(), 3);
+        assert_eq!(groups["groups"].as_array().unwrap().len(), 4);
         let core = document(&config, &Kind::ALL, "/api/v1").unwrap();
         let names: Vec<&str> =
             core["resources"].as_array().unwrap().iter().map(|r| r["name"].as_str().unwrap()).collect();

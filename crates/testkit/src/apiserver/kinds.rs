@@ -21,6 +21,8 @@ pub enum Kind {
     /// `events.k8s.io/v1` Event. Kept apart from [`Kind::CoreEvent`], which a real server would show as the
     /// same objects.
     Event,
+    /// `coordination.k8s.io/v1` Lease, by which programs elect a leader or say that they live.
+    Lease,
 }
 
 /// What discovery, paths and envelopes say about a kind.
@@ -58,7 +60,7 @@ impl Info {
 
 impl Kind {
     /// Every kind, in the order of their declaration.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Service,
         Self::EndpointSlice,
         Self::Node,
@@ -66,6 +68,7 @@ impl Kind {
         Self::Namespace,
         Self::CoreEvent,
         Self::Event,
+        Self::Lease,
     ];
 
     /// The kind that a manifest's `apiVersion` and `kind` name, if the server knows it.
@@ -96,6 +99,7 @@ impl Kind {
             Self::Namespace => &NAMESPACE,
             Self::CoreEvent => &CORE_EVENT,
             Self::Event => &EVENT,
+            Self::Lease => &LEASE,
         }
     }
 }
@@ -189,6 +193,18 @@ static EVENT: Info = Info {
     namespaced: true,
     message: &tables::EVENT,
     selectable: &["regarding.kind", "regarding.namespace", "regarding.name", "reason", "type"],
+};
+
+static LEASE: Info = Info {
+    group: "coordination.k8s.io",
+    version: "v1",
+    kind: "Lease",
+    plural: "leases",
+    singular: "lease",
+    short_names: &[],
+    namespaced: true,
+    message: &tables::LEASE,
+    selectable: &[],
 };
 
 #[cfg(test)]

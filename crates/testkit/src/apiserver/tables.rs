@@ -398,3 +398,20 @@ message! { EVENT:
     14 "deprecatedLastTimestamp" Time, Value;
     15 "deprecatedCount" Int, Value;
 }
+
+// === coordination.k8s.io ===
+
+message! { LEASE_SPEC:
+    1 "holderIdentity" Text, Pointer;
+    2 "leaseDurationSeconds" Int, Pointer;
+    3 "acquireTime" MicroTime, Pointer;
+    4 "renewTime" MicroTime, Pointer;
+    5 "leaseTransitions" Int, Pointer;
+    6 "strategy" Text, Pointer;
+    7 "preferredHolder" Text, Pointer;
+}
+
+message! { LEASE:
+    1 "metadata" one(&OBJECT_META), Value;
+    2 "spec" one(&LEASE_SPEC), Value;
+}

@@ -35,6 +35,8 @@ pub enum Mode {
     /// TCP: one HTTP/1.1 response for each connection, status 200, the pod's name and a newline as body, and the
     /// line in the header `x-echo`. Any method and path; a body is not read.
     Http,
+    /// TCP: writes the line, then reads whatever arrives and throws it away, for measuring throughput.
+    Discard,
     /// UDP: answers every datagram with the line, from the address to which it was sent.
     Udp,
 }
@@ -123,7 +125,9 @@ async fn serve(sockets: Vec<(OwnedFd, u16, Mode)>, identity: &Arc<Identity>, sto
         let identity = Arc::clone(identity);
         match mode {
             Mode::Udp => tokio::spawn(udp::serve(fd, identity)),
-            Mode::Line | Mode::KeepOpen | Mode::Http => tokio::spawn(tcp::serve(fd, mode, identity)),
+            Mode::Line | Mode::KeepOpen | Mode::Http | Mode::Discard => {
+                tokio::spawn(tcp::serve(fd, mode, identity))
+            }
         };
     }
     // Only ever ends by the sender's being dropped, which is no failure.

@@ -1,4 +1,4 @@
-//! The three ways to serve TCP.
+//! The ways to serve TCP.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -16,6 +16,9 @@ use super::{Identity, Mode};
 const MAX_HEAD: usize = 16 * 1024;
 /// How long an HTTP client may take for its request, and to close afterwards.
 const HTTP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How much is read at once only to be thrown away.
+const DISCARD_BYTES: usize = 256 * 1024;
 
 /// Accepts connections for ever.
 pub(super) async fn serve(fd: OwnedFd, mode: Mode, identity: Arc<Identity>) {
@@ -50,10 +53,10 @@ fn answer(stream: TcpStream, client: SocketAddr, mode: Mode, identity: &Arc<Iden
         return;
     }
     tokio::spawn(async move {
-        let outcome = if mode == Mode::Http {
-            answer_http(stream, &line, &name).await
-        } else {
-            send_back(stream, &line).await
+        let outcome = match mode {
+            Mode::Http => answer_http(stream, &line, &name).await,
+            Mode::Discard => discard(stream, &line).await,
+            _ => send_back(stream, &line).await,
         };
         if let Err(error) = outcome {
             log_lost(&name, &error);
@@ -71,6 +74,15 @@ async fn send_back(mut stream: TcpStream, line: &str) -> io::Result<()> {
     stream.write_all(line.as_bytes()).await?;
     let (mut reader, mut writer) = stream.split();
     tokio::io::copy(&mut reader, &mut writer).await.map(drop)
+}
+
+/// Greets with the line and takes in everything until the client closes.
+async fn discard(mut stream: TcpStream, line: &str) -> io::Result<()> {
+    stream.write_all(line.as_bytes()).await?;
+    // Larger than what `tokio::io::copy` uses, so that the network is measured and not this loop.
+    let mut buffer = vec![0; DISCARD_BYTES];
+    while stream.read(&mut buffer).await? > 0 {}
+    Ok(())
 }
 
 /// Answers one request and closes.

@@ -196,6 +196,24 @@ fn events_may_come_in_protobuf() {
 }
 
 #[test]
+fn a_lease_is_kept_and_renewed() {
+    let server = ApiServer::start(Config::default()).unwrap();
+    let path = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+    let mut lease = json!({
+        "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+        "metadata": {"name": "node-1", "namespace": "kube-node-lease"},
+        "spec": {"holderIdentity": "node-1", "leaseDurationSeconds": 40, "renewTime": "2026-11-21T01:05:48.250000Z"},
+    });
+    assert_eq!(post(&server, path, &lease).status, 201);
+    lease["spec"]["renewTime"] = "2026-11-21T01:05:58.250000Z".into();
+    let one = format!("{path}/node-1");
+    assert_eq!(send(&server, "PUT", &one, JSON, lease.to_string().as_bytes()).status, 200);
+    let stored = get(server.address(), &one, PROTOBUF).bytes();
+    assert_eq!(send(&server, "PUT", &one, PROTOBUF, &stored).status, 200);
+    assert_eq!(get(server.address(), &one, JSON).json()["spec"], lease["spec"]);
+}
+
+#[test]
 fn protobuf_can_be_off() {
     for (protobuf, status, content_type) in
         [(ProtobufSupport::Refuse, 406, JSON), (ProtobufSupport::AnswerJson, 200, JSON)]

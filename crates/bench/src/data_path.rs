@@ -1,0 +1,128 @@
+//! What a Service costs its packets: the same exchanges with pods, directly and by a Service.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use testkit::client::{Session, UdpFlow, tcp_once, udp_once};
+use testkit::cluster::{LINE_PORT, UDP_PORT};
+use tokio::time::Instant;
+
+use crate::results::Notebook;
+use crate::samples::{Samples, float};
+use crate::site::Site;
+use crate::world::{ECHO, LINE, SINK, SINK_PORT, Target};
+
+/// First packets, and connections, each way. Few enough for the table of tracked flows, which keeps the latter for two
+/// minutes.
+const FLOWS: usize = 1000;
+const CONNECTIONS: usize = 6000;
+/// Requests each way on one flow.
+const REQUESTS: usize = 10_000;
+/// How often the throughput goes back and forth, and how long each way.
+const TURNS: usize = 6;
+const SPELL: Duration = Duration::from_millis(150);
+/// How much is written at once to see the throughput.
+const BLOCK: usize = 128 * 1024;
+/// How long one answer may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where an exchange goes: to a pod, and to one like it by the Service.
+struct Ways {
+    direct: SocketAddr,
+    service: SocketAddr,
+}
+
+/// Measures all of it.
+pub(crate) fn measure(site: &Site, book: &mut Notebook<'_>) -> anyhow::Result<()> {
+    // Another pod than the Service's: to the same one, flows of both ways would now and then have the same addresses and
+    // ports behind the translation, and the kernel would have to find other ports.
+    let pod = site.server_ip(1);
+    let ways = |port: u16, service: Target| Ways { direct: (pod, port).into(), service: service.into() };
+    let (echo, line, sink) = (ways(UDP_PORT, ECHO), ways(LINE_PORT, LINE), ways(SINK_PORT, SINK));
+    site.client().run(|| {
+        first_packets(&echo, book).context("first packets")?;
+        connections(&line, book).context("connections")?;
+        requests(&echo, book).context("requests")?;
+        throughput(&sink, book).context("throughput")
+    })
+}
+
+fn first_packets(ways: &Ways, book: &mut Notebook<'_>) -> anyhow::Result<()> {
+    let ask = |target| udp_once(target, PATIENCE).map(drop).context("ask once");
+    let [direct, service] = in_turns(FLOWS, || ask(ways.direct), || ask(ways.service))?;
+    book.times("first_packet", &service);
+    book.floor("first_packet", Samples::millis(&direct));
+    Ok(())
+}
+
+fn connections(ways: &Ways, book: &mut Notebook<'_>) -> anyhow::Result<()> {
+    let connect = |target| tcp_once(target, PATIENCE).map(drop).context("connect");
+    let [direct, service] = in_turns(CONNECTIONS, || connect(ways.direct), || connect(ways.service))?;
+    book.times("tcp_connect", &service);
+    book.floor("tcp_connect", Samples::millis(&direct));
+    book.values("tcp_rate", [rate(&service)]);
+    book.floor("tcp_rate", Samples::new(vec![rate(&direct)]));
+    Ok(())
+}
+
+fn requests(ways: &Ways, book: &mut Notebook<'_>) -> anyhow::Result<()> {
+    let open = |target| UdpFlow::open(0, target, PATIENCE).context("open a flow");
+    let (direct, service) = (open(ways.direct)?, open(ways.service)?);
+    let ask = |flow: &UdpFlow| flow.ask().map(drop).context("ask");
+    let [direct, service] = in_turns(REQUESTS, || ask(&direct), || ask(&service))?;
+    book.values("udp_rate", [rate(&service)]);
+    book.floor("udp_rate", Samples::new(vec![rate(&direct)]));
+    Ok(())
+}
+
+/// In spells and not in turns, because what is written to one connection is still under way while the other has its turn.
+fn throughput(ways: &Ways, book: &mut Notebook<'_>) -> anyhow::Result<()> {
+    for _ in 0..TURNS {
+        book.floor("throughput", Samples::new(vec![gigabits(ways.direct)?]));
+        book.values("throughput", [gigabits(ways.service)?]);
+    }
+    Ok(())
+}
+
+fn gigabits(target: SocketAddr) -> anyhow::Result<f64> {
+    let block = vec![0; BLOCK];
+    let mut session = Session::open(target, PATIENCE).context("connect")?;
+    // Until the connection is up to speed.
+    let warm = Instant::now() + SPELL / 5;
+    while Instant::now() < warm {
+        session.send(&block).context("send")?;
+    }
+    let begun = Instant::now();
+    let mut n_bits = 0;
+    while begun.elapsed() < SPELL {
+        session.send(&block).context("send")?;
+        n_bits += BLOCK as u64 * 8;
+    }
+    Ok(float(n_bits) / begun.elapsed().as_secs_f64() / 1e9)
+}
+
+/// Times of both ways, one exchange after the other, so that whatever else the machine does befalls both alike.
+fn in_turns(
+    n_times: usize,
+    mut direct: impl FnMut() -> anyhow::Result<()>,
+    mut service: impl FnMut() -> anyhow::Result<()>,
+) -> anyhow::Result<[Vec<Duration>; 2]> {
+    let mut timed =
+        [&mut direct as &mut dyn FnMut() -> _, &mut service].map(|exchange| (exchange, Vec::new()));
+    for number in 0..n_times {
+        // Each goes first as often, because what is left of an exchange is dealt with during the next.
+        for way in [number % 2, 1 - number % 2] {
+            let (exchange, times) = &mut timed[way];
+            let begun = Instant::now();
+            exchange()?;
+            times.push(begun.elapsed());
+        }
+    }
+    Ok(timed.map(|(_, times)| times))
+}
+
+/// How many of these there are in a second.
+fn rate(times: &[Duration]) -> f64 {
+    float(times.len() as u64) / times.iter().sum::<Duration>().as_secs_f64()
+}

@@ -1,0 +1,81 @@
+//! The figures as JSON.
+
+use serde_json::{Value, json};
+
+use super::Report;
+use crate::contender::Side;
+use crate::metric::Metric;
+
+impl Report {
+    /// Every figure of every round, and the comparisons.
+    pub(super) fn json(&self) -> Value {
+        let contenders = self.contenders.iter().map(|contender| {
+            json!({
+                "side": contender.side.as_str(),
+                "program": contender.program,
+                "arguments": contender.arguments("URL"),
+            })
+        });
+        let sizes = self.results.sizes();
+        let each = || sizes.iter().flat_map(|size| self.results.metrics(*size).map(|metric| (*size, metric)));
+        json!({
+            "machine": self.machine,
+            "endpoints": self.endpoints,
+            "contenders": contenders.collect::<Vec<_>>(),
+            "figures": each().flat_map(|(size, metric)| self.figures(size, metric)).collect::<Vec<_>>(),
+            "comparisons": each().filter_map(|(size, metric)| self.compared(size, metric)).collect::<Vec<_>>(),
+            "failures": self.results.failures,
+        })
+    }
+
+    fn figures(&self, services: u32, metric: &Metric) -> Vec<Value> {
+        let of_side = |side| self.results.rounds(services, metric, side).map(|rounds| (side, rounds));
+        let rounds = Side::ALL.into_iter().filter_map(of_side);
+        let figure = |side: Side, round: u32, samples: &crate::samples::Samples| {
+            json!({
+                "id": metric.id,
+                "what": metric.what,
+                "unit": metric.unit.sign(),
+                "more_is_better": metric.unit.more_is_better(),
+                "services": services,
+                "side": side.as_str(),
+                "round": round,
+                "n": samples.count(),
+                "min": samples.per_mille(0),
+                "median": samples.median(),
+                "p99": samples.per_mille(990),
+                "max": samples.per_mille(1000),
+            })
+        };
+        rounds.flat_map(|(side, rounds)| rounds.iter().map(move |(n, of)| figure(side, *n, of))).collect()
+    }
+
+    fn compared(&self, services: u32, metric: &Metric) -> Option<Value> {
+        let found = self.results.comparison(services, metric)?;
+        Some(json!({
+            "id": metric.id,
+            "services": services,
+            "times_better": found.ratio,
+            "worst_round": found.low,
+            "best_round": found.high,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::example;
+    use serde_json::json;
+
+    #[test]
+    fn every_round_of_every_side_is_there() {
+        let json = example().json();
+        let figures = json["figures"].as_array().unwrap();
+        assert_eq!(figures.len(), 2 * 5 + 4);
+        assert_eq!(figures[0]["median"], 0.5);
+        assert_eq!((&figures[0]["unit"], &figures[0]["side"]), (&json!("ms"), &json!("kube-proxy")));
+        let first = &json["comparisons"][0];
+        assert_eq!((&first["id"], &first["worst_round"]), (&json!("replace_packet"), &json!(10.0)));
+        assert_eq!(json["contenders"][1]["arguments"].as_array().unwrap().last(), Some(&json!("<1>")));
+    }
+}
