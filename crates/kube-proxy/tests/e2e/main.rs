@@ -15,6 +15,7 @@ mod config_file;
 mod events;
 mod folder;
 mod lifecycle;
+mod localhost;
 mod matrix;
 mod odd;
 mod packets;
