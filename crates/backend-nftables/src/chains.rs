@@ -90,6 +90,12 @@ impl ChainId {
         affinity | masquerade << MASQUERADE_SHIFT | self.endpoints
     }
 
+    /// The slots that a chain of this number balances over, and whether it is one with affinity.
+    pub(crate) fn slots_of(number: u32) -> (u32, bool) {
+        let sticky = number & WITH_AFFINITY != 0;
+        (number & max_endpoints(sticky), sticky)
+    }
+
     /// The element that leads to the chain.
     pub(crate) fn element(self) -> MapElement {
         let data = Data::Verdict(Verdict::Goto(self.name()));
@@ -394,6 +400,9 @@ mod tests {
         let ids: BTreeSet<ChainId> = ids.filter(|id| id.way == Way::ALL[0]).collect();
         let numbers: BTreeSet<u32> = ids.iter().map(|id| id.number()).collect();
         assert_eq!(numbers.len(), ids.len());
+        for id in &ids {
+            assert_eq!(ChainId::slots_of(id.number()), (id.endpoints, id.affinity.is_some()));
+        }
         assert!(!numbers.contains(&0), "0 is what a packet has that nobody gave a number");
     }
 

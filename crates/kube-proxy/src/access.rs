@@ -15,7 +15,7 @@ const WATCH_PAUSE: Duration = Duration::from_secs(5);
 /// The kernel of the network namespace that the program runs in.
 pub(crate) fn kernel_access() -> KernelAccess {
     KernelAccess {
-        open: Arc::new(|| Ok(Box::new(kernel::Nftables::open()?))),
+        open: Arc::new(|| Ok(Box::new(kernel::Nftables::open()?.expecting(agent::likely_keys)))),
         open_conntrack: Arc::new(|| Ok(Box::new(kernel::Flows::open()?))),
         watch: Box::new(|foreign| {
             let started = std::thread::Builder::new().name("watch".into()).spawn(move || watch(&foreign));

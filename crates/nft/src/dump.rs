@@ -5,8 +5,9 @@ use std::fmt;
 
 use crate::decode;
 use crate::decode::Told;
+use crate::encode::elements::put_keys;
 use crate::wire::{Writer, attr, flag, kind};
-use crate::{Bytes, Element, Family, Name, Ruleset, SetKind, SetState};
+use crate::{Bytes, Element, Family, Name, Ruleset, Set, SetKind, SetState};
 
 pub use netlink::{Ack, Message, messages};
 
@@ -21,11 +22,21 @@ pub enum Request<'a> {
     Sets(Family, &'a Name),
     /// The elements of a set of a table.
     Elements(Family, &'a Name, &'a Name),
+    /// The elements of a set of a table that have these keys; refused with ENOENT if one has none. Each comes as a message
+    /// of its own. Keys of [`SetKind::Exact`] only, and [`MAX_KEYS`] at most.
+    ///
+    /// It costs a lookup for each key, where the cost of [`Request::Elements`] grows with the square of the number of
+    /// elements: for each message of a dump the kernel walks the hash table from its start (`nft_rhash_walk` of
+    /// `net/netfilter/nft_set_hash.c`).
+    Keys(Family, &'a Name, &'a Set, &'a [Bytes]),
     /// The chains of all tables of the family: the kernel can't tell tables apart here, [`RulesetReader`] does.
     Chains(Family),
     /// The rules of a table.
     Rules(Family, &'a Name),
 }
+
+/// So many keys of any set fit into one attribute.
+pub const MAX_KEYS: usize = 1000;
 
 impl Request<'_> {
     /// The message to send.
@@ -35,6 +46,7 @@ impl Request<'_> {
             Self::Table(family, _) => (kind::GET_TABLE, 0, family.nfproto()),
             Self::Sets(family, _) => (kind::GET_SET, flag::DUMP, family.nfproto()),
             Self::Elements(family, ..) => (kind::GET_ELEMENT, flag::DUMP, family.nfproto()),
+            Self::Keys(family, ..) => (kind::GET_ELEMENT, flag::ACK, family.nfproto()),
             Self::Chains(family) => (kind::GET_CHAIN, flag::DUMP, family.nfproto()),
             Self::Rules(family, _) => (kind::GET_RULE, flag::DUMP, family.nfproto()),
         };
@@ -49,14 +61,23 @@ impl Request<'_> {
                 out.text(attr::ELEM_LIST_TABLE, table);
                 out.text(attr::ELEM_LIST_SET, set);
             }
+            Self::Keys(family, table, set, keys) => {
+                out.text(attr::ELEM_LIST_TABLE, table);
+                out.text(attr::ELEM_LIST_SET, &set.name);
+                put_keys(&mut out, set, keys, *family);
+            }
         }
         out.end_message(start);
         out.out
     }
 
-    /// Whether the answer is several messages that end with [`Message::is_done`], or just one.
-    pub const fn is_dump(&self) -> bool {
-        !matches!(self, Self::Generation | Self::Table(..))
+    /// Whether a message of the answer is its last one.
+    pub fn ends_with(&self, message: &Message<'_>) -> bool {
+        match self {
+            Self::Generation | Self::Table(..) => true,
+            Self::Keys(..) => message.ack().is_some(),
+            Self::Sets(..) | Self::Elements(..) | Self::Chains(_) | Self::Rules(..) => message.is_done(),
+        }
     }
 }
 
@@ -67,6 +88,9 @@ impl fmt::Display for Request<'_> {
             Self::Table(family, table) => write!(f, "reading of table {family} {table}"),
             Self::Sets(family, table) => write!(f, "reading of the sets of table {family} {table}"),
             Self::Elements(family, table, set) => write!(f, "reading of set {set} of table {family} {table}"),
+            Self::Keys(family, table, set, _) => {
+                write!(f, "reading of elements of set {} of table {family} {table}", set.name)
+            }
             Self::Chains(family) => write!(f, "reading of the chains of family {family}"),
             Self::Rules(family, table) => write!(f, "reading of the rules of table {family} {table}"),
         }
@@ -150,14 +174,26 @@ impl<'a> RulesetReader<'a> {
         }
     }
 
-    /// The sets whose elements are still to be asked for.
-    pub fn sets(&self) -> Vec<Name> {
-        self.ruleset
-            .sets
-            .values()
-            .filter(|state| !state.foreign && !is_learnt(state))
-            .map(|state| state.set.name.clone())
-            .collect()
+    /// The sets whose elements are still to be asked for, those with the fewest first, with the number of elements where the
+    /// kernel tells it.
+    pub fn sets(&self) -> Vec<(Set, Option<usize>)> {
+        let sets = self.ruleset.sets.values().filter(|state| !state.foreign && !is_learnt(state));
+        let mut sets: Vec<_> =
+            sets.map(|state| (state.set.clone(), self.counts.get(&state.set.name).copied())).collect();
+        sets.sort_by_key(|(_, count)| *count);
+        sets
+    }
+
+    /// What was collected so far.
+    pub fn so_far(&self) -> &Ruleset {
+        &self.ruleset
+    }
+
+    /// Forgets what was collected of a set's elements.
+    pub fn forget_elements(&mut self, set: &Name) {
+        if let Some(state) = self.ruleset.sets.get_mut(set) {
+            state.elements.clear();
+        }
     }
 
     /// What was collected.

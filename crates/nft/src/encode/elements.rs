@@ -96,6 +96,16 @@ impl Encoder<'_> {
     }
 }
 
+/// The elements attribute with nothing but keys, of a set of [`SetKind::Exact`].
+pub(crate) fn put_keys(out: &mut Writer, set: &Set, keys: &[Bytes], family: Family) {
+    let lengths = Lengths::new(set, family);
+    out.nest(attr::ELEM_LIST_ELEMENTS, |out| {
+        for key in keys {
+            out.nest(attr::LIST_ELEM, |out| put_key(out, key, &lengths));
+        }
+    });
+}
+
 /// How many elements from `first` on fit into one message each way, and those messages into the room.
 fn fitting(change: &ElementChange<'_>, first: usize, room: usize, lengths: &Lengths) -> usize {
     const NEST: usize = MAX_ATTR_BYTES - ATTR_BYTES;

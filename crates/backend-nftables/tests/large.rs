@@ -1,0 +1,86 @@
+//! Large tables are read by key, and give the same as when they are read whole.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+
+use backend_nftables::{Backend, Config, Extent, likely_keys, table_name};
+use kernel::Nftables;
+use model::{
+    AddressKind, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool, Protocol,
+    ServicePortName, Table, V4, Verdict,
+};
+use nft::{Family, Kernel, Op, Transaction};
+use testkit::lab::Namespace;
+
+const SERVICES: u32 = 6000;
+const ENDPOINTS: u32 = 10;
+
+fn frontend(n: u32) -> Frontend<V4> {
+    let address = |from: [u8; 4], n: u32| std::net::Ipv4Addr::from(u32::from_be_bytes(from) + n);
+    let destination = |which| Destination {
+        address: address([10, 128, 0, 0], n * ENDPOINTS + which),
+        port: 8080,
+        local: false,
+    };
+    let protocol = Protocol::Tcp;
+    let ip = FrontendAddress::Ip(address([10, 96, 0, 0], n));
+    Frontend {
+        key: FrontendKey { address: ip, protocol, port: 80 },
+        kind: AddressKind::ClusterIp,
+        service: ServicePortName {
+            service: ObjectName::new("ns", &format!("svc-{n}")),
+            port: "http".into(),
+            protocol,
+        },
+        pool: Pool::new((0..ENDPOINTS).map(destination).collect::<BTreeSet<_>>(), Verdict::Reject),
+        internal_pool: None,
+        affinity: None,
+        masquerade: Masquerade::UnlessFromPod,
+        allowed_sources: None,
+        flow_endpoints: std::sync::Arc::default(),
+    }
+}
+
+#[test]
+fn a_large_table_reads_the_same_by_key_as_whole() {
+    let mut table = Table::default();
+    for frontend in (0..SERVICES).map(frontend) {
+        table.set_service(&frontend.service.service.clone(), vec![frontend]);
+    }
+    let config = Config::default();
+    let plan = Backend::<V4>::new(config.clone()).repair(&config, &table, None, Extent::Difference);
+    Namespace::new("large").unwrap().run(|| {
+        let (mut whole, by_key) = (Nftables::open().unwrap(), Nftables::open().unwrap());
+        let mut by_key = by_key.expecting(likely_keys);
+        whole.apply(&plan.transaction).unwrap();
+        let mut check = || {
+            let found = by_key.read(Family::Ip, &table_name()).unwrap().unwrap();
+            assert!(found == whole.read(Family::Ip, &table_name()).unwrap().unwrap(), "they differ");
+            found
+        };
+        let found = check();
+        let repair =
+            Backend::<V4>::new(config.clone()).repair(&config, &table, Some(&found), Extent::Difference);
+        assert!(repair.transaction.is_empty());
+        // Somebody takes one away, and puts another one in: as many as are expected, but not the same.
+        let slots = &found.sets["endpoints"];
+        let (first, mut other) = (slots.elements[0].clone(), slots.elements[1].clone());
+        other.key = other
+            .key
+            .as_slice()
+            .chunks(4)
+            .take(3)
+            .fold(nft::Bytes::new(), |key, word| key.index(u32::from_ne_bytes(word.try_into().unwrap())));
+        other.key = other.key.index(60_000);
+        let set = std::sync::Arc::new(slots.set.clone());
+        let delete = Op::DeleteElements { set: set.clone(), elements: vec![first.key] };
+        let add = Op::AddElements { set, elements: vec![other] };
+        for ops in [vec![delete], vec![add]] {
+            Nftables::open()
+                .unwrap()
+                .apply(&Transaction { family: Family::Ip, table: table_name(), ops })
+                .unwrap();
+            check();
+        }
+    });
+}
