@@ -7,7 +7,7 @@ use prometheus::{
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The content type of a rendered page.
-pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Makes and registers metrics. Names and labels are constants of this crate, so that what the library refuses can only be a
 /// slip in it, which every test that makes the metrics finds.

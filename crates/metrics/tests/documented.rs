@@ -1,0 +1,145 @@
+//! `docs/metrics.md` says what there is, no more and no less.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use metrics::{BuildInfo, Feature, Metrics, Options, ProcessReading};
+use model::{IpFamily, Kind};
+use prometheus_parse::{Scrape, Value};
+use tokio::time::Instant;
+
+/// Type and labels by name.
+type Catalogue = BTreeMap<String, (String, BTreeSet<String>)>;
+
+/// All metrics, each updated where it appears only then.
+fn metrics() -> Metrics {
+    let feature = Feature { name: "ComponentFlagz".into(), stage: "BETA".into(), enabled: true };
+    let build = BuildInfo { git_version: "v1.2.3".into(), ..BuildInfo::default() };
+    let metrics = Metrics::new(&Options { build, features: vec![feature] });
+    metrics.family(IpFamily::V4);
+    metrics.family(IpFamily::V6);
+    for kind in Kind::ALL {
+        metrics.source.resource(kind).heard(Instant::now(), 1);
+    }
+    metrics.source.requests.answered("GET", "10.0.0.1:6443", Some(200), Duration::from_millis(3));
+    metrics.source.requests.answered("GET", "10.0.0.1:6443", None, Duration::from_millis(3));
+    metrics.source.requests.received("GET", "10.0.0.1:6443", 1000);
+    metrics.slis.record("ping", "healthz", true);
+    metrics
+}
+
+fn parse(page: &str) -> Scrape {
+    Scrape::parse(page.lines().map(|line| Ok(line.to_owned()))).unwrap()
+}
+
+fn exposed(page: &str) -> Catalogue {
+    let mut catalogue = Catalogue::new();
+    for sample in parse(page).samples {
+        let kind = match sample.value {
+            Value::Counter(_) => "counter",
+            Value::Gauge(_) => "gauge",
+            Value::Histogram(_) => "histogram",
+            Value::Summary(_) => "summary",
+            Value::Untyped(_) => "untyped",
+        };
+        // Parts of a histogram that the parser shows by themselves.
+        let part = ["_sum", "_count"].iter().find_map(|end| sample.metric.strip_suffix(end));
+        if part.is_some_and(|name| page.contains(&format!("# TYPE {name} histogram"))) {
+            continue;
+        }
+        let labels: BTreeSet<String> = sample.labels.keys().cloned().collect();
+        let known = catalogue.entry(sample.metric).or_insert_with(|| (kind.to_owned(), labels.clone()));
+        assert_eq!(*known, (kind.to_owned(), labels), "all series of a metric have the same labels");
+    }
+    catalogue
+}
+
+/// The tables of a section of the page.
+fn documented(section: &str) -> Catalogue {
+    let row = |line: &str| {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let name = cells.first()?.strip_prefix('`')?.strip_suffix('`')?.to_owned();
+        assert_eq!(cells.len(), 5, "{line}");
+        assert!(
+            ["upstream", "ours", "client-go", "component-base", "Prometheus"].contains(&cells[3]),
+            "{line}"
+        );
+        assert!(!cells[4].is_empty(), "{line}");
+        let labels =
+            cells[2].split(',').map(|label| label.trim().to_owned()).filter(|label| !label.is_empty());
+        Some((name, (cells[1].to_owned(), labels.collect())))
+    };
+    section.lines().filter_map(row).collect()
+}
+
+fn document() -> (String, String) {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let (metrics, slis) = text.split_once("## `/metrics/slis`").unwrap();
+    (metrics.to_owned(), slis.to_owned())
+}
+
+#[test]
+fn the_document_is_what_the_program_exposes() {
+    let metrics = metrics();
+    let (first, second) = document();
+    assert_eq!(exposed(&metrics.render(None, Instant::now())), documented(&first));
+    assert_eq!(exposed(&metrics.slis.render()), documented(&second));
+}
+
+#[test]
+fn every_metric_says_what_it_is() {
+    let page = metrics().render(None, Instant::now());
+    let help: BTreeSet<&str> =
+        page.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next()).collect();
+    let types: BTreeSet<&str> =
+        page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    assert_eq!(help, types);
+}
+
+/// So that `rate()` sees a first failure.
+#[test]
+fn all_series_of_a_family_are_there_from_the_start() {
+    let metrics = Metrics::new(&Options::default());
+    metrics.family(IpFamily::V4);
+    let page = metrics.render(None, Instant::now());
+    for series in [
+        "kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family=\"IPv4\"} 0",
+        "kubeproxy_transactions_total{ip_family=\"IPv4\",result=\"failed\"} 0",
+        "kubeproxy_sync_failures_total{ip_family=\"IPv4\",reason=\"read\"} 0",
+        "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"external\"} 0",
+        "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv4\"} 0",
+        "kubeproxy_proxy_healthz_total{code=\"503\"} 0",
+        "kubeproxy_rejected_objects_total{resource=\"endpointslices\"} 0",
+    ] {
+        assert!(page.lines().any(|line| line == series), "no {series} in\n{page}");
+    }
+    assert!(!page.contains("IPv6"), "it is not served");
+}
+
+#[test]
+fn values_come_out_as_they_went_in() {
+    let metrics = metrics();
+    let reading = ProcessReading {
+        cpu_seconds: 1.5,
+        start_time_seconds: 1_767_323_045.25,
+        ..ProcessReading::default()
+    };
+    let later = Instant::now() + Duration::from_secs(30);
+    metrics.render(Some(&reading), later);
+    metrics.family(IpFamily::V4).commit_latency.observe(0.000_07);
+    let page = metrics.render(Some(&reading), later);
+    let value = |series: &str| -> f64 {
+        let line = page.lines().find_map(|line| line.strip_prefix(series));
+        line.unwrap_or_default().trim().parse().unwrap()
+    };
+    let near = |a: f64, b: f64| (a - b).abs() < 1e-9;
+    assert!(near(value("process_cpu_seconds_total "), 1.5), "a reading replaces the one before");
+    assert!(near(value("process_start_time_seconds "), 1_767_323_045.25));
+    let bucket =
+        |le: &str| format!("kubeproxy_commit_latency_seconds_bucket{{ip_family=\"IPv4\",le=\"{le}\"}}");
+    assert!(near(value(&bucket("0.00005")), 0.0) && near(value(&bucket("0.0001")), 1.0));
+    let lag = value("kubeproxy_watch_lag_seconds{resource=\"nodes\"}");
+    assert!((29.0..=60.0).contains(&lag), "{lag}");
+}

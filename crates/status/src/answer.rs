@@ -1,0 +1,37 @@
+//! Answers, with the headers that upstream's have.
+
+use http::header::{CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use http::{Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Bytes;
+
+/// What a server sends.
+pub(crate) type Answer = Response<Full<Bytes>>;
+
+pub(crate) const TEXT: &str = "text/plain; charset=utf-8";
+pub(crate) const JSON: &str = "application/json";
+pub(crate) const HTML: &str = "text/html; charset=utf-8";
+
+/// An answer of this type, which browsers must not guess anew.
+pub(crate) fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    answer
+}
+
+/// A text with status 200.
+pub(crate) fn text(body: impl Into<Bytes>) -> Answer {
+    answer(StatusCode::OK, TEXT, body)
+}
+
+/// There is no such path.
+pub(crate) fn not_found() -> Answer {
+    answer(StatusCode::NOT_FOUND, TEXT, "404 page not found\n")
+}
+
+/// 200, or 503.
+pub(crate) fn ok_or_unavailable(ok: bool) -> StatusCode {
+    if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
