@@ -9,20 +9,15 @@ use crate::mode::Mode;
 use crate::note::Note;
 use crate::v1alpha1::KubeProxyConfiguration;
 
-const NOT_YET: &str = "it is not built in yet";
 const AT_ONCE: &str = "changes are applied at once, and those that come during a commit go together";
 const FEW_REQUESTS: &str = "there are few requests: one list and one watch for each kind";
 const WINDOWS: &str = "it concerns Windows";
 
 /// Fields, and what all fields of an object have in common, with the reason why they do nothing in any mode.
-const WITHOUT_EFFECT: [(&str, &str); 10] = [
-    ("bindAddressHardFail", NOT_YET),
+const WITHOUT_EFFECT: [(&str, &str); 6] = [
     ("clientConnection.burst", FEW_REQUESTS),
     ("clientConnection.qps", FEW_REQUESTS),
     ("configSyncPeriod", "changes are watched, and the kernel's state is audited by itself"),
-    ("enableProfiling", NOT_YET),
-    ("healthzBindAddress", NOT_YET),
-    ("metricsBindAddress", NOT_YET),
     ("nftables.minSyncPeriod", AT_ONCE),
     ("portRange", "it is obsolete"),
     ("showHiddenMetricsForVersion", "no metric is hidden"),

@@ -65,8 +65,8 @@ pub static GATES: [Gate; 27] = [
     ignored("ClientsAllowCBOR", Stage::Alpha, false, NO_CBOR),
     ignored("ClientsAllowTLSCacheGC", Stage::Beta, true, GO_ONLY),
     ignored("ClientsPreferCBOR", Stage::Alpha, false, NO_CBOR),
-    pending(COMPONENT_FLAGZ, Stage::Beta, true, "serve `/flagz`"),
-    pending(COMPONENT_STATUSZ, Stage::Beta, true, "serve `/statusz`"),
+    gate(COMPONENT_FLAGZ, Stage::Beta, true, "serve `/flagz`"),
+    gate(COMPONENT_STATUSZ, Stage::Beta, true, "serve `/statusz`"),
     ignored("ContextualLogging", Stage::Beta, true, GO_ONLY),
     ignored("InOrderInformers", Stage::Ga, true, ALWAYS_ON).locked(),
     ignored("InOrderInformersBatchProcess", Stage::Beta, true, GO_ONLY),
@@ -96,11 +96,6 @@ const fn gate(name: &'static str, stage: Stage, default: bool, meaning: &'static
 
 const fn ignored(name: &'static str, stage: Stage, default: bool, why: &'static str) -> Gate {
     Gate { name, stage, default, locked: false, meaning: "", no_effect: Some(why) }
-}
-
-/// Like [`gate`], for what is not built in yet.
-const fn pending(name: &'static str, stage: Stage, default: bool, meaning: &'static str) -> Gate {
-    Gate { name, stage, default, locked: false, meaning, no_effect: Some("it is not built in yet") }
 }
 
 impl Gate {

@@ -89,7 +89,7 @@ fn act(
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let outcome = runtime
                 .context("start the runtime")
-                .and_then(|runtime| runtime.block_on(serve::serve(command_line, config, file)));
+                .and_then(|runtime| runtime.block_on(serve::serve(command_line, config, file, log)));
             outcome.inspect_err(|error| error!(err = format!("{error:#}"), "Error running ProxyServer"))
         }
     }

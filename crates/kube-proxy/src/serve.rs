@@ -28,6 +28,7 @@ pub(crate) async fn serve(
     command_line: &CommandLine,
     config: &Config,
     file: Option<ConfigFile>,
+    log: &logs::Handle,
 ) -> anyhow::Result<()> {
     // Before anything else: as process 1 of a container the kernel delivers only signals that have a handler.
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
@@ -44,6 +45,8 @@ pub(crate) async fn serve(
     let settings = settings::agent(config, &node_name, families, notices);
     let (events_tx, events) = mpsc::channel(EVENTS);
     let telemetry = servers::telemetry(config, &version);
+    let mut status = servers::start(command_line, config, &telemetry, log, &recorder, &node_name)
+        .context("start the servers")?;
     let metrics = telemetry.metrics.source.clone();
     let mut source = start_source(config, &node_name, &version, metrics, events_tx).await?;
     notices::log_watches();
@@ -57,6 +60,10 @@ pub(crate) async fn serve(
     let outcome = tokio::select! {
         result = agent::run(settings, kernel_access(), telemetry, events, read) => result.context("serve"),
         error = listener.run(source.client(), &node_name, &checked) => Err(error),
+        error = status.failed() => {
+            recorder.send(servers::failure_event(&error, &node_name));
+            Err(error.into())
+        }
         () = source.ended() => Err(anyhow::anyhow!("the source ended")),
         () = file_changed => Err(anyhow::anyhow!("content of the proxy server's configuration file was updated")),
         _ = terminate.recv() => Ok(()),

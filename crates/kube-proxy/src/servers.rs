@@ -1,16 +1,86 @@
-//! What the program tells about itself: metrics and health.
+//! What the program tells about itself: metrics, health and the servers for them.
 
 use std::sync::Arc;
 
 use agent::Telemetry;
-use config::Config;
+use config::{CommandLine, Config, Gate, Stage};
+use events::{Event, Reason, Recorder, Regarding};
 use metrics::health::SharedHealth;
-use metrics::{BuildInfo, Metrics, Options};
+use metrics::{BuildInfo, Feature, Metrics, Options};
+use serde_json::json;
+use status::{Limits, ServeError, Server, Sources, Status};
 
 /// Metrics at zero, and a proxy that is healthy so far.
 pub(crate) fn telemetry(config: &Config, version: &str) -> Telemetry {
-    let options = Options { build: build_info(version), features: Vec::new() };
+    let options = Options { build: build_info(version), features: features(config) };
     Telemetry::new(Arc::new(Metrics::new(&options)), SharedHealth::new(config.health_timeout()))
+}
+
+/// Starts the servers, before anything else can take long. A Service whose health check can't be served hears of it by an
+/// Event.
+pub(crate) fn start(
+    command_line: &CommandLine,
+    config: &Config,
+    telemetry: &Telemetry,
+    log: &logs::Handle,
+    recorder: &Recorder,
+    node_name: &str,
+) -> std::io::Result<Status> {
+    let log = log.clone();
+    let served = status::Config {
+        metrics_address: config.metrics_bind_address,
+        health_address: config.healthz_bind_address,
+        bind_hard_fail: config.bind_address_hard_fail,
+        profiling: config.enable_profiling,
+        mode: config.mode.to_string(),
+        configz: json!({ "kubeproxy.config.k8s.io": config.to_json() }).to_string(),
+        flags: config.gates.enabled(config::COMPONENT_FLAGZ).then(|| {
+            command_line.values().into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+        }),
+        serves_statusz: config.gates.enabled(config::COMPONENT_STATUSZ),
+        version: command_line.version(),
+        set_verbosity: Arc::new(move |verbosity| {
+            // klog takes any number; below 0 is as quiet as 0.
+            log.set_verbosity(u32::try_from(verbosity).unwrap_or_default());
+            Ok(())
+        }),
+        limits: Limits::default(),
+    };
+    let sources = Sources {
+        metrics: telemetry.metrics.clone(),
+        health: telemetry.health.clone(),
+        health_checks: telemetry.health_checks.subscribe(),
+    };
+    let (recorder, node_name) = (recorder.clone(), node_name.to_owned());
+    let notify = move |failed: status::ServiceCheckFailed| {
+        let error = format!("listen on {}: {}", failed.address, failed.error);
+        recorder.send(Event::service_healthcheck(&node_name, &failed.service, None, failed.port, &error));
+    };
+    Status::start(served, sources, Arc::new(notify))
+}
+
+/// The event for a main server that can't serve, which ends the program.
+pub(crate) fn failure_event(error: &ServeError, node_name: &str) -> Event {
+    let reason = match error.server {
+        Server::Metrics => Reason::FailedToStartMetricServer,
+        Server::Health => Reason::FailedToStartProxierHealthcheck,
+    };
+    Event::new(reason, Regarding::Node(node_name.to_owned())).note(crate::takeover::chain(error))
+}
+
+fn features(config: &Config) -> Vec<Feature> {
+    let feature = |(gate, enabled): (&Gate, bool)| Feature {
+        name: gate.name.to_owned(),
+        stage: match gate.stage {
+            Stage::Alpha => "ALPHA",
+            Stage::Beta => "BETA",
+            Stage::Ga => "",
+            Stage::Deprecated => "DEPRECATED",
+        }
+        .to_owned(),
+        enabled,
+    };
+    config.gates.all().map(feature).collect()
 }
 
 fn build_info(version: &str) -> BuildInfo {

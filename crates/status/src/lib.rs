@@ -49,8 +49,10 @@ pub struct Config {
     pub mode: String,
     /// The body of `/configz`.
     pub configz: String,
-    /// All flags and their values, for `/flagz`.
-    pub flags: Vec<(String, String)>,
+    /// All flags and their values, for `/flagz`; `None`: it does not exist (feature gate `ComponentFlagz`).
+    pub flags: Option<Vec<(String, String)>>,
+    /// Whether `/statusz` exists (feature gate `ComponentStatusz`).
+    pub serves_statusz: bool,
     /// The program's version, for `/statusz`.
     pub version: String,
     /// Sets the verbosity of the log, for `/debug/flags/v`.

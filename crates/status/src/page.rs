@@ -17,7 +17,8 @@ pub(crate) struct MetricsServer {
     metrics: Arc<Metrics>,
     mode: String,
     configz: String,
-    flags: BTreeMap<String, String>,
+    flags: Option<BTreeMap<String, String>>,
+    serves_statusz: bool,
     version: String,
     started: SystemTime,
     profiling: bool,
@@ -30,7 +31,8 @@ impl MetricsServer {
             metrics: sources.metrics.clone(),
             mode: config.mode.clone(),
             configz: config.configz.clone(),
-            flags: config.flags.iter().cloned().collect(),
+            flags: config.flags.as_ref().map(|flags| flags.iter().cloned().collect()),
+            serves_statusz: config.serves_statusz,
             version: config.version.clone(),
             started,
             profiling: config.profiling,
@@ -53,8 +55,13 @@ impl MetricsServer {
             "/healthz/ping" => text("ok"),
             "/proxyMode" => text(self.mode.clone()),
             "/configz" => answer(StatusCode::OK, JSON, self.configz.clone()),
-            "/flagz" => zpages::flagz(request.headers(), &self.flags),
-            "/statusz" => zpages::statusz(request.headers(), &self.version, self.started, SystemTime::now()),
+            "/flagz" => match &self.flags {
+                Some(flags) => zpages::flagz(request.headers(), flags),
+                None => not_found(),
+            },
+            "/statusz" if self.serves_statusz => {
+                zpages::statusz(request.headers(), &self.version, self.started, SystemTime::now())
+            }
             path if self.profiling && path.starts_with("/debug/") => {
                 debug::respond(request, &self.set_verbosity).await
             }

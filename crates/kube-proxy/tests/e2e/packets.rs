@@ -10,8 +10,8 @@ use testkit::lab::Host;
 use testkit::objects::{self, Endpoint, Port};
 
 use crate::support::{
-    NODE_PORT, PATIENCE, REQUEST, WEB_V4, WEB_V6, apply_endpoints, apply_web, ask, check_listable, cluster,
-    ip, start, wait_for,
+    NODE_PORT, PATIENCE, REQUEST, WEB_PORTS, WEB_V4, WEB_V6, apply_endpoints, apply_web, ask, check_listable,
+    cluster, ip, start, wait_for,
 };
 
 const BOTH: [Transport; 2] = [Transport::Tcp, Transport::Udp];
@@ -148,8 +148,7 @@ fn a_pod_reaches_itself_through_its_service() {
 fn source_addresses_are_rewritten_only_where_they_must_be() {
     let cluster = cluster(2, 0);
     let _proxy = start(&cluster);
-    apply_web(&cluster);
-    wait_until_served(&cluster);
+    cluster.apply(objects::service("web", &[ip(WEB_V4), ip(WEB_V6)], &WEB_PORTS)).unwrap();
     let lab = &cluster.lab;
     apply_endpoints(&cluster, &cluster.endpoints(false)[1..], &cluster.endpoints(true)[1..]);
     for v6 in [false, true] {

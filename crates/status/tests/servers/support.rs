@@ -40,11 +40,14 @@ pub(crate) fn config() -> Config {
         profiling: true,
         mode: "nftables".into(),
         configz: r#"{"kubeproxy.config.k8s.io":{"mode":"nftables"}}"#.into(),
-        flags: [("v", "2"), ("config", ""), ("proxy-mode", "nftables")]
-            .map(|(a, b)| (a.into(), b.into()))
-            .into(),
+        flags: Some(
+            [("v", "2"), ("config", ""), ("proxy-mode", "nftables")]
+                .map(|(a, b)| (a.into(), b.into()))
+                .into(),
+        ),
         version: "v1.2.3".into(),
         set_verbosity: Arc::new(|_| Ok(())),
+        serves_statusz: true,
         limits: Limits::default(),
     }
 }
