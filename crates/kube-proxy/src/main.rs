@@ -26,9 +26,11 @@ fn main() -> ExitCode {
         Ok(flags) => flags,
         Err(error) => flags::command().error(clap::error::ErrorKind::ValueValidation, error).exit(),
     };
-    logs::init(flags.log_format, flags.verbosity);
+    let set_verbosity = logs::init(flags.log_format, flags.verbosity);
+    let servers = servers::config(&matches, &flags, set_verbosity);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let outcome = runtime.context("start the runtime").and_then(|runtime| runtime.block_on(serve(flags)));
+    let outcome =
+        runtime.context("start the runtime").and_then(|runtime| runtime.block_on(serve(flags, servers)));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -40,18 +42,19 @@ fn main() -> ExitCode {
 
 /// Serves until a signal asks to end. The rules stay in the kernel, so that traffic goes on until the next start, which
 /// takes them over.
-async fn serve(flags: Flags) -> anyhow::Result<()> {
+async fn serve(flags: Flags, servers: status::Config) -> anyhow::Result<()> {
     // Before anything else: as process 1 of a container the kernel delivers only signals that have a handler.
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
     let settings = settings(&flags)?;
     info!(version = env!("CARGO_PKG_VERSION"), node = %settings.node_name, families = ?settings.families, "Using nftables Proxier");
     let (events_tx, events) = mpsc::channel(EVENTS);
-    let telemetry = servers::telemetry();
+    let (telemetry, mut servers) = servers::start(servers)?;
     let mut source = start_source(&flags, telemetry.metrics.source.clone(), events_tx).await?;
     tokio::select! {
         result = agent::run(settings, kernel_access(), telemetry, events, read_event) => result.context("serve"),
         () = source.ended() => anyhow::bail!("the source ended"),
+        error = servers.failed() => Err(error.into()),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     }
