@@ -367,6 +367,10 @@ impl<F: Family> Pipeline<F> {
     fn succeeded(&mut self, now: Instant) -> Duration {
         self.failures = 0;
         self.failing_since = None;
+        if self.is_settled() {
+            // What differed for a moment is as it was, and nobody has taken it up.
+            self.dirty_since = None;
+        }
         now.saturating_duration_since(self.attempt)
     }
 
@@ -379,3 +383,6 @@ impl<F: Family> Pipeline<F> {
         Progress::Failed(Failed { error, during, failures: self.failures, retry_in, duration })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -141,7 +141,7 @@ fn metrics_follow_what_happens() {
     wait_for_metric(&cluster, &v4("kubeproxy_elements_written_total"), |n| n > elements);
     wait_for_metric(&cluster, "kubeproxy_watch_bytes_total{resource=\"endpointslices\"}", |n| n > 0.0);
     let pending = "kubeproxy_sync_proxy_rules_endpoint_changes_pending";
-    wait_for_metric(&cluster, pending, |n| n == 0.0);
+    wait_for_metric(&cluster, pending, |n| n < 1.0);
     // Somebody meddles.
     let drift = v4("kubeproxy_drift_repairs_total");
     let before = metric(&cluster, &drift).unwrap();
@@ -155,7 +155,7 @@ fn metrics_follow_what_happens() {
     apply_endpoints(&cluster, &[elsewhere], &v6_pods);
     let no_local =
         "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"external\"}";
-    wait_for_metric(&cluster, no_local, |n| n == 2.0);
+    wait_for_metric(&cluster, no_local, |n| n > 1.0);
 }
 
 fn balanced_web() -> Value {
@@ -276,7 +276,7 @@ fn a_refusing_kernel_turns_health_red() {
     let failures = "kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family=\"IPv4\"}";
     wait_for_metric(&cluster, failures, |n| n >= 2.0);
     let node = cluster.lab.node();
-    let minute = Duration::from_secs(60) + PATIENCE;
+    let minute = Duration::from_mins(1) + PATIENCE;
     let livez = wait_for_answer(node, (LOCALHOST, HEALTH).into(), "/livez", 503, minute).json();
     assert_eq!((&livez["healthy"], &livez["status"]["IPv4"]["healthy"]), (&json!(false), &json!(false)));
 }
