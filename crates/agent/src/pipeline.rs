@@ -365,6 +365,10 @@ impl<F: Family> Pipeline<F> {
     fn succeeded(&mut self, now: Instant) -> Duration {
         self.failures = 0;
         self.failing_since = None;
+        if self.is_settled() {
+            // What differed for a moment is as it was, and nobody has taken it up.
+            self.dirty_since = None;
+        }
         now.saturating_duration_since(self.attempt)
     }
 
@@ -377,3 +381,6 @@ impl<F: Family> Pipeline<F> {
         Progress::Failed(Failed { error, during, failures: self.failures, retry_in, duration })
     }
 }
+
+#[cfg(test)]
+mod tests;

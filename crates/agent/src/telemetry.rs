@@ -85,6 +85,9 @@ impl Telemetry {
     }
 }
 
+/// So many trigger times are kept while the kernel refuses everything.
+const MAX_TRIGGERS: usize = 1 << 16;
+
 /// One family's part.
 pub(crate) struct FamilyTelemetry<F: Family> {
     shared: Telemetry,
@@ -139,7 +142,7 @@ impl<F: Family> FamilyTelemetry<F> {
         changes.services_pending.add(signed(events.services));
         changes.endpoints_pending.add(signed(slices));
         let own = touched.trigger_times.iter().filter(|(family, _)| *family == F::FAMILY);
-        let recent = own.filter(|(_, time)| *time > self.started);
+        let recent = own.filter(|(_, time)| *time > self.started).take(MAX_TRIGGERS - self.triggers.len());
         self.triggers.extend(recent.map(|(_, time)| (now, *time)));
         if !touched.services.is_empty() || touched.node || touched.service_cidrs {
             self.asked = true;

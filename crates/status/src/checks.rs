@@ -22,7 +22,7 @@ use tracing::{info, warn};
 
 use crate::addresses::{AddressWatch, listen_addresses, local_addresses};
 use crate::answer::{Answer, JSON, answer, ok_or_unavailable};
-use crate::serve::Limits;
+use crate::serve::Pool;
 use crate::{Notify, ServiceCheckFailed, listen, serve as connections};
 
 /// Before what failed is tried again.
@@ -44,13 +44,13 @@ pub(crate) async fn serve(
     health: SharedHealth,
     mut published: watch::Receiver<BTreeMap<IpFamily, HealthChecks>>,
     notify: Notify,
-    limits: Limits,
+    pool: Pool,
 ) {
     let watch = AddressWatch::open();
     if let Err(error) = &watch {
         warn!(%error, "changes of the node's addresses can't be watched; service health checks follow them only later");
     }
-    let mut listeners = Listeners::new(health, notify, limits);
+    let mut listeners = Listeners::new(health, notify, pool);
     loop {
         let checks = published.borrow_and_update().clone();
         listeners.follow(&checks).await;
@@ -80,7 +80,7 @@ async fn addresses_changed(watch: Option<&AddressWatch>) {
 struct Listeners {
     health: SharedHealth,
     notify: Notify,
-    limits: Limits,
+    pool: Pool,
     counts: Counts,
     open: BTreeMap<Wanted, JoinHandle<()>>,
     failed: BTreeMap<Wanted, String>,
@@ -89,9 +89,9 @@ struct Listeners {
 }
 
 impl Listeners {
-    fn new(health: SharedHealth, notify: Notify, limits: Limits) -> Self {
+    fn new(health: SharedHealth, notify: Notify, pool: Pool) -> Self {
         let (counts, open, failed) = (Counts::default(), BTreeMap::new(), BTreeMap::new());
-        Self { health, notify, limits, counts, open, failed, without_address: BTreeSet::new() }
+        Self { health, notify, pool, counts, open, failed, without_address: BTreeSet::new() }
     }
 
     /// Whether all listeners are open that should be.
@@ -169,7 +169,7 @@ impl Listeners {
                     listener.0.clone(),
                     self.health.clone(),
                     self.counts.clone(),
-                    self.limits,
+                    self.pool.clone(),
                 ));
                 self.open.insert(listener, task);
             }
@@ -208,7 +208,7 @@ async fn answer_checks(
     check: Check,
     health: SharedHealth,
     counts: Counts,
-    limits: Limits,
+    pool: Pool,
 ) {
     let shared = Arc::new((check, health, counts));
     let respond = move |_request| {
@@ -217,7 +217,7 @@ async fn answer_checks(
         let healthy = health.lock().report(Instant::now()).healthy;
         std::future::ready(check_answer(&check.1, endpoints.unwrap_or_default(), healthy))
     };
-    let error = connections::serve(&socket, limits, respond).await;
+    let error = connections::serve(&socket, &pool, respond).await;
     warn!(%error, "a service health check has failed");
 }
 

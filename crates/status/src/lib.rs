@@ -144,12 +144,13 @@ impl Status {
         let (health_tx, health_bound) = watch::channel(None);
         let (stop, stopped) = oneshot::channel::<()>();
         let run = async move {
+            let pool = serve::Pool::new(config.limits);
             let server = |server, address: Option<SocketAddr>, bound| {
                 address.map(|address| serve::Persistent {
                     server,
                     address,
                     hard_fail: config.bind_hard_fail,
-                    limits: config.limits,
+                    pool: pool.clone(),
                     bound,
                     failures: failures_tx.clone(),
                 })
@@ -162,7 +163,7 @@ impl Status {
                 let pages = Arc::new(health::HealthServer::new(&sources));
                 tokio::spawn(server.run(move |request| std::future::ready(pages.answer(&request))));
             }
-            tokio::spawn(checks::serve(sources.health, sources.health_checks, notify, config.limits));
+            tokio::spawn(checks::serve(sources.health, sources.health_checks, notify, pool));
             // Ends also when the sender is dropped, which is all that it is for.
             drop(stopped.await);
         };

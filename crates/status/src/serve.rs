@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::Request;
@@ -18,17 +19,17 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::errno::Errno;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, error, info};
 
 use crate::answer::Answer;
 use crate::listen::bind;
 use crate::{ServeError, Server};
 
-/// What clients of one listener may take.
+/// What clients of all listeners together may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at a time.
+    /// Connections at a time: file descriptors that the proxy itself may need.
     pub connections: usize,
     /// Until a request's head has arrived, also on a connection that had one before.
     pub head: Duration,
@@ -38,7 +39,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 128, head: Duration::from_secs(30), age: Duration::from_mins(5) }
+        Self { connections: 256, head: Duration::from_secs(30), age: Duration::from_mins(5) }
     }
 }
 
@@ -51,12 +52,39 @@ const RESTART_PAUSE: Duration = Duration::from_secs(5);
 /// When the system has no memory or file descriptors for another connection.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(200);
 
+/// All open connections of all listeners.
+#[derive(Clone)]
+pub(crate) struct Pool {
+    limits: Limits,
+    oldest_first: Arc<Mutex<VecDeque<AbortHandle>>>,
+}
+
+impl Pool {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self { limits, oldest_first: Arc::default() }
+    }
+
+    fn add(&self, connection: AbortHandle) {
+        let mut connections = self.oldest_first.lock().unwrap_or_else(PoisonError::into_inner);
+        connections.retain(|connection| !connection.is_finished());
+        while connections.len() >= self.limits.connections.max(1) {
+            connections.pop_front().iter().for_each(AbortHandle::abort);
+        }
+        connections.push_back(connection);
+    }
+
+    fn close_oldest(&self) {
+        let mut connections = self.oldest_first.lock().unwrap_or_else(PoisonError::into_inner);
+        connections.pop_front().iter().for_each(AbortHandle::abort);
+    }
+}
+
 /// A server that is started again when it fails.
 pub(crate) struct Persistent {
     pub(crate) server: Server,
     pub(crate) address: SocketAddr,
     pub(crate) hard_fail: bool,
-    pub(crate) limits: Limits,
+    pub(crate) pool: Pool,
     /// Where it listens at the moment.
     pub(crate) bound: watch::Sender<Option<SocketAddr>>,
     pub(crate) failures: mpsc::Sender<ServeError>,
@@ -77,7 +105,7 @@ impl Persistent {
                     last_error.clear();
                     self.bound.send_replace(listener.local_addr().ok());
                     info!(%server, %address, "serving");
-                    serve(&listener, self.limits, handler.clone()).await
+                    serve(&listener, &self.pool, handler.clone()).await
                 }
                 Err(failed) => failed,
             };
@@ -101,21 +129,22 @@ impl Persistent {
 }
 
 /// Answers requests until the listener fails, and says why it did.
-pub(crate) async fn serve<H, A>(listener: &TcpListener, limits: Limits, handler: H) -> io::Error
+pub(crate) async fn serve<H, A>(listener: &TcpListener, pool: &Pool, handler: H) -> io::Error
 where
     H: Fn(Request<Incoming>) -> A + Clone + Send + Sync + 'static,
     A: Future<Output = Answer> + Send + 'static,
 {
-    let mut connections = Connections { oldest_first: VecDeque::new() };
+    // They are closed with the listener.
+    let mut connections = JoinSet::new();
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let connection = tokio::spawn(connection(stream, limits, handler.clone()));
-                connections.add(connection.abort_handle(), limits.connections);
+                while connections.try_join_next().is_some() {}
+                pool.add(connections.spawn(connection(stream, pool.limits, handler.clone())));
             }
             Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
-                    connections.close_oldest();
+                    pool.close_oldest();
                     tokio::time::sleep(SHORTAGE_PAUSE).await;
                 }
                 // The listener itself is unusable.
@@ -126,33 +155,6 @@ where
                 Some(_) => {}
             },
         }
-    }
-}
-
-/// The open connections; they are closed with the listener.
-struct Connections {
-    oldest_first: VecDeque<AbortHandle>,
-}
-
-impl Connections {
-    fn add(&mut self, connection: AbortHandle, limit: usize) {
-        self.oldest_first.retain(|connection| !connection.is_finished());
-        while self.oldest_first.len() >= limit.max(1) {
-            self.close_oldest();
-        }
-        self.oldest_first.push_back(connection);
-    }
-
-    fn close_oldest(&mut self) {
-        if let Some(connection) = self.oldest_first.pop_front() {
-            connection.abort();
-        }
-    }
-}
-
-impl Drop for Connections {
-    fn drop(&mut self) {
-        self.oldest_first.iter().for_each(AbortHandle::abort);
     }
 }
 

@@ -265,3 +265,18 @@ async fn conflicts_and_missing_local_endpoints_are_gauges() {
         })
         .await;
 }
+
+/// Without anything to do, the loop shows that it turns; a loop that has stopped is found out.
+#[tokio::test(start_paused = true)]
+async fn an_idle_loop_stays_healthy_and_a_dead_one_does_not() {
+    let bench = Bench::start(&FakeKernel::new());
+    tokio::time::sleep(Duration::from_mins(10)).await;
+    let health = bench.telemetry.health.clone();
+    assert!(health.lock().report(Instant::now()).healthy);
+    // The agent ends with its source.
+    drop(bench);
+    tokio::time::sleep(Duration::from_secs(50)).await;
+    assert!(health.lock().report(Instant::now()).healthy);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(!health.lock().report(Instant::now()).healthy);
+}

@@ -20,6 +20,7 @@ mod matrix;
 mod odd;
 mod packets;
 mod permissions;
+mod status;
 mod support;
 mod takeover;
 mod watch;
