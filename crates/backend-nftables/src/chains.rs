@@ -5,10 +5,10 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use model::{Family, IpFamily, Masquerade};
+use model::{Family, IpFamily, Masquerade, PodSource};
 use nft::{AddrField, BaseChain, ChainType, Field, Hook, Name, Rule, Statement};
 
-use crate::config::{Config, PodSource};
+use crate::config::Config;
 use crate::layout::{Map, Scope, Way, client_key, hairpin_key, ip_key, port_key, source_key};
 
 /// A chain and its rules.

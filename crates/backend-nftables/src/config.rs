@@ -1,7 +1,7 @@
 //! What the fixed part of the ruleset depends on.
 
 use ipnet::IpNet;
-use model::Family;
+use model::{NodePortAddresses, PodSource};
 
 /// Settings of one family's ruleset. A change of it changes chains, never elements.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,40 +38,4 @@ impl Default for Config {
             masquerade_mark: DEFAULT_MASQUERADE_MARK,
         }
     }
-}
-
-/// `nodePortAddresses`. Loopback addresses are a matter of [`Config::localhost_node_ports`] alone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NodePortAddresses {
-    /// Every local address.
-    All,
-    /// Local addresses in these ranges; none when empty. Ranges of the other family are ignored.
-    Within(Vec<IpNet>),
-}
-
-impl NodePortAddresses {
-    /// The ranges of a family; `None` for "all".
-    pub(crate) fn ranges<F: Family>(&self) -> Option<Vec<IpNet>> {
-        match self {
-            Self::All => None,
-            Self::Within(ranges) => {
-                let own = ranges.iter().filter(|range| F::owns(range));
-                let mut ranges: Vec<IpNet> = own.copied().collect();
-                ranges.sort_unstable();
-                ranges.dedup();
-                if ranges.iter().any(|range| range.prefix_len() == 0) { None } else { Some(ranges) }
-            }
-        }
-    }
-}
-
-/// How a packet from a pod is recognised (`detectLocalMode`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PodSource {
-    /// By its source address (`ClusterCIDR`, `NodeCIDR`).
-    Cidr(IpNet),
-    /// By the interface that it arrives on (`BridgeInterface`).
-    Interface(String),
-    /// By the beginning of that interface's name (`InterfaceNamePrefix`).
-    InterfacePrefix(String),
 }

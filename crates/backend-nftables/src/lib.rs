@@ -25,7 +25,7 @@ mod repair;
 mod shared;
 
 pub use chains::ChainId;
-pub use config::{Config, NodePortAddresses, PodSource};
+pub use config::Config;
 pub use layout::{nft_family, table_name};
+pub use model::{Extent, NodePortAddresses, PodSource};
 pub use plan::{Backend, Plan};
-pub use repair::Extent;

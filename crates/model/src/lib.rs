@@ -9,6 +9,7 @@
 mod names;
 mod net;
 mod objects;
+mod packets;
 mod slots;
 mod store;
 mod table;
@@ -20,6 +21,7 @@ pub use objects::{
     Change, Conditions, Endpoint, EndpointSlice, Hints, Kind, Node, Object, Service, ServiceCidr,
     ServicePort, SliceEndpoints, SlicePort, TrafficPolicy,
 };
+pub use packets::{Extent, NodePortAddresses, PodSource};
 pub use slots::assign_slots;
 pub use store::{ServiceEntry, Store, Touched};
 pub use table::{
