@@ -5,6 +5,7 @@
 
 mod conntrack;
 mod heap;
+pub mod iptables;
 mod nftables;
 mod socket;
 mod watch;
