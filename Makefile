@@ -7,7 +7,7 @@ BUILD_TOOLS := cc:gcc cc:libc6-dev
 RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux
 TEST_TOOLS := $(RUN_TOOLS) kubectl:kubernetes-client
 
-.PHONY: demo test check bench fmt
+.PHONY: demo test check package-check bench fmt
 
 ## Three pods, a Service and a client in namespaces of their own; nothing is left behind.
 demo:
@@ -20,8 +20,8 @@ test:
 	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS)
 	$(CARGO) test --workspace --locked
 
-## What CI runs: format, lints, documentation, licences, tests.
-check:
+## What CI runs: format, lints, documentation, licences, tests, and what is in deploy/.
+check: package-check
 	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS)
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
@@ -29,6 +29,12 @@ check:
 	command -v cargo-deny >/dev/null || $(CARGO) install --locked --debug cargo-deny
 	$(CARGO) deny --all-features check licenses bans sources
 	INSTA_UPDATE=no $(CARGO) test --workspace --locked
+
+## What is in deploy/: manifests, chart, alert rules, dashboard, unit. Says which parts no tool was there for.
+package-check:
+	@scripts/setup python3:python3 kubectl:kubernetes-client
+	@python3 -c 'import yaml' 2>/dev/null || scripts/setup the-python-module-yaml:python3-yaml
+	scripts/package-check
 
 ## Times and memory at 10,000 Services; SERVICES and ENDPOINTS change the size.
 SERVICES ?= 10000

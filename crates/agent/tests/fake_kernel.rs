@@ -7,65 +7,18 @@
     reason = "a test fails by panicking and says on the way what it tries"
 )]
 
+mod common;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agent::{ForeignChange, Input, KernelAccess, NodePorts, Pods, Settings};
-use backend_nftables::{Backend, Config, Extent, NodePortAddresses, table_name};
-use model::view::{ThisNode, frontends};
-use model::{
-    Change, Conditions, Endpoint, EndpointSlice, IpFamily, Kind, Object, ObjectName, Protocol, Service,
-    ServicePort, SliceEndpoints, SlicePort, Store, Table, Touched, TrafficPolicy, V4,
-};
+use agent::{ForeignChange, Input, KernelAccess};
+use backend_nftables::table_name;
+use common::{difference, service, settings, slice};
+use model::{Change, Kind, Object, ObjectName, Protocol, Store, Touched};
 use testkit::fake_conntrack::{FakeConntrack, flow};
 use testkit::fake_kernel::{FakeKernel, Fault};
 use tokio::sync::mpsc::{Sender, UnboundedSender, channel};
-
-const NODE: &str = "node-1";
-
-fn settings() -> Settings {
-    Settings {
-        node_name: NODE.into(),
-        families: vec![IpFamily::V4],
-        node_ports: NodePorts::Primary,
-        pods: Pods::ClusterCidr(Vec::new()),
-        localhost_node_ports: false,
-        masquerade_all: false,
-        masquerade_mark: 0x4000,
-        release_memory: || {},
-    }
-}
-
-fn service(n: u8) -> Object {
-    Object::Service(Service {
-        name: ObjectName::new("ns", &format!("svc-{n}")),
-        cluster_ips: [[10, 96, 0, n].into()].into(),
-        ports: [ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }]
-            .into(),
-        external_ips: Box::default(),
-        load_balancer_ips: Box::default(),
-        source_ranges: Box::default(),
-        affinity: None,
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        health_check_node_port: None,
-    })
-}
-
-fn slice(n: u8, endpoints: &[u8]) -> Object {
-    let endpoint = |last: &u8| Endpoint::<V4> {
-        address: [10, 244, 0, *last].into(),
-        conditions: Conditions::default(),
-        node: Some(NODE.into()),
-        hints: None,
-    };
-    Object::EndpointSlice(EndpointSlice {
-        name: ObjectName::new("ns", &format!("svc-{n}-a")),
-        service: ObjectName::new("ns", &format!("svc-{n}")),
-        ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
-        endpoints: SliceEndpoints::V4(endpoints.iter().map(endpoint).collect()),
-    })
-}
 
 /// Where foreign changes are told, once the agent wants to know.
 type Watcher = Arc<Mutex<Option<UnboundedSender<ForeignChange>>>>;
@@ -112,17 +65,8 @@ impl Bench {
 
     /// What is wrong in the kernel; `None` when it holds what the objects ask for.
     fn difference(&self) -> Option<String> {
-        let mut table = Table::<V4>::default();
-        let node = ThisNode::new(NODE.into(), None);
-        for (name, entry) in self.store.entries() {
-            table.set_service(name, frontends(&node, entry));
-        }
-        let config = Config { node_ports: NodePortAddresses::Within(Vec::new()), ..Config::default() };
         // Not through a connection, which would use up the staged faults.
-        let found = self.kernel.table(nft::Family::Ip, &table_name());
-        let backend = Backend::new(config.clone());
-        let plan = backend.repair(&config, &table, found.as_ref(), Extent::Difference);
-        (!plan.transaction.is_empty()).then(|| plan.transaction.to_string())
+        difference(&self.store, self.kernel.table(nft::Family::Ip, &table_name()).as_ref())
     }
 
     #[track_caller]

@@ -6,10 +6,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use model::{Family, IpFamily, Masquerade, PodSource};
-use nft::{AddrField, BaseChain, ChainType, Field, Hook, Name, Rule, Statement};
+use nft::{
+    AddrField, BaseChain, Bytes, ChainType, Data, Element, Field, Hook, Name, Rule, Statement, Verdict,
+};
 
 use crate::config::Config;
 use crate::layout::{Map, Scope, Way, client_key, hairpin_key, ip_key, port_key, source_key};
+use crate::programmed::MapElement;
 
 /// A chain and its rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +36,20 @@ pub struct ChainId {
 /// Most Services have no more endpoints than this.
 const PREPARED: u32 = 16;
 
+/// Bits of a chain's number: the way of masquerading, and with affinity the seconds (the API allows 86,400).
+const MASQUERADE_SHIFT: u32 = 29;
+const WITH_AFFINITY: u32 = 1 << 31;
+const SECONDS_SHIFT: u32 = 12;
+const MAX_SECONDS: u32 = (1 << (MASQUERADE_SHIFT - SECONDS_SHIFT)) - 1;
+/// Endpoints that take part where there is affinity, and where there is none.
+const MAX_STICKY_ENDPOINTS: u32 = (1 << SECONDS_SHIFT) - 1;
+const MAX_ENDPOINTS: u32 = (1 << MASQUERADE_SHIFT) - 1;
+
+/// How many endpoints of one frontend can take part.
+pub(crate) const fn max_endpoints(affinity: bool) -> u32 {
+    if affinity { MAX_STICKY_ENDPOINTS } else { MAX_ENDPOINTS }
+}
+
 /// `service-3`, `node-port-masq-3`, `inside-service-3`, `service-sticky-10800-3`: the name is the only thing that a chain is
 /// recognised by.
 impl fmt::Display for ChainId {
@@ -55,8 +72,29 @@ impl fmt::Display for ChainId {
 }
 
 impl ChainId {
+    /// With as many endpoints as can take part, and the longest time if there is affinity for longer.
     pub(crate) fn new(way: Way, masquerade: Masquerade, affinity: Option<u32>, endpoints: u32) -> Self {
-        Self { way, masquerade, affinity, endpoints }
+        let affinity = affinity.map(|seconds| seconds.min(MAX_SECONDS));
+        Self { way, masquerade, affinity, endpoints: endpoints.min(max_endpoints(affinity.is_some())) }
+    }
+
+    /// The number that stands for the chain among those of its way. It depends on nothing but the chain, so that it means
+    /// the same after a restart.
+    pub(crate) fn number(self) -> u32 {
+        let masquerade: u32 = match self.masquerade {
+            Masquerade::UnlessFromPod => 0,
+            Masquerade::Always => 1,
+            Masquerade::Never => 2,
+        };
+        let affinity = self.affinity.map_or(0, |seconds| WITH_AFFINITY | seconds << SECONDS_SHIFT);
+        affinity | masquerade << MASQUERADE_SHIFT | self.endpoints
+    }
+
+    /// The element that leads to the chain.
+    pub(crate) fn element(self) -> MapElement {
+        let data = Data::Verdict(Verdict::Goto(self.name()));
+        let element = Element { key: Bytes::new().index(self.number()), data, comment: None };
+        MapElement { map: Map::Chains(self.way), element }
     }
 
     pub(crate) fn name(self) -> Name {
@@ -109,8 +147,7 @@ impl ChainId {
     }
 }
 
-/// Choice of the endpoint with affinity. The packet's priority carries an endpoint's number from one rule to the next; it is
-/// cleared before the packet leaves ([`clear_priority`]).
+/// Choice of the endpoint with affinity. The packet's priority carries an endpoint's number from one rule to the next.
 ///
 /// A client that is remembered goes to its endpoint and is remembered anew, unless the endpoint is gone: then the first rule
 /// ends at its last statement, and the client is forgotten and given another one. When the map is full, only remembering
@@ -131,7 +168,7 @@ fn sticky_choice(way: Way, random_slot: Vec<Field>, timeout_secs: u32) -> Vec<Ru
     ]
 }
 
-/// Takes back what [`sticky_choice`] did to the priority, before a queue sees the packet.
+/// Takes back what [`dispatch`] and [`sticky_choice`] did to the priority, before a queue sees the packet.
 fn clear_priority() -> Rule {
     rule([Statement::CtStateNew, Statement::CtStatusDnat, Statement::ClearPriority])
 }
@@ -168,11 +205,6 @@ fn addr_match(field: AddrField, net: IpNet, negate: bool) -> Statement {
     Statement::AddrMatch { field, net: (net.addr(), net.prefix_len()), negate }
 }
 
-/// Where a packet that nobody serves ends; elements of the `no-endpoint` maps go there.
-pub(crate) fn reject_chain() -> Name {
-    Name::from_static("reject-chain")
-}
-
 /// The chains that exist whatever Services there are.
 pub(crate) fn fixed<F: Family>(config: &Config) -> Vec<ChainSpec> {
     let chain = |name, rules| ChainSpec { name: Name::from_static(name), base: None, rules };
@@ -191,12 +223,12 @@ pub(crate) fn fixed<F: Family>(config: &Config) -> Vec<ChainSpec> {
         base(name, ChainType::Filter, hook, BEFORE_DSTNAT, rules)
     };
     vec![
-        chain("reject-chain", vec![rule([Statement::Reject])]),
         chain("services", dispatch::<F>(config, Scope::Everywhere)),
         chain("inside-services", dispatch::<F>(config, Scope::Inside)),
         chain("firewall-check", vec![firewall()]),
-        chain("services-check", vec![rule([vmap(ip_key(), Map::Refusal(false))])]),
-        chain("node-ports-check", node_port_rules::<F>(config, Map::Refusal(true))),
+        chain("services-check", refusals(&ip_key(), false)),
+        chain("node-ports-check", node_port_rules::<F>(config, &[go_to("accepted-node-ports-check")])),
+        chain("accepted-node-ports-check", refusals(&port_key(), true)),
         chain("cluster-ips-check", cluster_ips_check(config)),
         early("filter-prerouting-pre-dnat", Hook::Prerouting, foreign_loopback::<F>(config)),
         early("filter-output-pre-dnat", Hook::Output, Vec::new()),
@@ -217,12 +249,28 @@ fn prerouting<F: Family>(config: &Config) -> Vec<Rule> {
     short_cut.into_iter().chain([rule([Statement::Jump(Name::from_static("services"))])]).collect()
 }
 
-/// Dispatch of packets to virtual addresses, then to node ports.
+/// Dispatch of packets to virtual addresses, then to node ports. The packet's priority carries the number of the chain from
+/// one map to the next; it is cleared before the packet leaves ([`clear_priority`]).
 fn dispatch<F: Family>(config: &Config, scope: Scope) -> Vec<Rule> {
-    let map = |node_port| Map::Dispatch(Way { scope, node_port });
-    let mut rules = vec![rule([vmap(ip_key(), map(false))])];
-    rules.extend(node_port_rules::<F>(config, map(true)));
+    let balance = |node_port| {
+        let way = Way { scope, node_port };
+        let number = Statement::SetPriority { key: way.key(), map: Map::Dispatch(way).name() };
+        [number, Statement::Vmap { key: vec![Field::Priority], map: Map::Chains(way).name() }]
+    };
+    let mut rules = vec![rule(balance(false))];
+    rules.extend(node_port_rules::<F>(config, &balance(true)));
     rules
+}
+
+/// What nobody serves: refused, or dropped where endpoints are elsewhere.
+fn refusals(key: &[Field], node_port: bool) -> Vec<Rule> {
+    let refusal = |map: Map, verdict| {
+        rule([Statement::InSet { key: key.to_vec(), set: map.name(), negate: false }, verdict])
+    };
+    vec![
+        refusal(Map::Rejected(node_port), Statement::Reject),
+        refusal(Map::Dropped(node_port), Statement::Drop),
+    ]
 }
 
 /// New flows to a load-balancer address from outside of its source ranges. Seen before an endpoint is chosen, since the
@@ -249,15 +297,15 @@ const SRCNAT: i32 = 100;
 const BEFORE_DSTNAT: i32 = DSTNAT - 10;
 const FILTER: i32 = 0;
 
-fn vmap(key: Vec<Field>, map: Map) -> Statement {
-    Statement::Vmap { key, map: map.name() }
+fn go_to(chain: &'static str) -> Statement {
+    Statement::Goto(Name::from_static(chain))
 }
 
-/// Dispatch of packets to accepted node addresses. Ranges are matched per packet together with the routing table's "is
-/// local", so that an address added to the node serves at once.
-fn node_port_rules<F: Family>(config: &Config, map: Map) -> Vec<Rule> {
+/// What is done with packets to accepted node addresses. Ranges are matched per packet together with the routing table's
+/// "is local", so that an address added to the node serves at once.
+fn node_port_rules<F: Family>(config: &Config, action: &[Statement]) -> Vec<Rule> {
     let rule_for = |conditions: &[Statement]| Rule {
-        statements: [conditions, &[Statement::DestIsLocal, vmap(port_key(), map)]].concat(),
+        statements: [conditions, &[Statement::DestIsLocal], action].concat(),
         comment: None,
     };
     let not_loopback = addr_match(AddrField::Dest, loopback::<F>(), true);
@@ -332,7 +380,22 @@ pub(crate) fn all<F: Family>(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    #[test]
+    fn no_two_chains_of_a_way_have_the_same_number() {
+        let counts = [1, 2, 4095, 4096, 70_000];
+        let affinities = [None, Some(1), Some(2), Some(86_400)];
+        let ids = counts
+            .into_iter()
+            .flat_map(|n| affinities.into_iter().flat_map(move |a| ChainId::all_with(a, n)));
+        let ids: BTreeSet<ChainId> = ids.filter(|id| id.way == Way::ALL[0]).collect();
+        let numbers: BTreeSet<u32> = ids.iter().map(|id| id.number()).collect();
+        assert_eq!(numbers.len(), ids.len());
+        assert!(!numbers.contains(&0), "0 is what a packet has that nobody gave a number");
+    }
 
     #[test]
     fn chain_names_are_read_back() {
@@ -347,7 +410,7 @@ mod tests {
             "service-0",
             "service-",
             "service-x-3",
-            "reject-chain",
+            "accepted-node-ports-check",
             "service-03",
             "service-sticky-3",
             "-3",

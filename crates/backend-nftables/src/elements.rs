@@ -23,7 +23,8 @@ struct Edits {
 }
 
 impl ElementChanges {
-    fn add(&mut self, map: Map, element: Element) {
+    /// An element that is not there yet.
+    pub(crate) fn add(&mut self, MapElement { map, element }: MapElement) {
         self.maps.entry(map).or_default().add.push(element);
     }
 
@@ -60,7 +61,7 @@ impl ElementChanges {
         key: impl Fn(K) -> Bytes,
     ) {
         for object in uses.beginning(changes) {
-            self.add(map, member(key(object)));
+            self.add(MapElement { map, element: member(key(object)) });
         }
         for object in uses.ending(changes) {
             self.delete(map, key(object));
@@ -77,7 +78,7 @@ impl ElementChanges {
             match found.next_if(|found| found.key == element.key) {
                 Some(same) if *same == element => {}
                 Some(_) => self.replace(map, element),
-                None => self.add(map, element),
+                None => self.add(MapElement { map, element }),
             }
         }
         for extra in found {

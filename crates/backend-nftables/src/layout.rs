@@ -89,10 +89,17 @@ pub(crate) enum Map {
     Restricted,
     /// Cluster IPs in use: what is sent to another of their ports is refused.
     ClusterIps,
-    /// frontend → chain that balances.
+    /// number → chain that balances.
+    Chains(Way),
+    /// frontend → number of the chain that balances its packets.
+    ///
+    /// Not the chain itself: for each new verdict the kernel checks all verdicts of the table, which would make a change of
+    /// one Service dearer with every other Service (`nft_chain_validate`). Numbers are data, which cost nothing.
     Dispatch(Way),
-    /// frontend → refusal. Whether by node port.
-    Refusal(bool),
+    /// Frontends without any endpoint, which are refused. Whether by node port.
+    Rejected(bool),
+    /// Frontends whose endpoints are all elsewhere, whose packets are dropped. Whether by node port.
+    Dropped(bool),
 }
 
 /// `numgen random mod N` in the declarations of the slot maps: only a label for the slot's type, since the N of a packet
@@ -113,8 +120,10 @@ impl Map {
             &by_way(Self::AffinitySlots),
             &twice(Self::Affinity),
             &[Self::Hairpin, Self::AllowedSources, Self::Restricted, Self::ClusterIps],
+            &by_way(Self::Chains),
             &by_way(Self::Dispatch),
-            &twice(Self::Refusal),
+            &twice(Self::Rejected),
+            &twice(Self::Dropped),
         ]
         .concat()
     }
@@ -131,8 +140,12 @@ impl Map {
             Self::AllowedSources => "allowed-sources".into(),
             Self::Restricted => "source-restricted-services".into(),
             Self::ClusterIps => "cluster-ips".into(),
+            Self::Chains(way) => way.name("service-chains", "nodeport-chains"),
             Self::Dispatch(way) => way.name("service-ips", "service-nodeports"),
-            Self::Refusal(node_port) => either(node_port, "no-endpoint-services", "no-endpoint-nodeports"),
+            Self::Rejected(node_port) => either(node_port, "no-endpoint-services", "no-endpoint-nodeports"),
+            Self::Dropped(node_port) => {
+                either(node_port, "no-local-endpoint-services", "no-local-endpoint-nodeports")
+            }
         };
         Name::new(&name).expect("a short name of letters and dashes")
     }
@@ -154,10 +167,11 @@ impl Map {
             Self::AllowedSources => Set::networks(name, source_key()),
             Self::Restricted => Set::new(name, ip_key(), SetData::None),
             Self::ClusterIps => Set::new(name, vec![Field::DestAddr], SetData::None),
-            Self::Dispatch(way) => Set::new(name, way.key(), SetData::Verdict),
-            Self::Refusal(node_port) => {
+            Self::Chains(_) => Set::new(name, vec![Field::Priority], SetData::Verdict),
+            Self::Dispatch(way) => Set::new(name, way.key(), SetData::Fields(vec![Field::Priority])),
+            Self::Rejected(node_port) | Self::Dropped(node_port) => {
                 let way = Way { scope: Scope::Everywhere, node_port };
-                Set::new(name, way.key(), SetData::Verdict)
+                Set::new(name, way.key(), SetData::None)
             }
         })
     }

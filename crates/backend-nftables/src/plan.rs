@@ -110,6 +110,7 @@ impl<F: Family> Backend<F> {
             let spec = id.spec::<F>(&self.config);
             ops.push(Op::AddChain { name: spec.name.clone(), base: None });
             ops.push(Op::SetRules { chain: spec.name, rules: spec.rules });
+            elements.add(id.element());
         }
         elements.members(Map::Hairpin, &shared.hairpins, &changes.hairpins, hairpin_bytes::<F>);
         elements.members(Map::ClusterIps, &shared.cluster_ips, &changes.cluster_ips, address_bytes::<F>);

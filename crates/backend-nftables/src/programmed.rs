@@ -10,7 +10,7 @@ use model::{
 };
 use nft::{Bytes, Data, Element};
 
-use crate::chains::{ChainId, reject_chain};
+use crate::chains::{ChainId, max_endpoints};
 use crate::layout::{Map, Scope, Socket, Way, destination_bytes, frontend_bytes, slot_bytes, source_bytes};
 
 /// What the kernel holds, or is to hold, for one frontend.
@@ -53,6 +53,8 @@ impl<F: Family> Programmed<F> {
         let action = |pool: &Pool<F>, masquerade, previous: &[Socket<F>]| match pool {
             Pool::Empty(verdict) => Action::Refuse(*verdict),
             Pool::Endpoints(endpoints) => {
+                let most = usize::try_from(max_endpoints(affinity.is_some())).unwrap_or(usize::MAX);
+                let endpoints = &endpoints[..endpoints.len().min(most)];
                 Action::Balance { masquerade, affinity, slots: number(previous, endpoints) }
             }
         };
@@ -104,19 +106,16 @@ impl<F: Family> Programmed<F> {
 
     /// The element that sends the frontend's packets on their way.
     fn dispatch(&self, scope: Scope, key: &FrontendKey<F>) -> Option<MapElement> {
-        let refusal = Map::Refusal(key.address == FrontendAddress::Node);
-        let (map, verdict) = match (self.action(scope)?, self.chain(scope, key)) {
+        let node_port = key.address == FrontendAddress::Node;
+        let (map, data) = match (self.action(scope)?, self.chain(scope, key)) {
             (_, Some(chain)) => {
-                (Map::Dispatch(Way::new(scope, key.address)), nft::Verdict::Goto(chain.name()))
+                let number = Data::Value(Bytes::new().index(chain.number()));
+                (Map::Dispatch(Way::new(scope, key.address)), number)
             }
-            (Action::Refuse(Verdict::Drop), None) => (refusal, nft::Verdict::Drop),
-            (_, None) => (refusal, nft::Verdict::Goto(reject_chain())),
+            (Action::Refuse(Verdict::Drop), None) => (Map::Dropped(node_port), Data::None),
+            (_, None) => (Map::Rejected(node_port), Data::None),
         };
-        let element = Element {
-            key: frontend_bytes(key),
-            data: Data::Verdict(verdict),
-            comment: Some(comment(&self.service)),
-        };
+        let element = Element { key: frontend_bytes(key), data, comment: Some(comment(&self.service)) };
         Some(MapElement { map, element })
     }
 

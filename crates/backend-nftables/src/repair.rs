@@ -175,7 +175,8 @@ fn element_difference<F: Family>(found: &Ruleset, held: &Held<F>) -> ElementChan
     let cluster_ips = shared.cluster_ips.keys().map(|addr| (Map::ClusterIps, address_bytes::<F>(addr)));
     let members = hairpins.chain(cluster_ips).map(|(map, key)| MapElement { map, element: member(key) });
     let own = held.frontends.iter().flat_map(|(key, programmed)| programmed.elements(key));
-    let mut wanted = by_map(own.chain(members));
+    let chains = held.chains.iter().map(|id| id.element());
+    let mut wanted = by_map(own.chain(members).chain(chains));
     let mut changes = ElementChanges::default();
     for map in Map::all() {
         let found = found.sets.get(&map.name()).map_or(&[][..], |state| &state.elements);

@@ -5,7 +5,7 @@ mod reader;
 
 use conntrack::{Conntrack, ConntrackError, Filter, Flow};
 
-use crate::socket::{Socket, SocketOption};
+use crate::socket::{Channel, Socket, SocketOption};
 use deleter::Deleter;
 use reader::Reader;
 
@@ -17,9 +17,9 @@ const PASSES: u32 = 3;
 /// Flows are deleted while the table is still being read. What this holds is one datagram of flows on their way in, and
 /// up to 256 flows on their way out, however many there are.
 #[derive(Debug)]
-pub struct Flows {
-    reader: Reader,
-    deleter: Deleter,
+pub struct Flows<C: Channel = Socket> {
+    reader: Reader<C>,
+    deleter: Deleter<C>,
 }
 
 impl Flows {
@@ -29,6 +29,16 @@ impl Flows {
     /// # Errors
     /// When the system has no netfilter sockets for us. That conntrack or permission is lacking shows later.
     pub fn open() -> Result<Self, ConntrackError> {
+        Self::over_channel()
+    }
+}
+
+impl<C: Channel> Flows<C> {
+    /// As [`Flows::open`], over another kind of socket.
+    ///
+    /// # Errors
+    /// As [`Flows::open`].
+    pub fn over_channel() -> Result<Self, ConntrackError> {
         Ok(Self { reader: Reader::new(open_socket()?), deleter: Deleter::new(open_socket()?) })
     }
 
@@ -60,7 +70,7 @@ impl Flows {
     }
 }
 
-impl Conntrack for Flows {
+impl<C: Channel> Conntrack for Flows<C> {
     fn each(&mut self, filter: &Filter, visit: &mut dyn FnMut(&Flow)) -> Result<(), ConntrackError> {
         if self.reader.pass(filter, visit)? { Ok(()) } else { Err(ConntrackError::Interrupted) }
     }
@@ -80,9 +90,9 @@ impl Conntrack for Flows {
     }
 }
 
-fn open_socket() -> Result<Socket, ConntrackError> {
+fn open_socket<C: Channel>() -> Result<C, ConntrackError> {
     let open = || {
-        let socket = Socket::open()?;
+        let socket = C::open()?;
         socket.set(SocketOption::ExtendedAck, 1)?;
         socket.set(SocketOption::CapAck, 1)?;
         Ok(socket)

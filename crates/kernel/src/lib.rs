@@ -13,4 +13,5 @@ mod watch;
 pub use crate::conntrack::Flows;
 pub use heap::release_memory;
 pub use nftables::Nftables;
+pub use socket::{Channel, Socket, SocketOption, Wait};
 pub use watch::{ForeignChange, TableWatch};

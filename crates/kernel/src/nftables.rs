@@ -8,7 +8,7 @@ use nft::dump::{Message, Reading, Request, RulesetReader, messages};
 use nft::{Applied, Batch, Encoder, Family, Kernel, KernelError, Name, Ruleset, Transaction};
 use tokio::time::Instant;
 
-use crate::socket::{Socket, SocketOption, Wait};
+use crate::socket::{Channel, Socket, SocketOption, Wait};
 use crate::watch::OwnPort;
 
 /// The kernel fills dumps into datagrams of at most 32 KiB (`netlink_dump` of `net/netlink/af_netlink.c`).
@@ -28,8 +28,8 @@ const READ_PAUSE: Duration = Duration::from_millis(20);
 
 /// A netfilter socket that applies transactions and reads tables.
 #[derive(Debug)]
-pub struct Nftables {
-    socket: Socket,
+pub struct Nftables<C: Channel = Socket> {
+    socket: C,
     /// What is sent from the socket is no foreign change.
     own_port: OwnPort,
     received: Vec<u8>,
@@ -44,6 +44,16 @@ impl Nftables {
     /// # Errors
     /// When the system has no netfilter sockets for us. That `nf_tables` or permission is lacking shows later.
     pub fn open() -> Result<Self, KernelError> {
+        Self::over_channel()
+    }
+}
+
+impl<C: Channel> Nftables<C> {
+    /// As [`Nftables::open`], over another kind of socket.
+    ///
+    /// # Errors
+    /// As [`Nftables::open`].
+    pub fn over_channel() -> Result<Self, KernelError> {
         let (socket, own_port) = open_own_socket()?;
         let received = vec![0; RECEIVE_BYTES];
         Ok(Self { socket, own_port, received, seq: REQUEST_SEQ, limit: None })
@@ -61,7 +71,7 @@ impl Nftables {
     }
 }
 
-impl Kernel for Nftables {
+impl<C: Channel> Kernel for Nftables<C> {
     fn apply(&mut self, tx: &Transaction) -> Result<Applied, KernelError> {
         let mut applied = Applied::default();
         let mut limit = self.limit;
@@ -112,17 +122,17 @@ impl Kernel for Nftables {
     }
 }
 
-fn open_own_socket() -> Result<(Socket, OwnPort), KernelError> {
+fn open_own_socket<C: Channel>() -> Result<(C, OwnPort), KernelError> {
     let open = || -> io::Result<_> {
-        let socket = open_socket()?;
+        let socket: C = open_socket()?;
         let own_port = OwnPort::register(socket.port()?);
         Ok((socket, own_port))
     };
     open().map_err(|source| KernelError::Open { source })
 }
 
-fn open_socket() -> io::Result<Socket> {
-    let socket = Socket::open()?;
+fn open_socket<C: Channel>() -> io::Result<C> {
+    let socket = C::open()?;
     socket.set(SocketOption::ExtendedAck, 1)?;
     socket.set(SocketOption::CapAck, 1)?;
     // Without the capability the buffer stays within the system's limit, which is enough for all but a flood of errors.
@@ -152,7 +162,7 @@ fn partial(applied: usize, error: KernelError) -> KernelError {
 
 // === apply ===
 
-impl Nftables {
+impl<C: Channel> Nftables<C> {
     /// Makes the send buffer hold this many bytes if the kernel lets us; yields how many it holds.
     fn make_room(&self, bytes: usize) -> usize {
         let room = self.room();
@@ -225,7 +235,7 @@ impl Nftables {
 
 // === read ===
 
-impl Nftables {
+impl<C: Channel> Nftables<C> {
     /// Reads the table, provided that nothing in the network namespace is committed meanwhile.
     fn read_once(&mut self, family: Family, table: &Name) -> Result<Option<Reading>, KernelError> {
         let before = self.generation()?;

@@ -1,6 +1,7 @@
 //! A netlink socket with a safe face.
 #![expect(unsafe_code, reason = "system calls on a socket; std has none for netlink")]
 
+use std::fmt;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -9,15 +10,40 @@ use std::ptr;
 /// `AF_NETLINK` as a field of addresses.
 const AF_NETLINK: libc::sa_family_t = 16;
 
+/// What this crate asks of a netlink socket of the netfilter family: [`Socket`], or one that a test makes fail.
+pub trait Channel: fmt::Debug + Send + Sized {
+    /// A socket in the network namespace of the calling thread.
+    fn open() -> io::Result<Self>;
+
+    /// Sets an option.
+    fn set(&self, option: SocketOption, value: i32) -> io::Result<()>;
+
+    /// Value of an option.
+    fn get(&self, option: SocketOption) -> io::Result<i32>;
+
+    /// The port that the kernel knows this socket by. The socket gets one with its first message, or here.
+    fn port(&self) -> io::Result<u32>;
+
+    /// Sends one datagram to the kernel, whole or not at all.
+    fn send(&self, bytes: &[u8]) -> io::Result<()>;
+
+    /// Receives one datagram from the kernel; those of other senders are dropped.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is nothing and waiting is not wanted; `ENOBUFS` when the kernel had to drop answers;
+    /// `InvalidData` when the buffer was too short.
+    fn receive<'b>(&self, buffer: &'b mut [u8], wait: Wait) -> io::Result<&'b [u8]>;
+}
+
 /// Blocking netlink socket of the netfilter family, closed on drop.
 #[derive(Debug)]
-pub(crate) struct Socket {
+pub struct Socket {
     fd: OwnedFd,
 }
 
 /// Options that are plain integers.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum SocketOption {
+pub enum SocketOption {
     /// Send buffer, limited by `net.core.wmem_max`; the kernel doubles what is set.
     SendBuffer,
     /// Send buffer without limit; needs `CAP_NET_ADMIN` in the initial user namespace.
@@ -50,16 +76,15 @@ impl SocketOption {
 
 /// Whether to wait for something to receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wait {
+pub enum Wait {
     /// Until something comes.
     Block,
     /// Not at all: `WouldBlock` when there is nothing.
     Never,
 }
 
-impl Socket {
-    /// A socket in the network namespace of the calling thread.
-    pub(crate) fn open() -> io::Result<Self> {
+impl Channel for Socket {
+    fn open() -> io::Result<Self> {
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
         // SAFETY: no pointers are passed.
         let fd = check(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_NETFILTER) })?;
@@ -68,8 +93,7 @@ impl Socket {
         Ok(Self { fd })
     }
 
-    /// Sets an option.
-    pub(crate) fn set(&self, option: SocketOption, value: libc::c_int) -> io::Result<()> {
+    fn set(&self, option: SocketOption, value: libc::c_int) -> io::Result<()> {
         let (level, name) = option.level_and_name();
         let len = socklen::<libc::c_int>();
         // SAFETY: the pointer is to a live integer of the length that is passed with it.
@@ -79,8 +103,7 @@ impl Socket {
         Ok(())
     }
 
-    /// Value of an option.
-    pub(crate) fn get(&self, option: SocketOption) -> io::Result<libc::c_int> {
+    fn get(&self, option: SocketOption) -> io::Result<libc::c_int> {
         let (level, name) = option.level_and_name();
         let mut value: libc::c_int = 0;
         let mut len = socklen::<libc::c_int>();
@@ -90,8 +113,7 @@ impl Socket {
         Ok(value)
     }
 
-    /// The port that the kernel knows this socket by. The socket gets one with its first message, or here.
-    pub(crate) fn port(&self) -> io::Result<u32> {
+    fn port(&self) -> io::Result<u32> {
         // SAFETY: all fields of the address are integers, for which zero is valid.
         let mut address: libc::sockaddr_nl = unsafe { mem::zeroed() };
         address.nl_family = AF_NETLINK;
@@ -104,21 +126,16 @@ impl Socket {
         Ok(address.nl_pid)
     }
 
-    /// Sends one datagram to the kernel. Netlink takes it whole or not at all, so an interrupted call is repeated.
-    pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<()> {
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
         let fd = self.fd.as_raw_fd();
-        // Without an address netlink sends to port 0, the kernel.
+        // Without an address netlink sends to port 0, the kernel. It takes a datagram whole or not at all, so an
+        // interrupted call is repeated.
         // SAFETY: pointer and length are those of a live slice.
         uninterrupted(|| unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), 0) })?;
         Ok(())
     }
 
-    /// Receives one datagram from the kernel; those of other senders are dropped.
-    ///
-    /// # Errors
-    /// `WouldBlock` when there is nothing and waiting is not wanted; `ENOBUFS` when the kernel had to drop answers;
-    /// `InvalidData` when the buffer was too short.
-    pub(crate) fn receive<'b>(&self, buffer: &'b mut [u8], wait: Wait) -> io::Result<&'b [u8]> {
+    fn receive<'b>(&self, buffer: &'b mut [u8], wait: Wait) -> io::Result<&'b [u8]> {
         loop {
             let (len, port) = self.receive_from(buffer, wait)?;
             if len > buffer.len() {
@@ -129,7 +146,9 @@ impl Socket {
             }
         }
     }
+}
 
+impl Socket {
     /// Length of the datagram (which may exceed the buffer) and the sender's port.
     fn receive_from(&self, buffer: &mut [u8], wait: Wait) -> io::Result<(usize, u32)> {
         let mut flags = libc::MSG_TRUNC;

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use netlink::{Message, messages};
 use nft::{Family, KernelError, Name};
 
-use crate::socket::{Socket, SocketOption, Wait};
+use crate::socket::{Channel as _, Socket, SocketOption, Wait};
 
 /// Netlink ports of this process's sockets that change tables. Notifications carry the port of who caused them.
 static OWN_PORTS: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());

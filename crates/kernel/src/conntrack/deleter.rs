@@ -4,7 +4,7 @@ use std::mem;
 
 use conntrack::{Batch, ConntrackError, Flow};
 
-use crate::socket::{Socket, SocketOption, Wait};
+use crate::socket::{Channel, SocketOption, Wait};
 
 /// Deletions in one datagram: by then the system call costs nothing compared with the deletions.
 const MAX_BATCH: usize = 256;
@@ -17,8 +17,8 @@ const RECEIVE_BYTES: usize = 4096;
 
 /// Gathers flows, deletes them by the batch and counts them. Errors don't stop it: each flow is a matter of its own.
 #[derive(Debug)]
-pub(super) struct Deleter {
-    socket: Socket,
+pub(super) struct Deleter<C: Channel> {
+    socket: C,
     received: Vec<u8>,
     seq: u32,
     max_flows: usize,
@@ -28,8 +28,8 @@ pub(super) struct Deleter {
     error: Option<ConntrackError>,
 }
 
-impl Deleter {
-    pub(super) fn new(socket: Socket) -> Self {
+impl<C: Channel> Deleter<C> {
+    pub(super) fn new(socket: C) -> Self {
         let max_flows =
             batch_size(room(&socket, SocketOption::SendBuffer), room(&socket, SocketOption::ReceiveBuffer));
         let received = vec![0; RECEIVE_BYTES];
@@ -89,7 +89,7 @@ impl Deleter {
 }
 
 /// Size of a buffer; 0 if the system won't tell.
-fn room(socket: &Socket, buffer: SocketOption) -> usize {
+fn room(socket: &impl Channel, buffer: SocketOption) -> usize {
     socket.get(buffer).ok().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0)
 }
 

@@ -5,14 +5,14 @@ use std::mem;
 use conntrack::{ConntrackError, Filter, Flow, Pass};
 
 use super::open_socket;
-use crate::socket::{Socket, Wait};
+use crate::socket::{Channel, Wait};
 
 /// The kernel fills readings into datagrams of at most 32 KiB (`netlink_dump` of `net/netlink/af_netlink.c`).
 const RECEIVE_BYTES: usize = 64 * 1024;
 
 #[derive(Debug)]
-pub(super) struct Reader {
-    socket: Socket,
+pub(super) struct Reader<C: Channel> {
+    socket: C,
     received: Vec<u8>,
     seq: u32,
     kernel_filter: bool,
@@ -20,8 +20,8 @@ pub(super) struct Reader {
     is_reading: bool,
 }
 
-impl Reader {
-    pub(super) fn new(socket: Socket) -> Self {
+impl<C: Channel> Reader<C> {
+    pub(super) fn new(socket: C) -> Self {
         Self { socket, received: vec![0; RECEIVE_BYTES], seq: 0, kernel_filter: true, is_reading: false }
     }
 

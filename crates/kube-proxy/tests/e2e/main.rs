@@ -16,5 +16,6 @@ mod lifecycle;
 mod matrix;
 mod odd;
 mod packets;
+mod permissions;
 mod support;
 mod watch;
