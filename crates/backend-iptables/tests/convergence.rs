@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use backend_iptables::{Backend, Config, Extent, NodePortAddresses, PREFIX};
 use iptables::{Edit, Iptables, Restore, Saved, TableName};
+use kernel::iptables::{Programs, Tables};
 use model::{
     AddressKind, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool, Protocol,
     ServicePortName, Table, V4, Verdict,
 };
 use proptest::prelude::*;
 use testkit::fake_iptables::{FakeIptables, Fault};
+use testkit::lab::Namespace;
 
 /// What a generated Service is like: endpoints as bits of eight addresses, of which the even ones are on this node.
 #[derive(Clone, Copy, Debug)]
@@ -125,7 +127,7 @@ fn config() -> Config {
 }
 
 /// All that is there, with entries of shared chains in any order.
-fn contents(tables: &mut FakeIptables) -> BTreeMap<(TableName, String), Vec<String>> {
+fn contents(tables: &mut dyn Iptables) -> BTreeMap<(TableName, String), Vec<String>> {
     let saved = tables.save("").unwrap();
     let mut contents = BTreeMap::new();
     for table in TableName::ALL {
@@ -145,7 +147,7 @@ fn contents(tables: &mut FakeIptables) -> BTreeMap<(TableName, String), Vec<Stri
 }
 
 fn repair(
-    tables: &mut FakeIptables,
+    tables: &mut dyn Iptables,
     table: &Table<V4>,
     config: &Config,
     extent: Extent,
@@ -160,7 +162,7 @@ fn repair(
 }
 
 /// Nothing is left to do, and nothing is there that a fresh start would not have made.
-fn assert_settled(tables: &mut FakeIptables, table: &Table<V4>, config: &Config) {
+fn assert_settled(tables: &mut dyn Iptables, table: &Table<V4>, config: &Config) {
     let found = tables.save(PREFIX).unwrap();
     let plan = Backend::<V4>::new(config.clone()).repair(config, table, &found, Extent::Difference);
     assert!(plan.restore.is_empty(), "left to do:\n{}", plan.restore);
@@ -177,24 +179,43 @@ fn filled(batches: Vec<Vec<(u8, Option<State>)>>) -> Table<V4> {
     table
 }
 
+/// Carries batches of changes over one by one. After each there is nothing left to do.
+fn carry_over(tables: &mut dyn Iptables, batches: Vec<Vec<(u8, Option<State>)>>) {
+    let mut table = Table::default();
+    let (mut backend, _) = repair(tables, &table, &config(), Extent::Difference);
+    for batch in batches {
+        let mut dirty = BTreeSet::new();
+        for (service, state) in batch {
+            dirty.extend(table.set_service(&name(service), frontends(service, state)));
+        }
+        let plan = backend.plan(&table, &dirty);
+        tables.restore(&plan.restore).unwrap_or_else(|error| panic!("{error}\n{}", plan.restore));
+        backend.committed(plan);
+        assert_settled(tables, &table, &config());
+        assert!(backend.plan(&table, &dirty).restore.is_empty());
+    }
+}
+
+proptest! {
+    // The real tools take their time.
+    #![proptest_config(ProptestConfig::with_cases(10))]
+
+    #[test]
+    fn the_real_kernel_agrees(batches in batches(), legacy in any::<bool>()) {
+        let namespace = Namespace::new("convergence").unwrap();
+        namespace.run(|| {
+            let name = if legacy { "iptables-legacy" } else { "iptables-nft" };
+            carry_over(&mut Tables::new(Programs::named(name).unwrap()), batches);
+        });
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
     fn increments_end_where_a_fresh_start_does(batches in batches()) {
-        let (mut tables, mut table) = (FakeIptables::new(), Table::default());
-        let (mut backend, _) = repair(&mut tables, &table, &config(), Extent::Difference);
-        for batch in batches {
-            let mut dirty = BTreeSet::new();
-            for (service, state) in batch {
-                dirty.extend(table.set_service(&name(service), frontends(service, state)));
-            }
-            let plan = backend.plan(&table, &dirty);
-            tables.restore(&plan.restore).unwrap_or_else(|error| panic!("{error}\n{}", plan.restore));
-            backend.committed(plan);
-            assert_settled(&mut tables, &table, &config());
-            prop_assert!(backend.plan(&table, &dirty).restore.is_empty());
-        }
+        carry_over(&mut FakeIptables::new(), batches);
     }
 
     #[test]

@@ -4,12 +4,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use backend_iptables::{Backend, Config, Extent, NodePortAddresses, PodSource};
-use iptables::Saved;
+use backend_iptables::{Backend, Config, Extent, NodePortAddresses, PREFIX, PodSource};
+use iptables::{Iptables, Saved};
+use kernel::iptables::{Programs, Tables};
 use model::{
-    AddressKind, Destination, Family, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool,
-    Protocol, ServicePortName, Table, V4, V6, Verdict,
+    AddressKind, Destination, Family, Frontend, FrontendAddress, FrontendKey, IpFamily, Masquerade,
+    ObjectName, Pool, Protocol, ServicePortName, Table, V4, V6, Verdict,
 };
+use testkit::lab::Namespace;
 
 struct Service<F: Family> {
     name: &'static str,
@@ -58,13 +60,28 @@ fn pool<F: Family>(endpoints: &[&str], when_empty: Verdict) -> Pool<F> {
     Pool::new(endpoints.iter().map(destination).collect::<BTreeSet<_>>(), when_empty)
 }
 
+/// The input that makes the rules, which both flavours of the tools take and print as it was written.
 fn text<F: Family>(config: &Config, services: Vec<Vec<Frontend<F>>>) -> String {
     let mut table = Table::default();
     for frontends in services {
         table.set_service(&frontends[0].service.service.clone(), frontends);
     }
-    let plan = Backend::new(config.clone()).repair(config, &table, &Saved::default(), Extent::Difference);
-    plan.restore.to_string()
+    let backend = Backend::new(config.clone());
+    let restore = |found: &Saved| backend.repair(config, &table, found, Extent::Difference).restore;
+    let fresh = restore(&Saved::default());
+    for flavour in ["nft", "legacy"] {
+        let name = match F::FAMILY {
+            IpFamily::V4 => format!("iptables-{flavour}"),
+            IpFamily::V6 => format!("ip6tables-{flavour}"),
+        };
+        let left = Namespace::new("ruleset").unwrap().run(|| {
+            let mut tables = Tables::new(Programs::named(&name).unwrap());
+            tables.restore(&fresh).unwrap();
+            restore(&tables.save(PREFIX).unwrap())
+        });
+        assert!(left.is_empty(), "{name} prints something else:\n{left}");
+    }
+    fresh.to_string()
 }
 
 #[test]

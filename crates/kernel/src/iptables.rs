@@ -38,7 +38,7 @@ impl Tables {
     /// It can't be told.
     pub fn has_rules(&self, table: TableName, chain: &str) -> Result<bool, IptablesError> {
         let arguments = ["-t", table.as_str(), "-S", chain];
-        match process::run(&self.programs.list, &arguments, String::new(), LIMIT) {
+        match process::run(&self.programs.list, &arguments, None, LIMIT) {
             Ok(listing) => Ok(listing.lines().any(|line| line.starts_with("-A "))),
             Err(IptablesError::Refused { .. }) => Ok(false),
             Err(error) => Err(error),
@@ -54,7 +54,7 @@ impl Iptables for Tables {
         let edits = u32::try_from(restore.edit_count()).unwrap_or(u32::MAX);
         let limit = LIMIT.saturating_add(LIMIT_FOR_EDIT.saturating_mul(edits));
         let arguments = ["--noflush", "--counters"];
-        process::run(&self.programs.restore, &arguments, restore.to_string(), limit).map(drop)
+        process::run(&self.programs.restore, &arguments, Some(&restore.to_string().into()), limit).map(drop)
     }
 
     fn save(&mut self, prefix: &str) -> Result<Saved, IptablesError> {
@@ -62,7 +62,7 @@ impl Iptables for Tables {
         for table in TableName::ALL {
             // One by one: all at once would be all that there are, and some of others can be large.
             let arguments = ["-t", table.as_str()];
-            let output = process::run(&self.programs.save, &arguments, String::new(), 5 * LIMIT)?;
+            let output = process::run(&self.programs.save, &arguments, None, 5 * LIMIT)?;
             let read = saved.read(table, prefix, &output);
             read.map_err(|source| IptablesError::Saved { table, source })?;
         }

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use iptables::IptablesError;
@@ -27,7 +27,7 @@ impl Program {
 pub(super) fn run(
     program: &Program,
     arguments: &[&str],
-    input: String,
+    input: Option<&Arc<str>>,
     limit: Duration,
 ) -> Result<String, IptablesError> {
     let failed = |source| IptablesError::Run { program: program.name.clone(), source };
@@ -41,7 +41,7 @@ pub(super) fn run(
         .stderr(Stdio::piped())
         .spawn()
         .map_err(failed)?;
-    let ended = wait(&mut child, &input, limit);
+    let ended = wait(&mut child, input.cloned(), limit);
     if !matches!(ended, Ok(Some(_))) {
         // It may have ended by itself meanwhile. What it was given is not wholly known to be done or not: to be read.
         drop(child.kill());
@@ -53,7 +53,12 @@ pub(super) fn run(
     if status.success() {
         Ok(String::from_utf8_lossy(&stdout).into_owned())
     } else {
-        Err(verdict::judge(&program.name, status.code(), &String::from_utf8_lossy(&stderr), &input))
+        Err(verdict::judge(
+            &program.name,
+            status.code(),
+            &String::from_utf8_lossy(&stderr),
+            input.map_or("", |input| input),
+        ))
     }
 }
 
@@ -66,12 +71,12 @@ struct Ended {
 /// Feeds the program and waits for its end; `None` when the time is over.
 ///
 /// The threads end with the program, whose ends of the pipes close then.
-fn wait(child: &mut Child, input: &str, limit: Duration) -> std::io::Result<Option<Ended>> {
+fn wait(child: &mut Child, input: Option<Arc<str>>, limit: Duration) -> std::io::Result<Option<Ended>> {
     let deadline = Instant::now() + limit;
-    let mut stdin = child.stdin.take();
-    let input = input.to_owned();
-    // A program that fails early closes its input; its own message says more than our broken pipe.
-    spawn("iptables-in", move || drop(stdin.as_mut().map(|pipe| pipe.write_all(input.as_bytes()))))?;
+    if let (Some(mut pipe), Some(input)) = (child.stdin.take(), input) {
+        // A program that fails early closes its input; its own message says more than our broken pipe.
+        spawn("iptables-in", move || drop(pipe.write_all(input.as_bytes())))?;
+    }
     let (stdout, stderr) = (reader(child.stdout.take())?, reader(child.stderr.take())?);
     let receive = |end: mpsc::Receiver<std::io::Result<Vec<u8>>>| {
         end.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok().transpose()
@@ -102,7 +107,7 @@ mod tests {
     use super::*;
 
     fn shell(script: &str, input: &str, limit: Duration) -> Result<String, IptablesError> {
-        run(&Program::new("sh", &["-c", script]), &[], input.to_owned(), limit)
+        run(&Program::new("sh", &["-c", script]), &[], Some(&input.into()), limit)
     }
 
     #[test]
@@ -127,6 +132,6 @@ mod tests {
         let error = shell("exit 1", &"x".repeat(1 << 20), LONG).unwrap_err();
         assert!(matches!(error, IptablesError::Refused { .. }), "{error}");
         let missing = Program::new("no-such-program-of-ours", &[]);
-        assert!(matches!(run(&missing, &[], String::new(), LONG), Err(IptablesError::Run { .. })));
+        assert!(matches!(run(&missing, &[], None, LONG), Err(IptablesError::Run { .. })));
     }
 }

@@ -69,8 +69,8 @@ impl Programs {
     /// As [`Programs::named`].
     pub fn find(family: IpFamily) -> Result<Self, IptablesError> {
         let (name, tables) = match family {
-            IpFamily::V4 => ("iptables", "/proc/net/ip_tables_names"),
-            IpFamily::V6 => ("ip6tables", "/proc/net/ip6_tables_names"),
+            IpFamily::V4 => ("iptables", "/proc/thread-self/net/ip_tables_names"),
+            IpFamily::V6 => ("ip6tables", "/proc/thread-self/net/ip6_tables_names"),
         };
         let (nft, legacy) = (format!("{name}-nft"), format!("{name}-legacy"));
         // Looking at a legacy table makes it, so only at one that is there.
@@ -90,7 +90,7 @@ impl Programs {
     /// # Errors
     /// Says which of that is not so.
     pub fn named(name: &str) -> Result<Self, IptablesError> {
-        let output = process::run(&Program::new(name, &["--version"]), &[], String::new(), LIMIT)?;
+        let output = process::run(&Program::new(name, &["--version"]), &[], None, LIMIT)?;
         let unsupported = |message| IptablesError::Unsupported { program: name.to_owned(), message };
         let version = Version::parse(&output)
             .ok_or_else(|| unsupported(format!("its version is not understood: {output:?}")))?;
@@ -98,7 +98,7 @@ impl Programs {
             return Err(unsupported(format!("version {version} is older than 1.6.2")));
         }
         let list = Program::new(name, &WAIT);
-        process::run(&list, &["-t", "nat", "-S", "POSTROUTING"], String::new(), LIMIT)?;
+        process::run(&list, &["-t", "nat", "-S", "POSTROUTING"], None, LIMIT)?;
         Ok(Self {
             version,
             list,
@@ -113,7 +113,7 @@ const MARKS: [&str; 2] = [":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY "];
 
 fn is_marked(name: &str) -> bool {
     let save = Program::new(&format!("{name}-save"), &["-t", "mangle"]);
-    let listing = process::run(&save, &[], String::new(), LIMIT);
+    let listing = process::run(&save, &[], None, LIMIT);
     listing.is_ok_and(|text| MARKS.iter().any(|mark| text.contains(mark)))
 }
 
