@@ -10,6 +10,9 @@
 mod backoff;
 mod flows;
 mod log;
+mod node;
+mod notice;
+mod outage;
 mod pipeline;
 mod run;
 mod settings;
@@ -18,6 +21,8 @@ mod worker;
 
 pub use backend_nftables::table_name;
 pub use flows::OpenConntrack;
+pub use node::NodeError;
+pub use notice::{Conflict, Notice, Notices, SYNCS_FAIL_EVERY};
 pub use run::{ForeignChange, Input, KernelAccess, StartError, run};
 pub use settings::{NodePorts, Pods, Settings};
 pub use worker::OpenKernel;

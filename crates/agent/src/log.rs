@@ -2,44 +2,93 @@
 
 use std::time::Duration;
 
-use model::Family;
+use model::{Family, Name, Node};
 use tracing::{debug, error, info, warn};
 
+use crate::node::NodeNews;
+use crate::notice::Conflict;
 use crate::pipeline::{Done, Failed, Reason, Step};
 
 /// One line for each completed step. Single changes are for those who want to see them.
 pub(crate) fn log_done<F: Family>(done: &Done, took: Duration, settled: bool) {
     let Done { step, elements, applied, latency } = done;
-    let family = F::FAMILY;
+    let ip_family = F::FAMILY;
     let (latency_us, kernel_us) = (micros(*latency), micros(applied.kernel_time));
     let took_us = micros(took);
     match step {
         Step::Change => {
-            debug!(%family, elements, latency_us, took_us, kernel_us, settled, "changed the kernel's rules");
+            debug!(ipFamily = %ip_family, elements, latency_us, took_us, kernel_us, settled, "changed the kernel's rules");
         }
         Step::Repair(reason @ (Reason::ForeignChange | Reason::Audit)) => {
-            warn!(%family, ?reason, elements, took_us, kernel_us, "the kernel's rules were wrong and are right again");
+            warn!(ipFamily = %ip_family, ?reason, elements, took_us, kernel_us, "the kernel's rules were wrong and are right again");
         }
         Step::Repair(reason) => {
-            info!(%family, ?reason, elements, latency_us, took_us, kernel_us, "brought the kernel's rules up to date");
+            info!(ipFamily = %ip_family, ?reason, elements, latency_us, took_us, kernel_us, "brought the kernel's rules up to date");
         }
         Step::Unchanged(Reason::Start) => {
-            info!(%family, latency_us, "the kernel's rules are right as they are");
+            info!(ipFamily = %ip_family, latency_us, "the kernel's rules are right as they are");
         }
-        Step::Unchanged(reason) => debug!(%family, ?reason, "the kernel's rules are right as they are"),
+        Step::Unchanged(reason) => {
+            debug!(v = 3, ipFamily = %ip_family, ?reason, "the kernel's rules are right as they are");
+        }
     }
 }
 
 /// A failure and what is done about it.
 pub(crate) fn log_failed<F: Family>(failed: &Failed) {
     let Failed { error, failures, retry_in } = failed;
-    let source = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
-    let retry_in_ms = millis(*retry_in);
+    let error_text = with_causes(error);
     if error.is_retryable() {
-        warn!(family = %F::FAMILY, %error, source, failures, retry_in_ms, "the kernel refused a change");
+        warn!(error = error_text, ipFamily = %F::FAMILY, failures, retryingTime = ?retry_in, "Sync failed");
     } else {
-        error!(family = %F::FAMILY, %error, source, failures, retry_in_ms, "the kernel can't be programmed");
+        error!(error = error_text, ipFamily = %F::FAMILY, failures, retryingTime = ?retry_in, "Sync failed");
     }
+}
+
+/// A claim that began to lose against another Service's, or no longer does.
+pub(crate) fn log_conflict(conflict: &Conflict, is_new: bool) {
+    let Conflict { family, address, protocol, port, loser, winner, .. } = conflict;
+    let address = address.map_or_else(|| "node port".to_owned(), |address| address.to_string());
+    if is_new {
+        warn!(
+            service = %loser, %winner, ipFamily = %family, address, %protocol, port,
+            "another Service has this address and port",
+        );
+    } else {
+        info!(
+            service = %loser, %winner, ipFamily = %family, address, %protocol, port,
+            "no other Service has this address and port any more",
+        );
+    }
+}
+
+/// What became of the Node. `waits`: nothing is programmed without its pod CIDRs.
+pub(crate) fn log_node(name: &Name, news: NodeNews, node: Option<&Node>, waits: bool) {
+    let list = |ips: &[std::net::IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let addresses = node.map(|node| list(&node.addresses)).unwrap_or_default();
+    match news {
+        NodeNews::Missing => warn!(
+            node = %name, NodeIPs = addresses,
+            "There is no such Node yet; what depends on it follows when it appears",
+        ),
+        NodeNews::Found => info!(node = %name, NodeIPs = addresses, "Successfully retrieved NodeIPs"),
+        NodeNews::Changed { addresses: true, .. } => {
+            info!(node = %name, NodeIPs = addresses, "NodeIPs changed for the node");
+        }
+        NodeNews::Changed { pod_cidrs: true, .. } => info!(node = %name, "PodCIDRs changed for the node"),
+        NodeNews::Changed { .. } => debug!(node = %name, v = 3, "the Node changed"),
+        NodeNews::Deleted => warn!(node = %name, "the Node was deleted; what was known of it stays in force"),
+        NodeNews::Returned => info!(node = %name, "the Node is there again"),
+    }
+    if waits {
+        info!(node = %name, "Waiting for the Node's PodCIDRs; rules stay as they are until then");
+    }
+}
+
+/// An error and what caused it.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// Whole milliseconds.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use backend_nftables::{Backend, Config, Extent, Plan};
-use model::{Family, Frontend, FrontendKey, Protocol, ServiceName, Table};
+use model::{ConflictChange, Family, Frontend, FrontendKey, Protocol, ServiceName, Table};
 use nft::{KernelError, Ruleset, Transaction};
 use tokio::time::Instant;
 
@@ -134,21 +134,19 @@ impl<F: Family> Pipeline<F> {
         }
     }
 
-    /// Takes in the frontends of one Service; returns the claims that lost against another Service's.
-    pub(crate) fn set_service(
-        &mut self,
-        name: &ServiceName,
-        frontends: Vec<Frontend<F>>,
-        now: Instant,
-    ) -> Vec<&Frontend<F>> {
+    /// Takes in the frontends of one Service.
+    pub(crate) fn set_service(&mut self, name: &ServiceName, frontends: Vec<Frontend<F>>, now: Instant) {
         let changed = self.table.set_service(name, frontends);
         if !changed.is_empty() {
             self.dirty_since.get_or_insert(now);
         }
         self.dirty.extend(&changed);
         self.stale_flows.extend(changed.iter().filter(|key| key.protocol != Protocol::Tcp));
-        let losers = changed.into_iter().flat_map(|key| self.table.conflicts(&key));
-        losers.filter(|loser| loser.service.service == *name).collect()
+    }
+
+    /// What changed about conflicts between Services since this was last asked.
+    pub(crate) fn take_conflict_changes(&mut self) -> Vec<ConflictChange<F>> {
+        self.table.take_conflict_changes()
     }
 
     /// Takes in settings; a difference is carried over like a repair.

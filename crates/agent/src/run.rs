@@ -10,7 +10,9 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use crate::flows::{OpenConntrack, Sweeper, Swept};
-use crate::log::millis;
+use crate::log::{log_node, millis};
+use crate::node::{NodeError, NodeState};
+use crate::notice::Notice;
 use crate::pipeline::Step;
 use crate::settings::Settings;
 use crate::side::{Side, Surroundings};
@@ -40,13 +42,16 @@ pub enum StartError {
     /// A kernel thread ended by itself, which only a defect can cause.
     #[error("a kernel thread ended")]
     WorkerDied,
+    /// What has to be known of the Node is not known after a long time.
+    #[error(transparent)]
+    Node(#[from] NodeError),
 }
 
 /// Serves until the source ends (all senders of `events` are dropped). `read` says what an event of the source means
 /// here; `None` for those that are not for the agent.
 ///
 /// # Errors
-/// A thread can't be started, or died. Failures of the kernel are not errors: they are logged and repaired.
+/// A thread can't be started, or died; or the Node's pod CIDRs are needed and don't come. Failures of the kernel are not errors: they are logged and repaired.
 pub async fn run<E>(
     settings: Settings,
     kernel: KernelAccess,
@@ -119,6 +124,7 @@ const MAX_CHANGES_AT_ONCE: usize = 1024;
 struct Agent {
     settings: Settings,
     this_node: ThisNode,
+    node: NodeState,
     store: Store,
     /// Kinds that have not been listed completely.
     missing: BTreeSet<Kind>,
@@ -143,6 +149,7 @@ impl Agent {
         let v6 = wanted(IpFamily::V6).then(|| Side::start(&settings, open, reports)).transpose()?;
         Ok(Self {
             this_node: ThisNode::new(settings.node_name.clone(), None),
+            node: NodeState::new(&settings),
             settings,
             store: Store::default(),
             missing: Kind::ALL.into(),
@@ -172,16 +179,18 @@ impl Agent {
                 },
                 () = sleep_until(deadline) => {}
             }
-            if self.missing.is_empty() {
-                self.advance(Instant::now())?;
+            let now = Instant::now();
+            match self.node.waits_until() {
+                Some(limit) if limit <= now => return Err(self.node.error().into()),
+                None if self.missing.is_empty() => self.advance(now)?,
+                Some(_) | None => {}
             }
         }
     }
 
     /// Gives the threads something to do, if there is something.
     fn advance(&mut self, now: Instant) -> Result<(), StartError> {
-        let node = self.store.node(&self.settings.node_name);
-        let around = Surroundings { node, store: &self.store };
+        let around = Surroundings { node: self.node.get(), store: &self.store };
         self.v4.as_mut().map_or(Ok(()), |side| side.advance(&self.sweeper, &around, now))?;
         self.v6.as_mut().map_or(Ok(()), |side| side.advance(&self.sweeper, &around, now))?;
         let synced = self.v4.as_ref().is_none_or(|side| side.synced)
@@ -194,7 +203,7 @@ impl Agent {
 
     fn take_foreign_change(&mut self, change: ForeignChange) {
         let family = change.family.map_or("either", nft::Family::as_str);
-        warn!(family, what = change.what, "somebody else changed our table");
+        warn!(ipFamily = family, what = change.what, "somebody else changed our table");
         self.doubt(change.family);
     }
 
@@ -227,6 +236,9 @@ impl Agent {
         if !self.missing.is_empty() {
             return none();
         }
+        if let Some(limit) = self.node.waits_until() {
+            return limit;
+        }
         let v4 = self.v4.as_ref().and_then(Side::deadline);
         let v6 = self.v6.as_ref().and_then(Side::deadline);
         v4.into_iter().chain(v6).min().unwrap_or_else(none)
@@ -256,13 +268,16 @@ impl Agent {
         let was_missing = self.missing.remove(&kind);
         let completed = was_missing && self.missing.is_empty();
         if completed {
-            info!(after_ms = millis(self.started.elapsed()), "all kinds are listed");
+            info!(after_ms = millis(self.started.elapsed()), "Caches are synced");
         }
         completed
     }
 
     fn look_at(&mut self, touched: Touched, now: Instant) {
         let mut services = touched.services;
+        if touched.node {
+            self.look_at_node(now);
+        }
         if touched.node || touched.service_cidrs {
             self.look_at_config(now);
         }
@@ -279,10 +294,25 @@ impl Agent {
                 side.look_at(&self.this_node, name, entry, now);
             }
         }
+        if let Some(side) = &mut self.v4 {
+            side.tell_conflicts(&self.store);
+        }
+        if let Some(side) = &mut self.v6 {
+            side.tell_conflicts(&self.store);
+        }
+    }
+
+    /// Takes in the Node, and tells what is new about it.
+    fn look_at_node(&mut self, now: Instant) {
+        let found = self.store.node(&self.settings.node_name);
+        if let Some(news) = self.node.take(found, now) {
+            log_node(&self.settings.node_name, news, self.node.get(), self.node.waits_until().is_some());
+            self.settings.notices.tell(Notice::Node(self.node.get().cloned()));
+        }
     }
 
     fn look_at_config(&mut self, now: Instant) {
-        let node = self.store.node(&self.settings.node_name);
+        let node = self.node.get();
         self.this_node = ThisNode::new(self.settings.node_name.clone(), node);
         let service_cidrs = self.store.service_cidrs();
         if let Some(side) = &mut self.v4 {

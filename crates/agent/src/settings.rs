@@ -1,10 +1,14 @@
 //! What the operator asked for, and what follows from it together with the Node.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
 
 use backend_nftables::{Config, NodePortAddresses, PodSource};
 use ipnet::IpNet;
 use model::{Family, IpFamily, Name, Node};
+
+use crate::notice::Notices;
 
 /// The settings of a run.
 #[derive(Clone, Debug)]
@@ -23,6 +27,12 @@ pub struct Settings {
     pub masquerade_all: bool,
     /// The packet mark bit for masquerading, as a mask.
     pub masquerade_mark: u32,
+    /// `bindAddress`: the node's primary address, whatever the Node object says. An unspecified one says nothing.
+    pub bind_address: Option<IpAddr>,
+    /// `syncPeriod`: people hear of failing syncs after twice this time.
+    pub sync_period: Duration,
+    /// Who hears of what people should know.
+    pub notices: Notices,
     /// Called when large temporary values have been freed, so that the memory can be given back to the system.
     pub release_memory: fn(),
 }
@@ -51,6 +61,23 @@ pub enum Pods {
 }
 
 impl Settings {
+    /// Upstream's defaults for `nftables` mode, and nobody who hears of anything.
+    pub fn new(node_name: Name) -> Self {
+        Self {
+            node_name,
+            families: vec![IpFamily::V4, IpFamily::V6],
+            node_ports: NodePorts::Primary,
+            localhost_node_ports: false,
+            pods: Pods::ClusterCidr(Vec::new()),
+            masquerade_all: false,
+            masquerade_mark: 1 << 14,
+            bind_address: None,
+            sync_period: Duration::from_secs(30),
+            notices: Notices::default(),
+            release_memory: || {},
+        }
+    }
+
     /// The ruleset's settings for one family, given the Node as far as it is known, and the `ServiceCIDR`s.
     pub(crate) fn config<F: Family>(&self, node: Option<&Node>, service_cidrs: &BTreeSet<IpNet>) -> Config {
         Config {
@@ -103,16 +130,7 @@ mod tests {
     use model::{ObjectName, V4, V6};
 
     fn settings(node_ports: NodePorts, pods: Pods) -> Settings {
-        Settings {
-            node_name: "node-1".into(),
-            families: vec![IpFamily::V4, IpFamily::V6],
-            node_ports,
-            localhost_node_ports: false,
-            pods,
-            masquerade_all: false,
-            masquerade_mark: 0x4000,
-            release_memory: || {},
-        }
+        Settings { node_ports, pods, ..Settings::new("node-1".into()) }
     }
 
     fn node(addresses: &[&str]) -> Node {

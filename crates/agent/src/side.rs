@@ -6,13 +6,15 @@ use std::time::Duration;
 use backend_nftables::nft_family;
 use conntrack::ConntrackError;
 use model::view::{self, ThisNode};
-use model::{Family, FrontendKey, Node, ServiceEntry, ServiceName, Store};
+use model::{ConflictChange, Family, FrontendAddress, FrontendKey, Node, ServiceEntry, ServiceName, Store};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::{debug, info, trace, warn};
 
 use crate::flows::{Sweep, Sweeper};
-use crate::log::{log_done, log_failed};
+use crate::log::{log_conflict, log_done, log_failed, with_causes};
+use crate::notice::{Conflict, Notice, Notices};
+use crate::outage::Outage;
 use crate::pipeline::{Pipeline, Progress, Step};
 use crate::run::StartError;
 use crate::settings::Settings;
@@ -30,6 +32,8 @@ pub(crate) struct Side<F: Family> {
     swept: bool,
     /// No sweep before this.
     sweep_not_before: Instant,
+    outage: Outage,
+    notices: Notices,
 }
 
 /// What decides about flows besides frontends.
@@ -53,7 +57,16 @@ impl<F: Family> Side<F> {
             .map_err(|source| StartError::Thread { what: family.as_str(), source })?;
         let now = Instant::now();
         let pipeline = Pipeline::new(settings.config::<F>(None, &BTreeSet::new()), now);
-        Ok(Self { pipeline, worker, synced: false, sweeping: None, swept: false, sweep_not_before: now })
+        Ok(Self {
+            pipeline,
+            worker,
+            synced: false,
+            sweeping: None,
+            swept: false,
+            sweep_not_before: now,
+            outage: Outage::new(settings.sync_period * 2),
+            notices: settings.notices.clone(),
+        })
     }
 
     pub(crate) fn look_at(
@@ -64,12 +77,28 @@ impl<F: Family> Side<F> {
         now: Instant,
     ) {
         let frontends = entry.map(|entry| view::frontends::<F>(node, entry)).unwrap_or_default();
-        for loser in self.pipeline.set_service(name, frontends, now) {
-            warn!(
-                service = %loser.service, family = %F::FAMILY, address = ?loser.key.address,
-                protocol = %loser.key.protocol, port = loser.key.port,
-                "another Service has this address and port",
-            );
+        self.pipeline.set_service(name, frontends, now);
+    }
+
+    /// Tells what changed about Services that claim the same, after all that changed together has been looked at.
+    pub(crate) fn tell_conflicts(&mut self, store: &Store) {
+        for ConflictChange { key, loser, before, now } in self.pipeline.take_conflict_changes() {
+            let is_new = now.is_some();
+            let Some(winner) = now.or(before) else { continue };
+            let address = match key.address {
+                FrontendAddress::Ip(address) => Some(address.into()),
+                FrontendAddress::Node => None,
+            };
+            let entry = store.entry(&loser.service).and_then(|entry| entry.service.as_ref());
+            let uid = entry.and_then(|service| service.uid);
+            let FrontendKey { protocol, port, .. } = key;
+            let conflict = Conflict { family: F::FAMILY, address, protocol, port, loser, uid, winner };
+            log_conflict(&conflict, is_new);
+            self.notices.tell(if is_new {
+                Notice::ConflictBegan(conflict)
+            } else {
+                Notice::ConflictEnded(conflict)
+            });
         }
     }
 
@@ -121,11 +150,11 @@ impl<F: Family> Side<F> {
             Ok(deleted) => {
                 self.swept = true;
                 if deleted > 0 {
-                    debug!(family = %F::FAMILY, deleted, frontends = keys.len(), "forgot stale flows");
+                    debug!(ipFamily = %F::FAMILY, deleted, frontends = keys.len(), "forgot stale flows");
                 }
             }
             Err(error) => {
-                warn!(family = %F::FAMILY, %error, deleted = error.deleted(), "stale flows can't be forgotten");
+                warn!(ipFamily = %F::FAMILY, %error, deleted = error.deleted(), "stale flows can't be forgotten");
                 self.pipeline.put_back_flows(keys);
             }
         }
@@ -140,10 +169,18 @@ impl<F: Family> Side<F> {
             Progress::Done(done) => {
                 log_done::<F>(&done, took, self.pipeline.is_settled());
                 self.synced = true;
+                if let Some(lasted) = self.outage.worked(Instant::now()) {
+                    info!(ipFamily = %F::FAMILY, ?lasted, "The kernel takes the rules again");
+                    self.notices.tell(Notice::SyncsWork { family: F::FAMILY, lasted });
+                }
                 Some(done.step)
             }
             Progress::Failed(failed) => {
                 log_failed::<F>(&failed);
+                if let Some(lasting) = self.outage.failed(Instant::now()) {
+                    let error = with_causes(&failed.error);
+                    self.notices.tell(Notice::SyncsFail { family: F::FAMILY, lasting, error });
+                }
                 None
             }
         };
@@ -152,6 +189,9 @@ impl<F: Family> Side<F> {
     }
 
     fn submit(&self, job: Option<Job>) -> Result<(), StartError> {
+        if let Some(Job::Apply(transaction)) = &job {
+            trace!(v = 9, ipFamily = %F::FAMILY, %transaction, "Running nftables transaction");
+        }
         let accepted = job.is_none_or(|job| self.worker.submit(job));
         if accepted { Ok(()) } else { Err(StartError::WorkerDied) }
     }

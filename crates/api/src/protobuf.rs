@@ -89,6 +89,7 @@ message!(Head, |head, value| {
 message!(Meta, |meta, value| {
     1 "name" => text(value, &mut meta.name),
     3 "namespace" => text(value, &mut meta.namespace),
+    5 "uid" => text(value, &mut meta.uid),
     6 "resourceVersion" => text(value, &mut meta.resource_version),
     11 "labels" => entry(value).map(|(key, text)| meta.labels.set(key, text.into())),
     12 "annotations" => entry(value).map(|(key, text)| meta.annotations.set(key, text)),

@@ -82,6 +82,7 @@ raw! {
     struct Meta<'a> {
         name: Text<'a>,
         namespace: Text<'a>,
+        uid: Text<'a>,
         resource_version: Text<'a>,
         labels: Labels<'a>,
         annotations: Annotations<'a>,

@@ -102,6 +102,7 @@ fn services() {
     );
 
     let Object::Service(front) = kept(&items, "shop/front") else { panic!("not a service") };
+    assert!(front.uid.is_some());
     assert_eq!(ips(&front.cluster_ips), ["10.96.167.0", "fd00:10:96::1d5a"]);
     assert_eq!(ips(&front.external_ips), ["198.51.100.7"]);
     assert_eq!(ips(&front.load_balancer_ips), ["192.0.2.10"]);

@@ -10,7 +10,7 @@ pub(crate) fn number(line: &str, key: &str) -> Option<u64> {
 
 /// The time of a field in microseconds, in each line with this message that is about IPv4.
 pub(crate) fn micros(lines: &[String], message: &str, key: &str) -> Vec<Duration> {
-    let about = lines.iter().filter(|line| line.contains(message) && line.contains("family=IPv4"));
+    let about = lines.iter().filter(|line| line.contains(message) && line.contains("ipFamily=\"IPv4\""));
     about.filter_map(|line| number(line, key)).map(Duration::from_micros).collect()
 }
 
@@ -22,13 +22,13 @@ pub(crate) const BROUGHT: &str = "brought the kernel's rules up to date";
 pub(crate) fn is_ready(lines: &[String]) -> bool {
     let told =
         |family: &str| lines.iter().any(|line| line.contains("the kernel's rules") && line.contains(family));
-    told("family=IPv4") && told("family=IPv6")
+    told("ipFamily=\"IPv4\"") && told("ipFamily=\"IPv6\"")
 }
 
 /// From the agent's start until all kinds were listed.
 pub(crate) fn listed(lines: &[String]) -> Option<Duration> {
-    let line = lines.iter().find(|line| line.contains("all kinds are listed"))?;
-    number(line, "after_ms").map(Duration::from_millis)
+    let synced = lines.iter().filter(|line| line.contains("Caches are synced"));
+    synced.filter_map(|line| number(line, "after_ms")).map(Duration::from_millis).next()
 }
 
 #[cfg(test)]
@@ -38,14 +38,15 @@ mod tests {
     #[test]
     fn fields_are_read() {
         let lines = [
-            "2026-11-21T03:33:23.1Z  INFO agent::run: all kinds are listed after_ms=12",
-            "2026-11-21T03:33:23.2Z  INFO agent::run: brought the kernel's rules up to date family=IPv4 elements=9 latency_us=831 took_us=7",
-            "2026-11-21T03:33:23.2Z DEBUG agent::run: changed the kernel's rules family=IPv6 latency_us=1",
+            "I1121 03:33:23.100000    1 notices.rs:9] \"Caches are synced\" controller=\"node config\"",
+            "I1121 03:33:23.100000    1 run.rs:9] \"Caches are synced\" after_ms=12",
+            "I1121 03:33:23.200000    1 log.rs:9] \"brought the kernel's rules up to date\" ipFamily=\"IPv4\" elements=9 latency_us=831 took_us=7",
+            "I1121 03:33:23.200000    1 log.rs:9] \"changed the kernel's rules\" ipFamily=\"IPv6\" latency_us=1",
         ]
         .map(str::to_owned);
         assert_eq!(listed(&lines), Some(Duration::from_millis(12)));
         assert_eq!(micros(&lines, BROUGHT, "latency_us"), [Duration::from_micros(831)]);
         assert!(micros(&lines, CHANGED, "latency_us").is_empty());
-        assert!(is_ready(&lines) && !is_ready(&lines[..2]));
+        assert!(is_ready(&lines) && !is_ready(&lines[..3]));
     }
 }

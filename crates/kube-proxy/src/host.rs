@@ -5,12 +5,17 @@ use std::path::Path;
 use anyhow::Context as _;
 use model::IpFamily;
 
-/// The families that this network namespace can carry. IPv4 always; IPv6 unless the kernel lacks it or it was switched
-/// off (`net.ipv6.conf.all.disable_ipv6`).
+/// The families that this network namespace can carry.
 pub(crate) fn families() -> Vec<IpFamily> {
     let has_v6 = Path::new("/proc/net/if_inet6").exists();
-    let switched_off = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
-    if has_v6 && switched_off.is_ok_and(|value| value.trim() != "1") {
+    let disabled = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
+    families_with(has_v6, disabled.ok().as_deref())
+}
+
+/// IPv4 always; IPv6 unless the kernel lacks it or it was switched off: upstream's rule for `nftables` mode
+/// (`platformCheckSupported` in `cmd/kube-proxy/app/server_linux.go`). `disabled` is the sysctl, if it can be read.
+fn families_with(has_v6: bool, disabled: Option<&str>) -> Vec<IpFamily> {
+    if has_v6 && disabled.is_none_or(|value| value.trim() != "1") {
         vec![IpFamily::V4, IpFamily::V6]
     } else {
         vec![IpFamily::V4]
@@ -22,4 +27,22 @@ pub(crate) fn hostname() -> anyhow::Result<String> {
     const PATH: &str = "/proc/sys/kernel/hostname";
     let text = std::fs::read_to_string(PATH).with_context(|| format!("read {PATH}"))?;
     crate::flags::node_name(&text).with_context(|| format!("{PATH} is empty: use --hostname-override"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipv6_is_served_unless_it_is_missing_or_switched_off() {
+        for (has_v6, disabled, expected) in [
+            (true, Some("0\n"), 2),
+            (true, Some("1\n"), 1),
+            (true, None, 2),
+            (false, Some("0\n"), 1),
+            (false, None, 1),
+        ] {
+            assert_eq!(families_with(has_v6, disabled).len(), expected, "{has_v6} {disabled:?}");
+        }
+    }
 }

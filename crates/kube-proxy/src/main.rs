@@ -2,7 +2,8 @@
 
 mod flags;
 mod host;
-mod logs;
+mod notices;
+mod plausibility;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use agent::{ForeignChange, Input, KernelAccess, NodePorts, Settings};
 use anyhow::Context as _;
-use flags::Flags;
+use flags::{Flags, LogFormat};
 use model::Kind;
 use source::{ApiConfig, ContentType, Source, SourceEvent, Timings};
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,16 +25,29 @@ fn main() -> ExitCode {
         Ok(flags) => flags,
         Err(error) => flags::command().error(clap::error::ErrorKind::ValueValidation, error).exit(),
     };
-    logs::init(flags.log_format, flags.verbosity);
+    let log = match logs::init(logs_config(&flags)) {
+        Ok(log) => log,
+        Err(error) => flags::command().error(clap::error::ErrorKind::Io, error).exit(),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let outcome = runtime.context("start the runtime").and_then(|runtime| runtime.block_on(serve(flags)));
-    match outcome {
+    let code = match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!(err = format!("{error:#}"), "command failed");
             ExitCode::FAILURE
         }
-    }
+    };
+    log.flush();
+    code
+}
+
+fn logs_config(flags: &Flags) -> logs::Config {
+    let format = match flags.log_format {
+        LogFormat::Text => logs::Format::Text,
+        LogFormat::Json => logs::Format::Json,
+    };
+    logs::Config { format, verbosity: u32::from(flags.verbosity), ..logs::Config::default() }
 }
 
 /// Serves until a signal asks to end. The rules stay in the kernel, so that traffic goes on until the next start, which
@@ -42,17 +56,30 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
     // Before anything else: as process 1 of a container the kernel delivers only signals that have a handler.
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
-    let settings = settings(&flags)?;
-    info!(version = env!("CARGO_PKG_VERSION"), node = %settings.node_name, families = ?settings.families, "Using nftables Proxier");
+    let (notices, recorder, listener) =
+        notices::outlets(&host::hostname().or_else(|_unreadable| node_name(&flags))?);
+    let settings = settings(&flags, notices)?;
+    let checked = checked(&flags, &settings);
+    let node_name = settings.node_name.clone();
+    info!(version = env!("CARGO_PKG_VERSION"), "Version info");
+    info!(node = %node_name, "Using nftables Proxier");
     let (events_tx, events) = mpsc::channel(EVENTS);
     let mut source = start_source(&flags, events_tx).await?;
-    tokio::select! {
-        result = agent::run(settings, kernel_access(), events, read_event) => result.context("serve"),
-        () = source.ended() => anyhow::bail!("the source ended"),
+    notices::log_watches();
+    let read = |event| read_event(event, &recorder);
+    let outcome = tokio::select! {
+        result = agent::run(settings, kernel_access(), events, read) => result.context("serve"),
+        error = listener.run(source.client(), &node_name, &checked) => Err(error),
+        () = source.ended() => Err(anyhow::anyhow!("the source ended")),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-    }
+    };
+    recorder.flush(FLUSH).await;
+    outcome
 }
+
+/// How long the end of the program waits for events to be written.
+const FLUSH: Duration = Duration::from_secs(1);
 
 /// The real kernel.
 fn kernel_access() -> KernelAccess {
@@ -110,12 +137,23 @@ async fn start_source(flags: &Flags, events: mpsc::Sender<SourceEvent>) -> anyho
     source::spawn_api(config, events).await.context("configure the API client")
 }
 
-/// What an event means to the agent; what is only for people is logged here.
-fn read_event(event: SourceEvent) -> Option<Input> {
+/// What an event means to the agent; what is only for people is told here.
+fn read_event(event: SourceEvent, recorder: &events::Recorder) -> Option<Input> {
     match event {
-        SourceEvent::Change(change) => return Some(Input::Change(change)),
-        SourceEvent::Listed(kind) => return Some(Input::Listed(kind)),
-        SourceEvent::Rejected(rejection) => warn!(%rejection, "left out what can't be used"),
+        SourceEvent::Change(change) => {
+            notices::log_change(&change);
+            return Some(Input::Change(change));
+        }
+        SourceEvent::Listed(kind) => {
+            notices::log_listed(kind);
+            return Some(Input::Listed(kind));
+        }
+        SourceEvent::Rejected(rejection) => {
+            warn!(%rejection, "left out what can't be used");
+            if let Some(event) = notices::rejection_event(&rejection) {
+                recorder.send(event);
+            }
+        }
         SourceEvent::Problem { kind, text } => {
             warn!(kind = kind.map_or("all", Kind::as_str), problem = text, "the source has a problem");
         }
@@ -128,7 +166,7 @@ fn node_name(flags: &Flags) -> anyhow::Result<String> {
     flags.hostname_override.clone().map_or_else(host::hostname, Ok)
 }
 
-fn settings(flags: &Flags) -> anyhow::Result<Settings> {
+fn settings(flags: &Flags, notices: agent::Notices) -> anyhow::Result<Settings> {
     let node_name = node_name(flags)?;
     let node_ports = if flags.nodeport_addresses.is_empty() {
         NodePorts::Primary
@@ -136,13 +174,29 @@ fn settings(flags: &Flags) -> anyhow::Result<Settings> {
         NodePorts::Within(flags.nodeport_addresses.clone())
     };
     Ok(Settings {
-        node_name: node_name.as_str().into(),
         families: host::families(),
         node_ports,
         localhost_node_ports: false,
         pods: flags.pods.clone(),
         masquerade_all: flags.masquerade_all,
-        masquerade_mark: 1 << 14,
+        notices,
         release_memory: kernel::release_memory,
+        ..Settings::new(node_name.as_str().into())
     })
+}
+
+/// What is looked at once the Node is known.
+fn checked(flags: &Flags, settings: &Settings) -> plausibility::Checked {
+    let cluster_cidrs = match &flags.pods {
+        agent::Pods::ClusterCidr(ranges) => ranges.clone(),
+        _ => Vec::new(),
+    };
+    plausibility::Checked {
+        families: settings.families.clone(),
+        pods: settings.pods.clone(),
+        cluster_cidrs,
+        node_ports: settings.node_ports.clone(),
+        ipvs_exclude_cidrs: Vec::new(),
+        listeners: Vec::new(),
+    }
 }

@@ -6,6 +6,7 @@
 //! (crate `api`), and backends see only [`Frontend`]s, never a Service or an `EndpointSlice`.
 #![forbid(unsafe_code)]
 
+mod conflicts;
 mod names;
 mod net;
 mod objects;
@@ -13,8 +14,10 @@ mod packets;
 mod slots;
 mod store;
 mod table;
+mod uid;
 pub mod view;
 
+pub use conflicts::ConflictChange;
 pub use names::{Interner, Name, ObjectName, ServiceName, ServicePortName};
 pub use net::{AddrError, CidrError, Family, IpFamily, Protocol, V4, V6, parse_addr, parse_cidr};
 pub use objects::{
@@ -27,3 +30,4 @@ pub use store::{ServiceEntry, Store, Touched};
 pub use table::{
     AddressKind, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, Pool, Table, Verdict,
 };
+pub use uid::Uid;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::{Family, Name, ObjectName, Protocol, ServiceName, V4, V6};
+use crate::{Family, Name, ObjectName, Protocol, ServiceName, Uid, V4, V6};
 
 /// A watched kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -109,6 +109,8 @@ pub enum TrafficPolicy {
 pub struct Service {
     /// Namespace and name.
     pub name: ServiceName,
+    /// `metadata.uid`, for events about it.
+    pub uid: Option<Uid>,
     /// `clusterIPs`, at most one of each family.
     pub cluster_ips: Box<[IpAddr]>,
     /// `ports`, in the object's order.

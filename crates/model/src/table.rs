@@ -9,6 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rustc_hash::FxBuildHasher;
 
+use crate::conflicts::{ConflictChange, Conflicts};
 use crate::{Family, Protocol, ServiceName, ServicePortName};
 
 /// Which of a Service's addresses a frontend is. The order is that of precedence when two Services claim the same
@@ -139,6 +140,7 @@ pub struct Frontend<F: Family> {
 pub struct Table<F: Family> {
     frontends: HashMap<FrontendKey<F>, Claims<F>, FxBuildHasher>,
     by_service: BTreeMap<ServiceName, Box<[FrontendKey<F>]>>,
+    conflicts: Conflicts<F>,
 }
 
 #[derive(Clone, Debug)]
@@ -150,7 +152,7 @@ struct Claims<F: Family> {
 
 impl<F: Family> Default for Table<F> {
     fn default() -> Self {
-        Self { frontends: HashMap::default(), by_service: BTreeMap::new() }
+        Self { frontends: HashMap::default(), by_service: BTreeMap::new(), conflicts: Conflicts::default() }
     }
 }
 
@@ -193,6 +195,16 @@ impl<F: Family> Table<F> {
         self.frontends.get(key).map_or(&[], |claims| &claims.others)
     }
 
+    /// How many claims lose against another Service's now.
+    pub fn conflict_count(&self) -> usize {
+        self.conflicts.count()
+    }
+
+    /// What changed about conflicts since this was last asked. What came and went again is not in it.
+    pub fn take_conflict_changes(&mut self) -> Vec<ConflictChange<F>> {
+        self.conflicts.take()
+    }
+
     /// All frontends in force, in the order of their Services' names.
     pub fn iter(&self) -> impl Iterator<Item = &Frontend<F>> {
         let keys =
@@ -221,29 +233,34 @@ impl<F: Family> Table<F> {
             return differs;
         }
         let before = claims.winner.clone();
-        let mut all = std::mem::take(&mut claims.others);
+        let others_before = std::mem::take(&mut claims.others);
+        let mut all = others_before.clone();
         all.push(before.clone());
         all.retain(|known| !same_owner(known, &frontend));
         all.push(frontend);
         all.sort_by(|a, b| precedence(a).cmp(&precedence(b)));
         claims.winner = all.remove(0);
         claims.others = all;
+        self.conflicts.note((&before, &others_before), Some((&claims.winner, &claims.others)));
         claims.winner != before
     }
 
     /// Removes a Service's claim; true if the frontend in force differs afterwards.
     fn withdraw(&mut self, service: &ServiceName, key: &FrontendKey<F>) -> bool {
         let Some(claims) = self.frontends.get_mut(key) else { return false };
-        if claims.winner.service.service != *service {
-            claims.others.retain(|other| other.service.service != *service);
-            return false;
-        }
-        if claims.others.is_empty() {
+        let is_in_force = claims.winner.service.service == *service;
+        if is_in_force && claims.others.is_empty() {
             self.frontends.remove(key);
-        } else {
-            claims.winner = claims.others.remove(0);
+            return true;
         }
-        true
+        let before = claims.clone();
+        if is_in_force {
+            claims.winner = claims.others.remove(0);
+        } else {
+            claims.others.retain(|other| other.service.service != *service);
+        }
+        self.conflicts.note((&before.winner, &before.others), Some((&claims.winner, &claims.others)));
+        is_in_force
     }
 }
 
@@ -299,6 +316,41 @@ mod tests {
         table.set_service(&ObjectName::new("ns", service), frontends).len()
     }
 
+    /// `loser: winner before -> winner now`.
+    fn changes(table: &mut Table<V4>) -> Vec<String> {
+        let name = |winner: Option<ServicePortName>| {
+            winner.map_or_else(|| "None".to_owned(), |winner| winner.service.name.to_string())
+        };
+        let changes = table.take_conflict_changes().into_iter();
+        changes
+            .map(|change| {
+                format!("{}: {} -> {}", change.loser.service.name, name(change.before), name(change.now))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_conflict_that_lasts_is_reported_once() {
+        let mut table = Table::default();
+        let (a, b) = (
+            frontend("a", AddressKind::ClusterIp, "10.96.0.1", 1),
+            frontend("b", AddressKind::ClusterIp, "10.96.0.1", 2),
+        );
+        set(&mut table, "a", vec![a.clone()]);
+        set(&mut table, "b", vec![b.clone()]);
+        assert_eq!(changes(&mut table), ["b: None -> a"]);
+        // Other endpoints on either side are no news.
+        set(&mut table, "b", vec![frontend("b", AddressKind::ClusterIp, "10.96.0.1", 3)]);
+        set(&mut table, "a", vec![frontend("a", AddressKind::ClusterIp, "10.96.0.1", 4)]);
+        assert_eq!((changes(&mut table), table.conflict_count()), (vec![], 1));
+        // Away and back.
+        set(&mut table, "a", vec![]);
+        set(&mut table, "a", vec![a]);
+        assert_eq!(changes(&mut table), [""; 0]);
+        set(&mut table, "b", vec![]);
+        assert_eq!((changes(&mut table), table.conflict_count()), (vec!["b: a -> None".to_owned()], 0));
+    }
+
     #[test]
     fn only_differences_are_reported() {
         let mut table = Table::default();
@@ -326,9 +378,13 @@ mod tests {
             assert_eq!(table.get(&claims[0].key), Some(&claims[0]));
             assert_eq!(table.conflicts(&claims[0].key), [claims[2].clone(), claims[1].clone()]);
             assert_eq!(table.iter().count(), 1);
+            assert_eq!(table.conflict_count(), 2);
+            assert_eq!(changes(&mut table), ["a: None -> b", "c: None -> b"], "whatever was between");
             assert_eq!(set(&mut table, "b", vec![]), 1);
+            assert_eq!(changes(&mut table), ["a: b -> c", "c: b -> None"]);
             assert_eq!(table.get(&claims[0].key), Some(&claims[2]));
             assert_eq!(set(&mut table, "a", vec![]), 0);
+            assert_eq!((changes(&mut table), table.conflict_count()), (vec!["a: c -> None".to_owned()], 0));
             assert_eq!(set(&mut table, "c", vec![]), 1);
             assert_eq!(table.get(&claims[0].key), None);
         }

@@ -182,6 +182,7 @@ fn service() -> impl Strategy<Value = Object> {
                 |high: u8| external.iter().map(move |low| IpAddr::from([203, 0, high, *low])).collect();
             Object::Service(Service {
                 name: name("svc", n),
+                uid: None,
                 // Addresses may collide, and one may be another's external address.
                 cluster_ips: [[203, 0, 113, ip].into()].into(),
                 ports: [ServicePort {

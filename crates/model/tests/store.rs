@@ -12,6 +12,7 @@ use proptest::prelude::*;
 fn service(n: u8, version: u8) -> Object {
     Object::Service(Service {
         name: ObjectName::new("ns", &format!("svc-{n}")),
+        uid: None,
         cluster_ips: [[10, 96, version, n].into()].into(),
         ports: Box::default(),
         external_ips: Box::default(),

@@ -89,7 +89,7 @@ impl Driver {
         };
         let wait = self.wait_of(&next);
         if wait.is_zero() {
-            tracing::debug!(kind = %self.kind, next = ?next, %trouble, "asking again at once");
+            tracing::debug!(v = 3, kind = %self.kind, next = ?next, %trouble, "asking again at once");
             return Ok(());
         }
         self.problem(trouble).await?;

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod backoff;
+mod client;
 mod config;
 mod drive;
 mod event;
@@ -22,6 +23,7 @@ use model::{Interner, Kind};
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
 
+pub use client::{Client, Method, WriteError};
 pub use config::{ApiConfig, ContentType, Timings, user_agent};
 pub use event::SourceEvent;
 pub use folder::FolderError;
@@ -34,9 +36,15 @@ type SharedInterner = Arc<Mutex<Interner>>;
 #[derive(Debug)]
 pub struct Source {
     tasks: JoinSet<()>,
+    client: Option<Client>,
 }
 
 impl Source {
+    /// The way to write to the API server, over the same connections; `None` for a folder.
+    pub fn client(&self) -> Option<Client> {
+        self.client.clone()
+    }
+
     /// Returns when a task of the source has ended. That happens when the receiver is gone, or by a fault in the program
     /// (a panic): then nothing more is learnt of some kind, and the program should not go on as if it were.
     pub async fn ended(&mut self) {
@@ -60,7 +68,7 @@ pub async fn spawn_api(config: ApiConfig, events: Sender<SourceEvent>) -> Result
         let driver = drive::Driver::new(kind, transport.clone(), timings, interner.clone(), events.clone());
         tasks.spawn(driver.run());
     }
-    Ok(Source { tasks })
+    Ok(Source { tasks, client: Some(Client::new(transport)) })
 }
 
 /// Starts to read the manifests (`*.yaml`, `*.yml`, `*.json`, not recursive) of a folder, and reads them again when they
@@ -72,5 +80,5 @@ pub fn spawn_folder(dir: std::path::PathBuf, events: Sender<SourceEvent>) -> Res
     let folder = folder::Folder::open(dir)?;
     let mut tasks = JoinSet::new();
     tasks.spawn(folder.run(events));
-    Ok(Source { tasks })
+    Ok(Source { tasks, client: None })
 }

@@ -151,6 +151,33 @@ pub(crate) struct Answer {
 }
 
 impl Generation {
+    /// Sends a request with a JSON body. An answer other than 200 and 201 is a failure; what else it says is of no interest.
+    pub(crate) async fn write(
+        &self,
+        request: http::Request<Vec<u8>>,
+        limit: Duration,
+    ) -> Result<(), Failure> {
+        let (head, body) = self.send(request.map(Body::from), limit).await?.into_parts();
+        if matches!(head.status, StatusCode::OK | StatusCode::CREATED) {
+            // A connection is used again only after the whole answer has been read.
+            drop(read_start(body, limit).await);
+            return Ok(());
+        }
+        let format = format(&head.headers);
+        Err(Failure::Status(read_status(head.status, &head.headers, format, body, limit).await))
+    }
+
+    async fn send(
+        &self,
+        request: http::Request<Body>,
+        limit: Duration,
+    ) -> Result<http::Response<Body>, Failure> {
+        tokio::time::timeout(limit, self.client.send(request))
+            .await
+            .map_err(|_elapsed| Failure::Unreachable(format!("no answer after {limit:?}")))?
+            .map_err(|error| Failure::Unreachable(format!("the request failed: {}", chain(&error))))
+    }
+
     /// Sends a GET request. An answer other than 200 is a failure.
     pub(crate) async fn get(
         &self,
@@ -162,11 +189,7 @@ impl Generation {
             .header(ACCEPT, accept)
             .body(Body::empty())
             .map_err(|error| Failure::Unreachable(format!("the request can't be built: {error}")))?;
-        let response = tokio::time::timeout(limit, self.client.send(request))
-            .await
-            .map_err(|_elapsed| Failure::Unreachable(format!("no answer after {limit:?}")))?
-            .map_err(|error| Failure::Unreachable(format!("the request failed: {}", chain(&error))))?;
-        let (head, body) = response.into_parts();
+        let (head, body) = self.send(request, limit).await?.into_parts();
         let format = format(&head.headers);
         if head.status != StatusCode::OK {
             return Err(Failure::Status(read_status(head.status, &head.headers, format, body, limit).await));

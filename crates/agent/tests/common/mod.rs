@@ -1,6 +1,6 @@
 //! What the tests share: settings, objects, and what a kernel should hold for them.
 
-use agent::{NodePorts, Pods, Settings};
+use agent::Settings;
 use backend_nftables::{Backend, Config, Extent, NodePortAddresses};
 use model::view::{ThisNode, frontends};
 use model::{
@@ -11,21 +11,13 @@ use model::{
 const NODE: &str = "node-1";
 
 pub fn settings() -> Settings {
-    Settings {
-        node_name: NODE.into(),
-        families: vec![IpFamily::V4],
-        node_ports: NodePorts::Primary,
-        pods: Pods::ClusterCidr(Vec::new()),
-        localhost_node_ports: false,
-        masquerade_all: false,
-        masquerade_mark: 0x4000,
-        release_memory: || {},
-    }
+    Settings { families: vec![IpFamily::V4], ..Settings::new(NODE.into()) }
 }
 
 pub fn service(n: u8) -> Object {
     Object::Service(Service {
         name: ObjectName::new("ns", &format!("svc-{n}")),
+        uid: None,
         cluster_ips: [[10, 96, 0, n].into()].into(),
         ports: [ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }]
             .into(),

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use model::{Interner, IpFamily, Object, ObjectName, Service, ServicePort, TrafficPolicy};
+use model::{Interner, IpFamily, Object, ObjectName, Service, ServicePort, TrafficPolicy, Uid};
 
 use super::{Converted, Refusal, cidrs, item_name, port_number, protocol};
 use crate::raw;
@@ -39,6 +39,7 @@ pub(super) fn convert(
         affinity: affinity(spec, notes),
         internal_policy: policy(&spec.internal_traffic_policy),
         external_policy,
+        uid: Uid::parse(&raw.metadata.uid),
         health_check_node_port: health_check_node_port(spec, external_policy, notes),
         name,
     }))

@@ -21,6 +21,7 @@ fn fields(message: &str) -> &'static [Field] {
         "Meta" => &[
             ("name", 1, ""),
             ("namespace", 3, ""),
+            ("uid", 5, ""),
             ("resourceVersion", 6, ""),
             ("labels", 11, "map"),
             ("annotations", 12, "map"),

@@ -11,6 +11,7 @@
 
 mod affinity;
 mod bad_input;
+mod events;
 mod folder;
 mod lifecycle;
 mod matrix;

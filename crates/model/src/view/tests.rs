@@ -10,6 +10,7 @@ use crate::{
 fn service(cluster_ips: &[&str], ports: &[(&str, Protocol, u16, Option<u16>)]) -> Service {
     Service {
         name: ObjectName::new("shop", "front"),
+        uid: None,
         cluster_ips: cluster_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
         ports: ports
             .iter()

@@ -113,6 +113,35 @@ fn mistakes_are_found() {
     assert_eq!(text.contains("unknown field \"spec.selektor\""), asked, "{text}");
 }
 
+const EVENT: &str = r"
+apiVersion: events.k8s.io/v1
+kind: Event
+metadata: {name: web.1, namespace: shop}
+eventTime: 2026-01-02T15:04:05.000006Z
+reportingController: kube-proxy
+reportingInstance: kube-proxy-host
+action: Listen
+reason: FailedToStartServiceHealthcheck
+regarding: {apiVersion: v1, kind: Service, namespace: shop, name: web}
+note: in use
+type: Warning
+";
+
+#[test]
+fn events_are_taken_patched_and_listed() {
+    let server = ApiServer::start(Config::default()).unwrap();
+    let kubectl = Kubectl::new(&server);
+    let event = kubectl.manifest("event.yaml", EVENT);
+    kubectl.run(&["create", "--validate=false", "-f", &event]);
+    let series = r#"{"series":{"count":2,"lastObservedTime":"2026-01-02T15:05:05.000006Z"}}"#;
+    let patch = ["patch", "events.events.k8s.io", "-n", "shop", "web.1", "--type=merge", "-p", series];
+    kubectl.run(&patch);
+    let about = "--field-selector=regarding.kind=Service,regarding.name=web";
+    let path = "-o=jsonpath={.items[*].reason} {.items[*].series.count} {.items[*].eventTime}";
+    let listed = kubectl.run(&["get", "events.events.k8s.io", "-A", about, path]);
+    assert_eq!(listed, "FailedToStartServiceHealthcheck 2 2026-01-02T15:04:05.000006Z");
+}
+
 #[test]
 fn strangers_are_turned_away() {
     let server = ApiServer::start(Config { auth: Auth::ClientCertificate, ..Config::default() }).unwrap();
