@@ -19,7 +19,6 @@ mod settings;
 mod side;
 mod worker;
 
-pub use backend_nftables::table_name;
 pub use flows::OpenConntrack;
 pub use node::NodeError;
 pub use notice::{Conflict, Notice, Notices, SYNCS_FAIL_EVERY};

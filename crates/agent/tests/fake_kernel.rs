@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agent::{ForeignChange, Input, KernelAccess};
-use backend_nftables::table_name;
+use backend_nftables::{Nftables, table_name};
 use common::{difference, service, settings, slice};
 use model::{Change, Kind, Object, ObjectName, Protocol, Store, Touched};
 use testkit::fake_conntrack::{FakeConntrack, flow};
@@ -39,12 +39,12 @@ impl Bench {
         let flows = conntrack.clone();
         let watcher: Watcher = Arc::default();
         let watch = watcher.clone();
-        let access = KernelAccess {
-            open: Arc::new(move || Ok(Box::new(connection.clone()))),
+        let access: KernelAccess<Nftables> = KernelAccess {
+            open: Arc::new(move |_| Ok(Box::new(connection.clone()))),
             open_conntrack: Arc::new(move || Ok(Box::new(flows.clone()))),
             watch: Box::new(move |foreign| *watch.lock().unwrap() = Some(foreign)),
         };
-        tokio::spawn(agent::run(settings(), access, receiver, Some));
+        tokio::spawn(agent::run(Nftables, settings(), access, receiver, Some));
         Self { kernel: kernel.clone(), conntrack, watcher, inputs, store: Store::default() }
     }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent::{Conflict, Input, KernelAccess, Notice, Notices, Pods, Settings, StartError};
+use backend_nftables::Nftables;
 use model::{
     Change, IpFamily, Kind, Node, Object, ObjectName, Protocol, Service, ServicePort, TrafficPolicy, Uid,
 };
@@ -67,12 +68,12 @@ impl Bench {
         let (inputs, receiver) = channel(1024);
         let kernel = FakeKernel::new();
         let connection = kernel.clone();
-        let access = KernelAccess {
-            open: Arc::new(move || Ok(Box::new(connection.clone()))),
+        let access: KernelAccess<Nftables> = KernelAccess {
+            open: Arc::new(move |_| Ok(Box::new(connection.clone()))),
             open_conntrack: Arc::new(|| Ok(Box::new(FakeConntrack::new()))),
             watch: Box::new(|_foreign| {}),
         };
-        let agent = tokio::spawn(agent::run(settings, access, receiver, Some));
+        let agent = tokio::spawn(agent::run(Nftables, settings, access, receiver, Some));
         Self { kernel, inputs, notices, agent }
     }
 

@@ -6,7 +6,6 @@ use model::{Family, IpFamily, NodePortAddresses, PodSource};
 
 /// Settings of one family's rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a setting of its own")]
 pub struct Config {
     /// On which of the node's addresses node ports are served.
     pub node_ports: NodePortAddresses,
@@ -24,8 +23,6 @@ pub struct Config {
     /// Discard forwarded packets that connection tracking calls invalid: they would reach a client untranslated, who would
     /// reset its connection. Not wanted where the kernel tracks TCP liberally (`nf_conntrack_tcp_be_liberal`).
     pub drop_invalid: bool,
-    /// `MASQUERADE --random-fully` is known to the tools (iptables 1.6.2).
-    pub random_fully: bool,
     /// `healthCheckNodePort`s that hosts that let nothing in have to accept, and the Service port to name there.
     pub health_check_ports: BTreeMap<u16, String>,
 }
@@ -42,7 +39,6 @@ impl Default for Config {
             masquerade_all: false,
             masquerade_mark: DEFAULT_MASQUERADE_MARK,
             drop_invalid: true,
-            random_fully: true,
             health_check_ports: BTreeMap::new(),
         }
     }

@@ -98,8 +98,7 @@ fn masquerading(config: &Config) -> Vec<Rule> {
     vec![
         Rule::to(Target::Return).when(Match::MarkBit(Negatable::is_not(mark))),
         Rule::to(Target::Mark { xor: mark, mask: 0 }),
-        Rule::to(Target::Masquerade { random_fully: config.random_fully })
-            .comment("kubernetes service traffic requiring SNAT"),
+        Rule::to(Target::Masquerade).comment("kubernetes service traffic requiring SNAT"),
     ]
 }
 

@@ -16,6 +16,7 @@
 mod changes;
 mod config;
 mod fixed;
+mod mode;
 mod names;
 mod objects;
 mod plan;
@@ -24,6 +25,7 @@ mod render;
 mod repair;
 
 pub use config::Config;
+pub use mode::Iptables;
 pub use model::{Extent, NodePortAddresses, PodSource};
 pub use names::{CANARY, PREFIX};
 pub use plan::{Backend, Plan};

@@ -149,7 +149,6 @@ fn ipv6_with_pods_told_by_interface() {
     let config = Config {
         pods: Some(PodSource::InterfacePrefix("cali".into())),
         drop_invalid: false,
-        random_fully: false,
         ..Config::default()
     };
     let web = Service::<V6>::new("web", Protocol::Sctp, &["fd00:10:244::1"]);

@@ -66,6 +66,12 @@ pub enum IptablesError {
         /// Its own words.
         message: String,
     },
+    /// The tables may or may not have been written: read them to learn what holds.
+    #[error("outcome of the change is unknown: {why}")]
+    OutcomeUnknown {
+        /// What happened.
+        why: &'static str,
+    },
     /// The output was not understood.
     #[error("read table {table}")]
     Saved {
@@ -81,7 +87,10 @@ impl IptablesError {
     /// Whether reading the tables anew and applying the difference has a chance soon.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::TimedOut { .. } | Self::Busy { .. } | Self::Refused { .. } => true,
+            Self::TimedOut { .. }
+            | Self::Busy { .. }
+            | Self::Refused { .. }
+            | Self::OutcomeUnknown { .. } => true,
             Self::Run { .. } | Self::Unsupported { .. } | Self::Saved { .. } => false,
         }
     }

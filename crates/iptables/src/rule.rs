@@ -114,11 +114,9 @@ pub enum Target {
         /// Bits to clear first.
         mask: u32,
     },
-    /// Rewrites the source to an address of the host.
-    Masquerade {
-        /// `--random-fully`: the port is chosen at random, so that flows that begin together do not collide.
-        random_fully: bool,
-    },
+    /// Rewrites the source to an address of the host, with a random port (`--random-fully`), so that flows that begin together
+    /// do not collide.
+    Masquerade,
     /// Rewrites the destination.
     Dnat(SocketAddr),
 }

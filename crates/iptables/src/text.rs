@@ -139,8 +139,7 @@ impl fmt::Display for Target {
             Self::Reject(IpFamily::V4) => f.write_str("REJECT --reject-with icmp-port-unreachable"),
             Self::Reject(IpFamily::V6) => f.write_str("REJECT --reject-with icmp6-port-unreachable"),
             Self::Mark { xor, mask } => write!(f, "MARK --set-xmark {xor:#x}/{mask:#x}"),
-            Self::Masquerade { random_fully: true } => f.write_str("MASQUERADE --random-fully"),
-            Self::Masquerade { random_fully: false } => f.write_str("MASQUERADE"),
+            Self::Masquerade => f.write_str("MASQUERADE --random-fully"),
             Self::Dnat(to) => write!(f, "DNAT --to-destination {to}"),
         }
     }

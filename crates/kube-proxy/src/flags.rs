@@ -9,6 +9,10 @@ use ipnet::IpNet;
 /// The flags of one start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Flags {
+    /// `--proxy-mode`.
+    pub(crate) mode: ProxyMode,
+    /// `--iptables-localhost-nodeports`.
+    pub(crate) localhost_node_ports: bool,
     /// `--kubeconfig`.
     pub(crate) kubeconfig: Option<PathBuf>,
     /// `--master`: replaces the kubeconfig's server URL.
@@ -19,7 +23,9 @@ pub(crate) struct Flags {
     pub(crate) hostname_override: Option<String>,
     /// `--kube-api-content-type json`: never ask for protobuf.
     pub(crate) json_only: bool,
-    /// `--nodeport-addresses`; empty means `primary`, the default of nftables mode.
+    /// `--nodeport-addresses primary`.
+    pub(crate) primary_node_port_addresses: bool,
+    /// `--nodeport-addresses`; empty means the mode's default.
     pub(crate) nodeport_addresses: Vec<IpNet>,
     /// `--detect-local-mode` and the flag that belongs to it.
     pub(crate) pods: agent::Pods,
@@ -29,6 +35,23 @@ pub(crate) struct Flags {
     pub(crate) verbosity: u8,
     /// `--logging-format`.
     pub(crate) log_format: LogFormat,
+}
+
+/// How packets are directed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ProxyMode {
+    Nftables,
+    Iptables,
+}
+
+impl ProxyMode {
+    /// As the flag spells it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+        }
+    }
 }
 
 /// Form of the log lines.
@@ -66,11 +89,14 @@ impl Flags {
             Some(name) => Some(node_name(name).ok_or(FlagError::EmptyHostname)?),
         };
         Ok(Self {
+            mode: matches.get_one("proxy-mode").copied().unwrap_or(ProxyMode::Nftables),
+            localhost_node_ports: matches.get_one("iptables-localhost-nodeports").copied().unwrap_or(true),
             kubeconfig: text(matches, "kubeconfig").map(PathBuf::from),
             master: text(matches, "master"),
             manifests: text(matches, "manifests").map(PathBuf::from),
             hostname_override,
             json_only: text(matches, "kube-api-content-type").is_some_and(|kind| kind == JSON),
+            primary_node_port_addresses: is_primary(matches),
             nodeport_addresses: nodeport_addresses(matches)?,
             pods: pods(matches)?,
             masquerade_all: matches.get_flag("masquerade-all"),
@@ -88,6 +114,11 @@ pub(crate) fn node_name(text: &str) -> Option<String> {
 
 fn text(matches: &ArgMatches, id: &str) -> Option<String> {
     matches.get_one::<String>(id).filter(|text| !text.is_empty()).cloned()
+}
+
+fn is_primary(matches: &ArgMatches) -> bool {
+    let mut given = matches.get_many::<Option<IpNet>>("nodeport-addresses").into_iter().flatten();
+    given.any(Option::is_none)
 }
 
 fn nodeport_addresses(matches: &ArgMatches) -> Result<Vec<IpNet>, FlagError> {
@@ -135,8 +166,16 @@ pub(crate) fn command() -> Command {
         value("hostname-override", "NAME", "Name of this node's Node object [default: the host's name]"),
     ];
     let traffic = [
-        value("proxy-mode", "MODE", "How packets are directed").value_parser(["nftables"]).default_value("nftables"),
-        value("nodeport-addresses", "CIDR,...", "Addresses of the node that serve node ports, or \"primary\": the Node object's first of each family [default: primary]")
+        value("proxy-mode", "MODE", "How packets are directed")
+            .value_parser(EnumValueParser::<ProxyMode>::new())
+            .default_value("nftables"),
+        value("iptables-localhost-nodeports", "BOOL", "In iptables mode, serve node ports on 127.0.0.0/8 too, for the node's own processes")
+            .value_parser(value_parser!(bool))
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .default_value("true"),
+        value("nodeport-addresses", "CIDR,...", "Addresses of the node that serve node ports, or \"primary\": the Node object's first of each family [default: primary; in iptables mode all]")
             .value_delimiter(',')
             .value_parser(range_or_primary)
             .action(ArgAction::Append),
@@ -174,6 +213,15 @@ fn range(text: &str) -> Result<IpNet, model::CidrError> {
 
 fn range_or_primary(text: &str) -> Result<Option<IpNet>, model::CidrError> {
     if text == "primary" { Ok(None) } else { range(text).map(Some) }
+}
+
+impl ValueEnum for ProxyMode {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Nftables, Self::Iptables]
+    }
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.as_str()))
+    }
 }
 
 impl ValueEnum for LogFormat {
@@ -228,6 +276,8 @@ mod tests {
         let flags = parse("").unwrap();
         assert_eq!(flags.pods, agent::Pods::ClusterCidr(Vec::new()));
         assert_eq!(flags.nodeport_addresses, []);
+        assert!(!flags.primary_node_port_addresses && flags.localhost_node_ports);
+        assert_eq!(flags.mode, ProxyMode::Nftables);
         assert!(!flags.json_only && !flags.masquerade_all);
         assert_eq!((flags.verbosity, flags.log_format), (0, LogFormat::Text));
     }
@@ -246,7 +296,11 @@ mod tests {
         assert!(matches!(flags.pods, agent::Pods::ClusterCidr(ranges) if ranges.len() == 2));
         assert!(flags.json_only && flags.masquerade_all);
         assert_eq!((flags.verbosity, flags.log_format), (4, LogFormat::Json));
-        assert_eq!(parse("--nodeport-addresses primary").unwrap().nodeport_addresses, []);
+        let primary =
+            parse("--nodeport-addresses primary --proxy-mode iptables --iptables-localhost-nodeports=false")
+                .unwrap();
+        assert!(primary.primary_node_port_addresses && primary.nodeport_addresses.is_empty());
+        assert_eq!((primary.mode, primary.localhost_node_ports), (ProxyMode::Iptables, false));
     }
 
     #[test]

@@ -2,21 +2,21 @@
 
 mod flags;
 mod host;
+mod iptables_mode;
+mod nftables_mode;
 mod notices;
 mod plausibility;
 
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
-use agent::{ForeignChange, Input, KernelAccess, NodePorts, Settings};
+use agent::{Input, NodePorts, Settings};
 use anyhow::Context as _;
-use flags::{Flags, LogFormat};
+use flags::{Flags, LogFormat, ProxyMode};
 use model::Kind;
 use source::{ApiConfig, ContentType, Source, SourceEvent, Timings};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::sync::mpsc::UnboundedSender;
 use tracing::{error, info, warn};
 
 fn main() -> ExitCode {
@@ -62,13 +62,13 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
     let checked = checked(&flags, &settings);
     let node_name = settings.node_name.clone();
     info!(version = env!("CARGO_PKG_VERSION"), "Version info");
-    info!(node = %node_name, "Using nftables Proxier");
+    info!(node = %node_name, "Using {} Proxier", flags.mode.as_str());
     let (events_tx, events) = mpsc::channel(EVENTS);
     let mut source = start_source(&flags, events_tx).await?;
     notices::log_watches();
     let read = |event| read_event(event, &recorder);
     let outcome = tokio::select! {
-        result = agent::run(settings, kernel_access(), events, read) => result.context("serve"),
+        result = run(flags.mode, settings, events, read) => result,
         error = listener.run(source.client(), &node_name, &checked) => Err(error),
         () = source.ended() => Err(anyhow::anyhow!("the source ended")),
         _ = terminate.recv() => Ok(()),
@@ -78,46 +78,28 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
     outcome
 }
 
+/// Serves in a mode.
+async fn run(
+    mode: ProxyMode,
+    mut settings: Settings,
+    events: mpsc::Receiver<SourceEvent>,
+    read: impl Fn(SourceEvent) -> Option<Input>,
+) -> anyhow::Result<()> {
+    let served = match mode {
+        ProxyMode::Nftables => {
+            agent::run(backend_nftables::Nftables, settings, nftables_mode::kernel_access(), events, read)
+                .await
+        }
+        ProxyMode::Iptables => {
+            let (mode, kernel) = iptables_mode::prepare(&mut settings)?;
+            agent::run(mode, settings, kernel, events, read).await
+        }
+    };
+    served.context("serve")
+}
+
 /// How long the end of the program waits for events to be written.
 const FLUSH: Duration = Duration::from_secs(1);
-
-/// The real kernel.
-fn kernel_access() -> KernelAccess {
-    KernelAccess {
-        open: Arc::new(|| Ok(Box::new(kernel::Nftables::open()?))),
-        open_conntrack: Arc::new(|| Ok(Box::new(kernel::Flows::open()?))),
-        watch: Box::new(|foreign| {
-            let started = std::thread::Builder::new().name("watch".into()).spawn(move || watch(&foreign));
-            if let Err(error) = started {
-                warn!(%error, "foreign changes of the rules are noticed only by audits");
-            }
-        }),
-    }
-}
-
-/// Passes on what others do to our tables, for as long as somebody wants to know.
-fn watch(foreign: &UnboundedSender<ForeignChange>) {
-    loop {
-        let failed = match kernel::TableWatch::open(agent::table_name()) {
-            Ok(mut watch) => loop {
-                match watch.wait() {
-                    Ok(kernel::ForeignChange { family, what }) => {
-                        if foreign.send(ForeignChange { family, what }).is_err() {
-                            return;
-                        }
-                    }
-                    Err(error) => break error,
-                }
-            },
-            Err(error) => error,
-        };
-        warn!(error = %failed, "changes of the rules can't be watched; trying again");
-        std::thread::sleep(WATCH_PAUSE);
-    }
-}
-
-/// The pause before a failed watch is opened again.
-const WATCH_PAUSE: Duration = Duration::from_secs(5);
 
 /// Events that may wait between the source and the agent.
 const EVENTS: usize = 4096;
@@ -168,15 +150,16 @@ fn node_name(flags: &Flags) -> anyhow::Result<String> {
 
 fn settings(flags: &Flags, notices: agent::Notices) -> anyhow::Result<Settings> {
     let node_name = node_name(flags)?;
-    let node_ports = if flags.nodeport_addresses.is_empty() {
-        NodePorts::Primary
-    } else {
-        NodePorts::Within(flags.nodeport_addresses.clone())
+    let node_ports = match flags.mode {
+        _ if flags.primary_node_port_addresses => NodePorts::Primary,
+        ProxyMode::Nftables if flags.nodeport_addresses.is_empty() => NodePorts::Primary,
+        // In iptables mode, none means all.
+        ProxyMode::Nftables | ProxyMode::Iptables => NodePorts::Within(flags.nodeport_addresses.clone()),
     };
     Ok(Settings {
         families: host::families(),
         node_ports,
-        localhost_node_ports: false,
+        localhost_node_ports: flags.mode == ProxyMode::Iptables && flags.localhost_node_ports,
         pods: flags.pods.clone(),
         masquerade_all: flags.masquerade_all,
         notices,

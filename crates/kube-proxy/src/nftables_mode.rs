@@ -1,0 +1,47 @@
+//! `nftables` mode: the way to the kernel.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent::{ForeignChange, KernelAccess};
+use backend_nftables::Nftables;
+use tokio::sync::mpsc::UnboundedSender;
+use tracing::warn;
+
+/// The real kernel.
+pub(crate) fn kernel_access() -> KernelAccess<Nftables> {
+    KernelAccess {
+        open: Arc::new(|_| Ok(Box::new(kernel::Nftables::open()?))),
+        open_conntrack: Arc::new(|| Ok(Box::new(kernel::Flows::open()?))),
+        watch: Box::new(|foreign| {
+            let started = std::thread::Builder::new().name("watch".into()).spawn(move || watch(&foreign));
+            if let Err(error) = started {
+                warn!(%error, "foreign changes of the rules are noticed only by audits");
+            }
+        }),
+    }
+}
+
+/// Passes on what others do to our tables, for as long as somebody wants to know.
+fn watch(foreign: &UnboundedSender<ForeignChange>) {
+    loop {
+        let failed = match kernel::TableWatch::open(backend_nftables::table_name()) {
+            Ok(mut watch) => loop {
+                match watch.wait() {
+                    Ok(kernel::ForeignChange { family, what }) => {
+                        if foreign.send(ForeignChange { family, what }).is_err() {
+                            return;
+                        }
+                    }
+                    Err(error) => break error,
+                }
+            },
+            Err(error) => error,
+        };
+        warn!(error = %failed, "changes of the rules can't be watched; trying again");
+        std::thread::sleep(WATCH_PAUSE);
+    }
+}
+
+/// The pause before a failed watch is opened again.
+const WATCH_PAUSE: Duration = Duration::from_secs(5);
