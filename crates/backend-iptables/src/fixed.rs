@@ -44,12 +44,23 @@ pub(crate) enum Place {
 pub(crate) fn dispatch<F: Family>(config: &Config) -> Vec<Dispatch> {
     let plain = |table, chain| Dispatch { table, chain, last: Vec::new() };
     vec![
-        plain(TableName::Filter, SERVICES),
+        Dispatch { table: TableName::Filter, chain: SERVICES, last: vec![own_external()] },
         plain(TableName::Filter, EXTERNAL_SERVICES),
         plain(TableName::Filter, PROXY_FIREWALL),
         plain(TableName::Nat, NODE_PORTS),
         Dispatch { table: TableName::Nat, chain: SERVICES, last: to_node_ports::<F>(config) },
     ]
+}
+
+const EXTERNAL_PORTALS: &str = "kubernetes externally-visible service portals";
+
+/// The node's own flows to external addresses that nobody serves are refused, not sent away. (Those to the node's own
+/// addresses come in again, and are refused then.)
+fn own_external() -> Rule {
+    Rule::jump(EXTERNAL_SERVICES.name())
+        .comment(EXTERNAL_PORTALS)
+        .when(Match::IsLocal(Negatable::is(Side::Source)))
+        .when(Match::IsLocal(Negatable::is_not(Side::Dest)))
 }
 
 /// The chains without.
@@ -128,7 +139,7 @@ pub(crate) fn node_addresses<F: Family>(config: &Config) -> Vec<Option<Negatable
 
 /// Restricts a rule to packets to the host's own addresses, of these.
 pub(crate) fn on_node(dest: Option<Negatable<IpNet>>, rule: Rule) -> Rule {
-    Rule { dest, ..rule }.when(Match::IsLocal(Side::Dest))
+    Rule { dest, ..rule }.when(Match::IsLocal(Negatable::is(Side::Dest)))
 }
 
 fn loopback<F: Family>() -> IpNet {
@@ -165,8 +176,7 @@ pub(crate) fn from_pods<F: Family>(config: &Config, negate: bool, rule: Rule) ->
 
 /// The jumps from built-in chains, in the order in which they are put in: the last one of a chain comes first.
 ///
-/// As upstream's (`iptablesJumpChains`), and one more: the node's own flows to external addresses that nobody serves are
-/// refused too, not sent away.
+/// As upstream's (`iptablesJumpChains`), and no others: upstream's clean-up can't delete a chain that one more rule jumps to.
 pub(crate) fn shared<F: Family>(config: &Config) -> Vec<Shared> {
     let jump = |table, from, to: FixedChain, new_only: bool, comment: &str| {
         let rule = Rule::jump(to.name());
@@ -180,13 +190,11 @@ pub(crate) fn shared<F: Family>(config: &Config) -> Vec<Shared> {
     };
     let filter = |from, to, new_only, comment| jump(TableName::Filter, from, to, new_only, comment);
     let nat = |from, to, comment| jump(TableName::Nat, from, to, false, comment);
-    let external = "kubernetes externally-visible service portals";
     let portals = "kubernetes service portals";
     let firewall = "kubernetes load balancer firewall";
     let mut shared = vec![
-        filter("INPUT", EXTERNAL_SERVICES, true, external),
-        filter("FORWARD", EXTERNAL_SERVICES, true, external),
-        filter("OUTPUT", EXTERNAL_SERVICES, true, external),
+        filter("INPUT", EXTERNAL_SERVICES, true, EXTERNAL_PORTALS),
+        filter("FORWARD", EXTERNAL_SERVICES, true, EXTERNAL_PORTALS),
         filter("INPUT", NODE_PORTS, false, "kubernetes health check service ports"),
         filter("FORWARD", SERVICES, true, portals),
         filter("OUTPUT", SERVICES, true, portals),

@@ -73,7 +73,8 @@ impl Repair<'_> {
         let last = texts(&dispatch.last);
         let found = self.rules(&id).filter(|_| self.extent == Extent::Difference);
         let difference = found.and_then(|found| EntryDifference::new(found, &wanted, &last));
-        // Only `nat` may be written anew at any time: see `Changes::into_restore`.
+        // What `filter` refuses has to go after `nat` serves it: see `Changes::into_restore`. So this is for `nat` alone, and for
+        // a chain whose last rules are missing, which is not one of ours.
         let is_worth_it = |d: &EntryDifference| {
             dispatch.table != TableName::Nat || 4 * d.edits() <= wanted.len() + MANY_EDITS
         };

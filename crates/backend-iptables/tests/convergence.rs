@@ -136,7 +136,10 @@ fn contents(tables: &mut dyn Iptables) -> BTreeMap<(TableName, String), Vec<Stri
             if ["KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-PROXY-FIREWALL", "KUBE-NODEPORTS"]
                 .contains(&&**chain)
             {
-                let last = rules.iter().rposition(|rule| rule.contains("must be the last rule"));
+                let is_last = |rule: &String| {
+                    rule.contains("must be the last rule") || rule.contains("externally-visible")
+                };
+                let last = rules.iter().rposition(is_last);
                 assert!(last.is_none_or(|at| at + 1 == rules.len()), "{rules:?}");
                 rules.sort_unstable();
             }

@@ -50,7 +50,7 @@ pub enum Match {
     /// Destination port, of this protocol; `None` only loads the protocol's extension.
     Port(Protocol, Option<u16>),
     /// `addrtype`: the address is one of the host's own.
-    IsLocal(Side),
+    IsLocal(Negatable<Side>),
     /// `conntrack`: the flow is in one of these states.
     CtState(Negatable<&'static [&'static str]>),
     /// `mark`: this bit of the packet's mark is set.

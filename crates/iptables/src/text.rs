@@ -77,8 +77,12 @@ impl fmt::Display for Match {
             Self::Comment(comment) => write!(f, "-m comment --comment {comment}"),
             Self::Port(protocol, None) => write!(f, "-m {}", keyword(*protocol)),
             Self::Port(protocol, Some(port)) => write!(f, "-m {} --dport {port}", keyword(*protocol)),
-            Self::IsLocal(Side::Source) => f.write_str("-m addrtype --src-type LOCAL"),
-            Self::IsLocal(Side::Dest) => f.write_str("-m addrtype --dst-type LOCAL"),
+            Self::IsLocal(Negatable { value: Side::Source, negate }) => {
+                write!(f, "-m addrtype {}--src-type LOCAL", not(*negate))
+            }
+            Self::IsLocal(Negatable { value: Side::Dest, negate }) => {
+                write!(f, "-m addrtype {}--dst-type LOCAL", not(*negate))
+            }
             Self::CtState(Negatable { value, negate }) => {
                 write!(f, "-m conntrack {}--ctstate {}", not(*negate), value.join(","))
             }
