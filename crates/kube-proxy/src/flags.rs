@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 /// The flags of one start.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct Flags {
     /// `--proxy-mode`.
     pub(crate) mode: ProxyMode,

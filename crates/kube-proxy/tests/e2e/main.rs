@@ -13,6 +13,7 @@ mod affinity;
 mod bad_input;
 mod events;
 mod folder;
+mod iptables;
 mod lifecycle;
 mod matrix;
 mod odd;
