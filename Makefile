@@ -5,9 +5,9 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 BUILD_TOOLS := cc:gcc cc:libc6-dev
 RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux
-TEST_TOOLS := $(RUN_TOOLS) kubectl:kubernetes-client
+TEST_TOOLS := $(RUN_TOOLS) kubectl:kubernetes-client iptables:iptables ipset:ipset conntrack:conntrack
 
-.PHONY: demo test check package-check bench fmt
+.PHONY: demo test check package-check bench fmt docs-files
 
 ## Three pods, a Service and a client in namespaces of their own; nothing is left behind.
 demo:
@@ -46,3 +46,7 @@ bench:
 
 fmt:
 	$(CARGO) fmt --all
+
+## docs/flags.md; and in dist/, for packages, the manual page and completions for bash, zsh and fish.
+docs-files:
+	$(CARGO) run --locked -p config --example docs_files -- docs dist

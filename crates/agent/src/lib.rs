@@ -22,6 +22,6 @@ mod worker;
 pub use flows::OpenConntrack;
 pub use node::NodeError;
 pub use notice::{Conflict, Notice, Notices, SYNCS_FAIL_EVERY};
-pub use run::{ForeignChange, Input, KernelAccess, StartError, run};
+pub use run::{ForeignChange, Input, KernelAccess, OldRulesGone, StartError, run};
 pub use settings::{NodePorts, Pods, Settings};
 pub use worker::OpenKernel;

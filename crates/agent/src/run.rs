@@ -62,11 +62,15 @@ pub async fn run<M: Mode, E>(
     let (reports_tx, reports) = unbounded_channel();
     let (swept_tx, swept) = unbounded_channel();
     let (foreign_tx, foreign) = unbounded_channel();
+    let (old_rules_tx, old_rules) = unbounded_channel();
     let sweeper = Sweeper::start(kernel.open_conntrack, swept_tx)
         .map_err(|source| StartError::Thread { what: "flows", source })?;
-    let watch: Box<dyn FnOnce() + Send> = Box::new(move || (kernel.watch)(foreign_tx));
-    let agent = Agent::new(&mode, settings, &kernel.open, &reports_tx, sweeper, watch)?;
-    agent.serve(Inputs { events, read }, Reports { kernel: reports, swept, foreign }).await
+    let after_sync: Box<dyn FnOnce() + Send> = Box::new(move || {
+        (kernel.watch)(foreign_tx);
+        (kernel.synced)(old_rules_tx);
+    });
+    let agent = Agent::new(&mode, settings, &kernel.open, &reports_tx, sweeper, after_sync)?;
+    agent.serve(Inputs { events, read }, Reports { kernel: reports, swept, foreign, old_rules }).await
 }
 
 /// The agent's ways to the kernel.
@@ -78,7 +82,13 @@ pub struct KernelAccess<M: Mode> {
     /// Starts to tell of changes that others make to our tables. Called once, after the first complete sync: before, such
     /// a watch would only be told of our own changes.
     pub watch: Box<dyn FnOnce(UnboundedSender<ForeignChange>) + Send>,
+    /// Called once, after the first complete sync of all families: rules that others left can go now. Must return at once.
+    pub synced: Box<dyn FnOnce(UnboundedSender<OldRulesGone>) + Send>,
 }
+
+/// Rules that others had left are gone. Until then they may have directed flows to endpoints of long ago.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OldRulesGone;
 
 /// Somebody else changed a table of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +104,7 @@ struct Reports<M: Mode> {
     kernel: UnboundedReceiver<Report<M>>,
     swept: UnboundedReceiver<Swept>,
     foreign: UnboundedReceiver<ForeignChange>,
+    old_rules: UnboundedReceiver<OldRulesGone>,
 }
 
 /// The source's events as the agent's inputs.
@@ -132,8 +143,8 @@ struct Agent<M: Mode> {
     v4: Option<Side<M, V4>>,
     v6: Option<Side<M, V6>>,
     sweeper: Sweeper,
-    /// Begins to watch for foreign changes; gone once it has.
-    watch: Option<Box<dyn FnOnce() + Send>>,
+    /// What follows the first complete sync; gone once it was called.
+    after_sync: Option<Box<dyn FnOnce() + Send>>,
     started: Instant,
 }
 
@@ -144,13 +155,13 @@ impl<M: Mode> Agent<M> {
         open: &OpenKernel<M>,
         reports: &UnboundedSender<Report<M>>,
         sweeper: Sweeper,
-        watch: Box<dyn FnOnce() + Send>,
+        after_sync: Box<dyn FnOnce() + Send>,
     ) -> Result<Self, StartError> {
         let wanted = |family| settings.families.contains(&family);
         let v4 = wanted(IpFamily::V4).then(|| Side::start(mode, &settings, open, reports)).transpose()?;
         let v6 = wanted(IpFamily::V6).then(|| Side::start(mode, &settings, open, reports)).transpose()?;
         Ok(Self {
-            this_node: ThisNode::new(settings.node_name.clone(), None),
+            this_node: settings.this_node(None),
             node: NodeState::new(&settings),
             settings,
             store: Store::default(),
@@ -158,7 +169,7 @@ impl<M: Mode> Agent<M> {
             v4,
             v6,
             sweeper,
-            watch: Some(watch),
+            after_sync: Some(after_sync),
             started: Instant::now(),
         })
     }
@@ -175,6 +186,7 @@ impl<M: Mode> Agent<M> {
                 Some(report) = back.kernel.recv() => self.take_report(report)?,
                 Some(swept) = back.swept.recv() => self.take_swept(swept),
                 Some(change) = back.foreign.recv() => self.take_foreign_change(change),
+                Some(OldRulesGone) = back.old_rules.recv() => self.sweep_again(),
                 input = inputs.recv() => match input {
                     Some(input) => self.take_inputs(input, &mut inputs),
                     None => return Ok(()),
@@ -197,8 +209,8 @@ impl<M: Mode> Agent<M> {
         self.v6.as_mut().map_or(Ok(()), |side| side.advance(&self.sweeper, &around, now))?;
         let synced = self.v4.as_ref().is_none_or(|side| side.synced)
             && self.v6.as_ref().is_none_or(|side| side.synced);
-        if synced && let Some(watch) = self.watch.take() {
-            watch();
+        if synced && let Some(after_sync) = self.after_sync.take() {
+            after_sync();
         }
         Ok(())
     }
@@ -207,6 +219,11 @@ impl<M: Mode> Agent<M> {
         let family = change.family.map_or("either", nft::Family::as_str);
         warn!(ipFamily = family, what = change.what, "somebody else changed our table");
         self.doubt(change.family);
+    }
+
+    fn sweep_again(&mut self) {
+        self.v4.as_mut().map(Side::sweep_again);
+        self.v6.as_mut().map(Side::sweep_again);
     }
 
     /// Has the table read again soon; of both families if none is given.
@@ -315,7 +332,7 @@ impl<M: Mode> Agent<M> {
 
     fn look_at_config(&mut self, now: Instant) {
         let node = self.node.get();
-        self.this_node = ThisNode::new(self.settings.node_name.clone(), node);
+        self.this_node = self.settings.this_node(node);
         let service_cidrs = self.store.service_cidrs();
         if let Some(side) = &mut self.v4 {
             side.set_rules(self.settings.rules::<V4>(node, &service_cidrs), now);

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use model::view::ThisNode;
 use model::{Family, IpFamily, Name, Node, NodePortAddresses, PodSource, RuleSettings};
 
 use crate::notice::Notices;
@@ -20,6 +21,8 @@ pub struct Settings {
     pub node_ports: NodePorts,
     /// Serve node ports on 127.0.0.0/8 too, for the node's own processes.
     pub localhost_node_ports: bool,
+    /// Serve `externalIPs` of Services (feature gate `AllowServiceExternalIPs`).
+    pub external_ips: bool,
     /// `detectLocalMode`: how packets from pods are told from others.
     pub pods: Pods,
     /// `masqueradeAll`: masquerade pods' traffic to cluster IPs too.
@@ -67,6 +70,7 @@ impl Settings {
             families: vec![IpFamily::V4, IpFamily::V6],
             node_ports: NodePorts::Primary,
             localhost_node_ports: false,
+            external_ips: true,
             pods: Pods::ClusterCidr(Vec::new()),
             masquerade_all: false,
             masquerade_mark: 1 << 14,
@@ -75,6 +79,12 @@ impl Settings {
             notices: Notices::default(),
             release_memory: || {},
         }
+    }
+
+    /// What decides about Services on this node, given its Node as far as that is known.
+    pub(crate) fn this_node(&self, node: Option<&Node>) -> ThisNode {
+        let this_node = ThisNode::new(self.node_name.clone(), node);
+        ThisNode { ignores_external_ips: !self.external_ips, ..this_node }
     }
 
     /// The rules' settings for one family, given the Node as far as it is known, and the `ServiceCIDR`s; without what

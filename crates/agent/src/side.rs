@@ -6,7 +6,7 @@ use std::time::Duration;
 use conntrack::ConntrackError;
 use model::view::{self, ThisNode};
 use model::{
-    ConflictChange, Family, FrontendAddress, FrontendKey, Mode, Node, RuleSettings, ServiceEntry,
+    ConflictChange, Family, FrontendAddress, FrontendKey, Mode, Node, Protocol, RuleSettings, ServiceEntry,
     ServiceName, Store,
 };
 use tokio::sync::mpsc::UnboundedSender;
@@ -34,8 +34,10 @@ pub(crate) struct Side<M: Mode, F: Family> {
     pub(crate) synced: bool,
     /// The frontends whose flows are being looked at.
     sweeping: Option<BTreeSet<FrontendKey<F>>>,
-    /// All flows have been looked at once.
-    swept: bool,
+    /// That sweep looks at all flows to Services.
+    sweeping_all: bool,
+    /// All flows to Services are to be looked at, also those to addresses that no Service has (any more).
+    all_due: bool,
     /// No sweep before this.
     sweep_not_before: Instant,
     outage: Outage,
@@ -72,7 +74,8 @@ impl<M: Mode, F: Family> Side<M, F> {
             health_check_ports: BTreeMap::new(),
             synced: false,
             sweeping: None,
-            swept: false,
+            sweeping_all: false,
+            all_due: true,
             sweep_not_before: now,
             outage: Outage::new(settings.sync_period * 2),
             notices: settings.notices.clone(),
@@ -156,14 +159,15 @@ impl<M: Mode, F: Family> Side<M, F> {
         now: Instant,
     ) -> Result<(), StartError> {
         let may_sweep = self.synced && self.sweeping.is_none() && now >= self.sweep_not_before;
-        if !may_sweep || self.swept && !self.pipeline.has_ready_flows() {
+        if !may_sweep || !self.all_due && !self.pipeline.has_ready_flows() {
             return Ok(());
         }
         let keys = self.pipeline.take_ready_flows();
-        let all_of = if self.swept {
-            Vec::new()
-        } else {
+        self.sweeping_all = std::mem::take(&mut self.all_due);
+        let all_of = if self.sweeping_all {
             around.store.service_cidrs().into_iter().filter(F::owns).collect()
+        } else {
+            Vec::new()
         };
         let node_addresses = around.node.map(|node| &*node.addresses).unwrap_or_default();
         let sweep = Sweep::new(self.pipeline.table(), &keys, node_addresses, all_of);
@@ -171,12 +175,19 @@ impl<M: Mode, F: Family> Side<M, F> {
         if sweeper.submit(sweep) { Ok(()) } else { Err(StartError::WorkerDied) }
     }
 
+    /// Has all flows looked at again: rules of others, which are gone by now, may have directed some since the last time.
+    pub(crate) fn sweep_again(&mut self) {
+        let keys = self.pipeline.table().iter().map(|frontend| frontend.key);
+        let keys = keys.filter(|key| key.protocol != Protocol::Tcp).collect();
+        self.pipeline.put_back_flows(keys);
+        self.all_due = true;
+    }
+
     pub(crate) fn take_swept(&mut self, result: Result<u64, ConntrackError>, now: Instant) {
         let keys = self.sweeping.take().unwrap_or_default();
         self.sweep_not_before = now + SWEEP_PAUSE;
         match result {
             Ok(deleted) => {
-                self.swept = true;
                 if deleted > 0 {
                     debug!(ipFamily = %F::FAMILY, deleted, frontends = keys.len(), "forgot stale flows");
                 }
@@ -184,6 +195,7 @@ impl<M: Mode, F: Family> Side<M, F> {
             Err(error) => {
                 warn!(ipFamily = %F::FAMILY, %error, deleted = error.deleted(), "stale flows can't be forgotten");
                 self.pipeline.put_back_flows(keys);
+                self.all_due |= self.sweeping_all;
             }
         }
     }

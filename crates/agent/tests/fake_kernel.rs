@@ -12,7 +12,7 @@ mod common;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agent::{ForeignChange, Input, KernelAccess};
+use agent::{ForeignChange, Input, KernelAccess, OldRulesGone};
 use backend_nftables::{Nftables, table_name};
 use common::{difference, service, settings, slice};
 use model::{Change, Kind, Object, ObjectName, Protocol, Store, Touched};
@@ -23,11 +23,15 @@ use tokio::sync::mpsc::{Sender, UnboundedSender, channel};
 /// Where foreign changes are told, once the agent wants to know.
 type Watcher = Arc<Mutex<Option<UnboundedSender<ForeignChange>>>>;
 
+type Synced = Arc<Mutex<Vec<UnboundedSender<OldRulesGone>>>>;
+
 /// An agent that runs, and what it has been told.
 struct Bench {
     kernel: FakeKernel,
     conntrack: FakeConntrack,
     watcher: Watcher,
+    /// Through which the agent hears that others' rules are gone; one for each time that it told of its first sync.
+    synced: Synced,
     inputs: Sender<Input>,
     store: Store,
 }
@@ -38,14 +42,16 @@ impl Bench {
         let (connection, conntrack) = (kernel.clone(), FakeConntrack::new());
         let flows = conntrack.clone();
         let watcher: Watcher = Arc::default();
-        let watch = watcher.clone();
+        let (watch, synced) = (watcher.clone(), Synced::default());
+        let told = synced.clone();
         let access: KernelAccess<Nftables> = KernelAccess {
             open: Arc::new(move |_| Ok(Box::new(connection.clone()))),
             open_conntrack: Arc::new(move || Ok(Box::new(flows.clone()))),
             watch: Box::new(move |foreign| *watch.lock().unwrap() = Some(foreign)),
+            synced: Box::new(move |gone| told.lock().unwrap().push(gone)),
         };
         tokio::spawn(agent::run(Nftables, settings(), access, receiver, Some));
-        Self { kernel: kernel.clone(), conntrack, watcher, inputs, store: Store::default() }
+        Self { kernel: kernel.clone(), conntrack, watcher, synced, inputs, store: Store::default() }
     }
 
     async fn send(&mut self, change: Change) {
@@ -109,6 +115,27 @@ async fn nothing_is_programmed_before_every_kind_is_complete() {
     bench.inputs.send(Input::Listed(Kind::ServiceCidr)).await.unwrap();
     bench.converged().await;
     assert_eq!(kernel.applied().len(), 1, "everything in one transaction");
+}
+
+/// Other modes' rules may go only when ours are all there.
+#[tokio::test]
+async fn the_first_complete_sync_is_told_once_and_not_before_it_succeeded() {
+    let kernel = FakeKernel::new();
+    let mut bench = Bench::start(&kernel);
+    let told = |bench: &Bench| bench.synced.lock().unwrap().len();
+    // The reading passes; the transaction fails twice, with a reading in between.
+    kernel.fail_next([None, Some(Fault::Errno(16)), None, Some(Fault::Errno(16))]);
+    bench.apply(service(1)).await;
+    assert_eq!(told(&bench), 0);
+    bench.listed().await;
+    while told(&bench) == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(kernel.applied().len(), 1);
+    bench.assert_right();
+    bench.apply(slice(1, &[1])).await;
+    bench.converged().await;
+    assert_eq!(told(&bench), 1);
 }
 
 #[tokio::test]
@@ -303,4 +330,30 @@ async fn stale_flows_are_forgotten() {
     tokio::time::timeout(Duration::from_secs(10), forgotten).await.unwrap();
     let left: Vec<_> = bench.conntrack.flows().iter().map(|flow| flow.answered_by().to_string()).collect();
     assert_eq!(left, ["10.244.0.2:8080"]);
+}
+
+/// Others' rules may have directed flows until they were gone: all are looked at again.
+#[tokio::test]
+async fn flows_that_old_rules_directed_are_forgotten_once_those_are_gone() {
+    let kernel = FakeKernel::new();
+    let mut bench = Bench::start(&kernel);
+    let client = std::net::SocketAddr::from(([10, 244, 0, 9], 4000));
+    let to = |last| flow(17, client, ([10, 96, 0, 1], 80).into(), ([10, 244, 0, last], 8080).into());
+    bench.conntrack.add(to(8));
+    bench.apply(udp(service(1))).await;
+    bench.apply(udp(slice(1, &[1]))).await;
+    bench.listed().await;
+    let deleted = async |number| {
+        while bench.conntrack.deleted().len() < number {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    // The sweep of the start.
+    tokio::time::timeout(Duration::from_secs(10), deleted(1)).await.unwrap();
+    bench.conntrack.add(to(7));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(bench.conntrack.deleted().len(), 1, "nothing has said that it is to go");
+    let gone = bench.synced.lock().unwrap().pop().unwrap();
+    gone.send(OldRulesGone).unwrap();
+    tokio::time::timeout(Duration::from_secs(10), deleted(2)).await.unwrap();
 }

@@ -165,6 +165,7 @@ impl Bench {
             open: Arc::new(|_| Ok(Box::new(kernel::Nftables::<Faulty>::over_channel()?))),
             open_conntrack: Arc::new(|| Ok(Box::new(FakeConntrack::new()))),
             watch: Box::new(drop),
+            synced: Box::new(drop),
         };
         tokio::spawn(agent::run(Nftables, settings(), access, receiver, Some));
         Self { inputs, store: Store::default() }

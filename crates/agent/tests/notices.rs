@@ -72,6 +72,7 @@ impl Bench {
             open: Arc::new(move |_| Ok(Box::new(connection.clone()))),
             open_conntrack: Arc::new(|| Ok(Box::new(FakeConntrack::new()))),
             watch: Box::new(|_foreign| {}),
+            synced: Box::new(drop),
         };
         let agent = tokio::spawn(agent::run(Nftables, settings, access, receiver, Some));
         Self { kernel, inputs, notices, agent }

@@ -63,12 +63,7 @@ impl Kind {
 
 /// Whether a chain is that of some Service port, of this run or an earlier one.
 pub(crate) fn is_of_service(table: TableName, chain: &str) -> bool {
-    let kinds: &[Kind] = match table {
-        TableName::Nat => &Kind::ALL,
-        TableName::Filter => &[Kind::Firewall],
-        TableName::Mangle => &[],
-    };
-    kinds.iter().any(|kind| chain.starts_with(kind.prefix()))
+    table == TableName::Nat && Kind::ALL.iter().any(|kind| chain.starts_with(kind.prefix()))
 }
 
 /// The names of one Service port's chains.
@@ -142,7 +137,6 @@ mod tests {
     #[test]
     fn chains_of_services_are_told_by_their_beginning() {
         assert!(is_of_service(TableName::Nat, "KUBE-SEP-SXIVWICOYRO3J4NJ"));
-        assert!(is_of_service(TableName::Filter, "KUBE-FW-SXIVWICOYRO3J4NJ"));
         assert!(!is_of_service(TableName::Filter, "KUBE-SVC-SXIVWICOYRO3J4NJ"));
         for kept in ["KUBE-SERVICES", "KUBE-FIREWALL", "KUBE-KUBELET-CANARY", "KUBE-MARK-DROP"] {
             assert!(!is_of_service(TableName::Nat, kept), "{kept}");

@@ -171,14 +171,12 @@ impl<F: Family> Port<'_, F> {
     }
 
     fn external(&self, objects: &mut Objects, external: &External<F>) {
-        let ranges = external.entrances.iter().find_map(|entrance| entrance.allowed_sources.as_deref());
         if external.is_served() {
             objects.chain(TableName::Nat, self.chain(Kind::External), self.external_rules(external));
+            let ranges = external.entrances.iter().find_map(|entrance| entrance.allowed_sources.as_deref());
             if let Some(ranges) = ranges {
                 objects.chain(TableName::Nat, self.chain(Kind::Firewall), self.firewall(ranges));
             }
-        } else if let Some(ranges) = ranges {
-            objects.chain(TableName::Filter, self.chain(Kind::Firewall), refusing_firewall(ranges));
         }
         for entrance in &external.entrances {
             self.entrance(objects, external, entrance);
@@ -214,40 +212,56 @@ impl<F: Family> Port<'_, F> {
     }
 
     fn entrance(&self, objects: &mut Objects, external: &External<F>, entrance: &Entrance<F>) {
-        let Entrance { key, kind, allowed_sources } = entrance;
-        let restricted = allowed_sources.is_some();
+        let Entrance { key, allowed_sources, .. } = entrance;
         if external.is_served() {
-            let target = self.chain(if restricted { Kind::Firewall } else { Kind::External });
-            let rule = match kind {
-                AddressKind::NodePort => {
-                    Rule::jump(target).comment(&self.name).to_port(key.protocol, key.port)
-                }
-                AddressKind::LoadBalancerIp => self.to_frontend(key, Rule::jump(target), "loadbalancer IP"),
-                AddressKind::ExternalIp | AddressKind::ClusterIp => {
-                    self.to_frontend(key, Rule::jump(target), "external IP")
-                }
-            };
-            let chain = if *kind == AddressKind::NodePort { NODE_PORTS } else { SERVICES };
-            objects.entry(TableName::Nat, chain, &rule);
+            self.lead_in(objects, entrance);
         }
-        if restricted {
-            let firewall = self.chain(Kind::Firewall);
-            let comment = format!("traffic not accepted by {firewall}");
-            let target = if external.is_served() { Target::Drop } else { Target::Jump(firewall) };
-            let rule = self.to_frontend(key, Rule::to(target), &comment);
+        match (allowed_sources, &external.pool) {
+            (Some(ranges), Pool::Empty(verdict)) if !external.is_served() => {
+                self.refuse_within(objects, key, ranges, *verdict);
+            }
+            (Some(_), _) => {
+                self.keep_away(objects, PROXY_FIREWALL, key);
+            }
+            (None, Pool::Empty(verdict)) => self.refuse(objects, EXTERNAL_SERVICES, key, *verdict),
+            (None, Pool::Endpoints(_)) => {}
+        }
+    }
+
+    /// The rule that leads from an address to the chain for external traffic.
+    fn lead_in(&self, objects: &mut Objects, Entrance { key, kind, allowed_sources }: &Entrance<F>) {
+        let jump =
+            Rule::jump(self.chain(if allowed_sources.is_some() { Kind::Firewall } else { Kind::External }));
+        let (chain, rule) = match kind {
+            AddressKind::NodePort => (NODE_PORTS, jump.comment(&self.name).to_port(key.protocol, key.port)),
+            AddressKind::LoadBalancerIp => (SERVICES, self.to_frontend(key, jump, "loadbalancer IP")),
+            AddressKind::ExternalIp | AddressKind::ClusterIp => {
+                (SERVICES, self.to_frontend(key, jump, "external IP"))
+            }
+        };
+        objects.entry(TableName::Nat, chain, &rule);
+    }
+
+    /// Drops what still has the address: it comes from outside of the source ranges, or it would have been translated.
+    fn keep_away(&self, objects: &mut Objects, chain: FixedChain, key: &FrontendKey<F>) {
+        let comment = format!("traffic not accepted by {}", self.chain(Kind::Firewall));
+        objects.entry(TableName::Filter, chain, &self.to_frontend(key, Rule::to(Target::Drop), &comment));
+    }
+
+    /// The same where nobody is served: those who may use the address shall be told so, the others nothing. The chain of the
+    /// ones is passed before that of the others.
+    fn refuse_within(&self, objects: &mut Objects, key: &FrontendKey<F>, ranges: &[IpNet], verdict: Verdict) {
+        let (target, comment) = refusal::<F>(verdict);
+        for range in ranges {
+            let rule = self.to_frontend(key, Rule::to(target.clone()).from_net(*range), comment);
             objects.entry(TableName::Filter, PROXY_FIREWALL, &rule);
         }
-        if let Pool::Empty(verdict) = external.pool {
-            self.refuse(objects, EXTERNAL_SERVICES, key, verdict);
-        }
+        self.keep_away(objects, EXTERNAL_SERVICES, key);
     }
 
     /// Refuses what nobody serves. What takes the short cut has another destination by now.
     fn refuse(&self, objects: &mut Objects, chain: FixedChain, key: &FrontendKey<F>, verdict: Verdict) {
-        let (target, comment) = match verdict {
-            Verdict::Reject => (Target::Reject(F::FAMILY), "has no endpoints"),
-            Verdict::Drop => (Target::Drop, "has no local endpoints"),
-        };
+        let (target, comment) = refusal::<F>(verdict);
         match key.address {
             FrontendAddress::Ip(_) => {
                 objects.entry(TableName::Filter, chain, &self.to_frontend(key, Rule::to(target), comment));
@@ -263,10 +277,11 @@ impl<F: Family> Port<'_, F> {
     }
 }
 
-/// The source ranges where nobody serves: those who may use the addresses shall be told so, the others nothing.
-fn refusing_firewall(ranges: &[IpNet]) -> Vec<Rule> {
-    let pass = |range: &IpNet| Rule::to(Target::Return).from_net(*range);
-    ranges.iter().map(pass).chain([Rule::to(Target::Drop)]).collect()
+fn refusal<F: Family>(verdict: Verdict) -> (Target, &'static str) {
+    match verdict {
+        Verdict::Reject => (Target::Reject(F::FAMILY), "has no endpoints"),
+        Verdict::Drop => (Target::Drop, "has no local endpoints"),
+    }
 }
 
 fn socket<F: Family>(endpoint: &Destination<F>) -> SocketAddr {

@@ -6,12 +6,16 @@
 mod conntrack;
 mod heap;
 pub mod iptables;
+mod netlink;
 mod nftables;
 mod socket;
 mod watch;
+mod xtables;
 
 pub use crate::conntrack::Flows;
+pub use crate::netlink::{Netlink, NetlinkError, Protocol};
 pub use heap::release_memory;
 pub use nftables::Nftables;
 pub use socket::{Channel, Socket, SocketOption, Wait};
 pub use watch::{ForeignChange, TableWatch};
+pub use xtables::{Counters, Xtables};

@@ -35,7 +35,7 @@ pub trait Channel: fmt::Debug + Send + Sized {
     fn receive<'b>(&self, buffer: &'b mut [u8], wait: Wait) -> io::Result<&'b [u8]>;
 }
 
-/// Blocking netlink socket of the netfilter family, closed on drop.
+/// Blocking netlink socket, closed on drop.
 #[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
@@ -83,14 +83,21 @@ pub enum Wait {
     Never,
 }
 
-impl Channel for Socket {
-    fn open() -> io::Result<Self> {
+impl Socket {
+    /// A socket of a netlink family (`NETLINK_*`) in the network namespace of the calling thread.
+    pub(crate) fn open_protocol(protocol: libc::c_int) -> io::Result<Self> {
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
         // SAFETY: no pointers are passed.
-        let fd = check(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_NETFILTER) })?;
+        let fd = check(unsafe { libc::socket(libc::AF_NETLINK, kind, protocol) })?;
         // SAFETY: the kernel has just given us this descriptor, so nobody else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Self { fd })
+    }
+}
+
+impl Channel for Socket {
+    fn open() -> io::Result<Self> {
+        Self::open_protocol(libc::NETLINK_NETFILTER)
     }
 
     fn set(&self, option: SocketOption, value: libc::c_int) -> io::Result<()> {

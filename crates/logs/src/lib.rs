@@ -73,38 +73,28 @@ pub enum Format {
     Json,
 }
 
-/// Records can't be written.
+/// Something else receives the program's records already.
 #[derive(Debug, thiserror::Error)]
-pub enum InitError {
-    /// Something else receives the program's records already.
-    #[error("logging is set up already")]
-    Twice(#[from] tracing::subscriber::SetGlobalDefaultError),
-    /// The system refused the thread that writes what was kept back.
-    #[error("start the thread log-flush")]
-    Thread(#[source] std::io::Error),
-}
+#[error("logging is set up already")]
+pub struct InitError(#[from] tracing::subscriber::SetGlobalDefaultError);
 
-/// Makes the program's records go to its standard streams from now on.
+/// Makes the program's records go to its standard streams from now on. [`Handle::flush_regularly`] is to follow once the
+/// program may have more than one thread.
 ///
 /// # Errors
-/// It has been called before, or the system refuses a thread.
+/// It has been called before.
 pub fn init(config: Config) -> Result<Handle, InitError> {
     let flush_every = config.flush_every;
     let klog = Arc::new(Klog::new(config));
     tracing::subscriber::set_global_default(klog.clone())?;
-    let flushed = klog.clone();
-    let flush = move || loop {
-        std::thread::sleep(flush_every);
-        flushed.flush();
-    };
-    std::thread::Builder::new().name("log-flush".into()).spawn(flush).map_err(InitError::Thread)?;
-    Ok(Handle { klog })
+    Ok(Handle { klog, flush_every })
 }
 
 /// Changes how records are written while the program runs. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Handle {
     klog: Arc<Klog>,
+    flush_every: Duration,
 }
 
 impl Handle {
@@ -116,6 +106,19 @@ impl Handle {
     /// Changes the verbosity, at once and for all threads.
     pub fn set_verbosity(&self, verbosity: u32) {
         self.klog.set_verbosity(verbosity);
+    }
+
+    /// Starts the thread that writes what was kept back, and sums up what was left out, every `flush_every`.
+    ///
+    /// # Errors
+    /// The system refuses a thread.
+    pub fn flush_regularly(&self) -> std::io::Result<()> {
+        let Self { klog, flush_every } = self.clone();
+        let flush = move || loop {
+            std::thread::sleep(flush_every);
+            klog.flush();
+        };
+        std::thread::Builder::new().name("log-flush".into()).spawn(flush).map(drop)
     }
 
     /// Writes what was kept back. To be called before the program ends.

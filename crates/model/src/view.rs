@@ -27,6 +27,8 @@ pub struct ThisNode {
     pub zone: Option<Name>,
     /// Its primary address of each family, for the exception to source ranges.
     pub addresses: Box<[std::net::IpAddr]>,
+    /// `externalIPs` are not served (feature gate `AllowServiceExternalIPs`, KEP-5707).
+    pub ignores_external_ips: bool,
 }
 
 impl ThisNode {
@@ -34,7 +36,8 @@ impl ThisNode {
     pub fn new(name: Name, object: Option<&Node>) -> Self {
         let primary = |family| object.and_then(|node| node.primary_address(family));
         let addresses = [IpFamily::V4, IpFamily::V6].into_iter().filter_map(primary).collect();
-        Self { name, zone: object.and_then(|node| node.zone.clone()), addresses }
+        let zone = object.and_then(|node| node.zone.clone());
+        Self { name, zone, addresses, ignores_external_ips: false }
     }
 }
 
@@ -80,7 +83,7 @@ impl<F: Family> Addresses<F> {
     fn new(node: &ThisNode, service: &Service) -> Option<Self> {
         Some(Self {
             cluster_ip: own::<F>(&service.cluster_ips).next()?,
-            external_ips: own::<F>(&service.external_ips).collect(),
+            external_ips: own::<F>(&service.external_ips).filter(|_| !node.ignores_external_ips).collect(),
             load_balancer_ips: own::<F>(&service.load_balancer_ips).collect(),
             allowed_sources: allowed_sources::<F>(node, service),
         })

@@ -78,7 +78,12 @@ impl<'a> Message<'a> {
         self.payload.first().copied()
     }
 
-    /// The attributes behind `struct nfgenmsg`.
+    /// Everything behind the message's header.
+    pub fn payload(&self) -> &'a [u8] {
+        self.payload
+    }
+
+    /// The attributes behind `struct nfgenmsg`, or behind `struct genlmsghdr`, which is as long.
     pub fn attrs(&self) -> Option<Attrs<'a>> {
         self.payload.get(HEADER_BYTES - NLMSG_HEADER_BYTES..).map(Attrs::new)
     }

@@ -16,3 +16,4 @@ pub mod on_paper;
 pub mod proxy;
 pub mod trace;
 pub mod trace_iptables;
+pub mod upstream;

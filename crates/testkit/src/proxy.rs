@@ -2,12 +2,15 @@
 
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::io::Errno;
+pub use rustix::thread::CapabilitySet;
+use rustix::thread::remove_capability_from_bounding_set;
 use tokio::time::Instant;
 
 use crate::lab::Namespace;
@@ -31,8 +34,35 @@ impl Proxy {
     /// The program can't be started.
     pub fn start(namespace: &Namespace, program: &Path, args: &[&str]) -> io::Result<Self> {
         let mut command = namespace.command(&program.to_string_lossy());
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn()?;
+        piped(&mut command, args).spawn().map(Self::new)
+    }
+
+    /// Like [`Proxy::start`], with no other capabilities than these, nor the means to get any.
+    ///
+    /// # Errors
+    /// The program can't be started, or capabilities can't be given up (which takes `CAP_SETPCAP`).
+    pub fn start_with(
+        namespace: &Namespace,
+        program: &Path,
+        args: &[&str],
+        capabilities: CapabilitySet,
+    ) -> io::Result<Self> {
+        // A program inherits from the thread that starts it, and this thread ends right afterwards. As root the program
+        // gets whatever is in the bounding set.
+        let child = namespace.run(|| {
+            for capability in CapabilitySet::all().difference(capabilities).iter() {
+                match remove_capability_from_bounding_set(capability) {
+                    // The kernel does not know it.
+                    Ok(()) | Err(Errno::INVAL) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+            piped(&mut Command::new(program), args).spawn()
+        })?;
+        Ok(Self::new(child))
+    }
+
+    fn new(mut child: Child) -> Self {
         let log = Arc::new(Mutex::new(Log::default()));
         if let Some(stderr) = child.stderr.take() {
             let sink = log.clone();
@@ -42,7 +72,7 @@ impl Proxy {
                 }
             });
         }
-        Ok(Self { child, log })
+        Self { child, log }
     }
 
     /// The process's number.
@@ -95,6 +125,10 @@ impl Proxy {
         }
         Err(io::Error::new(io::ErrorKind::TimedOut, "the program has not ended"))
     }
+}
+
+fn piped<'c>(command: &'c mut Command, args: &[&str]) -> &'c mut Command {
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped())
 }
 
 impl Drop for Proxy {

@@ -11,6 +11,7 @@
 
 mod affinity;
 mod bad_input;
+mod config_file;
 mod events;
 mod folder;
 mod iptables;
@@ -20,4 +21,5 @@ mod odd;
 mod packets;
 mod permissions;
 mod support;
+mod takeover;
 mod watch;

@@ -72,6 +72,7 @@ fn this_node() -> ThisNode {
         name: "node-1".into(),
         zone: Some("zone-a".into()),
         addresses: ["192.168.0.7", "fd00::7"].map(ip).into(),
+        ignores_external_ips: false,
     }
 }
 
@@ -300,6 +301,18 @@ fn external_and_load_balancer_addresses_of_the_family_are_served() {
          shop/front fd00:10:96::a TCP 80 -> Reject
          shop/front fd00:203::1 TCP 80 -> Reject",
     );
+}
+
+#[test]
+fn external_ips_may_be_ignored() {
+    let service = Service {
+        external_ips: [ip("203.0.113.1")].into(),
+        ..service(&["10.96.0.10"], &[("", Protocol::Tcp, 80, None)])
+    };
+    let entry = ServiceEntry { service: Some(service), ..ServiceEntry::default() };
+    let n_frontends = |node: &ThisNode| frontends::<V4>(node, &entry).len();
+    assert_eq!(n_frontends(&this_node()), 2);
+    assert_eq!(n_frontends(&ThisNode { ignores_external_ips: true, ..this_node() }), 1);
 }
 
 #[track_caller]

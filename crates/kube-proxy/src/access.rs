@@ -1,4 +1,4 @@
-//! `nftables` mode: the way to the kernel.
+//! The agent's access to the real kernel in mode nftables.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,12 @@ use backend_nftables::Nftables;
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::warn;
 
-/// The real kernel.
+use crate::takeover;
+
+/// The pause before a failed watch is opened again.
+const WATCH_PAUSE: Duration = Duration::from_secs(5);
+
+/// The kernel of the network namespace that the program runs in.
 pub(crate) fn kernel_access() -> KernelAccess<Nftables> {
     KernelAccess {
         open: Arc::new(|_| Ok(Box::new(kernel::Nftables::open()?))),
@@ -19,6 +24,7 @@ pub(crate) fn kernel_access() -> KernelAccess<Nftables> {
                 warn!(%error, "foreign changes of the rules are noticed only by audits");
             }
         }),
+        synced: Box::new(takeover::start),
     }
 }
 
@@ -42,6 +48,3 @@ fn watch(foreign: &UnboundedSender<ForeignChange>) {
         std::thread::sleep(WATCH_PAUSE);
     }
 }
-
-/// The pause before a failed watch is opened again.
-const WATCH_PAUSE: Duration = Duration::from_secs(5);

@@ -1,0 +1,215 @@
+//! The configuration in force, as typed values.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde_json::Value;
+
+use crate::decode::Field as _;
+use crate::gates::Gates;
+use crate::mode::Mode;
+use crate::quantity::Quantity;
+use crate::v1alpha1::{KubeProxyConfiguration, VmoduleItem};
+
+/// A configuration that was completed and checked. Every text of the file that means a value is that value here.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting of its own; together they are no state")]
+pub struct Config {
+    /// How packets are directed.
+    pub mode: Mode,
+    /// How to reach the API server.
+    pub client_connection: ClientConnection,
+    /// Serve the manifests in this folder instead (`--manifests`).
+    pub manifests: Option<PathBuf>,
+    /// Name of this node, in lower case; otherwise the host's name.
+    pub hostname_override: Option<String>,
+    /// Primary IP of the node; if unspecified, that of its Node object, in this family first.
+    pub bind_address: IpAddr,
+    /// Where the health server listens; none if it is switched off.
+    pub healthz_bind_address: Option<SocketAddr>,
+    /// Where the metrics server listens; none if it is switched off.
+    pub metrics_bind_address: Option<SocketAddr>,
+    /// Whether to end if a listener can't be opened, instead of trying again.
+    pub bind_address_hard_fail: bool,
+    /// Whether the metrics server answers `/debug/pprof` and `/debug/flags`.
+    pub enable_profiling: bool,
+    /// Whether metrics that are hidden in this version are shown.
+    pub show_hidden_metrics: bool,
+    /// Score for the kernel's out-of-memory killer, -1000 to 1000.
+    pub oom_score_adj: i32,
+    /// Resync interval of upstream's caches.
+    pub config_sync_period: Duration,
+    /// Longest time between full syncs. A sync may take twice this before the health server reports it.
+    pub sync_period: Duration,
+    /// Shortest time between syncs.
+    pub min_sync_period: Duration,
+    /// How pods' traffic is recognised.
+    pub detect_local: DetectLocal,
+    /// Where node ports are served.
+    pub node_port_addresses: NodePortAddresses,
+    /// Whether all traffic to cluster IPs is masqueraded.
+    pub masquerade_all: bool,
+    /// Number of the packet mark's bit for masquerading, 0 to 31.
+    pub masquerade_bit: u8,
+    /// Whether node ports are served on localhost in mode iptables.
+    pub iptables_localhost_node_ports: bool,
+    /// Whether node ports are served on localhost in mode nftables (our feature gate `NFTablesLocalhostNodePorts`).
+    pub nftables_localhost_node_ports: bool,
+    /// What only mode ipvs needs.
+    pub ipvs: Ipvs,
+    /// Sysctls of connection tracking.
+    pub conntrack: Conntrack,
+    /// How and how much to log.
+    pub logging: Logging,
+    /// Feature gates.
+    pub gates: Gates,
+    /// The file's form of all this.
+    pub(crate) file: KubeProxyConfiguration,
+}
+
+impl Config {
+    /// How long a sync may be due before the health server reports it: twice the sync period, as upstream.
+    pub fn health_timeout(&self) -> Duration {
+        self.sync_period.saturating_mul(2)
+    }
+
+    /// The configuration as a file, keys sorted. Reading it again gives the same configuration.
+    pub fn to_yaml(&self) -> String {
+        match self.file.write() {
+            Value::Object(fields) => crate::yaml::to_string(&fields),
+            other => other.to_string(),
+        }
+    }
+
+    /// The same as JSON, for `/configz`.
+    pub fn to_json(&self) -> Value {
+        self.file.write()
+    }
+}
+
+/// `clientConnection` and `--master`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClientConnection {
+    /// Path of a kubeconfig. Without it and `server`, the pod's service account is used.
+    pub kubeconfig: Option<PathBuf>,
+    /// URL of the server, instead of the kubeconfig's (`--master`).
+    pub server: Option<String>,
+    /// The format to ask for.
+    pub content_type: ContentType,
+    /// Requests a second; unlimited if negative.
+    pub qps: f32,
+    /// Requests that may come at once.
+    pub burst: u32,
+}
+
+/// A format of API objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContentType {
+    /// Protobuf where the server has it, else JSON.
+    Protobuf,
+    /// JSON only.
+    Json,
+}
+
+/// `detectLocalMode` and what belongs to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DetectLocal {
+    /// By source address in the range of the family; not at all if there is none.
+    ClusterCidr(Vec<IpNet>),
+    /// By source address in the Node object's pod CIDR of the family.
+    NodeCidr,
+    /// By the interface that packets arrive on.
+    BridgeInterface(String),
+    /// By the beginning of that interface's name.
+    InterfaceNamePrefix(String),
+}
+
+/// `nodePortAddresses`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// On all addresses of the node.
+    All,
+    /// On the Node object's first address of each family.
+    Primary,
+    /// On the node's addresses in these ranges; never empty.
+    Within(Vec<IpNet>),
+}
+
+/// `ipvs`, without the values that all modes share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ipvs {
+    /// How endpoints are chosen; never empty.
+    pub scheduler: String,
+    /// Virtual servers in these ranges are left alone.
+    pub exclude_cidrs: Vec<IpNet>,
+    /// Whether to set `arp_ignore` and `arp_announce`.
+    pub strict_arp: bool,
+    /// Time-out of idle TCP flows; none leaves the kernel's.
+    pub tcp_timeout: Option<Duration>,
+    /// Time-out of TCP flows after a FIN; none leaves the kernel's.
+    pub tcp_fin_timeout: Option<Duration>,
+    /// Time-out of UDP flows; none leaves the kernel's.
+    pub udp_timeout: Option<Duration>,
+}
+
+/// `conntrack`. Time-outs are whole seconds, rounded up, as the kernel's are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conntrack {
+    /// Tracked flows for each core; 0 leaves the kernel's limit alone.
+    pub max_per_core: u32,
+    /// Tracked flows at least, unless `max_per_core` is 0.
+    pub min: u32,
+    /// Time-out of established TCP flows; none leaves the kernel's.
+    pub tcp_established_timeout: Option<Duration>,
+    /// Time-out of TCP flows that one side has closed; none leaves the kernel's.
+    pub tcp_close_wait_timeout: Option<Duration>,
+    /// Whether TCP packets outside the window are let through.
+    pub tcp_be_liberal: bool,
+    /// Time-out of UDP flows without an answer; none leaves the kernel's.
+    pub udp_timeout: Option<Duration>,
+    /// Time-out of UDP flows with answers; none leaves the kernel's.
+    pub udp_stream_timeout: Option<Duration>,
+}
+
+/// `logging`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logging {
+    /// Form of the lines.
+    pub format: LogFormat,
+    /// klog's level.
+    pub verbosity: u32,
+    /// Levels of single source files.
+    pub vmodule: Vec<VmoduleItem>,
+    /// Longest time between flushes.
+    pub flush_frequency: Duration,
+    /// Whether only errors go to standard error, and the rest to standard output.
+    pub split_stream: bool,
+    /// Buffer for what is no error.
+    pub info_buffer_size: Quantity,
+}
+
+/// Form of log lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// klog's.
+    #[default]
+    Text,
+    /// An object each.
+    Json,
+}
+
+/// Before a configuration is known.
+impl Default for Logging {
+    fn default() -> Self {
+        Self {
+            format: LogFormat::Text,
+            verbosity: 0,
+            vmodule: Vec::new(),
+            flush_frequency: Duration::from_secs(5),
+            split_stream: false,
+            info_buffer_size: Quantity::default(),
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! Checks every field and turns its text into a value. All that is wrong is reported at once, with upstream's reasons
+//! (`pkg/proxy/apis/config/validation`) and the file's paths.
+
+mod logging;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::duration::GoDuration;
+use crate::field::{FieldError, FieldErrors};
+use crate::flag::OwnFlags;
+use crate::gates::{Gates, NFTABLES_LOCALHOST_NODE_PORTS};
+use crate::listener::{self, ListenerError};
+use crate::mode::Mode;
+use crate::settings::{
+    ClientConnection, Config, Conntrack, ContentType, DetectLocal, Ipvs, Logging, NodePortAddresses,
+};
+use crate::v1alpha1::KubeProxyConfiguration;
+
+pub(crate) use logging::logging;
+
+const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
+const POSITIVE: &str = "must be greater than 0";
+/// Upstream's sync loop runs at least this often, and crashes if it may not.
+const LONGEST_MIN_SYNC: GoDuration = GoDuration::from_secs(60 * 60);
+/// The kernel's limit for names of interfaces (`IFNAMSIZ`, with the terminating zero).
+const INTERFACE_NAME_BYTES: usize = 15;
+
+/// The configuration of a file that was completed for a mode.
+pub(crate) fn config(
+    file: KubeProxyConfiguration,
+    own: &OwnFlags,
+    mode: Mode,
+    gates: Gates,
+    logging: Logging,
+    mut errors: Vec<FieldError>,
+) -> Result<Config, FieldErrors> {
+    let check = &mut Check { errors: &mut errors };
+    let masquerade_bit = masquerade_bit(&file, mode, check);
+    let ipvs = ipvs(&file, mode, check);
+    let conntrack = conntrack(&file, check);
+    let oom_score_adj = file.oom_score_adj.unwrap_or_default();
+    if !(-1000..=1000).contains(&oom_score_adj) {
+        check.failed(FieldError::invalid(
+            "oomScoreAdj",
+            &oom_score_adj,
+            "must be within the range [-1000, 1000]",
+        ));
+    }
+    let client_connection = client_connection(&file, own, check);
+    let config_sync_period = check.positive("configSyncPeriod", file.config_sync_period);
+    let (sync_period, min_sync_period) = sync_periods(&file, mode, check);
+    let bind_address = model::parse_addr(&file.bind_address).unwrap_or_else(|_no_ip| {
+        let reason = "not a valid textual representation of an IP address";
+        check.failed(FieldError::invalid("bindAddress", file.bind_address.as_str(), reason));
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+    });
+    let config = Config {
+        mode,
+        client_connection,
+        manifests: path(&own.manifests),
+        hostname_override: hostname(&file.hostname_override, check),
+        bind_address,
+        healthz_bind_address: check.listener("healthzBindAddress", &file.healthz_bind_address),
+        metrics_bind_address: check.listener("metricsBindAddress", &file.metrics_bind_address),
+        bind_address_hard_fail: file.bind_address_hard_fail,
+        enable_profiling: file.enable_profiling,
+        node_port_addresses: node_port_addresses(&file, check),
+        show_hidden_metrics: show_hidden_metrics(&file.show_hidden_metrics_for_version, check),
+        detect_local: detect_local(&file, check),
+        oom_score_adj,
+        config_sync_period,
+        sync_period,
+        min_sync_period,
+        masquerade_all: file.nftables.masquerade_all || file.iptables.masquerade_all,
+        masquerade_bit,
+        iptables_localhost_node_ports: file.iptables.localhost_node_ports.unwrap_or(true),
+        nftables_localhost_node_ports: gates.enabled(NFTABLES_LOCALHOST_NODE_PORTS),
+        ipvs,
+        conntrack,
+        logging,
+        gates,
+        file,
+    };
+    FieldErrors::or(errors, config)
+}
+
+/// Collects what is wrong. The value that goes on in its place is never used.
+struct Check<'a> {
+    errors: &'a mut Vec<FieldError>,
+}
+
+impl Check<'_> {
+    fn failed(&mut self, error: FieldError) {
+        self.errors.push(error);
+    }
+
+    fn not_negative(&mut self, path: &str, value: i32) -> u32 {
+        u32::try_from(value).unwrap_or_else(|_negative| {
+            self.failed(FieldError::invalid(path, &value, NOT_NEGATIVE));
+            0
+        })
+    }
+
+    fn positive(&mut self, path: &str, period: GoDuration) -> Duration {
+        period.to_std().filter(|period| !period.is_zero()).unwrap_or_else(|| {
+            self.failed(FieldError::invalid(path, &period, POSITIVE));
+            Duration::ZERO
+        })
+    }
+
+    /// Whole seconds, rounded up; 0 is none. Less than a second would become 0 in the kernel, which is no time-out at all.
+    fn timeout(&mut self, path: &str, timeout: GoDuration) -> Option<Duration> {
+        let Some(timeout) = timeout.to_std() else {
+            self.failed(FieldError::invalid(path, &timeout, NOT_NEGATIVE));
+            return None;
+        };
+        let seconds = timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0);
+        (seconds > 0).then(|| Duration::from_secs(seconds))
+    }
+
+    /// Port 0 switches the listener off; upstream has no way to say this.
+    fn listener(&mut self, path: &str, text: &str) -> Option<SocketAddr> {
+        match listener::parse(text) {
+            Ok(address) => return (address.port() != 0).then_some(address),
+            Err(ListenerError::NoPort) => self.failed(FieldError::invalid(path, text, "must be IP:port")),
+            Err(ListenerError::Host(host)) => {
+                self.failed(FieldError::invalid(path, host, "must be a valid IP"));
+            }
+            Err(ListenerError::Port(port)) => {
+                self.failed(FieldError::invalid(path, port, "must be a valid port"));
+            }
+        }
+        None
+    }
+
+    fn cidrs(&mut self, path: &str, texts: &[String], reason: &str) -> Vec<IpNet> {
+        let mut ranges = Vec::new();
+        for (index, text) in texts.iter().enumerate() {
+            match model::parse_cidr(text) {
+                Ok(range) => ranges.push(range),
+                Err(_) => self.failed(FieldError::invalid(format!("{path}[{index}]"), text.as_str(), reason)),
+            }
+        }
+        ranges
+    }
+}
+
+fn masquerade_bit(file: &KubeProxyConfiguration, mode: Mode, check: &mut Check<'_>) -> u8 {
+    let mut bit = |path: &str, bit: Option<i32>| {
+        let bit = bit.unwrap_or_default();
+        u8::try_from(bit).ok().filter(|bit| *bit <= 31).unwrap_or_else(|| {
+            check.failed(FieldError::invalid(path, &bit, "must be within the range [0, 31]"));
+            0
+        })
+    };
+    // Upstream checks this one in every mode.
+    let iptables = bit("iptables.masqueradeBit", file.iptables.masquerade_bit);
+    if mode == Mode::NfTables {
+        bit("nftables.masqueradeBit", file.nftables.masquerade_bit)
+    } else {
+        iptables
+    }
+}
+
+/// Checked only in mode ipvs, like upstream.
+fn ipvs(file: &KubeProxyConfiguration, mode: Mode, check: &mut Check<'_>) -> Ipvs {
+    let mut ignored = Vec::new();
+    let check =
+        &mut if mode == Mode::Ipvs { Check { errors: check.errors } } else { Check { errors: &mut ignored } };
+    let ipvs = &file.ipvs;
+    let scheduler = if ipvs.scheduler.is_empty() { "rr" } else { &ipvs.scheduler };
+    let excluded = ipvs.exclude_cidrs.as_deref().unwrap_or_default();
+    Ipvs {
+        scheduler: scheduler.to_owned(),
+        tcp_timeout: check.timeout("ipvs.tcpTimeout", ipvs.tcp_timeout),
+        tcp_fin_timeout: check.timeout("ipvs.tcpFinTimeout", ipvs.tcp_fin_timeout),
+        udp_timeout: check.timeout("ipvs.udpTimeout", ipvs.udp_timeout),
+        exclude_cidrs: check.cidrs("ipvs.excludeCIDRs", excluded, CIDR),
+        strict_arp: ipvs.strict_arp,
+    }
+}
+
+const CIDR: &str = "must be a valid CIDR, (e.g. 10.9.8.0/24 or fd12:3456:789a:1::/64)";
+const CIDR_BLOCK: &str = "must be a valid CIDR block (e.g. 10.100.0.0/16 or fde4:8dba:82e1::/48)";
+const CIDR_PAIR: &str = "must be a either a single CIDR block (e.g. 10.100.0.0/16) or a dual-stack pair (e.g. 10.100.0.0/16,fde4:8dba:82e1::/48)";
+
+fn conntrack(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> Conntrack {
+    let conntrack = &file.conntrack;
+    let established = conntrack.tcp_established_timeout.unwrap_or_default();
+    let close_wait = conntrack.tcp_close_wait_timeout.unwrap_or_default();
+    Conntrack {
+        max_per_core: check.not_negative("conntrack.maxPerCore", conntrack.max_per_core.unwrap_or_default()),
+        min: check.not_negative("conntrack.min", conntrack.min.unwrap_or_default()),
+        tcp_established_timeout: check.timeout("conntrack.tcpEstablishedTimeout", established),
+        tcp_close_wait_timeout: check.timeout("conntrack.tcpCloseWaitTimeout", close_wait),
+        tcp_be_liberal: conntrack.tcp_be_liberal,
+        udp_timeout: check.timeout("conntrack.udpTimeout", conntrack.udp_timeout),
+        udp_stream_timeout: check.timeout("conntrack.udpStreamTimeout", conntrack.udp_stream_timeout),
+    }
+}
+
+/// `acceptContentTypes` says what answers may be; as nothing but lists and watches is asked, it counts more than
+/// `contentType`.
+fn client_connection(
+    file: &KubeProxyConfiguration,
+    own: &OwnFlags,
+    check: &mut Check<'_>,
+) -> ClientConnection {
+    let client = &file.client_connection;
+    let (key, formats) = match client.accept_content_types.as_str() {
+        "" => ("contentType", client.content_type.as_str()),
+        accepted => ("acceptContentTypes", accepted),
+    };
+    let content_type = content_type(formats).unwrap_or_else(|| {
+        check.failed(FieldError::unsupported(format!("clientConnection.{key}"), formats, &[PROTOBUF, JSON]));
+        ContentType::Json
+    });
+    ClientConnection {
+        kubeconfig: path(&client.kubeconfig),
+        server: Some(own.master.clone()).filter(|url| !url.is_empty()),
+        content_type,
+        qps: client.qps,
+        burst: check.not_negative("clientConnection.burst", client.burst),
+    }
+}
+
+const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+const JSON: &str = "application/json";
+
+/// The best of the formats that an `Accept` header names, which may have parameters.
+fn content_type(accepted: &str) -> Option<ContentType> {
+    let has = |format: &str| {
+        accepted.split(',').any(|one| one.split(';').next().is_some_and(|name| name.trim() == format))
+    };
+    if has(PROTOBUF) { Some(ContentType::Protobuf) } else { has(JSON).then_some(ContentType::Json) }
+}
+
+fn sync_periods(file: &KubeProxyConfiguration, mode: Mode, check: &mut Check<'_>) -> (Duration, Duration) {
+    let (section, sync, min) = match mode {
+        Mode::Ipvs => ("ipvs", file.ipvs.sync_period, file.ipvs.min_sync_period),
+        Mode::NfTables => ("nftables", file.nftables.sync_period, file.nftables.min_sync_period),
+        _ => ("iptables", file.iptables.sync_period, file.iptables.min_sync_period),
+    };
+    let (sync_path, min_path) = (format!("{section}.syncPeriod"), format!("{section}.minSyncPeriod"));
+    let period = check.positive(&sync_path, sync);
+    if min.is_negative() {
+        check.failed(FieldError::invalid(min_path.as_str(), &min, NOT_NEGATIVE));
+    }
+    if min > sync {
+        let reason = format!("must be greater than or equal to {min_path}");
+        check.failed(FieldError::invalid(sync_path, &min, &reason));
+    }
+    if min > LONGEST_MIN_SYNC {
+        let reason = format!("must be less than or equal to {LONGEST_MIN_SYNC}");
+        check.failed(FieldError::invalid(min_path, &min, &reason));
+    }
+    (period, min.to_std().unwrap_or_default())
+}
+
+/// A name as the API spells it: trimmed and in lower case.
+pub fn node_name(text: &str) -> Option<String> {
+    let name = text.trim().to_lowercase();
+    (!name.is_empty()).then_some(name)
+}
+
+fn hostname(text: &str, check: &mut Check<'_>) -> Option<String> {
+    let name = node_name(text);
+    if name.is_none() && !text.is_empty() {
+        check.failed(FieldError::invalid("hostnameOverride", text, "must not be blank"));
+    }
+    name
+}
+
+fn show_hidden_metrics(version: &str, check: &mut Check<'_>) -> bool {
+    let previous = crate::version::previous_minor();
+    if !version.is_empty() && version != previous {
+        let reason = format!(
+            "--show-hidden-metrics-for-version must be omitted or have the value {previous:?}, the version before"
+        );
+        check.failed(FieldError::invalid("showHiddenMetricsForVersion", version, &reason));
+    }
+    !version.is_empty()
+}
+
+fn node_port_addresses(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> NodePortAddresses {
+    const PRIMARY: &str = "primary";
+    let texts = file.node_port_addresses.as_deref().unwrap_or_default();
+    match texts {
+        [] => return NodePortAddresses::All,
+        [only] if only == PRIMARY => return NodePortAddresses::Primary,
+        _ => {}
+    }
+    let mut ranges = Vec::new();
+    for (index, text) in texts.iter().enumerate() {
+        let path = format!("nodePortAddresses[{index}]");
+        match model::parse_cidr(text) {
+            Ok(range) => ranges.push(range),
+            Err(_) if text == PRIMARY => {
+                check.failed(FieldError::invalid(path, PRIMARY, "can't use both 'primary' and CIDRs"));
+            }
+            Err(_) => check.failed(FieldError::invalid(path, text.as_str(), "must be a valid CIDR")),
+        }
+    }
+    NodePortAddresses::Within(ranges)
+}
+
+fn detect_local(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> DetectLocal {
+    let detect = &file.detect_local;
+    match file.detect_local_mode.as_str() {
+        "ClusterCIDR" => DetectLocal::ClusterCidr(cluster_cidrs(&file.cluster_cidr, check)),
+        "NodeCIDR" => DetectLocal::NodeCidr,
+        "BridgeInterface" => {
+            DetectLocal::BridgeInterface(interface("bridgeInterface", &detect.bridge_interface, check))
+        }
+        "InterfaceNamePrefix" => DetectLocal::InterfaceNamePrefix(interface(
+            "interfaceNamePrefix",
+            &detect.interface_name_prefix,
+            check,
+        )),
+        other => {
+            let modes = ["ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"];
+            check.failed(FieldError::unsupported("detectLocalMode", other, &modes));
+            DetectLocal::NodeCidr
+        }
+    }
+}
+
+fn cluster_cidrs(text: &str, check: &mut Check<'_>) -> Vec<IpNet> {
+    if text.is_empty() {
+        return Vec::new();
+    }
+    let texts: Vec<String> = text.split(',').map(str::to_owned).collect();
+    let path = |index: usize| {
+        if texts.len() == 1 { "clusterCIDR".to_owned() } else { format!("clusterCIDR[{index}]") }
+    };
+    let mut ranges: Vec<IpNet> = Vec::new();
+    for (index, text) in texts.iter().enumerate() {
+        match model::parse_cidr(text) {
+            Ok(range) => ranges.push(range),
+            Err(_) => check.failed(FieldError::invalid(path(index), text.as_str(), CIDR_BLOCK)),
+        }
+    }
+    let is_v6 = |range: &IpNet| range.addr().is_ipv6();
+    let same_family = ranges.len() == 2 && is_v6(&ranges[0]) == is_v6(&ranges[1]);
+    if texts.len() > 2 || same_family {
+        check.failed(FieldError::invalid("clusterCIDR", text, CIDR_PAIR));
+    }
+    ranges
+}
+
+fn interface(key: &str, name: &str, check: &mut Check<'_>) -> String {
+    let path = format!("detectLocal.{key}");
+    if name.is_empty() {
+        check.failed(FieldError::invalid(path, name, "must not be empty"));
+    } else if name.len() > INTERFACE_NAME_BYTES {
+        let reason = format!("must be no more than {INTERFACE_NAME_BYTES} bytes, as names of interfaces are");
+        check.failed(FieldError::invalid(path, name, &reason));
+    }
+    name.to_owned()
+}
+
+fn path(text: &str) -> Option<PathBuf> {
+    (!text.is_empty()).then(|| PathBuf::from(text))
+}

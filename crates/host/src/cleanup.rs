@@ -1,0 +1,109 @@
+//! Removing what upstream's kube-proxy left behind in other modes, and what we would leave.
+//!
+//! # Order
+//!
+//! This comes *after* our own rules are complete, so that no packet ever meets a moment without any. While both are there,
+//! nothing is translated twice: the kernel gives a flow one destination and one source translation, by whoever comes first
+//! (`nf_nat_inet_fn` of `net/netfilter/nf_nat_core.c`), and iptables' chains were there first. A flow that one of the two
+//! marks for masquerading is masqueraded by the other as well, since the mark is the same. What iptables' filter chains
+//! refuse are packets that still have a Service's address at that point, hence none that either has translated.
+//! Established flows no longer ask any rule, so they survive.
+//!
+//! 1. IPVS and its device: a virtual server sees only packets that our rules have not taken, but the device makes every
+//!    virtual address local to the host. It goes before the filter rules that shield the host's own ports from it.
+//! 2. Rules: each table goes from old to new in one step. The order of tables is [`::cleanup::upstream::Table::ALL`], and why. In
+//!    `nf_tables` all tables of a family go at once.
+//! 3. Sets, which the rules have referred to.
+
+mod compat;
+mod error;
+mod ipvs;
+mod legacy;
+mod lock;
+
+use kernel::Nftables;
+use nft::{Family, Kernel as _, Name, Op, Transaction};
+
+use crate::file::Root;
+
+pub use error::CleanupError;
+
+const FAMILIES: [Family; 2] = [Family::Ip, Family::Ip6];
+
+/// What came of a clean-up.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// What is gone.
+    pub removed: Vec<Removed>,
+    /// Chains of upstream's that foreign rules need, which therefore stay.
+    pub kept: Vec<String>,
+    /// What could not be removed. Nothing keeps the rest from being tried.
+    pub failures: Vec<CleanupError>,
+}
+
+/// Things that are gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// Where they were, such as `table ip nat of iptables-legacy`.
+    pub from: String,
+    /// Names, such as `chain KUBE-SERVICES`.
+    pub items: Vec<String>,
+}
+
+impl Report {
+    /// Whether there was nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.removed.is_empty() && self.failures.is_empty()
+    }
+
+    fn fail(&mut self, error: CleanupError) {
+        self.failures.push(error);
+    }
+
+    fn removed(&mut self, from: impl Into<String>, items: Vec<String>) {
+        if !items.is_empty() {
+            self.removed.push(Removed { from: from.into(), items });
+        }
+    }
+}
+
+/// Removes what modes `iptables` and `ipvs` left in the network namespace of the calling thread. To be called when our own
+/// rules are complete. Loads no module, and makes no table, that is not in use.
+pub fn clean_up_other_modes(root: &Root) -> Report {
+    let mut report = Report::default();
+    ipvs::remove_servers(root, &mut report);
+    for family in FAMILIES {
+        legacy::clean(root, family, &mut report);
+    }
+    for family in FAMILIES {
+        compat::clean(family, &mut report);
+    }
+    ipvs::remove_sets(root, &mut report);
+    report
+}
+
+/// `--cleanup`: removes what any mode left, our own tables (and upstream's of the same name) included.
+pub fn clean_up_all(root: &Root, own_table: &Name) -> Report {
+    let mut report = clean_up_other_modes(root);
+    for family in FAMILIES {
+        match delete_table(family, own_table) {
+            Ok(true) => report.removed("nftables", vec![format!("table {family} {own_table}")]),
+            Ok(false) => {}
+            Err(source) => report.fail(CleanupError::OwnTable { family, table: own_table.clone(), source }),
+        }
+    }
+    report
+}
+
+/// Deletes a table of ours; false if there was none.
+fn delete_table(family: Family, table: &Name) -> Result<bool, nft::KernelError> {
+    /// `ENOENT`
+    const NO_SUCH: i32 = 2;
+    let mut transaction = Transaction::new(family, table.clone());
+    transaction.ops.push(Op::DeleteTable);
+    match Nftables::open()?.apply(&transaction) {
+        Ok(_) => Ok(true),
+        Err(error) if error.errno() == Some(NO_SUCH) => Ok(false),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,215 @@
+//! The configuration file while the program runs: when it comes to say something else, the program ends, so that it is
+//! started again with the new configuration. A restart costs no packet.
+//!
+//! Upstream watches the file itself and misses what kubelet does to a mounted `ConfigMap`: it swaps the symbolic link
+//! `..data`, which leads to the file. Here the folders on the way are watched too, and what counts is the content.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use config::{CommandLine, Config};
+use futures_util::StreamExt as _;
+use inotify::{Inotify, WatchMask};
+use tracing::{error, info, warn};
+
+/// The wait after an event: writers need more than one step.
+const SETTLE: Duration = Duration::from_millis(250);
+/// How often to look without an event, in case that none can be had.
+const POLL: Duration = Duration::from_mins(1);
+/// Room for events of one read. They are not looked at.
+const EVENT_BYTES: usize = 4096;
+
+/// The file of `--config` as it was read.
+#[derive(Debug)]
+pub(crate) struct ConfigFile {
+    path: PathBuf,
+    text: io::Result<String>,
+}
+
+impl ConfigFile {
+    /// Reads a file; that it can't be read is told later.
+    pub(crate) fn read(path: &Path) -> Self {
+        Self { path: path.to_owned(), text: std::fs::read_to_string(path) }
+    }
+
+    /// What was read.
+    pub(crate) fn text(&self) -> io::Result<String> {
+        // Errors of the operating system have no copy, but their kind and text have.
+        self.text.as_ref().map(String::clone).map_err(|error| io::Error::new(error.kind(), error.to_string()))
+    }
+
+    /// Returns when the file means another configuration than this one. A file that can't be used is told, and the one in
+    /// force stays.
+    pub(crate) async fn changed(self, command_line: &CommandLine, config: &Config) {
+        let mut last = self.text.ok();
+        let mut is_watched = true;
+        loop {
+            let watch = watch(&self.path);
+            if let Err(error) = &watch
+                && std::mem::replace(&mut is_watched, false)
+            {
+                warn!(%error, file = %self.path.display(), "the configuration file can't be watched; looking at it every minute");
+            }
+            // After the watch was set up, so that no change falls in between.
+            let text = std::fs::read_to_string(&self.path).ok();
+            if text != last && is_other(command_line, config, &self.path, text.as_deref()) {
+                return;
+            }
+            last = text;
+            // Whatever the event was, the file is read again; an error is answered by a new watch.
+            drop(tokio::time::timeout(POLL, next_event(watch)).await);
+            tokio::time::sleep(SETTLE).await;
+        }
+    }
+}
+
+/// Whether a new text means another configuration; says so if it means none.
+fn is_other(command_line: &CommandLine, config: &Config, path: &Path, text: Option<&str>) -> bool {
+    let file = path.display();
+    let Some(text) = text else {
+        error!(%file, "the configuration file is gone; what it said stays in force");
+        return false;
+    };
+    match config::load(command_line, Some(Ok(text.to_owned())), &crate::platform::modes()).config {
+        Ok(new) if new == *config => {
+            info!(%file, "the configuration file was changed, but not what it means");
+            false
+        }
+        Ok(_) => true,
+        Err(error) => {
+            error!(%file, err = %error, "the changed configuration file can't be used; the former configuration stays in force");
+            false
+        }
+    }
+}
+
+async fn next_event(watch: io::Result<inotify::EventStream<Vec<u8>>>) {
+    match watch {
+        Ok(mut events) => drop(events.next().await),
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Watches the file that the path leads to, its folder, and the folder that the path names.
+fn watch(path: &Path) -> io::Result<inotify::EventStream<Vec<u8>>> {
+    let folder = WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::MOVED_FROM | WatchMask::DELETE;
+    let file = WatchMask::MODIFY | WatchMask::CLOSE_WRITE | WatchMask::MOVE_SELF | WatchMask::DELETE_SELF;
+    let inotify = Inotify::init()?;
+    inotify.watches().add(parent(path), folder)?;
+    // The file may be gone for a moment; its folder tells when it is back.
+    if let Ok(real) = path.canonicalize() {
+        inotify.watches().add(parent(&real), folder)?;
+        inotify.watches().add(&real, file)?;
+    }
+    inotify.into_event_stream(vec![0; EVENT_BYTES])
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use config::Parsed;
+    use std::os::unix::fs::symlink;
+
+    const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+    /// Time is paused and goes on when nothing else can happen. Shorter than [`POLL`], so that only events end the wait.
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    fn file(rest: &str) -> String {
+        format!("{HEAD}{rest}")
+    }
+
+    /// Whether `change` of the file at `path` ends the wait.
+    async fn ends(path: &Path, change: impl AsyncFnOnce()) -> bool {
+        let arguments = ["--config".to_owned(), path.display().to_string()];
+        let Ok(Parsed::Run(command_line)) = CommandLine::parse(arguments) else { panic!("arguments") };
+        let read = ConfigFile::read(path);
+        let config =
+            config::load(&command_line, Some(read.text()), &crate::platform::modes()).config.unwrap();
+        let unchanged = async {
+            change().await;
+            tokio::time::sleep(SETTLE * 8).await;
+        };
+        tokio::select! {
+            // The watch is set up first, so that it is the event that is seen.
+            biased;
+            () = read.changed(&command_line, &config) => true,
+            () = unchanged => false,
+        }
+    }
+
+    /// As [`ends`], for a change that must end it.
+    async fn must_end(path: &Path, change: impl AsyncFnOnce()) {
+        let ended = ends(path, async || {
+            change().await;
+            tokio::time::sleep(LIMIT).await;
+        });
+        assert!(ended.await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_swap_of_the_link_of_a_mounted_configmap_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for (version, rest) in [("..1", "oomScoreAdj: 1"), ("..2", "oomScoreAdj: 2")] {
+            std::fs::create_dir(at(version)).unwrap();
+            std::fs::write(at(version).join("config.conf"), file(rest)).unwrap();
+        }
+        symlink("..1", at("..data")).unwrap();
+        symlink("..data/config.conf", at("config.conf")).unwrap();
+        must_end(&at("config.conf"), async || {
+            symlink("..2", at("..data_tmp")).unwrap();
+            std::fs::rename(at("..data_tmp"), at("..data")).unwrap();
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_overwritten_file_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config");
+        std::fs::write(&path, file("")).unwrap();
+        must_end(&path, async || std::fs::write(&path, file("oomScoreAdj: 2")).unwrap()).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_renamed_over_it_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, new) = (dir.path().join("config"), dir.path().join("new"));
+        std::fs::write(&path, file("")).unwrap();
+        must_end(&path, async || {
+            std::fs::write(&new, file("oomScoreAdj: 2")).unwrap();
+            std::fs::rename(&new, &path).unwrap();
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_comes_back_different_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config");
+        std::fs::write(&path, file("")).unwrap();
+        must_end(&path, async || {
+            std::fs::remove_file(&path).unwrap();
+            tokio::time::sleep(SETTLE * 2).await;
+            std::fs::write(&path, file("oomScoreAdj: 2")).unwrap();
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_wording_and_an_unusable_file_change_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config");
+        std::fs::write(&path, file("configSyncPeriod: 15m")).unwrap();
+        for rest in ["# a comment\nconfigSyncPeriod: 900s", "oomScoreAdj: 5000", "mode: ["] {
+            let write = async || std::fs::write(&path, file(rest)).unwrap();
+            assert!(!ends(&path, write).await, "{rest}");
+            std::fs::write(&path, file("configSyncPeriod: 15m")).unwrap();
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Serving: the source, the agent, and what is around them, until something ends the program.
+
+use std::time::Duration;
+
+use agent::Input;
+use anyhow::Context as _;
+use config::{CommandLine, Config, Mode};
+use events::Recorder;
+use model::Kind;
+use source::{Source, SourceEvent};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use crate::access::kernel_access;
+use crate::config_file::ConfigFile;
+use crate::{iptables_mode, notices, platform, settings};
+
+/// Events that may wait between the source and the agent.
+const EVENTS: usize = 4096;
+/// How long the end of the program waits for events to be written.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// Serves until a signal asks to end. The rules stay in the kernel, so that traffic goes on until the next start, which
+/// takes them over.
+pub(crate) async fn serve(
+    command_line: &CommandLine,
+    config: &Config,
+    file: Option<ConfigFile>,
+) -> anyhow::Result<()> {
+    // Before anything else: as process 1 of a container the kernel delivers only signals that have a handler.
+    let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
+    let version = command_line.version();
+    let node_name = config.hostname_override.clone().map_or_else(platform::hostname, Ok)?;
+    info!(%version, "Version info");
+    info!(node = node_name, "Using {} Proxier", config.mode);
+
+    let families = platform::families();
+    let (notices, recorder, listener) =
+        notices::outlets(&platform::hostname().unwrap_or_else(|_unreadable| node_name.clone()));
+    let checked = settings::checked(config, families.clone());
+    let settings = settings::agent(config, &node_name, families, notices);
+    let (events_tx, events) = mpsc::channel(EVENTS);
+    let mut source = start_source(config, &node_name, &version, events_tx).await?;
+    notices::log_watches();
+    let read = |event| read_event(event, &recorder);
+    let file_changed = async {
+        match file {
+            Some(file) => file.changed(command_line, config).await,
+            None => std::future::pending().await,
+        }
+    };
+    let outcome = tokio::select! {
+        result = run(config.mode, settings, events, read) => result,
+        error = listener.run(source.client(), &node_name, &checked) => Err(error),
+        () = source.ended() => Err(anyhow::anyhow!("the source ended")),
+        () = file_changed => Err(anyhow::anyhow!("content of the proxy server's configuration file was updated")),
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    };
+    recorder.flush(FLUSH).await;
+    outcome
+}
+
+/// Serves in a mode.
+async fn run(
+    mode: Mode,
+    mut settings: agent::Settings,
+    events: mpsc::Receiver<SourceEvent>,
+    read: impl Fn(SourceEvent) -> Option<Input>,
+) -> anyhow::Result<()> {
+    let served = if mode == Mode::IpTables {
+        let (mode, access) = iptables_mode::prepare(&mut settings)?;
+        agent::run(mode, settings, access, events, read).await
+    } else {
+        agent::run(backend_nftables::Nftables, settings, kernel_access(), events, read).await
+    };
+    served.context("serve")
+}
+
+async fn start_source(
+    config: &Config,
+    node_name: &str,
+    version: &str,
+    events: mpsc::Sender<SourceEvent>,
+) -> anyhow::Result<Source> {
+    if let Some(dir) = &config.manifests {
+        return source::spawn_folder(dir.clone(), events).context("read the manifests");
+    }
+    let api = settings::api(config, node_name, version);
+    source::spawn_api(api, events).await.context("configure the API client")
+}
+
+/// What an event means to the agent; what is only for people is told here.
+fn read_event(event: SourceEvent, recorder: &Recorder) -> Option<Input> {
+    match event {
+        SourceEvent::Change(change) => {
+            notices::log_change(&change);
+            return Some(Input::Change(change));
+        }
+        SourceEvent::Listed(kind) => {
+            notices::log_listed(kind);
+            return Some(Input::Listed(kind));
+        }
+        SourceEvent::Rejected(rejection) => {
+            warn!(%rejection, "left out what can't be used");
+            if let Some(event) = notices::rejection_event(&rejection) {
+                recorder.send(event);
+            }
+        }
+        SourceEvent::Problem { kind, text } => {
+            warn!(kind = kind.map_or("all", Kind::as_str), problem = text, "the source has a problem");
+        }
+        SourceEvent::Recovered(kind) => info!(%kind, "the source works again"),
+    }
+    None
+}

@@ -1,0 +1,116 @@
+//! Leaving nothing behind of what other modes, or upstream's kube-proxy, did on this node; and giving up the privileges
+//! that only the start needs.
+
+use std::thread;
+use std::time::Duration;
+
+use agent::OldRulesGone;
+use config::Mode;
+use host::{Report, Root};
+use model::IpFamily;
+use nft::{Kernel as _, Op, Transaction};
+use tokio::sync::mpsc::UnboundedSender;
+use tracing::{debug, error, info, warn};
+
+/// Pauses before another attempt at what could not be removed. After the last one it stays until the next start.
+const PAUSES: [Duration; 4] =
+    [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30), Duration::from_mins(2)];
+
+/// Removes other modes' leftovers on a thread of its own, and tells when rules are gone. To be called when all our rules are
+/// in the kernel.
+pub(crate) fn start(gone: UnboundedSender<OldRulesGone>) {
+    if let Err(error) = thread::Builder::new().name("takeover".into()).spawn(move || take_over(&gone)) {
+        warn!(%error, "what other modes left can't be removed");
+    }
+}
+
+/// The same for mode iptables, whose rules are not to be removed, but those of mode nftables.
+pub(crate) fn start_from_nftables(families: Vec<IpFamily>, gone: UnboundedSender<OldRulesGone>) {
+    let work = move || {
+        for family in families {
+            // Nobody listens when the program ends.
+            if remove_nftables_table(family) && gone.send(OldRulesGone).is_err() {
+                return;
+            }
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("takeover".into()).spawn(work) {
+        warn!(%error, "what mode nftables left can't be removed");
+    }
+}
+
+/// Whether there was one, and it is gone.
+fn remove_nftables_table(family: IpFamily) -> bool {
+    const ENOENT: i32 = 2;
+    let netfilter_family = match family {
+        IpFamily::V4 => nft::Family::Ip,
+        IpFamily::V6 => nft::Family::Ip6,
+    };
+    let mut transaction = Transaction::new(netfilter_family, backend_nftables::table_name());
+    transaction.ops.push(Op::DeleteTable);
+    let outcome = kernel::Nftables::open().and_then(|mut kernel| kernel.apply(&transaction));
+    match &outcome {
+        Ok(_) => info!(ipFamily = %family, "removed the table of mode nftables"),
+        Err(error) if error.errno() == Some(ENOENT) => {}
+        Err(error) => {
+            warn!(ipFamily = %family, err = chain(error), "the table of mode nftables can't be removed");
+        }
+    }
+    outcome.is_ok()
+}
+
+fn take_over(gone: &UnboundedSender<OldRulesGone>) {
+    let mut pauses = PAUSES.into_iter();
+    loop {
+        let report = host::clean_up_other_modes(&Root::default());
+        log_removed(&report);
+        // If nobody listens any more, the program ends.
+        let listening = report.removed.is_empty() || gone.send(OldRulesGone).is_ok();
+        if report.failures.is_empty() || !listening {
+            return;
+        }
+        let retry_in = pauses.next();
+        for failure in &report.failures {
+            warn!(err = chain(failure), ?retry_in, "what another mode left can't be removed");
+        }
+        match retry_in {
+            Some(pause) => thread::sleep(pause),
+            None => return,
+        }
+    }
+}
+
+/// `--cleanup`: removes everything that any mode has left, our own rules included. Tries everything, and fails if
+/// something stays.
+pub(crate) fn clean_up() -> anyhow::Result<()> {
+    let report = host::clean_up_all(&Root::default(), &backend_nftables::table_name());
+    log_removed(&report);
+    for failure in &report.failures {
+        error!(err = chain(failure), "could not be removed");
+    }
+    anyhow::ensure!(report.failures.is_empty(), "{} things stay behind", report.failures.len());
+    Ok(())
+}
+
+/// Keeps only the capabilities that are needed as long as the program runs. To be called before there is a second thread.
+pub(crate) fn give_up_privileges(mode: Mode) {
+    for failure in host::drop_privileges(mode == Mode::IpTables) {
+        debug!(err = chain(&failure), "a privilege stays");
+    }
+}
+
+fn log_removed(report: &Report) {
+    for removed in &report.removed {
+        info!(from = removed.from, items = removed.items.len(), "removed what another mode left");
+        debug!(from = removed.from, items = removed.items.join(", "), "removed");
+    }
+    for chain in &report.kept {
+        info!(chain, "stays, because rules of others need it");
+    }
+}
+
+/// An error with its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

@@ -1,0 +1,301 @@
+//! Taking a node over from upstream's kube-proxy in each of its modes under traffic, and cleaning up after all of them.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use testkit::client::{Load, LoadGenerator, Session, Transport, UdpFlow};
+use testkit::cluster::{CLUSTER_CIDR, Cluster, KEEP_PORT, LINE_PORT, UDP_PORT};
+use testkit::objects::{self, Port};
+use testkit::proxy::{CapabilitySet, Proxy, wait_until};
+use testkit::upstream::{self, ServicePort};
+
+use crate::support::{
+    NODE_PORT, PATIENCE, REQUEST, WEB_V4, WEB_V6, apply_endpoints, apply_web, ask, check_listable, cluster,
+    ip, program, start, wait_for,
+};
+
+const KEEP_V4: &str = "10.96.0.20";
+const KEEP_V6: &str = "fd00:10:96::20";
+const KEEP_PORTS: [Port; 1] =
+    [Port { name: "keep", protocol: "TCP", port: 80, target: KEEP_PORT, node_port: None }];
+
+/// What left the rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Before {
+    IptablesLegacy,
+    IptablesNft,
+    Nftables,
+}
+
+impl Before {
+    fn load(self, cluster: &Cluster) {
+        let node = cluster.lab.node();
+        for v6 in [false, true] {
+            let (pods, services) = (pods(v6), services(cluster, v6));
+            match self {
+                Self::Nftables => {
+                    let address = if v6 { node.ip6().into() } else { IpAddr::from(node.ip4()) };
+                    node.nft(&upstream::nftables(pods, address, &services)).unwrap();
+                }
+                _ => restore(cluster, &self.tool(v6), &upstream::iptables(pods, &services)),
+            }
+        }
+    }
+
+    /// The tool of iptables that sees the rules. Mode nftables has none of its own; foreign rules are nft's then.
+    fn tool(self, v6: bool) -> String {
+        let family = if v6 { "ip6tables" } else { "iptables" };
+        let flavour = if self == Self::IptablesLegacy { "legacy" } else { "nft" };
+        format!("{family}-{flavour}")
+    }
+
+    /// The rules of both families as saved; the counters of the policies, which traffic changes, are left out.
+    fn saved(self, cluster: &Cluster) -> Vec<String> {
+        let save = |v6| cluster.lab.node().exec(&format!("{}-save", self.tool(v6)), &[]).unwrap();
+        let text = save(false) + &save(true);
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines.map(|line| line.split(" [").next().unwrap_or_default().to_owned()).collect()
+    }
+
+    /// Whether something of what was loaded is still there.
+    fn is_left(self, cluster: &Cluster) -> bool {
+        match self {
+            Self::Nftables => {
+                let listed = cluster.lab.node().exec("nft", &["list", "chains"]).unwrap();
+                listed.contains("service-endpoints-check") || listed.contains("endpoint-")
+            }
+            _ => {
+                self.saved(cluster).iter().any(|line| line.contains("KUBE-S") || line.contains("KUBE-PROXY"))
+            }
+        }
+    }
+}
+
+fn restore(cluster: &Cluster, tool: &str, rules: &str) {
+    let args = ["--noflush", "--counters"];
+    cluster.lab.node().exec_with_input(&format!("{tool}-restore"), &args, rules).unwrap();
+}
+
+fn pods(v6: bool) -> ipnet::IpNet {
+    CLUSTER_CIDR.split(',').nth(usize::from(v6)).unwrap().parse().unwrap()
+}
+
+/// The Services of [`apply_services`] as upstream would have programmed them, and one without endpoints.
+fn services(cluster: &Cluster, v6: bool) -> Vec<ServicePort> {
+    let address = |v4, v6_text| ip(if v6 { v6_text } else { v4 });
+    let endpoints = |port| cluster.endpoints(v6).iter().map(|pod| SocketAddr::new(pod.ip, port)).collect();
+    let service = |name, protocol, cluster_ip, node_port, endpoints| ServicePort {
+        name,
+        protocol,
+        cluster_ip,
+        port: 80,
+        node_port,
+        load_balancer: None,
+        endpoints,
+    };
+    let web = address(WEB_V4, WEB_V6);
+    vec![
+        service("default/web:line", "tcp", web, Some(NODE_PORT), endpoints(LINE_PORT)),
+        service("default/web:dgram", "udp", web, Some(NODE_PORT), endpoints(UDP_PORT)),
+        service("default/keep:keep", "tcp", address(KEEP_V4, KEEP_V6), None, endpoints(KEEP_PORT)),
+        service("default/none", "tcp", address("10.96.0.30", "fd00:10:96::30"), None, vec![]),
+    ]
+}
+
+fn apply_services(cluster: &Cluster) {
+    apply_web(cluster);
+    cluster.apply(objects::service("keep", &[ip(KEEP_V4), ip(KEEP_V6)], &KEEP_PORTS)).unwrap();
+    cluster.apply(objects::slice("keep", "v4", &KEEP_PORTS, &cluster.endpoints(false))).unwrap();
+    cluster.apply(objects::slice("keep", "v6", &KEEP_PORTS, &cluster.endpoints(true))).unwrap();
+}
+
+/// Rules of the kubelet and of others, which are to stay; yields how they are saved.
+fn load_neighbours(cluster: &Cluster, before: Before) -> Vec<String> {
+    for v6 in [false, true] {
+        restore(cluster, &before.tool(v6), &upstream::foreign(v6));
+        restore(cluster, &before.tool(v6), &upstream::kubelet(v6));
+    }
+    before.saved(cluster)
+}
+
+/// Two hundred new connections a second, from elsewhere and from a pod, to cluster IPs and a node port, over TCP and UDP,
+/// and connections that stay open: none fails while the rules change hands.
+#[track_caller]
+fn check_takeover(before: Before) {
+    let cluster = cluster(3, 1);
+    let neighbours = load_neighbours(&cluster, before);
+    before.load(&cluster);
+    assert!(before.is_left(&cluster));
+    apply_services(&cluster);
+    let (outside, pod, node) = (cluster.lab.outside(), cluster.lab.pod(0), cluster.lab.node());
+    let load = |target, transport| Load { target, transport, rate: 40, timeout: REQUEST };
+    let generators = [
+        LoadGenerator::start(outside, load((ip(WEB_V4), 80).into(), Transport::Tcp)).unwrap(),
+        LoadGenerator::start(outside, load((ip(WEB_V6), 80).into(), Transport::Udp)).unwrap(),
+        LoadGenerator::start(outside, load((node.ip6(), NODE_PORT).into(), Transport::Tcp)).unwrap(),
+        LoadGenerator::start(pod, load((ip(WEB_V6), 80).into(), Transport::Tcp)).unwrap(),
+        LoadGenerator::start(node, load((ip(WEB_V4), 80).into(), Transport::Udp)).unwrap(),
+    ];
+    let keep =
+        |from: &testkit::lab::Host, to| from.run(|| Session::open((ip(to), 80).into(), REQUEST)).unwrap();
+    let mut sessions =
+        [keep(outside, KEEP_V4), keep(outside, KEEP_V6), keep(pod, KEEP_V4), keep(node, KEEP_V6)];
+    let mut talk = || sessions.iter_mut().try_for_each(|session| session.exchange(b"still there?"));
+    talk().unwrap();
+    let proxy = start(&cluster);
+    let gone = wait_until(PATIENCE, || {
+        talk().unwrap();
+        !before.is_left(&cluster)
+    });
+    assert!(gone, "{before:?} is left:\n{}", proxy.log().join("\n"));
+    // What comes now meets nothing but our rules.
+    std::thread::sleep(Duration::from_millis(300));
+    talk().unwrap();
+    for generator in generators {
+        let report = generator.stop();
+        assert_eq!(report.failed(), 0, "{before:?}: {:?}\n{}", report.first_failure, proxy.log().join("\n"));
+        assert!(report.succeeded > 10, "{} connections in {:?}", report.succeeded, report.elapsed);
+    }
+    assert_eq!(before.saved(&cluster), neighbours, "{before:?}");
+    assert!(!proxy.log().iter().any(|line| line.contains("WARN")), "{}", proxy.log().join("\n"));
+    assert_eq!(
+        ask(outside, Transport::Tcp, (ip("10.96.0.10"), 81).into()),
+        refused(),
+        "our rules are at work"
+    );
+}
+
+fn refused() -> Result<String, testkit::client::FailureClass> {
+    Err(testkit::client::FailureClass::Refused)
+}
+
+#[test]
+fn takeover_from_iptables_legacy_fails_no_connection() {
+    check_takeover(Before::IptablesLegacy);
+}
+
+#[test]
+fn takeover_from_iptables_nft_fails_no_connection() {
+    check_takeover(Before::IptablesNft);
+}
+
+#[test]
+fn takeover_from_upstreams_nftables_fails_no_connection() {
+    check_takeover(Before::Nftables);
+}
+
+/// What the old rules say no longer counts as soon as they are gone: a flow does not go to an endpoint of long ago.
+#[test]
+fn endpoints_that_only_the_old_rules_know_get_nothing() {
+    for before in [Before::IptablesLegacy, Before::IptablesNft] {
+        let cluster = cluster(2, 0);
+        before.load(&cluster);
+        apply_web(&cluster);
+        apply_endpoints(&cluster, &cluster.endpoints(false)[..1], &cluster.endpoints(true)[..1]);
+        let _proxy = start(&cluster);
+        assert!(wait_until(PATIENCE, || !before.is_left(&cluster)), "{before:?}");
+        for _ in 0..20 {
+            for address in [WEB_V4, WEB_V6] {
+                let answer = ask(cluster.lab.outside(), Transport::Tcp, (ip(address), 80).into());
+                assert_eq!(answer.as_deref(), Ok("pod0"), "{before:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn cleanup_removes_all_that_any_mode_left_and_nothing_else() {
+    let cluster = cluster(1, 0);
+    let mut neighbours = Vec::new();
+    for before in [Before::IptablesLegacy, Before::IptablesNft] {
+        neighbours.push(load_neighbours(&cluster, before));
+        before.load(&cluster);
+    }
+    apply_services(&cluster);
+    let mut proxy = start(&cluster);
+    proxy.terminate(PATIENCE).unwrap();
+    let listed = |cluster: &Cluster| cluster.lab.node().exec("nft", &["list", "tables"]).unwrap();
+    assert!(listed(&cluster).contains("kube-proxy"));
+    for before in [Before::IptablesLegacy, Before::IptablesNft] {
+        before.load(&cluster);
+    }
+    let mut cleanup = Proxy::start(cluster.lab.node(), program(), &["--cleanup"]).unwrap();
+    assert_eq!(cleanup.wait(PATIENCE).unwrap().code(), Some(0), "{}", cleanup.log().join("\n"));
+    assert!(!listed(&cluster).contains("kube-proxy"), "{}", listed(&cluster));
+    for (before, neighbours) in [Before::IptablesLegacy, Before::IptablesNft].iter().zip(neighbours) {
+        assert_eq!(before.saved(&cluster), neighbours, "{before:?}");
+    }
+    let mut again = Proxy::start(cluster.lab.node(), program(), &["--cleanup"]).unwrap();
+    assert_eq!(again.wait(PATIENCE).unwrap().code(), Some(0), "{}", again.log().join("\n"));
+}
+
+#[test]
+fn cleanup_without_permission_says_what_stays_and_fails() {
+    let cluster = cluster(1, 0);
+    Before::IptablesLegacy.load(&cluster);
+    Before::Nftables.load(&cluster);
+    let arguments = ["--cleanup"];
+    let node = cluster.lab.node();
+    let mut cleanup = Proxy::start_with(node, program(), &arguments, CapabilitySet::empty()).unwrap();
+    assert_eq!(cleanup.wait(PATIENCE).unwrap().code(), Some(1));
+    let logged = |text: &str| cleanup.log().iter().any(|line| line.contains(text));
+    let complete =
+        wait_until(PATIENCE, || logged("table ip6 kube-proxy") && logged("table ip nat of iptables-legacy"));
+    assert!(complete, "{}", cleanup.log().join("\n"));
+    assert!(Before::IptablesLegacy.is_left(&cluster) && Before::Nftables.is_left(&cluster));
+}
+
+/// Everything works with `CAP_NET_ADMIN` alone, the take-over included.
+#[test]
+fn net_admin_is_enough() {
+    let cluster = cluster(2, 1);
+    Before::IptablesLegacy.load(&cluster);
+    apply_services(&cluster);
+    let arguments = cluster.arguments();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (node, outside) = (cluster.lab.node(), cluster.lab.outside());
+    let proxy = Proxy::start_with(node, program(), &arguments, CapabilitySet::NET_ADMIN).unwrap();
+    assert!(wait_until(PATIENCE, || !Before::IptablesLegacy.is_left(&cluster)), "{}", proxy.log().join("\n"));
+    for address in [ip(WEB_V4), ip(WEB_V6)] {
+        for transport in [Transport::Tcp, Transport::Udp] {
+            ask(outside, transport, (address, 80).into()).unwrap();
+        }
+    }
+    ask(outside, Transport::Tcp, (node.ip4(), NODE_PORT).into()).unwrap();
+    // Tracked flows of UDP are forgotten, and tampering is noticed.
+    let flow = outside.run(|| UdpFlow::open(0, (ip(WEB_V4), 80).into(), REQUEST)).unwrap();
+    let first = flow.ask().unwrap().name;
+    let other = usize::from(first == cluster.pod_names()[0]);
+    let only = other..=other;
+    apply_endpoints(&cluster, &cluster.endpoints(false)[only.clone()], &cluster.endpoints(true)[only]);
+    let name = cluster.pod_names()[other];
+    assert!(wait_until(PATIENCE, || flow.ask().is_ok_and(|reply| reply.name == name)), "still at {first}");
+    node.nft("delete table ip kube-proxy").unwrap();
+    wait_for(outside, Transport::Tcp, (ip(WEB_V4), 80).into(), &Ok(name));
+    check_listable(&cluster);
+    assert!(!proxy.log().iter().any(|line| line.contains("ERROR")), "{}", proxy.log().join("\n"));
+}
+
+/// Whatever it was started with, it keeps no more than it needs.
+#[test]
+fn other_capabilities_are_given_up() {
+    let cluster = cluster(1, 0);
+    apply_web(&cluster);
+    let proxy = start(&cluster);
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", proxy.pid())).unwrap();
+    let mut threads = 0;
+    for task in tasks {
+        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_else(|| panic!("{name}")).trim_start_matches(':').trim().to_owned()
+        };
+        for set in ["CapEff", "CapPrm", "CapBnd"] {
+            assert_eq!(field(set), "0000000000001000", "{set} of {}", field("Name"));
+        }
+        assert_eq!((field("CapInh"), field("CapAmb")), ("0".repeat(16), "0".repeat(16)));
+        assert_eq!(field("NoNewPrivs"), "1");
+        threads += 1;
+    }
+    assert!(threads > 2, "the kernel threads are among them");
+}
