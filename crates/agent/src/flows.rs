@@ -9,10 +9,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use backend_nftables::nft_family;
 use conntrack::{Conntrack, ConntrackError, Filter, Flow};
 use ipnet::IpNet;
-use model::{Family, FrontendAddress, FrontendKey, Protocol, Table};
+use model::{Family, FrontendAddress, FrontendKey, IpFamily, Protocol, Table};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
@@ -55,7 +54,7 @@ impl Sweep {
             let socket = |d: &model::Destination<F>| SocketAddr::new(d.address.into(), d.port);
             Expected::Answers(frontend.flow_endpoints.iter().map(socket).collect())
         };
-        let family = nft_family::<F>();
+        let family = netfilter_family::<F>();
         let targets = keys.into_iter().map(|key| (target(key), expected(key))).collect();
         Self { family, targets, node_addresses: node_addresses.iter().copied().collect(), all_of }
     }
@@ -104,6 +103,13 @@ impl Sweep {
             deleted += result.map_err(|error| error.after(deleted))?;
         }
         Ok(deleted)
+    }
+}
+
+fn netfilter_family<F: Family>() -> nft::Family {
+    match F::FAMILY {
+        IpFamily::V4 => nft::Family::Ip,
+        IpFamily::V6 => nft::Family::Ip6,
     }
 }
 

@@ -20,7 +20,6 @@ mod side;
 mod telemetry;
 mod worker;
 
-pub use backend_nftables::{likely_keys, table_name};
 pub use flows::OpenConntrack;
 pub use node::NodeError;
 pub use notice::{Conflict, Notice, Notices, SYNCS_FAIL_EVERY};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use model::{Family, Name, Node};
+use model::{Family, Mode, Name, Node};
 use tracing::{debug, error, info, warn};
 
 use crate::node::NodeNews;
@@ -11,9 +11,9 @@ use crate::pipeline::{Done, Failed, Reason, Step};
 
 /// One line for each completed step. Single changes are for those who want to see them.
 pub(crate) fn log_done<F: Family>(done: &Done, took: Duration, settled: bool) {
-    let Done { step, elements, applied, latency, .. } = done;
+    let Done { step, elements, kernel_time, latency, .. } = done;
     let ip_family = F::FAMILY;
-    let (latency_us, kernel_us) = (micros(*latency), micros(applied.kernel_time));
+    let (latency_us, kernel_us) = (micros(*latency), kernel_time.map(micros));
     let took_us = micros(took);
     match step {
         Step::Change => {
@@ -35,10 +35,10 @@ pub(crate) fn log_done<F: Family>(done: &Done, took: Duration, settled: bool) {
 }
 
 /// A failure and what is done about it.
-pub(crate) fn log_failed<F: Family>(failed: &Failed) {
+pub(crate) fn log_failed<M: Mode, F: Family>(failed: &Failed<M>) {
     let Failed { error, failures, retry_in, .. } = failed;
     let error_text = with_causes(error);
-    if error.is_retryable() {
+    if M::is_retryable(error) {
         warn!(error = error_text, ipFamily = %F::FAMILY, failures, retryingTime = ?retry_in, "Sync failed");
     } else {
         error!(error = error_text, ipFamily = %F::FAMILY, failures, retryingTime = ?retry_in, "Sync failed");

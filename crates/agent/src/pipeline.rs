@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use backend_nftables::{Backend, Config, Extent, Plan};
-use model::{ConflictChange, Family, Frontend, FrontendKey, Protocol, ServiceName, Table};
-use nft::{KernelError, Ruleset, Transaction};
+use model::{
+    Backend, ConflictChange, Extent, Family, Frontend, FrontendKey, Mode, Protocol, ServiceName, Table,
+};
 use tokio::time::Instant;
 
 use crate::backoff::pause;
@@ -38,15 +38,15 @@ pub(crate) enum Reason {
 }
 
 /// One family's state.
-pub(crate) struct Pipeline<F: Family> {
+pub(crate) struct Pipeline<M: Mode, F: Family> {
     table: Table<F>,
-    backend: Backend<F>,
-    config: Config,
+    backend: M::Backend<F>,
+    config: M::Config,
     /// Frontends that differ from what the kernel was last told.
     dirty: BTreeSet<FrontendKey<F>>,
     /// When the first of `dirty` became so.
     dirty_since: Option<Instant>,
-    phase: Phase<F>,
+    phase: Phase<M, F>,
     failures: u32,
     /// When the first of `failures` happened.
     failing_since: Option<Instant>,
@@ -64,7 +64,7 @@ pub(crate) struct Pipeline<F: Family> {
     ready_flows: BTreeSet<FrontendKey<F>>,
 }
 
-enum Phase<F: Family> {
+enum Phase<M: Mode, F: Family> {
     /// Nothing under way; the kernel holds what the backend says.
     Idle,
     /// The table has to be read and compared, not before this moment.
@@ -72,12 +72,15 @@ enum Phase<F: Family> {
     /// Being read.
     Reading { reason: Reason },
     /// A transaction is in flight.
-    Committing(Box<InFlight<F>>),
+    Committing(Box<InFlight<M, F>>),
 }
 
+/// Changes of a mode for a family.
+type PlanOf<M, F> = <<M as Mode>::Backend<F> as Backend<F, M>>::Plan;
+
 /// What waits for the outcome of a transaction.
-struct InFlight<F: Family> {
-    plan: Plan<F>,
+struct InFlight<M: Mode, F: Family> {
+    plan: PlanOf<M, F>,
     step: Step,
     elements: usize,
     /// When the oldest change in it became known.
@@ -87,11 +90,11 @@ struct InFlight<F: Family> {
 }
 
 /// What came of a report.
-pub(crate) enum Progress {
+pub(crate) enum Progress<M: Mode> {
     /// Goes on; nothing to say.
     Working,
     Done(Done),
-    Failed(Failed),
+    Failed(Failed<M>),
 }
 
 /// A success.
@@ -99,8 +102,8 @@ pub(crate) struct Done {
     pub(crate) step: Step,
     /// Elements in the transaction.
     pub(crate) elements: usize,
-    /// What the kernel took for it.
-    pub(crate) applied: nft::Applied,
+    /// What the kernel itself took for it, if that is known.
+    pub(crate) kernel_time: Option<Duration>,
     /// From the moment the oldest change in it was known.
     pub(crate) latency: Duration,
     /// When it was planned: what was known then is in the kernel now.
@@ -121,8 +124,8 @@ pub(crate) enum Failing {
 }
 
 /// A failure, and what is done about it.
-pub(crate) struct Failed {
-    pub(crate) error: KernelError,
+pub(crate) struct Failed<M: Mode> {
+    pub(crate) error: M::Error,
     pub(crate) during: Failing,
     pub(crate) failures: u32,
     pub(crate) retry_in: Duration,
@@ -139,12 +142,12 @@ const AUDIT_EVERY: Duration = Duration::from_mins(10);
 /// Audits take at most one part in so many of the time.
 const AUDIT_SHARE: u32 = 500;
 
-impl<F: Family> Pipeline<F> {
+impl<M: Mode, F: Family> Pipeline<M, F> {
     /// A pipeline that knows nothing of the kernel and will read it first.
-    pub(crate) fn new(config: Config, now: Instant) -> Self {
+    pub(crate) fn new(config: M::Config, now: Instant) -> Self {
         Self {
             table: Table::default(),
-            backend: Backend::new(config.clone()),
+            backend: M::Backend::<F>::new(config.clone()),
             config,
             dirty: BTreeSet::new(),
             dirty_since: None,
@@ -176,7 +179,7 @@ impl<F: Family> Pipeline<F> {
     }
 
     /// Takes in settings; a difference is carried over like a repair.
-    pub(crate) fn set_config(&mut self, config: Config, now: Instant) {
+    pub(crate) fn set_config(&mut self, config: M::Config, now: Instant) {
         if self.config == config {
             return;
         }
@@ -250,7 +253,7 @@ impl<F: Family> Pipeline<F> {
     }
 
     /// The next job for the kernel, if there is one to be done now.
-    pub(crate) fn next(&mut self, now: Instant) -> Option<Job> {
+    pub(crate) fn next(&mut self, now: Instant) -> Option<Job<M>> {
         match self.phase {
             Phase::Unsure { not_before, reason } if not_before <= now => Some(self.read(reason, now)),
             Phase::Idle if self.config != *self.backend.config() => Some(self.read(Reason::Settings, now)),
@@ -268,7 +271,7 @@ impl<F: Family> Pipeline<F> {
         AUDIT_EVERY.max(self.reading_took * AUDIT_SHARE)
     }
 
-    fn read(&mut self, reason: Reason, now: Instant) -> Job {
+    fn read(&mut self, reason: Reason, now: Instant) -> Job<M> {
         self.phase = Phase::Reading { reason };
         self.attempt = now;
         // What happens from here on may be missing from what is read.
@@ -278,48 +281,45 @@ impl<F: Family> Pipeline<F> {
         Job::Read
     }
 
-    fn change(&mut self, now: Instant) -> Option<Job> {
+    fn change(&mut self, now: Instant) -> Option<Job<M>> {
         self.attempt = now;
         let plan = self.backend.plan(&self.table, &self.dirty);
         self.carry_over(plan, Step::Change, now).ok()
     }
 
     /// Starts a transaction; or takes note that there is nothing to do and gives back since when that was asked for.
-    fn carry_over(&mut self, mut plan: Plan<F>, step: Step, now: Instant) -> Result<Job, Instant> {
+    fn carry_over(&mut self, mut plan: PlanOf<M, F>, step: Step, now: Instant) -> Result<Job<M>, Instant> {
         self.dirty.clear();
         let since = self.dirty_since.take().unwrap_or(now);
-        if plan.transaction.is_empty() {
+        // The changes go to the kernel's thread; the rest of the plan waits here for the outcome.
+        let Some((changes, elements)) = M::Backend::<F>::take_changes(&mut plan) else {
             self.committed(plan);
             return Err(since);
-        }
-        // The transaction goes to the kernel's thread; the rest of the plan waits here for the outcome.
-        let nothing = Transaction::new(plan.transaction.family, plan.transaction.table.clone());
-        let transaction = std::mem::replace(&mut plan.transaction, nothing);
-        let elements = transaction.element_count();
+        };
         self.phase = Phase::Committing(Box::new(InFlight { plan, step, elements, since, planned: now }));
-        Ok(Job::Apply(transaction))
+        Ok(Job::Apply(changes))
     }
 
     /// Takes in what came of the last job, which took so long, and gives the next one if it follows directly. `random` is
     /// from 0 up to 1.
     pub(crate) fn report(
         &mut self,
-        answer: Answer,
+        answer: Answer<M>,
         took: Duration,
         now: Instant,
         random: f64,
-    ) -> (Progress, Option<Job>) {
+    ) -> (Progress<M>, Option<Job<M>>) {
         match (answer, std::mem::replace(&mut self.phase, Phase::Idle)) {
             (Answer::Read(Ok(found)), Phase::Reading { reason }) => {
                 self.reading_took = took;
-                self.compare(found.as_ref(), reason, now)
+                self.compare(&found, reason, now)
             }
-            (Answer::Applied(Ok(applied)), Phase::Committing(flight)) => {
+            (Answer::Applied(Ok(kernel_time)), Phase::Committing(flight)) => {
                 let InFlight { plan, step, elements, since, planned } = *flight;
                 self.committed(plan);
                 let latency = now.saturating_duration_since(since);
                 let duration = self.succeeded(now);
-                (Progress::Done(Done { step, elements, applied, latency, planned, duration }), None)
+                (Progress::Done(Done { step, elements, kernel_time, latency, planned, duration }), None)
             }
             (Answer::Read(Err(error)) | Answer::Applied(Err(error)), phase) => {
                 let mut during = Failing::Read;
@@ -337,7 +337,7 @@ impl<F: Family> Pipeline<F> {
         }
     }
 
-    fn compare(&mut self, found: Option<&Ruleset>, reason: Reason, now: Instant) -> (Progress, Option<Job>) {
+    fn compare(&mut self, found: &M::Found, reason: Reason, now: Instant) -> (Progress<M>, Option<Job<M>>) {
         self.looked_at = now;
         let extent = if self.failures >= REBUILD_AFTER { Extent::Rebuild } else { Extent::Difference };
         let plan = self.backend.repair(&self.config, &self.table, found, extent);
@@ -345,15 +345,25 @@ impl<F: Family> Pipeline<F> {
             Ok(job) => (Progress::Working, Some(job)),
             Err(since) => {
                 let latency = now.saturating_duration_since(since);
-                let (step, applied) = (Step::Unchanged(reason), nft::Applied::default());
+                let step = Step::Unchanged(reason);
                 let duration = self.succeeded(now);
-                (Progress::Done(Done { step, elements: 0, applied, latency, planned: now, duration }), None)
+                (
+                    Progress::Done(Done {
+                        step,
+                        elements: 0,
+                        kernel_time: None,
+                        latency,
+                        planned: now,
+                        duration,
+                    }),
+                    None,
+                )
             }
         }
     }
 
     /// The kernel has the plan's changes. Frontends that changed again meanwhile are not in it.
-    fn committed(&mut self, plan: Plan<F>) {
+    fn committed(&mut self, plan: PlanOf<M, F>) {
         self.backend.committed(plan);
         let (later, ready) =
             std::mem::take(&mut self.stale_flows).into_iter().partition(|key| self.dirty.contains(key));
@@ -372,7 +382,7 @@ impl<F: Family> Pipeline<F> {
         now.saturating_duration_since(self.attempt)
     }
 
-    fn failed(&mut self, error: KernelError, during: Failing, now: Instant, random: f64) -> Progress {
+    fn failed(&mut self, error: M::Error, during: Failing, now: Instant, random: f64) -> Progress<M> {
         self.failures = self.failures.saturating_add(1);
         self.failing_since.get_or_insert(now);
         let retry_in = pause(self.failures, random);

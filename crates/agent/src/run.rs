@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use metrics::health::BEAT_EVERY;
 use model::view::ThisNode;
-use model::{Change, IpFamily, Kind, Node, Store, Touched, V4, V6};
+use model::{Change, IpFamily, Kind, Mode, Node, Store, Touched, V4, V6};
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
@@ -53,9 +53,10 @@ pub enum StartError {
 ///
 /// # Errors
 /// A thread can't be started, or died; or the Node's pod CIDRs are needed and don't come. Failures of the kernel are not errors: they are logged and repaired.
-pub async fn run<E>(
+pub async fn run<M: Mode, E>(
+    mode: M,
     settings: Settings,
-    kernel: KernelAccess,
+    kernel: KernelAccess<M>,
     telemetry: Telemetry,
     events: Receiver<E>,
     read: impl Fn(E) -> Option<Input>,
@@ -70,14 +71,14 @@ pub async fn run<E>(
         (kernel.watch)(foreign_tx);
         (kernel.synced)(old_rules_tx);
     });
-    let agent = Agent::new(settings, &kernel.open, &reports_tx, telemetry, sweeper, after_sync)?;
+    let agent = Agent::new(&mode, settings, &kernel.open, &reports_tx, telemetry, sweeper, after_sync)?;
     agent.serve(Inputs { events, read }, Reports { kernel: reports, swept, foreign, old_rules }).await
 }
 
 /// The agent's ways to the kernel.
-pub struct KernelAccess {
+pub struct KernelAccess<M: Mode> {
     /// Opens a connection to the ruleset.
-    pub open: OpenKernel,
+    pub open: OpenKernel<M>,
     /// Opens a connection to the tracked flows.
     pub open_conntrack: OpenConntrack,
     /// Starts to tell of changes that others make to our tables. Called once, after the first complete sync: before, such
@@ -101,8 +102,8 @@ pub struct ForeignChange {
 }
 
 /// What comes back from the threads.
-struct Reports {
-    kernel: UnboundedReceiver<Report>,
+struct Reports<M: Mode> {
+    kernel: UnboundedReceiver<Report<M>>,
     swept: UnboundedReceiver<Swept>,
     foreign: UnboundedReceiver<ForeignChange>,
     old_rules: UnboundedReceiver<OldRulesGone>,
@@ -134,15 +135,15 @@ impl<E, R: Fn(E) -> Option<Input>> Inputs<E, R> {
 /// How many changes are taken in before the kernel is looked after again: a flood of events must not starve it.
 const MAX_CHANGES_AT_ONCE: usize = 1024;
 
-struct Agent {
+struct Agent<M: Mode> {
     settings: Settings,
     this_node: ThisNode,
     node: NodeState,
     store: Store,
     /// Kinds that have not been listed completely.
     missing: BTreeSet<Kind>,
-    v4: Option<Side<V4>>,
-    v6: Option<Side<V6>>,
+    v4: Option<Side<M, V4>>,
+    v6: Option<Side<M, V6>>,
     telemetry: Telemetry,
     sweeper: Sweeper,
     /// What follows the first complete sync; gone once it was called.
@@ -150,20 +151,23 @@ struct Agent {
     started: Instant,
 }
 
-impl Agent {
+impl<M: Mode> Agent<M> {
     fn new(
+        mode: &M,
         settings: Settings,
-        open: &OpenKernel,
-        reports: &UnboundedSender<Report>,
+        open: &OpenKernel<M>,
+        reports: &UnboundedSender<Report<M>>,
         telemetry: Telemetry,
         sweeper: Sweeper,
         after_sync: Box<dyn FnOnce() + Send>,
     ) -> Result<Self, StartError> {
         let wanted = |family| settings.families.contains(&family);
-        let v4 =
-            wanted(IpFamily::V4).then(|| Side::start(&settings, open, reports, &telemetry)).transpose()?;
-        let v6 =
-            wanted(IpFamily::V6).then(|| Side::start(&settings, open, reports, &telemetry)).transpose()?;
+        let v4 = wanted(IpFamily::V4)
+            .then(|| Side::start(mode, &settings, open, reports, &telemetry))
+            .transpose()?;
+        let v6 = wanted(IpFamily::V6)
+            .then(|| Side::start(mode, &settings, open, reports, &telemetry))
+            .transpose()?;
         Ok(Self {
             this_node: settings.this_node(None),
             node: NodeState::new(&settings),
@@ -182,7 +186,7 @@ impl Agent {
     async fn serve<E, R: Fn(E) -> Option<Input>>(
         mut self,
         mut inputs: Inputs<E, R>,
-        mut back: Reports,
+        mut back: Reports<M>,
     ) -> Result<(), StartError> {
         loop {
             let deadline = self.deadline();
@@ -373,17 +377,17 @@ impl Agent {
         self.this_node = self.settings.this_node(node);
         let service_cidrs = self.store.service_cidrs();
         if let Some(side) = &mut self.v4 {
-            side.set_config(self.settings.config::<V4>(node, &service_cidrs), now);
+            side.set_rules(self.settings.rules::<V4>(node, &service_cidrs), now);
         }
         if let Some(side) = &mut self.v6 {
-            side.set_config(self.settings.config::<V6>(node, &service_cidrs), now);
+            side.set_rules(self.settings.rules::<V6>(node, &service_cidrs), now);
         }
     }
 
-    fn take_report(&mut self, report: Report) -> Result<(), StartError> {
+    fn take_report(&mut self, report: Report<M>) -> Result<(), StartError> {
         let step = match report.family {
-            nft::Family::Ip => self.v4.as_mut().map(|side| side.take_report(report)),
-            nft::Family::Ip6 => self.v6.as_mut().map(|side| side.take_report(report)),
+            IpFamily::V4 => self.v4.as_mut().map(|side| side.take_report(report)),
+            IpFamily::V6 => self.v6.as_mut().map(|side| side.take_report(report)),
         };
         // A repair has read the whole table, and compared it with all that should be in it.
         if let Some(Step::Repair(_) | Step::Unchanged(_)) = step.transpose()?.flatten() {

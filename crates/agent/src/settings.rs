@@ -1,13 +1,12 @@
 //! What the operator asked for, and what follows from it together with the Node.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use backend_nftables::{Config, NodePortAddresses, PodSource};
 use ipnet::IpNet;
 use model::view::ThisNode;
-use model::{Family, IpFamily, Name, Node};
+use model::{Family, IpFamily, Name, Node, NodePortAddresses, PodSource, RuleSettings};
 
 use crate::notice::Notices;
 
@@ -88,9 +87,15 @@ impl Settings {
         ThisNode { ignores_external_ips: !self.external_ips, ..this_node }
     }
 
-    /// The ruleset's settings for one family, given the Node as far as it is known, and the `ServiceCIDR`s.
-    pub(crate) fn config<F: Family>(&self, node: Option<&Node>, service_cidrs: &BTreeSet<IpNet>) -> Config {
-        Config {
+    /// The rules' settings for one family, given the Node as far as it is known, and the `ServiceCIDR`s; without what
+    /// depends on Services.
+    pub(crate) fn rules<F: Family>(
+        &self,
+        node: Option<&Node>,
+        service_cidrs: &BTreeSet<IpNet>,
+    ) -> RuleSettings {
+        RuleSettings {
+            health_check_ports: BTreeMap::new(),
             service_cidrs: service_cidrs.iter().filter(|range| F::owns(range)).copied().collect(),
             node_ports: NodePortAddresses::Within(self.node_port_ranges::<F>(node)),
             localhost_node_ports: self.localhost_node_ports,
@@ -163,8 +168,8 @@ mod tests {
     fn check_node_ports(setting: NodePorts, node: Option<&Node>, v4: &[&str], v6: &[&str]) {
         let settings = settings(setting, Pods::NodeCidr);
         let expected = |nets: &[&str]| NodePortAddresses::Within(nets.iter().map(|text| net(text)).collect());
-        assert_eq!(settings.config::<V4>(node, &BTreeSet::new()).node_ports, expected(v4));
-        assert_eq!(settings.config::<V6>(node, &BTreeSet::new()).node_ports, expected(v6));
+        assert_eq!(settings.rules::<V4>(node, &BTreeSet::new()).node_ports, expected(v4));
+        assert_eq!(settings.rules::<V6>(node, &BTreeSet::new()).node_ports, expected(v6));
     }
 
     #[test]
@@ -184,8 +189,8 @@ mod tests {
     fn service_ranges_are_those_of_the_family() {
         let ranges = BTreeSet::from([net("10.96.0.0/12"), net("fd00:10:96::/112")]);
         let settings = settings(NodePorts::Primary, Pods::NodeCidr);
-        assert_eq!(settings.config::<V4>(None, &ranges).service_cidrs, [net("10.96.0.0/12")]);
-        assert_eq!(settings.config::<V6>(None, &ranges).service_cidrs, [net("fd00:10:96::/112")]);
+        assert_eq!(settings.rules::<V4>(None, &ranges).service_cidrs, [net("10.96.0.0/12")]);
+        assert_eq!(settings.rules::<V6>(None, &ranges).service_cidrs, [net("fd00:10:96::/112")]);
     }
 
     #[test]
@@ -193,13 +198,13 @@ mod tests {
         let ranges = ["10.1.0.0/16", "10.2.0.0/16"].map(net).to_vec();
         let by_cluster = settings(NodePorts::Primary, Pods::ClusterCidr(ranges));
         assert_eq!(
-            by_cluster.config::<V4>(None, &BTreeSet::new()).pods,
+            by_cluster.rules::<V4>(None, &BTreeSet::new()).pods,
             Some(PodSource::Cidr(net("10.1.0.0/16")))
         );
-        assert_eq!(by_cluster.config::<V6>(None, &BTreeSet::new()).pods, None);
+        assert_eq!(by_cluster.rules::<V6>(None, &BTreeSet::new()).pods, None);
         let by_node = settings(NodePorts::Primary, Pods::NodeCidr);
-        assert_eq!(by_node.config::<V6>(None, &BTreeSet::new()).pods, None);
-        let pods = by_node.config::<V6>(Some(&node(&[])), &BTreeSet::new()).pods;
+        assert_eq!(by_node.rules::<V6>(None, &BTreeSet::new()).pods, None);
+        let pods = by_node.rules::<V6>(Some(&node(&[])), &BTreeSet::new()).pods;
         assert_eq!(pods, Some(PodSource::Cidr(net("fd00:10:244::/64"))));
     }
 }

@@ -1,13 +1,13 @@
 //! One family: its pipeline, its kernel thread, and the flows that its changes leave behind.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use backend_nftables::{Config, NodePortAddresses, nft_family};
 use conntrack::ConntrackError;
 use model::view::{self, ThisNode};
 use model::{
-    ConflictChange, Family, FrontendAddress, FrontendKey, Node, Protocol, ServiceEntry, ServiceName, Store,
+    ConflictChange, Family, FrontendAddress, FrontendKey, Mode, Node, NodePortAddresses, Protocol,
+    RuleSettings, ServiceEntry, ServiceName, Store,
 };
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
@@ -21,13 +21,17 @@ use crate::pipeline::{Pipeline, Progress, Step};
 use crate::run::StartError;
 use crate::settings::{self, Settings};
 use crate::telemetry::{FamilyTelemetry, Telemetry};
-use crate::worker::{Job, OpenKernel, Report, Worker};
+use crate::worker::{Job, OpenKernel, Report, Worker, thread_name};
 
 /// One family: its state and its kernel thread.
-pub(crate) struct Side<F: Family> {
-    pub(crate) pipeline: Pipeline<F>,
+pub(crate) struct Side<M: Mode, F: Family> {
+    mode: M,
+    pub(crate) pipeline: Pipeline<M, F>,
     pub(crate) telemetry: FamilyTelemetry<F>,
-    worker: Worker,
+    worker: Worker<M>,
+    /// What rules depend on besides frontends.
+    rules: RuleSettings,
+    health_check_ports: BTreeMap<ServiceName, u16>,
     /// All has been in the kernel at least once.
     pub(crate) synced: bool,
     /// The frontends whose flows are being looked at.
@@ -52,22 +56,26 @@ pub(crate) struct Surroundings<'a> {
 /// what shares the processor with it waits.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
-impl<F: Family> Side<F> {
+impl<M: Mode, F: Family> Side<M, F> {
     pub(crate) fn start(
+        mode: &M,
         settings: &Settings,
-        open: &OpenKernel,
-        reports: &UnboundedSender<Report>,
+        open: &OpenKernel<M>,
+        reports: &UnboundedSender<Report<M>>,
         telemetry: &Telemetry,
     ) -> Result<Self, StartError> {
-        let family = nft_family::<F>();
-        let worker = Worker::start(family, open.clone(), reports.clone())
-            .map_err(|source| StartError::Thread { what: family.as_str(), source })?;
+        let worker = Worker::start(F::FAMILY, open.clone(), reports.clone())
+            .map_err(|source| StartError::Thread { what: thread_name(F::FAMILY), source })?;
         let now = Instant::now();
-        let pipeline = Pipeline::new(settings.config::<F>(None, &BTreeSet::new()), now);
+        let rules = settings.rules::<F>(None, &BTreeSet::new());
+        let pipeline = Pipeline::new(mode.config(rules.clone()), now);
         Ok(Self {
+            mode: mode.clone(),
             pipeline,
             telemetry: FamilyTelemetry::start(telemetry),
             worker,
+            rules,
+            health_check_ports: BTreeMap::new(),
             synced: false,
             sweeping: None,
             sweeping_all: false,
@@ -89,6 +97,28 @@ impl<F: Family> Side<F> {
         let check = entry.and_then(|entry| view::health_check::<F>(node, entry));
         self.telemetry.looked_at(name, check, view::NoLocalEndpoints::of(&frontends));
         self.pipeline.set_service(name, frontends, now);
+        let service = entry.and_then(|entry| entry.service.as_ref());
+        let port = service.and_then(|service| service.health_check_node_port);
+        let before = match port {
+            Some(port) => self.health_check_ports.insert(name.clone(), port),
+            None => self.health_check_ports.remove(name),
+        };
+        if before != port {
+            let named = self.health_check_ports.iter().map(|(service, port)| (*port, service.to_string()));
+            self.rules.health_check_ports = named.collect();
+            self.pipeline.set_config(self.mode.config(self.rules.clone()), now);
+        }
+    }
+
+    /// Takes in what rules depend on besides Services.
+    pub(crate) fn set_rules(&mut self, rules: RuleSettings, now: Instant) {
+        self.telemetry.set_ranges(match &rules.node_ports {
+            NodePortAddresses::All => vec![settings::everything::<F>()],
+            NodePortAddresses::Within(ranges) => ranges.clone(),
+        });
+        let health_check_ports = std::mem::take(&mut self.rules.health_check_ports);
+        self.rules = RuleSettings { health_check_ports, ..rules };
+        self.pipeline.set_config(self.mode.config(self.rules.clone()), now);
     }
 
     /// Tells what changed about Services that claim the same, after all that changed together has been looked at.
@@ -111,15 +141,6 @@ impl<F: Family> Side<F> {
                 Notice::ConflictEnded(conflict)
             });
         }
-    }
-
-    /// Takes in settings.
-    pub(crate) fn set_config(&mut self, config: Config, now: Instant) {
-        self.telemetry.set_ranges(match &config.node_ports {
-            NodePortAddresses::All => vec![settings::everything::<F>()],
-            NodePortAddresses::Within(ranges) => ranges.clone(),
-        });
-        self.pipeline.set_config(config, now);
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
@@ -193,7 +214,7 @@ impl<F: Family> Side<F> {
     }
 
     /// Takes in what came of a job; says which step that completed.
-    pub(crate) fn take_report(&mut self, report: Report) -> Result<Option<Step>, StartError> {
+    pub(crate) fn take_report(&mut self, report: Report<M>) -> Result<Option<Step>, StartError> {
         let took = report.took;
         let (progress, job) = self.pipeline.report(report.answer, took, Instant::now(), fastrand::f64());
         let step = match progress {
@@ -209,7 +230,7 @@ impl<F: Family> Side<F> {
                 Some(done.step)
             }
             Progress::Failed(failed) => {
-                log_failed::<F>(&failed);
+                log_failed::<M, F>(&failed);
                 self.telemetry.failed(&failed);
                 if let Some(lasting) = self.outage.failed(Instant::now()) {
                     let error = with_causes(&failed.error);
@@ -222,9 +243,9 @@ impl<F: Family> Side<F> {
         Ok(step)
     }
 
-    fn submit(&self, job: Option<Job>) -> Result<(), StartError> {
-        if let Some(Job::Apply(transaction)) = &job {
-            trace!(v = 9, ipFamily = %F::FAMILY, %transaction, "Running nftables transaction");
+    fn submit(&self, job: Option<Job<M>>) -> Result<(), StartError> {
+        if let Some(Job::Apply(changes)) = &job {
+            trace!(v = 9, ipFamily = %F::FAMILY, %changes, "Running {} transaction", M::NAME);
         }
         let accepted = job.is_none_or(|job| self.worker.submit(job));
         if accepted { Ok(()) } else { Err(StartError::WorkerDied) }

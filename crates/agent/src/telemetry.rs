@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use metrics::health::SharedHealth;
 use metrics::{FamilyMetrics, Metrics};
 use model::view::{HealthCheck, HealthChecks, NoLocalEndpoints};
-use model::{Change, Family, IpFamily, Kind, Object, ServiceName, Touched};
+use model::{Change, Family, IpFamily, Kind, Mode, Object, ServiceName, Touched};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -194,14 +194,16 @@ impl<F: Family> FamilyTelemetry<F> {
         if !matches!(done.step, Step::Unchanged(_)) {
             metrics.transactions_ok.inc();
             metrics.elements_written.inc_by(done.elements as u64);
-            metrics.kernel_transaction.observe(done.applied.kernel_time.as_secs_f64());
+            if let Some(kernel_time) = done.kernel_time {
+                metrics.kernel_transaction.observe(kernel_time.as_secs_f64());
+            }
         }
         self.attempted(done.duration, done.step == Step::Change);
         self.confirmed(done.planned);
     }
 
     /// An attempt failed.
-    pub(crate) fn failed(&self, failed: &Failed) {
+    pub(crate) fn failed<M: Mode>(&self, failed: &Failed<M>) {
         self.metrics.nftables_sync_failures.inc();
         match failed.during {
             Failing::Read => self.metrics.read_failures.inc(),
@@ -221,7 +223,7 @@ impl<F: Family> FamilyTelemetry<F> {
     }
 
     /// Something may have happened to the pipeline.
-    pub(crate) fn follow(&mut self, pipeline: &Pipeline<F>, now: Instant) {
+    pub(crate) fn follow<M: Mode>(&mut self, pipeline: &Pipeline<M, F>, now: Instant) {
         let pending = pipeline.pending_since();
         self.shared.health.lock().pending(F::FAMILY, pending);
         let conflicts = pipeline.table().conflict_count();

@@ -103,13 +103,20 @@ impl Served {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (inputs, receiver) = channel(4096);
         let (sender, committed) = unbounded_channel();
-        let access = KernelAccess {
-            open: Arc::new(move || Ok(Box::new(Counter(sender.clone())))),
+        let access: KernelAccess<backend_nftables::Nftables> = KernelAccess {
+            open: Arc::new(move |_| Ok(Box::new(Counter(sender.clone())))),
             open_conntrack: Arc::new(|| Ok(Box::new(FakeConntrack::new()))),
             watch: Box::new(drop),
             synced: Box::new(drop),
         };
-        runtime.spawn(agent::run(settings(), access, telemetry(), receiver, Some));
+        runtime.spawn(agent::run(
+            backend_nftables::Nftables,
+            settings(),
+            access,
+            telemetry(),
+            receiver,
+            Some,
+        ));
         let mut served = Self { runtime, inputs, committed, services };
         served.list();
         served

@@ -16,9 +16,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agent::{Input, KernelAccess};
-use backend_nftables::table_name;
+use backend_nftables::{Nftables, table_name};
 use common::{difference, service, settings, slice, telemetry};
-use kernel::{Channel, Nftables, Socket, SocketOption, Wait};
+use kernel::{Channel, Socket, SocketOption, Wait};
 use model::{Change, Kind, Store, Touched};
 use nft::Kernel;
 use testkit::fake_conntrack::FakeConntrack;
@@ -161,13 +161,13 @@ struct Bench {
 impl Bench {
     fn start() -> Self {
         let (inputs, receiver) = channel(64);
-        let access = KernelAccess {
-            open: Arc::new(|| Ok(Box::new(Nftables::<Faulty>::over_channel()?))),
+        let access: KernelAccess<Nftables> = KernelAccess {
+            open: Arc::new(|_| Ok(Box::new(kernel::Nftables::<Faulty>::over_channel()?))),
             open_conntrack: Arc::new(|| Ok(Box::new(FakeConntrack::new()))),
             watch: Box::new(drop),
             synced: Box::new(drop),
         };
-        tokio::spawn(agent::run(settings(), access, telemetry(), receiver, Some));
+        tokio::spawn(agent::run(Nftables, settings(), access, telemetry(), receiver, Some));
         Self { inputs, store: Store::default() }
     }
 
@@ -178,7 +178,7 @@ impl Bench {
     }
 
     async fn converged(&self) {
-        let mut kernel = Nftables::open().unwrap();
+        let mut kernel = kernel::Nftables::open().unwrap();
         let mut left = None;
         for _ in 0..10_000 {
             let found = kernel.read(nft::Family::Ip, &table_name()).unwrap();

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent::{Conflict, Input, KernelAccess, Notice, Notices, Pods, Settings, StartError, Telemetry};
+use backend_nftables::Nftables;
 use metrics::health::SharedHealth;
 use metrics::{Metrics, Options};
 use model::{
@@ -71,15 +72,15 @@ impl Bench {
         let (inputs, receiver) = channel(1024);
         let kernel = FakeKernel::new();
         let connection = kernel.clone();
-        let access = KernelAccess {
-            open: Arc::new(move || Ok(Box::new(connection.clone()))),
+        let access: KernelAccess<Nftables> = KernelAccess {
+            open: Arc::new(move |_| Ok(Box::new(connection.clone()))),
             open_conntrack: Arc::new(|| Ok(Box::new(FakeConntrack::new()))),
             watch: Box::new(|_foreign| {}),
             synced: Box::new(drop),
         };
         let health = SharedHealth::new(Duration::from_mins(1));
         let telemetry = Telemetry::new(Arc::new(Metrics::new(&Options::default())), health);
-        let agent = tokio::spawn(agent::run(settings, access, telemetry, receiver, Some));
+        let agent = tokio::spawn(agent::run(Nftables, settings, access, telemetry, receiver, Some));
         Self { kernel, inputs, notices, agent }
     }
 

@@ -5,12 +5,12 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use model::{Family, IpFamily, Masquerade};
+use model::{Family, IpFamily, Masquerade, PodSource};
 use nft::{
     AddrField, BaseChain, Bytes, ChainType, Data, Element, Field, Hook, Name, Rule, Statement, Verdict,
 };
 
-use crate::config::{Config, PodSource};
+use crate::config::Config;
 use crate::layout::{Map, Scope, Way, client_key, hairpin_key, ip_key, port_key, source_key};
 use crate::programmed::MapElement;
 

@@ -20,14 +20,16 @@ mod config;
 mod elements;
 mod layout;
 mod likely;
+mod mode;
 mod plan;
 mod programmed;
 mod repair;
 mod shared;
 
 pub use chains::ChainId;
-pub use config::{Config, NodePortAddresses, PodSource};
+pub use config::Config;
 pub use layout::{nft_family, table_name};
 pub use likely::likely_keys;
+pub use mode::Nftables;
+pub use model::{Extent, NodePortAddresses, PodSource};
 pub use plan::{Backend, Plan};
-pub use repair::Extent;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use model::{Family, FrontendKey, Table};
+use model::{Extent, Family, FrontendKey, Table};
 use nft::{Bytes, Data, Op, Ruleset, Transaction};
 use rustc_hash::FxBuildHasher;
 
@@ -16,16 +16,6 @@ use crate::layout::{
 use crate::plan::{Backend, Held, Outcome, Plan};
 use crate::programmed::{MapElement, PreviousSlots, Programmed, member};
 use crate::shared::SharedChanges;
-
-/// How much of the table a repair may touch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Extent {
-    /// Only what differs.
-    Difference,
-    /// The table is deleted and written anew in one transaction: no packet sees it missing. The way out when a
-    /// difference was refused.
-    Rebuild,
-}
 
 impl<F: Family> Backend<F> {
     /// The transaction that turns the table as `found` in the kernel (`None`: there is none) into what `table` and

@@ -9,7 +9,7 @@ use rustix::thread::{
 /// What the program needs as long as it runs: rules, tracked flows, large socket buffers.
 const NEEDED: CapabilitySet = CapabilitySet::NET_ADMIN;
 
-type Step = fn() -> rustix::io::Result<()>;
+type Step = fn(CapabilitySet) -> rustix::io::Result<()>;
 
 /// A privilege that could not be given up, and why. The program works with it, of course.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,33 +24,36 @@ pub struct PrivilegeError {
 /// executes (credential plugins). A container that refuses one of the steps is no reason not to go on: the steps that failed
 /// are returned.
 ///
+/// `raw_sockets`: keep `CAP_NET_RAW` too, which the programs of iptables-legacy need.
+///
 /// Capabilities belong to a thread, and threads inherit them: call this before there is a second one.
-pub fn drop_privileges() -> Vec<PrivilegeError> {
+pub fn drop_privileges(raw_sockets: bool) -> Vec<PrivilegeError> {
+    let kept = if raw_sockets { NEEDED.union(CapabilitySet::NET_RAW) } else { NEEDED };
     // Last what the others need: to narrow the bounding set takes CAP_SETPCAP.
     let steps: [(&'static str, Step); 4] = [
-        ("set no_new_privs", || set_no_new_privs(true)),
-        ("clear the ambient capabilities", clear_ambient_capability_set),
+        ("set no_new_privs", |_| set_no_new_privs(true)),
+        ("clear the ambient capabilities", |_| clear_ambient_capability_set()),
         ("narrow the bounding set", narrow_bounding_set),
         ("give up capabilities", give_up),
     ];
     let failed =
-        |(what, step): (&'static str, Step)| step().err().map(|source| PrivilegeError { what, source });
+        |(what, step): (&'static str, Step)| step(kept).err().map(|source| PrivilegeError { what, source });
     steps.into_iter().filter_map(failed).collect()
 }
 
-fn narrow_bounding_set() -> rustix::io::Result<()> {
-    let refused = CapabilitySet::all().difference(NEEDED).iter().find_map(|capability| {
+fn narrow_bounding_set(kept: CapabilitySet) -> rustix::io::Result<()> {
+    let refused = CapabilitySet::all().difference(kept).iter().find_map(|capability| {
         // A kernel that does not know the capability says EINVAL.
         remove_capability_from_bounding_set(capability).err().filter(|errno| *errno != Errno::INVAL)
     });
     refused.map_or(Ok(()), Err)
 }
 
-fn give_up() -> rustix::io::Result<()> {
+fn give_up(kept: CapabilitySet) -> rustix::io::Result<()> {
     let held = capabilities(None)?;
     let kept = CapabilitySets {
-        effective: held.permitted & NEEDED,
-        permitted: held.permitted & NEEDED,
+        effective: held.permitted & kept,
+        permitted: held.permitted & kept,
         inheritable: CapabilitySet::empty(),
     };
     set_capabilities(None, kept)
@@ -72,15 +75,25 @@ mod tests {
     fn only_net_admin_is_left() {
         std::thread::spawn(|| {
             assert!(shown("CapPrm") & 1 << 12 != 0, "this test needs CAP_NET_ADMIN and CAP_SETPCAP");
-            assert_eq!(drop_privileges(), []);
+            assert_eq!(drop_privileges(false), []);
             for set in ["CapEff", "CapPrm", "CapBnd"] {
                 assert_eq!(shown(set), 1 << 12, "{set}");
             }
             assert_eq!((shown("CapInh"), shown("CapAmb"), shown("NoNewPrivs")), (0, 0, 1));
             // A second time there is nothing to give up, and narrowing the bounding set is refused.
-            let failed: Vec<_> = drop_privileges().iter().map(ToString::to_string).collect();
+            let failed: Vec<_> = drop_privileges(false).iter().map(ToString::to_string).collect();
             assert_eq!(failed, ["narrow the bounding set"]);
             assert_eq!(shown("CapEff"), 1 << 12);
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn raw_sockets_stay_where_they_are_needed() {
+        std::thread::spawn(|| {
+            assert_eq!(drop_privileges(true), []);
+            assert_eq!(shown("CapEff"), 1 << 12 | 1 << 13);
         })
         .join()
         .unwrap();

@@ -5,6 +5,7 @@
 
 mod conntrack;
 mod heap;
+pub mod iptables;
 mod netlink;
 mod nftables;
 mod socket;

@@ -1,9 +1,10 @@
-//! The agent's access to the real kernel.
+//! The agent's access to the real kernel in mode nftables.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use agent::{ForeignChange, KernelAccess};
+use backend_nftables::Nftables;
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::warn;
 
@@ -13,9 +14,9 @@ use crate::takeover;
 const WATCH_PAUSE: Duration = Duration::from_secs(5);
 
 /// The kernel of the network namespace that the program runs in.
-pub(crate) fn kernel_access() -> KernelAccess {
+pub(crate) fn kernel_access() -> KernelAccess<Nftables> {
     KernelAccess {
-        open: Arc::new(|| Ok(Box::new(kernel::Nftables::open()?.expecting(agent::likely_keys)))),
+        open: Arc::new(|_| Ok(Box::new(kernel::Nftables::open()?.expecting(backend_nftables::likely_keys)))),
         open_conntrack: Arc::new(|| Ok(Box::new(kernel::Flows::open()?))),
         watch: Box::new(|foreign| {
             let started = std::thread::Builder::new().name("watch".into()).spawn(move || watch(&foreign));
@@ -30,7 +31,7 @@ pub(crate) fn kernel_access() -> KernelAccess {
 /// Passes on what others do to our tables, for as long as somebody wants to know.
 fn watch(foreign: &UnboundedSender<ForeignChange>) {
     loop {
-        let failed = match kernel::TableWatch::open(agent::table_name()) {
+        let failed = match kernel::TableWatch::open(backend_nftables::table_name()) {
             Ok(mut watch) => loop {
                 match watch.wait() {
                     Ok(kernel::ForeignChange { family, what }) => {

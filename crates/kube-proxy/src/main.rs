@@ -2,6 +2,7 @@
 
 mod access;
 mod config_file;
+mod iptables_mode;
 mod notices;
 mod platform;
 mod plausibility;
@@ -83,7 +84,7 @@ fn act(
         Action::InitOnly => prepare::init_only(config),
         Action::Serve => {
             prepare::before_serving(config);
-            takeover::give_up_privileges();
+            takeover::give_up_privileges(config.mode);
             // Threads keep the privileges that they were started with.
             log.flush_regularly().context("start the thread log-flush")?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -4,6 +4,7 @@ use config::Config;
 use host::{ConntrackSettings, FileError, Root};
 use tracing::{error, info, warn};
 
+use crate::settings;
 use crate::takeover::chain;
 
 /// `--init-only`: sets everything, and fails if something can't be set.
@@ -37,7 +38,7 @@ fn prepare(config: &Config) -> Option<FileError> {
         }
         Err(error) => Some(error),
     };
-    let localnet = config.nftables_localhost_node_ports.then(|| host::set_route_localnet(&root));
+    let localnet = settings::serves_localhost(config).then(|| host::set_route_localnet(&root));
     conntrack.or(localnet.and_then(Result::err))
 }
 

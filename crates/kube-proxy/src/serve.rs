@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use agent::Input;
+use agent::{Input, Telemetry};
 use anyhow::Context as _;
-use config::{CommandLine, Config};
+use config::{CommandLine, Config, Mode};
 use events::Recorder;
 use metrics::SourceMetrics;
 use model::Kind;
@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use crate::access::kernel_access;
 use crate::config_file::ConfigFile;
-use crate::{notices, platform, servers, settings};
+use crate::{iptables_mode, notices, platform, servers, settings};
 
 /// Events that may wait between the source and the agent.
 const EVENTS: usize = 4096;
@@ -58,7 +58,7 @@ pub(crate) async fn serve(
         }
     };
     let outcome = tokio::select! {
-        result = agent::run(settings, kernel_access(), telemetry, events, read) => result.context("serve"),
+        result = run(config.mode, settings, telemetry, events, read) => result,
         error = listener.run(source.client(), &node_name, &checked) => Err(error),
         error = status.failed() => {
             recorder.send(servers::failure_event(&error, &node_name));
@@ -71,6 +71,23 @@ pub(crate) async fn serve(
     };
     recorder.flush(FLUSH).await;
     outcome
+}
+
+/// Serves in a mode.
+async fn run(
+    mode: Mode,
+    mut settings: agent::Settings,
+    telemetry: Telemetry,
+    events: mpsc::Receiver<SourceEvent>,
+    read: impl Fn(SourceEvent) -> Option<Input>,
+) -> anyhow::Result<()> {
+    let served = if mode == Mode::IpTables {
+        let (mode, access) = iptables_mode::prepare(&mut settings)?;
+        agent::run(mode, settings, access, telemetry, events, read).await
+    } else {
+        agent::run(backend_nftables::Nftables, settings, kernel_access(), telemetry, events, read).await
+    };
+    served.context("serve")
 }
 
 async fn start_source(

@@ -1,7 +1,8 @@
 //! From the configuration to what each part of the program wants to know of it.
 
 use agent::{NodePorts, Notices, Pods, Settings};
-use config::{Config, DetectLocal, NodePortAddresses};
+use config::{Config, DetectLocal, Mode, NodePortAddresses};
+use ipnet::{IpNet, Ipv4Net};
 use logs::Vmodule;
 use model::IpFamily;
 use source::{ApiConfig, ContentType, Timings};
@@ -44,7 +45,7 @@ pub(crate) fn agent(config: &Config, node_name: &str, families: Vec<IpFamily>, n
     Settings {
         families,
         node_ports: node_ports(config),
-        localhost_node_ports: config.nftables_localhost_node_ports,
+        localhost_node_ports: serves_localhost(config),
         external_ips: config.gates.enabled(config::ALLOW_SERVICE_EXTERNAL_IPS),
         pods: pods(config),
         masquerade_all: config.masquerade_all,
@@ -76,6 +77,27 @@ pub(crate) fn checked(config: &Config, families: Vec<IpFamily>) -> Checked {
     }
 }
 
+/// Whether node ports are served on loopback addresses of IPv4: in mode iptables as far as these are among
+/// `nodePortAddresses`.
+pub(crate) fn serves_localhost(config: &Config) -> bool {
+    match config.mode {
+        Mode::IpTables => config.iptables_localhost_node_ports && includes_loopback(&node_ports(config)),
+        _ => config.nftables_localhost_node_ports,
+    }
+}
+
+/// Without a range of IPv4, all its addresses are meant.
+fn includes_loopback(node_ports: &NodePorts) -> bool {
+    let loopback = IpNet::from(Ipv4Net::new_assert([127, 0, 0, 0].into(), 8));
+    match node_ports {
+        NodePorts::Primary => false,
+        NodePorts::Within(ranges) => {
+            let mut own = ranges.iter().filter(|range| range.addr().is_ipv4()).peekable();
+            own.peek().is_none() || own.any(|range| range.contains(&loopback) || loopback.contains(range))
+        }
+    }
+}
+
 fn node_ports(config: &Config) -> NodePorts {
     match &config.node_port_addresses {
         NodePortAddresses::All => NodePorts::Within(Vec::new()),
@@ -90,5 +112,27 @@ fn pods(config: &Config) -> Pods {
         DetectLocal::NodeCidr => Pods::NodeCidr,
         DetectLocal::BridgeInterface(name) => Pods::BridgeInterface(name),
         DetectLocal::InterfaceNamePrefix(prefix) => Pods::InterfaceNamePrefix(prefix),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(ranges: &[&str], expected: bool) {
+        let ranges = ranges.iter().map(|text| text.parse().unwrap()).collect();
+        assert_eq!(includes_loopback(&NodePorts::Within(ranges)), expected);
+    }
+
+    #[test]
+    fn loopback_is_served_where_the_ranges_have_it() {
+        check(&[], true);
+        check(&["0.0.0.0/0"], true);
+        check(&["127.0.0.1/32"], true);
+        check(&["192.168.0.0/16", "127.0.0.0/8"], true);
+        check(&["192.168.0.0/16"], false);
+        check(&["fd00::/8"], true);
+        assert!(!includes_loopback(&NodePorts::Primary));
     }
 }

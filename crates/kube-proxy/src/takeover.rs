@@ -5,7 +5,10 @@ use std::thread;
 use std::time::Duration;
 
 use agent::OldRulesGone;
+use config::Mode;
 use host::{Report, Root};
+use model::IpFamily;
+use nft::{Kernel as _, Op, Transaction};
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{debug, error, info, warn};
 
@@ -19,6 +22,41 @@ pub(crate) fn start(gone: UnboundedSender<OldRulesGone>) {
     if let Err(error) = thread::Builder::new().name("takeover".into()).spawn(move || take_over(&gone)) {
         warn!(%error, "what other modes left can't be removed");
     }
+}
+
+/// The same for mode iptables, whose rules are not to be removed, but those of mode nftables.
+pub(crate) fn start_from_nftables(families: Vec<IpFamily>, gone: UnboundedSender<OldRulesGone>) {
+    let work = move || {
+        for family in families {
+            // Nobody listens when the program ends.
+            if remove_nftables_table(family) && gone.send(OldRulesGone).is_err() {
+                return;
+            }
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("takeover".into()).spawn(work) {
+        warn!(%error, "what mode nftables left can't be removed");
+    }
+}
+
+/// Whether there was one, and it is gone.
+fn remove_nftables_table(family: IpFamily) -> bool {
+    const ENOENT: i32 = 2;
+    let netfilter_family = match family {
+        IpFamily::V4 => nft::Family::Ip,
+        IpFamily::V6 => nft::Family::Ip6,
+    };
+    let mut transaction = Transaction::new(netfilter_family, backend_nftables::table_name());
+    transaction.ops.push(Op::DeleteTable);
+    let outcome = kernel::Nftables::open().and_then(|mut kernel| kernel.apply(&transaction));
+    match &outcome {
+        Ok(_) => info!(ipFamily = %family, "removed the table of mode nftables"),
+        Err(error) if error.errno() == Some(ENOENT) => {}
+        Err(error) => {
+            warn!(ipFamily = %family, err = chain(error), "the table of mode nftables can't be removed");
+        }
+    }
+    outcome.is_ok()
 }
 
 fn take_over(gone: &UnboundedSender<OldRulesGone>) {
@@ -45,7 +83,7 @@ fn take_over(gone: &UnboundedSender<OldRulesGone>) {
 /// `--cleanup`: removes everything that any mode has left, our own rules included. Tries everything, and fails if
 /// something stays.
 pub(crate) fn clean_up() -> anyhow::Result<()> {
-    let report = host::clean_up_all(&Root::default(), &agent::table_name());
+    let report = host::clean_up_all(&Root::default(), &backend_nftables::table_name());
     log_removed(&report);
     for failure in &report.failures {
         error!(err = chain(failure), "could not be removed");
@@ -54,9 +92,9 @@ pub(crate) fn clean_up() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Keeps only the capability that is needed as long as the program runs. To be called before there is a second thread.
-pub(crate) fn give_up_privileges() {
-    for failure in host::drop_privileges() {
+/// Keeps only the capabilities that are needed as long as the program runs. To be called before there is a second thread.
+pub(crate) fn give_up_privileges(mode: Mode) {
+    for failure in host::drop_privileges(mode == Mode::IpTables) {
         debug!(err = chain(&failure), "a privilege stays");
     }
 }

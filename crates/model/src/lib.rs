@@ -7,9 +7,11 @@
 #![forbid(unsafe_code)]
 
 mod conflicts;
+mod mode;
 mod names;
 mod net;
 mod objects;
+mod packets;
 mod slots;
 mod store;
 mod table;
@@ -17,12 +19,14 @@ mod uid;
 pub mod view;
 
 pub use conflicts::ConflictChange;
+pub use mode::{Backend, Mode};
 pub use names::{Interner, Name, ObjectName, ServiceName, ServicePortName};
 pub use net::{AddrError, CidrError, Family, IpFamily, Protocol, V4, V6, parse_addr, parse_cidr};
 pub use objects::{
     Change, Conditions, Endpoint, EndpointSlice, Hints, Kind, Node, Object, Service, ServiceCidr,
     ServicePort, SliceEndpoints, SlicePort, TrafficPolicy,
 };
+pub use packets::{Extent, NodePortAddresses, PodSource, RuleSettings};
 pub use slots::assign_slots;
 pub use store::{ServiceEntry, Store, Touched};
 pub use table::{

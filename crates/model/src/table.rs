@@ -214,6 +214,13 @@ impl<F: Family> Table<F> {
         })
     }
 
+    /// The frontends of a Service that are in force.
+    pub fn of_service(&self, service: &ServiceName) -> impl Iterator<Item = &Frontend<F>> {
+        let keys = self.by_service.get(service).map_or(&[][..], |keys| keys);
+        let winners = keys.iter().filter_map(|key| self.get(key));
+        winners.filter(move |frontend| frontend.service.service == *service)
+    }
+
     /// Adds or updates a claim; true if the frontend in force differs afterwards.
     fn claim(&mut self, frontend: Frontend<F>) -> bool {
         let Some(claims) = self.frontends.get_mut(&frontend.key) else {

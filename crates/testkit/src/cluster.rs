@@ -29,6 +29,34 @@ pub const HTTP_PORT: u16 = 8082;
 /// Port on which every pod answers over UDP.
 pub const UDP_PORT: u16 = 5353;
 
+/// The mode that the proxy under test runs in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyMode {
+    /// `nftables`.
+    Nftables,
+    /// `iptables`, with the programs of one flavour.
+    Iptables(Flavour),
+}
+
+/// Which kernel interface iptables uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavour {
+    /// Tables of nftables.
+    Nft,
+    /// The old one.
+    Legacy,
+}
+
+impl Flavour {
+    /// How its programs' names end.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Nft => "nft",
+            Self::Legacy => "legacy",
+        }
+    }
+}
+
 /// A cluster of two nodes, of which one is to run the proxy.
 #[derive(Debug)]
 pub struct Cluster {
@@ -37,6 +65,7 @@ pub struct Cluster {
     /// The API server, on the node's loopback.
     pub api: ApiServer,
     servers: Vec<EchoServer>,
+    mode: ProxyMode,
     dir: TempDir,
     kubeconfig: PathBuf,
 }
@@ -64,7 +93,32 @@ impl Cluster {
         api.apply(node).context("store the Node")?;
         api.apply(objects::service_cidr(&["10.96.0.0/12", "fd00:10:96::/112"]))
             .context("store the ServiceCIDR")?;
-        Ok(Self { lab, api, servers, dir, kubeconfig })
+        Ok(Self { lab, api, servers, mode: ProxyMode::Nftables, dir, kubeconfig })
+    }
+
+    /// The same cluster, whose proxy runs in another mode. The kubelet's mark tells it which flavour of iptables to use.
+    ///
+    /// # Errors
+    /// The programs of iptables are missing.
+    pub fn in_mode(self, mode: ProxyMode) -> anyhow::Result<Self> {
+        if let ProxyMode::Iptables(flavour) = mode {
+            for name in ["iptables", "ip6tables"] {
+                let program = format!("{name}-{}", flavour.suffix());
+                self.lab.node().exec(&program, &["-t", "mangle", "-N", "KUBE-IPTABLES-HINT"])?;
+            }
+        }
+        Ok(Self { mode, ..self })
+    }
+
+    /// The rules on the node, as an operator lists them.
+    ///
+    /// # Errors
+    /// They can't be listed.
+    pub fn listing(&self) -> anyhow::Result<String> {
+        let ProxyMode::Iptables(flavour) = self.mode else { return Ok(self.lab.check_listable()?.text) };
+        let programs = ["iptables", "ip6tables"].map(|name| format!("{name}-{}-save", flavour.suffix()));
+        let listings = programs.map(|program| self.lab.node().exec(&program, &[]));
+        Ok(listings.into_iter().collect::<Result<Vec<_>, _>>()?.concat())
     }
 
     /// A directory of its own, gone with the cluster.
@@ -75,7 +129,11 @@ impl Cluster {
     /// The arguments with which the proxy serves this cluster.
     pub fn arguments(&self) -> Vec<String> {
         let kubeconfig = self.kubeconfig.to_string_lossy();
-        ["--kubeconfig", &kubeconfig, "--hostname-override", NODE, "--proxy-mode", "nftables", "-v", "2"]
+        let mode = match self.mode {
+            ProxyMode::Nftables => "nftables",
+            ProxyMode::Iptables(_) => "iptables",
+        };
+        ["--kubeconfig", &kubeconfig, "--hostname-override", NODE, "--proxy-mode", mode, "-v", "2"]
             .into_iter()
             .chain(["--cluster-cidr", CLUSTER_CIDR])
             .map(str::to_owned)

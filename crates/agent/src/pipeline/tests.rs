@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
-use backend_nftables::NodePortAddresses;
+use backend_nftables::{Config, Nftables, NodePortAddresses};
 use model::{
     AddressKind, Destination, FrontendAddress, Masquerade, ObjectName, Pool, ServicePortName, V4, Verdict,
 };
+
+use nft::KernelError;
 
 use super::*;
 
 /// A pipeline and its clock.
 struct Bench {
-    pipeline: Pipeline<V4>,
+    pipeline: Pipeline<Nftables, V4>,
     begin: Instant,
 }
 
@@ -66,17 +68,17 @@ impl Bench {
         self.begin + Duration::from_secs(second)
     }
 
-    fn next(&mut self, second: u64) -> Option<Job> {
+    fn next(&mut self, second: u64) -> Option<Job<Nftables>> {
         self.pipeline.next(self.at(second))
     }
 
-    fn report(&mut self, second: u64, answer: Answer) -> Option<Job> {
+    fn report(&mut self, second: u64, answer: Answer<Nftables>) -> Option<Job<Nftables>> {
         let (_, job) = self.pipeline.report(answer, Duration::ZERO, self.at(second), 0.0);
         job
     }
 
     fn applied(&mut self, second: u64) {
-        assert!(self.report(second, Answer::Applied(Ok(nft::Applied::default()))).is_none());
+        assert!(self.report(second, Answer::Applied(Ok(None))).is_none());
     }
 
     fn change(&mut self, second: u64, endpoint: u8) {

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agent::{ForeignChange, Input, KernelAccess, OldRulesGone, OpenKernel, Telemetry};
-use backend_nftables::table_name;
+use backend_nftables::{Nftables, table_name};
 use common::{difference, service, settings, slice};
 use model::{Change, Kind, Object, ObjectName, Protocol, Store, Touched};
 use testkit::fake_conntrack::{FakeConntrack, flow};
@@ -42,24 +42,24 @@ struct Bench {
 impl Bench {
     fn start(kernel: &FakeKernel) -> Self {
         let connection = kernel.clone();
-        Self::start_on(kernel, Arc::new(move || Ok(Box::new(connection.clone()))))
+        Self::start_on(kernel, Arc::new(move |_| Ok(Box::new(connection.clone()))))
     }
 
-    fn start_on(kernel: &FakeKernel, open: OpenKernel) -> Self {
+    fn start_on(kernel: &FakeKernel, open: OpenKernel<Nftables>) -> Self {
         let (inputs, receiver) = channel(1024);
         let conntrack = FakeConntrack::new();
         let flows = conntrack.clone();
         let watcher: Watcher = Arc::default();
         let (watch, synced) = (watcher.clone(), Synced::default());
         let told = synced.clone();
-        let access = KernelAccess {
+        let access: KernelAccess<Nftables> = KernelAccess {
             open,
             open_conntrack: Arc::new(move || Ok(Box::new(flows.clone()))),
             watch: Box::new(move |foreign| *watch.lock().unwrap() = Some(foreign)),
             synced: Box::new(move |gone| told.lock().unwrap().push(gone)),
         };
         let telemetry = common::telemetry();
-        tokio::spawn(agent::run(settings(), access, telemetry.clone(), receiver, Some));
+        tokio::spawn(agent::run(Nftables, settings(), access, telemetry.clone(), receiver, Some));
         Self {
             kernel: kernel.clone(),
             conntrack,

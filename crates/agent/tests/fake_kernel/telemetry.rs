@@ -32,7 +32,7 @@ impl Bench {
     fn start_slow(kernel: &FakeKernel) -> (Self, mpsc::Sender<()>) {
         let (permit, permissions) = mpsc::channel();
         let (connection, permissions) = (kernel.clone(), Arc::new(Mutex::new(permissions)));
-        let open: OpenKernel = Arc::new(move || {
+        let open: OpenKernel<Nftables> = Arc::new(move |_| {
             Ok(Box::new(Slow { kernel: connection.clone(), permissions: permissions.clone() }))
         });
         (Self::start_on(kernel, open), permit)

@@ -7,13 +7,16 @@ use std::time::Duration;
 use serde_json::json;
 use testkit::apiserver::Kind;
 use testkit::client::{Transport, spread};
-use testkit::cluster::Cluster;
+use testkit::cluster::{Cluster, ProxyMode};
 use testkit::lab::Host;
 use testkit::proxy::wait_until;
 
 use crate::support::{
-    NODE_PORT, PATIENCE, WEB_V4, WEB_V6, apply_endpoints, apply_web, ask, check_listable, cluster, ip, start,
+    NODE_PORT, PATIENCE, WEB_V4, WEB_V6, apply_endpoints, apply_web, ask, cluster_in, in_every_mode, ip,
+    listing, start,
 };
+
+in_every_mode!(a_client_stays_with_its_endpoint, affinities_end);
 
 const BOTH: [Transport; 2] = [Transport::Tcp, Transport::Udp];
 
@@ -52,9 +55,8 @@ fn the_one(client: &Host, to: SocketAddr, transport: Transport) -> String {
     last.pop_first().unwrap()
 }
 
-#[test]
-fn a_client_stays_with_its_endpoint() {
-    let cluster = cluster(4, 1);
+fn a_client_stays_with_its_endpoint(mode: ProxyMode) {
+    let cluster = cluster_in(mode, 4, 1);
     let mut proxy = start(&cluster);
     apply_web(&cluster);
     set_affinity(&cluster, Some(600));
@@ -98,13 +100,12 @@ fn a_client_stays_with_its_endpoint() {
         assert_ne!(new, gone);
         assert!(*old == gone || *old == new, "from {old} to {new} without need");
     }
-    check_listable(&cluster);
+    listing(&cluster);
 }
 
 /// An affinity ends some time after the last new flow, not after the first one, and at once when it is switched off.
-#[test]
-fn affinities_end() {
-    let cluster = cluster(4, 0);
+fn affinities_end(mode: ProxyMode) {
+    let cluster = cluster_in(mode, 4, 0);
     let _proxy = start(&cluster);
     apply_web(&cluster);
     set_affinity(&cluster, Some(2));
@@ -126,5 +127,5 @@ fn affinities_end() {
     set_affinity(&cluster, None);
     let free = wait_until(PATIENCE, || answers(client, to, Transport::Tcp).len() > 1);
     assert!(free, "still sticky");
-    check_listable(&cluster);
+    listing(&cluster);
 }

@@ -14,6 +14,7 @@ mod bad_input;
 mod config_file;
 mod events;
 mod folder;
+mod iptables;
 mod lifecycle;
 mod localhost;
 mod matrix;

@@ -4,16 +4,17 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use testkit::client::{ConnectFailure, FailureClass, Reply, Transport, ask_once};
-use testkit::cluster::Cluster;
+use testkit::cluster::{Cluster, ProxyMode};
 use testkit::contract::{AddressKind, Answer, Case, Client, Contract, target};
 use testkit::lab::Host;
 use testkit::proxy::wait_until;
 
-use crate::support::{PATIENCE, check_listable, cluster, start};
+use crate::support::{PATIENCE, cluster_in, in_every_mode, listing, start};
 
-#[test]
-fn every_line_of_the_contract_holds() {
-    let cluster = cluster(2, 1);
+in_every_mode!(every_line_of_the_contract_holds);
+
+fn every_line_of_the_contract_holds(mode: ProxyMode) {
+    let cluster = cluster_in(mode, 2, 1);
     let _proxy = start(&cluster);
     let Contract { situations, cases } = Contract::read();
     let addresses = |host: &Host| [ip(host, false), ip(host, true)];
@@ -36,7 +37,7 @@ fn every_line_of_the_contract_holds() {
         workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect::<Vec<String>>()
     });
     assert!(failures.is_empty(), "{} of {} runs:\n{}", failures.len(), cases.len() * 4, failures.join("\n"));
-    check_listable(&cluster);
+    listing(&cluster);
 }
 
 fn ip(host: &Host, v6: bool) -> IpAddr {
@@ -127,10 +128,10 @@ fn wait_for_all(cluster: &Cluster, n_services: usize) {
         target(AddressKind::LbIp, n_services - 1, v6, any).ip().to_string()
     };
     let there = || {
-        let text = check_listable(cluster);
+        let text = listing(cluster);
         text.contains(&last(false)) && text.contains(&last(true))
     };
-    assert!(wait_until(PATIENCE, there), "not programmed:\n{}", check_listable(cluster));
+    assert!(wait_until(PATIENCE, there), "not programmed:\n{}", listing(cluster));
     // The slices of the last Service follow its object at once.
     std::thread::sleep(std::time::Duration::from_millis(500));
 }

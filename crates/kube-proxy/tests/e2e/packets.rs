@@ -5,14 +5,26 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use testkit::client::{FailureClass, Transport, UdpFlow, ask_once, five_sigma, spread, tcp_once};
-use testkit::cluster::{Cluster, LINE_PORT};
+use testkit::cluster::{Cluster, LINE_PORT, ProxyMode};
 use testkit::lab::Host;
 use testkit::objects::{self, Endpoint, Port};
 
 use crate::support::{
     NODE_PORT, PATIENCE, REQUEST, WEB_PORTS, WEB_V4, WEB_V6, apply_endpoints, apply_web, ask, check_listable,
-    cluster, ip, start, wait_for,
+    cluster, cluster_in, in_every_mode, ip, listing, start, wait_for,
 };
+
+in_every_mode!(
+    every_client_reaches_every_pod_by_every_address,
+    connections_are_spread_evenly,
+    without_a_ready_endpoint_clients_are_refused_at_once,
+    endpoints_come_and_go,
+    a_pod_reaches_itself_through_its_service,
+    source_addresses_are_rewritten_only_where_they_must_be,
+    ports_of_one_service_are_independent,
+    source_ranges_keep_others_away_from_load_balancer_addresses,
+    udp_clients_follow_the_endpoints,
+);
 
 const BOTH: [Transport; 2] = [Transport::Tcp, Transport::Udp];
 
@@ -31,9 +43,8 @@ fn clients(cluster: &Cluster) -> Vec<(&Host, Vec<SocketAddr>)> {
     ]
 }
 
-#[test]
-fn every_client_reaches_every_pod_by_every_address() {
-    let cluster = cluster(2, 2);
+fn every_client_reaches_every_pod_by_every_address(mode: ProxyMode) {
+    let cluster = cluster_in(mode, 2, 2);
     let _proxy = start(&cluster);
     apply_web(&cluster);
     wait_until_served(&cluster);
@@ -50,14 +61,19 @@ fn every_client_reaches_every_pod_by_every_address() {
             }
         }
     }
-    let text = check_listable(&cluster);
-    assert!(text.contains("10.96.0.10 . tcp . 80 comment \"default/web:line\" : 0:4"), "{text}");
+    let text = listing(&cluster);
+    let dispatch = match mode {
+        ProxyMode::Nftables => "10.96.0.10 . tcp . 80 comment \"default/web:line\" : 0:4",
+        ProxyMode::Iptables(_) => {
+            "-A KUBE-SERVICES -d 10.96.0.10/32 -p tcp -m comment --comment \"default/web:line cluster IP\" -m tcp --dport 80 -j KUBE-SVC-"
+        }
+    };
+    assert!(text.contains(dispatch), "{text}");
 }
 
 /// Ten endpoints, 2,000 connections: each endpoint within five sigma of its share.
-#[test]
-fn connections_are_spread_evenly() {
-    let cluster = cluster(6, 4);
+fn connections_are_spread_evenly(mode: ProxyMode) {
+    let cluster = cluster_in(mode, 6, 4);
     let _proxy = start(&cluster);
     apply_web(&cluster);
     wait_until_served(&cluster);
@@ -69,12 +85,11 @@ fn connections_are_spread_evenly() {
                 .unwrap_or_else(|error| panic!("{address:?} {transport:?}: {error}"));
         }
     }
-    check_listable(&cluster);
+    listing(&cluster);
 }
 
-#[test]
-fn without_a_ready_endpoint_clients_are_refused_at_once() {
-    let cluster = cluster(1, 0);
+fn without_a_ready_endpoint_clients_are_refused_at_once(mode: ProxyMode) {
+    let cluster = cluster_in(mode, 1, 0);
     let _proxy = start(&cluster);
     let not_ready = |v6| -> Vec<Endpoint> {
         let endpoints = cluster.endpoints(v6);
@@ -95,14 +110,19 @@ fn without_a_ready_endpoint_clients_are_refused_at_once() {
             }
         }
     }
-    let text = check_listable(&cluster);
-    let (_, refused) = text.split_once("set no-endpoint-services").unwrap();
-    assert!(refused.contains("10.96.0.10 . tcp . 80 comment \"default/web:line\""), "{text}");
+    let text = listing(&cluster);
+    let refusal = match mode {
+        ProxyMode::Nftables => {
+            let (_, refused) = text.split_once("set no-endpoint-services").unwrap();
+            refused.contains("10.96.0.10 . tcp . 80 comment \"default/web:line\"")
+        }
+        ProxyMode::Iptables(_) => text.contains("--comment \"default/web:line has no endpoints\""),
+    };
+    assert!(refusal, "{text}");
 }
 
-#[test]
-fn endpoints_come_and_go() {
-    let cluster = cluster(2, 1);
+fn endpoints_come_and_go(mode: ProxyMode) {
+    let cluster = cluster_in(mode, 2, 1);
     let _proxy = start(&cluster);
     apply_web(&cluster);
     wait_until_served(&cluster);
@@ -125,13 +145,12 @@ fn endpoints_come_and_go() {
         ask(client, Transport::Tcp, (ip(WEB_V6), 80).into()).is_ok(),
         "the other family is not concerned"
     );
-    check_listable(&cluster);
+    listing(&cluster);
 }
 
 /// A pod that is sent to itself sees its node as the client, or it would answer itself directly.
-#[test]
-fn a_pod_reaches_itself_through_its_service() {
-    let cluster = cluster(1, 0);
+fn a_pod_reaches_itself_through_its_service(mode: ProxyMode) {
+    let cluster = cluster_in(mode, 1, 0);
     let _proxy = start(&cluster);
     apply_web(&cluster);
     let pod = cluster.lab.pod(0);
@@ -140,13 +159,12 @@ fn a_pod_reaches_itself_through_its_service() {
             wait_for(pod, transport, address.into(), &Ok("pod0"));
         }
     }
-    check_listable(&cluster);
+    listing(&cluster);
 }
 
 /// Who the endpoint sees: the client itself, unless answers would not come back through this node.
-#[test]
-fn source_addresses_are_rewritten_only_where_they_must_be() {
-    let cluster = cluster(2, 0);
+fn source_addresses_are_rewritten_only_where_they_must_be(mode: ProxyMode) {
+    let cluster = cluster_in(mode, 2, 0);
     let _proxy = start(&cluster);
     cluster.apply(objects::service("web", &[ip(WEB_V4), ip(WEB_V6)], &WEB_PORTS)).unwrap();
     let lab = &cluster.lab;
@@ -162,7 +180,7 @@ fn source_addresses_are_rewritten_only_where_they_must_be() {
         assert_eq!(seen(lab.pod(0), node_port), host(lab.node()), "pod -> node port is masqueraded");
         assert_eq!(seen(lab.outside(), node_port), host(lab.node()), "outside -> node port is masqueraded");
     }
-    check_listable(&cluster);
+    listing(&cluster);
 }
 
 /// Node ports are served on the Node object's addresses only, unless asked otherwise.
@@ -188,9 +206,8 @@ fn node_ports_are_not_served_on_other_addresses() {
 }
 
 /// Service ports, slice ports and their numbers are tied by name alone; several ports, several slices.
-#[test]
-fn ports_of_one_service_are_independent() {
-    let cluster = cluster(2, 0);
+fn ports_of_one_service_are_independent(mode: ProxyMode) {
+    let cluster = cluster_in(mode, 2, 0);
     let _proxy = start(&cluster);
     let port = |name, port, target| Port { name, protocol: "TCP", port, target, node_port: None };
     let ports = [port("a", 81, LINE_PORT), port("b", 82, LINE_PORT)];
@@ -201,7 +218,7 @@ fn ports_of_one_service_are_independent() {
     let client = cluster.lab.outside();
     wait_for(client, Transport::Tcp, (ip("10.96.0.20"), 81).into(), &Ok("pod0"));
     wait_for(client, Transport::Tcp, (ip("10.96.0.20"), 82).into(), &Ok("pod1"));
-    check_listable(&cluster);
+    listing(&cluster);
 }
 
 /// A port that the Service does not have is refused; an address that no Service has is dropped, as soon as the ranges of
@@ -227,9 +244,8 @@ fn what_no_service_has_goes_nowhere() {
 }
 
 /// A load-balancer address serves only its source ranges; the Service's other addresses are not concerned.
-#[test]
-fn source_ranges_keep_others_away_from_load_balancer_addresses() {
-    let cluster = cluster(2, 0);
+fn source_ranges_keep_others_away_from_load_balancer_addresses(mode: ProxyMode) {
+    let cluster = cluster_in(mode, 2, 0);
     let _proxy = start(&cluster);
     apply_web(&cluster);
     let lab = &cluster.lab;
@@ -265,14 +281,13 @@ fn source_ranges_keep_others_away_from_load_balancer_addresses() {
     restrict(&[]);
     check(lab.pod(0), true);
     check(lab.node(), true);
-    check_listable(&cluster);
+    listing(&cluster);
 }
 
 /// A client that keeps its source port gets answers from the new endpoint, though its flow never ends: after a replacement,
 /// by the node port, and after a time without any endpoint.
-#[test]
-fn udp_clients_follow_the_endpoints() {
-    let cluster = cluster(3, 0);
+fn udp_clients_follow_the_endpoints(mode: ProxyMode) {
+    let cluster = cluster_in(mode, 3, 0);
     let _proxy = start(&cluster);
     apply_web(&cluster);
     wait_until_served(&cluster);
@@ -299,7 +314,7 @@ fn udp_clients_follow_the_endpoints() {
             assert!(follows, "{target}: wanted {wanted:?}, last {last:?}");
         }
     }
-    check_listable(&cluster);
+    listing(&cluster);
 }
 
 #[track_caller]

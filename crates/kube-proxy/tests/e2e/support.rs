@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use testkit::client::{ConnectFailure, FailureClass, Transport, ask_once};
-use testkit::cluster::{Cluster, LINE_PORT, UDP_PORT};
+use testkit::cluster::{Cluster, LINE_PORT, ProxyMode, UDP_PORT};
 use testkit::lab::Host;
 use testkit::objects::{self, Endpoint, Port};
 use testkit::proxy::{Proxy, wait_until};
@@ -36,6 +36,28 @@ pub(crate) fn ip(text: &str) -> IpAddr {
 
 pub(crate) fn cluster(pods: usize, node2_pods: usize) -> Cluster {
     Cluster::new(pods, node2_pods).unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+/// Defines tests that run in every mode: functions that take the mode.
+macro_rules! in_every_mode {
+    ($($name:ident),+ $(,)?) => {
+        mod nftables {
+            $(#[test] fn $name() { super::$name(testkit::cluster::ProxyMode::Nftables); })+
+        }
+        mod iptables_nft {
+            use testkit::cluster::{Flavour, ProxyMode};
+            $(#[test] fn $name() { super::$name(ProxyMode::Iptables(Flavour::Nft)); })+
+        }
+        mod iptables_legacy {
+            use testkit::cluster::{Flavour, ProxyMode};
+            $(#[test] fn $name() { super::$name(ProxyMode::Iptables(Flavour::Legacy)); })+
+        }
+    };
+}
+pub(crate) use in_every_mode;
+
+pub(crate) fn cluster_in(mode: ProxyMode, pods: usize, node2_pods: usize) -> Cluster {
+    cluster(pods, node2_pods).in_mode(mode).unwrap_or_else(|error| panic!("{error:#}"))
 }
 
 pub(crate) fn start(cluster: &Cluster) -> Proxy {
@@ -82,7 +104,13 @@ pub(crate) fn wait_for(
     assert!(reached, "wanted {wanted:?} from {to}, last got {last:?}");
 }
 
-/// The rules list cleanly, and the table is there.
+/// The rules list cleanly, whatever the mode.
+#[track_caller]
+pub(crate) fn listing(cluster: &Cluster) -> String {
+    cluster.listing().unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+/// The rules of nftables mode list cleanly, and the table is there.
 #[track_caller]
 pub(crate) fn check_listable(cluster: &Cluster) -> String {
     let listing = cluster.lab.check_listable().unwrap_or_else(|error| panic!("{error}"));

@@ -1,0 +1,176 @@
+//! What `iptables-save` prints, read back.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::TableName;
+
+/// Tables as they stand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Saved {
+    tables: BTreeMap<TableName, SavedTable>,
+}
+
+/// A table as it stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SavedTable {
+    /// The built-in chains and those whose name begins with the prefix that was asked for, with the text of their rules.
+    pub chains: BTreeMap<Box<str>, Vec<Box<str>>>,
+    /// Where rules of all other chains jump or go to.
+    pub foreign_targets: BTreeSet<Box<str>>,
+}
+
+/// The output of `iptables-save` is not what it should be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SaveError {
+    /// A line can't be understood.
+    #[error("iptables-save printed {line:?}, which is no line of a table")]
+    Line {
+        /// The line, cut to its first 120 characters.
+        line: String,
+    },
+    /// The output ends within a table.
+    #[error("iptables-save did not finish table {table}")]
+    Unfinished {
+        /// The table.
+        table: TableName,
+    },
+    /// Somebody has put rules into the table that iptables can't show, with `nft`.
+    #[error("table {table} holds rules that iptables can't show: {text}")]
+    Incompatible {
+        /// The table.
+        table: TableName,
+        /// The tool's own words.
+        text: String,
+    },
+}
+
+impl Saved {
+    /// A table; empty if it was not there.
+    pub fn table(&self, table: TableName) -> &SavedTable {
+        const NONE: &SavedTable = &SavedTable { chains: BTreeMap::new(), foreign_targets: BTreeSet::new() };
+        self.tables.get(&table).unwrap_or(NONE)
+    }
+
+    /// Takes in what `iptables-save -t TABLE` printed. Rules are kept of built-in chains and of those whose name begins with
+    /// `prefix`; of the others, which can be many, only where they lead.
+    ///
+    /// # Errors
+    /// When the output is not that of a table, whole and readable.
+    pub fn read(&mut self, table: TableName, prefix: &str, output: &str) -> Result<(), SaveError> {
+        let mut saved = SavedTable::default();
+        let mut within = false;
+        for line in output.lines() {
+            if line.starts_with('#') && line.contains("is incompatible") {
+                return Err(SaveError::Incompatible {
+                    table,
+                    text: line.trim_start_matches("# ").to_owned(),
+                });
+            }
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            match line.strip_prefix('*') {
+                Some(name) if name == table.as_str() && !within => within = true,
+                None if line == "COMMIT" && within => within = false,
+                None if within => saved.read_line(prefix, line).ok_or_else(|| unreadable(line))?,
+                _ => return Err(unreadable(line)),
+            }
+        }
+        if within {
+            return Err(SaveError::Unfinished { table });
+        }
+        self.tables.insert(table, saved);
+        Ok(())
+    }
+}
+
+fn unreadable(line: &str) -> SaveError {
+    SaveError::Line { line: line.chars().take(120).collect() }
+}
+
+impl SavedTable {
+    fn read_line(&mut self, prefix: &str, line: &str) -> Option<()> {
+        if let Some(declaration) = line.strip_prefix(':') {
+            let mut words = declaration.split(' ');
+            let (name, policy) = (words.next()?, words.next()?);
+            // A policy is what only built-in chains have.
+            if policy != "-" || name.starts_with(prefix) {
+                self.chains.entry(name.into()).or_default();
+            }
+            return Some(());
+        }
+        let rule = line.strip_prefix("-A ")?;
+        let (name, text) = rule.split_once(' ').unwrap_or((rule, ""));
+        match self.chains.get_mut(name) {
+            Some(rules) => rules.push(text.into()),
+            None => self.foreign_targets.extend(target(text).map(Into::into)),
+        }
+        Some(())
+    }
+
+    /// Where rules lead to that are not in chains of these.
+    pub fn targets_outside(&self, chains: impl Fn(&str) -> bool) -> BTreeSet<&str> {
+        let outside = self.chains.iter().filter(|(name, _)| !chains(name));
+        let rules = outside.flat_map(|(_, rules)| rules);
+        rules.filter_map(|rule| target(rule)).chain(self.foreign_targets.iter().map(|name| &**name)).collect()
+    }
+
+    /// The text of a chain's rules; `None` if there is no such chain.
+    pub fn rules(&self, chain: &str) -> Option<&[Box<str>]> {
+        self.chains.get(chain).map(Vec::as_slice)
+    }
+}
+
+/// Where a rule's text sends a packet.
+fn target(rule: &str) -> Option<&str> {
+    let (_, target) = rule.rsplit_once("-j ").or_else(|| rule.rsplit_once("-g "))?;
+    target.split(' ').next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OUTPUT: &str = "\
+# Generated by iptables-nft-save v1.8.9 (nf_tables) on Sat Nov 21 13:47:36 2026
+*nat
+:PREROUTING ACCEPT [0:0]
+:CNI-X - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+-A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES
+-A CNI-X -m comment --comment \"-j Y\" -j KUBE-MARK-MASQ
+-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000
+COMMIT
+# Completed on Sat Nov 21 13:47:36 2026
+";
+
+    fn read(output: &str) -> Result<SavedTable, SaveError> {
+        let mut saved = Saved::default();
+        saved.read(TableName::Nat, "KUBE-", output)?;
+        Ok(saved.table(TableName::Nat).clone())
+    }
+
+    #[test]
+    fn own_and_built_in_chains_are_kept_of_others_only_their_targets() {
+        let table = read(OUTPUT).unwrap();
+        assert_eq!(
+            table.chains.keys().map(|name| &**name).collect::<Vec<_>>(),
+            ["KUBE-MARK-MASQ", "PREROUTING"]
+        );
+        assert_eq!(table.rules("KUBE-MARK-MASQ").unwrap(), ["-j MARK --set-xmark 0x4000/0x4000".into()]);
+        assert_eq!(table.foreign_targets, BTreeSet::from(["KUBE-MARK-MASQ".into()]));
+        assert_eq!(table.rules("KUBE-SERVICES"), None);
+    }
+
+    #[test]
+    fn what_is_not_a_whole_table_is_refused() {
+        let cut = OUTPUT.split("COMMIT").next().unwrap();
+        assert_eq!(read(cut), Err(SaveError::Unfinished { table: TableName::Nat }));
+        assert!(matches!(read(&OUTPUT.replace("*nat", "*filter")), Err(SaveError::Line { .. })));
+        assert!(matches!(read("*nat\nwhat is this\nCOMMIT\n"), Err(SaveError::Line { .. })));
+        let incompatible = "# Table `nat' is incompatible, use 'nft' tool.\n";
+        assert!(matches!(read(incompatible), Err(SaveError::Incompatible { .. })));
+        // A table that nobody has used yet.
+        assert_eq!(read(""), Ok(SavedTable::default()));
+    }
+}

@@ -1,0 +1,96 @@
+//! Mode iptables: what the host has to have, and the agent's access to the kernel.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent::{ForeignChange, KernelAccess, Settings};
+use anyhow::Context as _;
+use backend_iptables::{CANARY, Iptables};
+use kernel::iptables::{Programs, Tables, wait_for_flush};
+use model::IpFamily;
+use tokio::sync::mpsc::UnboundedSender;
+use tracing::{info, warn};
+
+use crate::takeover;
+
+/// The programs of each family that can be served.
+type Families = BTreeMap<IpFamily, Programs>;
+
+/// Sees what the host can do. A family whose programs do not work is left out of the settings.
+///
+/// # Errors
+/// No family can be served.
+pub(crate) fn prepare(settings: &mut Settings) -> anyhow::Result<(Iptables, KernelAccess<Iptables>)> {
+    let mut families = Families::new();
+    let mut failed = None;
+    for family in &settings.families {
+        match Programs::find(*family) {
+            Ok(programs) => {
+                info!(ipFamily = %family, version = %programs.version, "iptables works");
+                families.insert(*family, programs);
+            }
+            Err(error) => {
+                info!(ipFamily = %family, %error, "no support for this IP family");
+                failed = Some(error);
+            }
+        }
+    }
+    if let (true, Some(error)) = (families.is_empty(), failed) {
+        return Err(error).context("iptables is not available on this host");
+    }
+    settings.families.retain(|family| families.contains_key(family));
+    let mode = Iptables { drop_invalid: !tracks_liberally() };
+    Ok((mode, kernel_access(families, settings.sync_period)))
+}
+
+/// Whether connection tracking takes packets out of their window for valid; read once, as upstream does.
+fn tracks_liberally() -> bool {
+    let path = Path::new("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal");
+    std::fs::read_to_string(path).is_ok_and(|value| value.trim() != "0")
+}
+
+fn kernel_access(families: Families, interval: Duration) -> KernelAccess<Iptables> {
+    let families = Arc::new(families);
+    let watched = families.clone();
+    let served: Vec<IpFamily> = families.keys().copied().collect();
+    KernelAccess {
+        open: Arc::new(move |family| match families.get(&family) {
+            Some(programs) => Ok(Box::new(Tables::new(programs.clone()))),
+            None => Err(iptables::IptablesError::Unsupported {
+                program: "iptables".into(),
+                message: format!("{family} is not served"),
+            }),
+        }),
+        open_conntrack: Arc::new(|| Ok(Box::new(kernel::Flows::open()?))),
+        watch: Box::new(move |foreign| {
+            for (family, programs) in watched.iter() {
+                let (family, tables, foreign) = (*family, Tables::new(programs.clone()), foreign.clone());
+                let started = std::thread::Builder::new()
+                    .name("watch".into())
+                    .spawn(move || watch(family, &tables, interval, &foreign));
+                if let Err(error) = started {
+                    warn!(%error, "a flush of the rules is noticed only by audits");
+                }
+            }
+        }),
+        synced: Box::new(move |gone| takeover::start_from_nftables(served, gone)),
+    }
+}
+
+/// Tells when somebody has emptied tables, for as long as somebody wants to know.
+fn watch(family: IpFamily, tables: &Tables, interval: Duration, foreign: &UnboundedSender<ForeignChange>) {
+    loop {
+        wait_for_flush(interval, |table| tables.has_rules(table, CANARY), std::thread::sleep);
+        let family = match family {
+            IpFamily::V4 => nft::Family::Ip,
+            IpFamily::V6 => nft::Family::Ip6,
+        };
+        if foreign.send(ForeignChange { family: Some(family), what: "a canary is gone" }).is_err() {
+            return;
+        }
+        // Until then the rules are there again.
+        std::thread::sleep(interval);
+    }
+}
