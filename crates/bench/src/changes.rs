@@ -11,7 +11,6 @@ use tokio::time::Instant;
 
 use crate::kernel_share::KernelShare;
 use crate::log;
-use crate::packets::seek;
 use crate::process::processor_time;
 use crate::results::Notebook;
 use crate::samples::{float, millis};
@@ -255,7 +254,7 @@ fn create(site: &Site, effort: Effort) -> anyhow::Result<Vec<Duration>> {
     let created = repeat(Effort { changes: late.len(), ..effort }, |number| {
         let written = Instant::now();
         site.apply(late[number].service())?;
-        Ok(seek(late[number].target(), |_any| true, || true, LIMIT)? - written)
+        Ok(site.reach(late[number].target(), 0)? - written)
     })?;
     for (number, late) in late.iter().enumerate() {
         if number < created.len() {
