@@ -144,8 +144,15 @@ pub(crate) fn by_commits(
             Ok(written.elapsed())
         })?;
         let n_changes = written.iter().map(Vec::len).sum();
-        let own = |key| own_times(proxy, n_lines, n_changes, key).map(|times| kind.apart(&times));
-        let (received, in_kernel) = (own(log::LATENCY), own(log::IN_KERNEL));
+        let own = own_lines(proxy, n_lines, n_changes);
+        let times = |key| Some(log::times(&own, log::CHANGED, key)).filter(|times| times.len() == n_changes);
+        let (received, in_kernel) = (times(log::LATENCY), times(log::IN_KERNEL));
+        if received.is_none() && !log::times(&own, log::CHANGED, log::LATENCY).is_empty() {
+            let other = own.iter().find(|line| !line.contains(log::CHANGED)).map_or("", String::as_str);
+            book.note(&format!("its log of {n_changes} changes ({kind:?}) is not a line for each: {other}"));
+        }
+        let (received, in_kernel) =
+            (received.map(|times| kind.apart(&times)), in_kernel.map(|times| kind.apart(&times)));
         for (step, id) in kind.steps().iter().enumerate() {
             let alone = share.map(|share| &share.changes[index][step]);
             let own = [("received", &received), ("kernel", &in_kernel)];
@@ -161,12 +168,11 @@ pub(crate) fn by_commits(
     Ok(())
 }
 
-/// The times that the program logged for its last changes, once all of them are there; `None` if its log is not understood.
-fn own_times(proxy: &Proxy, n_lines: usize, n_changes: usize, key: &str) -> Option<Vec<Duration>> {
-    let times = || log::times(&proxy.log()[n_lines..], log::CHANGED, key);
-    // A log without any such line won't have one later.
-    wait_until(LOG_LIMIT, || times().len() >= n_changes || times().is_empty());
-    Some(times()).filter(|times| times.len() == n_changes)
+/// What the program has logged since, once there is a line for each change, if it writes such lines at all.
+fn own_lines(proxy: &Proxy, n_lines: usize, n_changes: usize) -> Vec<String> {
+    let n_told = || log::times(&proxy.log()[n_lines..], log::CHANGED, log::LATENCY).len();
+    wait_until(LOG_LIMIT, || n_told() >= n_changes || n_told() == 0);
+    proxy.log()[n_lines..].to_vec()
 }
 
 /// How long the log may be behind the kernel.

@@ -22,10 +22,12 @@ impl Report {
             line(&mut text, &format!("\n## {services} Services x {endpoints} endpoints\n"));
             text.push_str(&self.table(services));
         }
-        if !self.results.failures.is_empty() {
-            text.push_str("\n## Not measured\n\n");
-            for failure in &self.results.failures {
-                line(&mut text, &format!("- {failure}"));
+        for (title, lines) in [("Not measured", &self.results.failures), ("Odd", &self.results.notes)] {
+            if !lines.is_empty() {
+                line(&mut text, &format!("\n## {title}\n"));
+                for entry in lines {
+                    line(&mut text, &format!("- {entry}"));
+                }
             }
         }
         text + "\n" + NOTES
