@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use serde_json::Value;
 use testkit::apiserver::Kind;
 use testkit::commits::Commits;
-use testkit::proxy::{Proxy, wait_until};
+use testkit::proxy::Proxy;
 use tokio::time::Instant;
 
 use crate::kernel_share::KernelShare;
@@ -133,7 +133,7 @@ pub(crate) fn by_commits(
     let mut commits = Commits::listen(site.lab.node()).context("listen to the kernel's commits")?;
     let mut world = site.world.clone();
     for (index, kind) in ChangeKind::ALL.into_iter().enumerate() {
-        let n_lines = proxy.log().len();
+        let n_lines = whole_log(proxy).len();
         let written = sample(kind, effort, &mut world, |world, change| {
             std::thread::sleep(PAUSE);
             while commits.next(PAUSE)?.is_some() {}
@@ -143,8 +143,8 @@ pub(crate) fn by_commits(
             commits.next_of(&FAMILIES, LIMIT)?.with_context(|| format!("{change:?} was not committed"))?;
             Ok(written.elapsed())
         })?;
-        let n_changes = written.iter().map(Vec::len).sum();
-        let own = own_lines(proxy, n_lines, n_changes);
+        let n_changes: usize = written.iter().map(Vec::len).sum();
+        let own = whole_log(proxy).split_off(n_lines);
         let times = |key| Some(log::times(&own, log::CHANGED, key)).filter(|times| times.len() == n_changes);
         let (received, in_kernel) = (times(log::LATENCY), times(log::IN_KERNEL));
         if received.is_none() && !log::times(&own, log::CHANGED, log::LATENCY).is_empty() {
@@ -168,15 +168,23 @@ pub(crate) fn by_commits(
     Ok(())
 }
 
-/// What the program has logged since, once there is a line for each change, if it writes such lines at all.
-fn own_lines(proxy: &Proxy, n_lines: usize, n_changes: usize) -> Vec<String> {
-    let n_told = || log::times(&proxy.log()[n_lines..], log::CHANGED, log::LATENCY).len();
-    wait_until(LOG_LIMIT, || n_told() >= n_changes || n_told() == 0);
-    proxy.log()[n_lines..].to_vec()
+/// What the program has logged, once it logs no more: its last lines may be behind the kernel.
+fn whole_log(proxy: &Proxy) -> Vec<String> {
+    let mut n_lines = proxy.log().len();
+    // Bounded, because there are programs that never are silent.
+    for _ in 0..20 {
+        std::thread::sleep(LOG_SILENCE);
+        let n_lines_now = proxy.log().len();
+        if n_lines_now == n_lines {
+            break;
+        }
+        n_lines = n_lines_now;
+    }
+    proxy.log()
 }
 
-/// How long the log may be behind the kernel.
-const LOG_LIMIT: Duration = Duration::from_secs(2);
+/// A log that grows no more for this long is whole.
+const LOG_SILENCE: Duration = Duration::from_millis(50);
 
 /// What is written to the API server: an object, or none to delete the extra Service.
 fn object(world: &World, change: Change) -> Option<Value> {
