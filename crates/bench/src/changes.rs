@@ -6,12 +6,11 @@ use anyhow::Context as _;
 use serde_json::Value;
 use testkit::apiserver::Kind;
 use testkit::commits::Commits;
-use testkit::proxy::{Proxy, wait_until};
+use testkit::proxy::Proxy;
 use tokio::time::Instant;
 
 use crate::kernel_share::KernelShare;
 use crate::log;
-use crate::packets::seek;
 use crate::process::processor_time;
 use crate::results::Notebook;
 use crate::samples::{float, millis};
@@ -134,7 +133,7 @@ pub(crate) fn by_commits(
     let mut commits = Commits::listen(site.lab.node()).context("listen to the kernel's commits")?;
     let mut world = site.world.clone();
     for (index, kind) in ChangeKind::ALL.into_iter().enumerate() {
-        let n_lines = proxy.log().len();
+        let n_lines = whole_log(proxy).len();
         let written = sample(kind, effort, &mut world, |world, change| {
             std::thread::sleep(PAUSE);
             while commits.next(PAUSE)?.is_some() {}
@@ -144,9 +143,16 @@ pub(crate) fn by_commits(
             commits.next_of(&FAMILIES, LIMIT)?.with_context(|| format!("{change:?} was not committed"))?;
             Ok(written.elapsed())
         })?;
-        let n_changes = written.iter().map(Vec::len).sum();
-        let own = |key| own_times(proxy, n_lines, n_changes, key).map(|times| kind.apart(&times));
-        let (received, in_kernel) = (own(log::LATENCY), own(log::IN_KERNEL));
+        let n_changes: usize = written.iter().map(Vec::len).sum();
+        let own = whole_log(proxy).split_off(n_lines);
+        let times = |key| Some(log::times(&own, log::CHANGED, key)).filter(|times| times.len() == n_changes);
+        let (received, in_kernel) = (times(log::LATENCY), times(log::IN_KERNEL));
+        if received.is_none() && !log::times(&own, log::CHANGED, log::LATENCY).is_empty() {
+            let other = own.iter().find(|line| !line.contains(log::CHANGED)).map_or("", String::as_str);
+            book.note(&format!("its log of {n_changes} changes ({kind:?}) is not a line for each: {other}"));
+        }
+        let (received, in_kernel) =
+            (received.map(|times| kind.apart(&times)), in_kernel.map(|times| kind.apart(&times)));
         for (step, id) in kind.steps().iter().enumerate() {
             let alone = share.map(|share| &share.changes[index][step]);
             let own = [("received", &received), ("kernel", &in_kernel)];
@@ -162,16 +168,23 @@ pub(crate) fn by_commits(
     Ok(())
 }
 
-/// The times that the program logged for its last changes, once all of them are there; `None` if its log is not understood.
-fn own_times(proxy: &Proxy, n_lines: usize, n_changes: usize, key: &str) -> Option<Vec<Duration>> {
-    let times = || log::times(&proxy.log()[n_lines..], log::CHANGED, key);
-    // A log without any such line won't have one later.
-    wait_until(LOG_LIMIT, || times().len() >= n_changes || times().is_empty());
-    Some(times()).filter(|times| times.len() == n_changes)
+/// What the program has logged, once it logs no more: its last lines may be behind the kernel.
+fn whole_log(proxy: &Proxy) -> Vec<String> {
+    let mut n_lines = proxy.log().len();
+    // Bounded, because there are programs that never are silent.
+    for _ in 0..20 {
+        std::thread::sleep(LOG_SILENCE);
+        let n_lines_now = proxy.log().len();
+        if n_lines_now == n_lines {
+            break;
+        }
+        n_lines = n_lines_now;
+    }
+    proxy.log()
 }
 
-/// How long the log may be behind the kernel.
-const LOG_LIMIT: Duration = Duration::from_secs(2);
+/// A log that grows no more for this long is whole.
+const LOG_SILENCE: Duration = Duration::from_millis(50);
 
 /// What is written to the API server: an object, or none to delete the extra Service.
 fn object(world: &World, change: Change) -> Option<Value> {
@@ -255,7 +268,7 @@ fn create(site: &Site, effort: Effort) -> anyhow::Result<Vec<Duration>> {
     let created = repeat(Effort { changes: late.len(), ..effort }, |number| {
         let written = Instant::now();
         site.apply(late[number].service())?;
-        Ok(seek(late[number].target(), |_any| true, || true, LIMIT)? - written)
+        Ok(site.reach(late[number].target(), 0)? - written)
     })?;
     for (number, late) in late.iter().enumerate() {
         if number < created.len() {

@@ -1,4 +1,4 @@
-//! What a Service costs its packets: the same exchanges with pods, directly and by a Service.
+//! What a Service costs its packets: the same exchanges with a pod, directly and by a Service.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::results::Notebook;
 use crate::samples::{Samples, float};
-use crate::site::Site;
+use crate::site::{Site, direct};
 use crate::world::{ECHO, LINE, SINK, SINK_PORT, Target};
 
 /// First packets, and connections, each way. Few enough for the table of tracked flows, which keeps the latter for two
@@ -27,7 +27,7 @@ const BLOCK: usize = 128 * 1024;
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Where an exchange goes: to a pod, and to one like it by the Service.
+/// Where an exchange goes: to the pod itself, and to it by the Service.
 struct Ways {
     direct: SocketAddr,
     service: SocketAddr,
@@ -35,10 +35,9 @@ struct Ways {
 
 /// Measures all of it.
 pub(crate) fn measure(site: &Site, book: &mut Notebook<'_>) -> anyhow::Result<()> {
-    // Another pod than the Service's: to the same one, flows of both ways would now and then have the same addresses and
-    // ports behind the translation, and the kernel would have to find other ports.
-    let pod = site.server_ip(1);
-    let ways = |port: u16, service: Target| Ways { direct: (pod, port).into(), service: service.into() };
+    // The same pod, because two may be served by different processors.
+    let pod = site.server_ip(0);
+    let ways = |port, service: Target| Ways { direct: (pod, direct(port)).into(), service: service.into() };
     let (echo, line, sink) = (ways(UDP_PORT, ECHO), ways(LINE_PORT, LINE), ways(SINK_PORT, SINK));
     site.client().run(|| {
         first_packets(&echo, book).context("first packets")?;

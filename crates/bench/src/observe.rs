@@ -11,9 +11,8 @@ use testkit::proxy::Proxy;
 use tokio::time::Instant;
 
 use crate::contender::Contender;
-use crate::packets::seek;
 use crate::process::{descendants, is_alive, peak_kib, processor_time, resident_kib};
-use crate::site::{LIMIT, Site};
+use crate::site::Site;
 use crate::world::Probe;
 
 /// How often the kernel is asked for its generation.
@@ -25,6 +24,9 @@ const CHILDREN_POLLS: u32 = 200;
 const BUSY: Duration = Duration::from_millis(1);
 /// Who neither works nor commits for this long is at rest. Longer than any usual pause between syncs.
 const QUIET: Duration = Duration::from_millis(1500);
+/// Who has served everything for this long, and twice the time that it took until then, is not waited for any longer: there
+/// are programs that never rest.
+const RESTLESS: Duration = Duration::from_secs(5);
 
 /// One start.
 pub(crate) struct Started {
@@ -57,15 +59,14 @@ pub(crate) fn start(
         let watcher = scope.spawn(|| observer.watch(&generation));
         let served = site.client().run(|| {
             let alive = || observer.seen().is_alive;
-            let name = site.server(server).name();
             let mut last = begun;
             for probe in probes {
-                last = seek(probe.target(), |answer| answer == name, alive, LIMIT)?;
+                last = site.reach_while(probe.target(), server, alive)?;
             }
             anyhow::Ok(last - begun)
         });
-        if served.is_ok() {
-            observer.wait_for_rest();
+        if let Ok(served) = served {
+            observer.wait_for_rest(2 * served + RESTLESS);
         }
         observer.done.store(true, Ordering::Relaxed);
         watcher.join().unwrap_or_else(|panic| resume_unwind(panic))?;
@@ -159,12 +160,13 @@ impl Observer {
         seen.is_alive = is_alive(self.pid);
     }
 
-    /// Waits until the program is at rest or has ended.
-    fn wait_for_rest(&self) {
+    /// Waits until the program is at rest or has ended, or the time is over.
+    fn wait_for_rest(&self, limit: Duration) {
+        let begun = Instant::now();
         loop {
             let seen = *self.seen();
             let is_quiet = seen.last_busy.elapsed() > QUIET;
-            if is_quiet || !seen.is_alive {
+            if is_quiet || !seen.is_alive || begun.elapsed() > limit {
                 return;
             }
             std::thread::sleep(Duration::from_millis(20));

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -17,15 +18,36 @@ use tokio::time::Instant;
 /// program under test a processor.
 const SHORTEST: Duration = Duration::from_micros(100);
 const LONGEST: Duration = Duration::from_millis(20);
-const PACE: u32 = 200;
+const PACE: u32 = 100;
 /// How many flows may be without an answer before the oldest is given up.
 const OUTSTANDING: usize = 64;
+
+/// Addresses to send from, all of them the client's. Each packet takes another one, so that its flow is a new one to the
+/// kernel: a source port by itself may have been used before, and the kernel would send the packet where it sent the others.
+#[derive(Debug)]
+pub(crate) struct Sources {
+    first: u32,
+    count: u32,
+    taken: AtomicU32,
+}
+
+impl Sources {
+    /// So many addresses from the first one on.
+    pub(crate) fn new(first: Ipv4Addr, count: u32) -> Self {
+        Self { first: first.into(), count, taken: AtomicU32::new(0) }
+    }
+
+    fn next(&self) -> Ipv4Addr {
+        (self.first + self.taken.fetch_add(1, Ordering::Relaxed) % self.count).into()
+    }
+}
 
 /// Sends packets from the calling thread's namespace until a server answers whose name is wanted; yields when that was.
 ///
 /// # Errors
 /// Sockets can't be had, `go_on` says so, or the limit has passed.
 pub(crate) fn seek(
+    sources: &Sources,
     target: SocketAddr,
     wanted: impl Fn(&str) -> bool,
     go_on: impl Fn() -> bool,
@@ -45,7 +67,7 @@ pub(crate) fn seek(
             if flows.len() == OUTSTANDING {
                 flows.pop_front();
             }
-            flows.push_back(send(target).with_context(|| format!("send to {target}"))?);
+            flows.push_back(send(sources.next(), target).with_context(|| format!("send to {target}"))?);
             due = now + ((now - begun) / PACE).clamp(SHORTEST, LONGEST);
         }
         wait(&flows, due.saturating_duration_since(Instant::now())).context("wait for answers")?;
@@ -66,8 +88,8 @@ pub(crate) fn seek(
     }
 }
 
-fn send(target: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+fn send(source: Ipv4Addr, target: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((source, 0))?;
     socket.set_nonblocking(true)?;
     socket.connect(target)?;
     match socket.send(b"?") {
@@ -100,11 +122,15 @@ fn answer(flow: &UdpSocket) -> io::Result<Option<String>> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::AtomicBool;
 
     use super::*;
 
     const LIMIT: Duration = Duration::from_secs(10);
+
+    fn sources() -> Sources {
+        Sources::new(Ipv4Addr::new(127, 0, 0, 2), 2)
+    }
 
     /// A server that says so.
     fn serve(names: &'static [&'static str]) -> SocketAddr {
@@ -123,7 +149,14 @@ mod tests {
     #[test]
     fn the_first_wanted_answer_ends_the_search() {
         let target = serve(&["old", "old", "new"]);
-        seek(target, |name| name == "new", || true, LIMIT).unwrap();
+        seek(&sources(), target, |name| name == "new", || true, LIMIT).unwrap();
+    }
+
+    #[test]
+    fn each_packet_has_another_source() {
+        let sources = sources();
+        let taken = [(); 3].map(|()| sources.next().octets()[3]);
+        assert_eq!(taken, [2, 3, 2]);
     }
 
     #[test]
@@ -131,7 +164,7 @@ mod tests {
         let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let asked = AtomicBool::new(false);
         let go_on = || !asked.swap(true, Ordering::Relaxed);
-        let error = seek(silent.local_addr().unwrap(), |_| true, go_on, LIMIT).unwrap_err();
+        let error = seek(&sources(), silent.local_addr().unwrap(), |_| true, go_on, LIMIT).unwrap_err();
         assert!(error.to_string().contains("the program ended"), "{error}");
     }
 }

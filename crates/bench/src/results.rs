@@ -14,6 +14,8 @@ pub(crate) struct Results {
     figures: BTreeMap<(u32, usize), BTreeMap<Side, BTreeMap<u32, Samples>>>,
     /// What could not be measured, and why.
     pub(crate) failures: Vec<String>,
+    /// What is odd about figures.
+    pub(crate) notes: Vec<String>,
 }
 
 /// How our program compares with the peer in one run.
@@ -50,6 +52,12 @@ impl Notebook<'_> {
     pub(crate) fn floor(&mut self, id: &str, samples: Option<Samples>) {
         let side = if self.side == Side::Peer { Side::PeerFloor } else { Side::Floor };
         self.samples(side, id, samples);
+    }
+
+    /// Notes what is odd.
+    pub(crate) fn note(&mut self, what: &str) {
+        let (services, round, side) = (self.services, self.round + 1, self.side.as_str());
+        self.results.notes.push(format!("{services} Services, round {round}, {side}: {what}"));
     }
 
     fn samples(&mut self, side: Side, id: &str, samples: Option<Samples>) {

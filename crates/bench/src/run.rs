@@ -121,7 +121,7 @@ impl Turn<'_, '_> {
         self.measure("churn", |book| churn::measure(&mut site, &proxy, churn, book))?;
         self.measure("memory", |book| start::memory(&proxy, book))?;
         self.measure("data path", |book| data_path::measure(&site, book))?;
-        self.measure("restart", |book| start::warm(&site, contender, proxy, book))?;
+        self.measure("restart", |book| start::warm(&site, contender, (proxy, is_announced), book))?;
         Ok(())
     }
 

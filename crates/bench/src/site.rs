@@ -1,6 +1,6 @@
 //! The laboratory: an API server on the node with all objects, real pods behind some Services, and the program.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -15,7 +15,7 @@ use testkit::proxy::Proxy;
 use tokio::time::Instant;
 
 use crate::contender::Contender;
-use crate::packets::seek;
+use crate::packets::{Sources, seek};
 use crate::world::{PROBES, Probe, SINK_PORT, World, data_objects};
 
 /// How long anything may take; only there to end a bench that hangs.
@@ -24,6 +24,12 @@ pub(crate) const LIMIT: Duration = Duration::from_mins(15);
 const HISTORY: usize = 1 << 16;
 /// Pods with servers. One more has the clients.
 const SERVERS: usize = 3;
+
+/// The port on which a pod serves the same as on this one, to those who come directly. On the same port, flows of both ways
+/// would now and then have the same addresses and ports behind the translation, and the kernel would have to find others.
+pub(crate) const fn direct(port: u16) -> u16 {
+    port + 1000
+}
 
 /// Everything around the program.
 #[derive(Debug)]
@@ -34,6 +40,7 @@ pub(crate) struct Site {
     pub(crate) world: World,
     /// Tells the number of the node's ruleset.
     pub(crate) generation: Generation,
+    sources: Sources,
     _pods: Vec<EchoServer>,
 }
 
@@ -43,7 +50,9 @@ impl Site {
         let lab = Lab::new(&LabConfig { pods: SERVERS + 1, node2_pods: 0, ..LabConfig::default() })?;
         let config = ApiConfig { history_limit: HISTORY, ..ApiConfig::default() };
         let api = lab.node().run(|| ApiServer::start(config)).context("start the API server")?;
-        let ports = [(UDP_PORT, Mode::Udp), (LINE_PORT, Mode::Line), (SINK_PORT, Mode::Discard)];
+        let modes = [(UDP_PORT, Mode::Udp), (LINE_PORT, Mode::Line), (SINK_PORT, Mode::Discard)];
+        let ports = modes.iter().flat_map(|(port, mode)| [(*port, *mode), (direct(*port), *mode)]);
+        let ports: Vec<(u16, Mode)> = ports.collect();
         let serve = |pod: &Host| EchoServer::start(pod, pod.name(), &ports);
         let pods = lab.pods()[..SERVERS].iter().map(serve).collect::<Result<_, _>>();
         let pods = pods.context("serve in pods")?;
@@ -54,7 +63,8 @@ impl Site {
         let around = [node, cidr].into_iter().chain(data_objects(first)).chain(probes);
         api.load(around.chain(world.objects())).context("store the objects")?;
         let generation = Generation::open(lab.node()).context("ask the kernel for its generation")?;
-        Ok(Self { lab, api, world: world.clone(), generation, _pods: pods })
+        let sources = sources(&lab)?;
+        Ok(Self { lab, api, world: world.clone(), generation, sources, _pods: pods })
     }
 
     /// Starts a program on the node.
@@ -104,7 +114,17 @@ impl Site {
 
     /// Sends packets from the client (whose thread has to be the calling one) until a certain server answers.
     pub(crate) fn reach(&self, target: SocketAddr, server: usize) -> anyhow::Result<Instant> {
-        seek(target, |name| name == self.server(server).name(), || true, LIMIT)
+        self.reach_while(target, server, || true)
+    }
+
+    /// As [`Site::reach`], as long as this says so.
+    pub(crate) fn reach_while(
+        &self,
+        target: SocketAddr,
+        server: usize,
+        go_on: impl Fn() -> bool,
+    ) -> anyhow::Result<Instant> {
+        seek(&self.sources, target, |name| name == self.server(server).name(), go_on, LIMIT)
     }
 
     /// The number of the node's ruleset.
@@ -112,3 +132,17 @@ impl Site {
         self.generation.read().context("ask the kernel for its generation")
     }
 }
+
+/// Gives the client a range of addresses of its own, among those of pods.
+fn sources(lab: &Lab) -> anyhow::Result<Sources> {
+    let client = lab.pod(SERVERS);
+    let range = format!("{FIRST_SOURCE}/{SOURCES_PREFIX}");
+    client.exec("ip", &["route", "add", "local", &range, "dev", "lo"])?;
+    let (gateway, device) = (client.ip4().to_string(), client.name());
+    lab.node().exec("ip", &["route", "add", &range, "via", &gateway, "dev", device, "onlink"])?;
+    Ok(Sources::new(FIRST_SOURCE, 1 << (32 - SOURCES_PREFIX)))
+}
+
+/// Part of the pods' range that no pod is in.
+const FIRST_SOURCE: Ipv4Addr = Ipv4Addr::new(10, 244, 128, 0);
+const SOURCES_PREFIX: u32 = 17;

@@ -69,7 +69,7 @@ const RESTART_RATE: u32 = 100;
 pub(crate) fn warm(
     site: &Site,
     contender: &Contender,
-    mut proxy: Proxy,
+    (mut proxy, is_announced): (Proxy, bool),
     book: &mut Notebook<'_>,
 ) -> anyhow::Result<()> {
     let [_, last] = PROBES;
@@ -86,7 +86,10 @@ pub(crate) fn warm(
     let mut started = start(site, contender, &[last], 0)?;
     let clients = clients.stop();
     book.values("restart_failed", [float(clients.failed())]);
-    book.values("restart_transactions", [float(started.transactions.into())]);
+    // Zero means nothing where the kernel tells nothing.
+    if is_announced {
+        book.values("restart_transactions", [float(started.transactions.into())]);
+    }
     book.times("restart_cpu", &[started.processor]);
     if let Some(ready) = log::ready(&started.proxy.log()) {
         book.times("restart_ready", &[ready]);

@@ -25,6 +25,7 @@ impl Report {
             "figures": each().flat_map(|(size, metric)| self.figures(size, metric)).collect::<Vec<_>>(),
             "comparisons": each().filter_map(|(size, metric)| self.compared(size, metric)).collect::<Vec<_>>(),
             "failures": self.results.failures,
+            "notes": self.results.notes,
         })
     }
 

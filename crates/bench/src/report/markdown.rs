@@ -22,10 +22,12 @@ impl Report {
             line(&mut text, &format!("\n## {services} Services x {endpoints} endpoints\n"));
             text.push_str(&self.table(services));
         }
-        if !self.results.failures.is_empty() {
-            text.push_str("\n## Not measured\n\n");
-            for failure in &self.results.failures {
-                line(&mut text, &format!("- {failure}"));
+        for (title, lines) in [("Not measured", &self.results.failures), ("Odd", &self.results.notes)] {
+            if !lines.is_empty() {
+                line(&mut text, &format!("\n## {title}\n"));
+                for entry in lines {
+                    line(&mut text, &format!("- {entry}"));
+                }
             }
         }
         text + "\n" + NOTES
@@ -122,7 +124,7 @@ namespaces of its own; the programs take turns.
   `sendto` in a namespace of its own: no listener, no API server, no second family. For the data path: the same exchange with
   a pod itself. x floor: how far above it our median is.
 - packets arrive, packets follow: a datagram, each on a new flow, is answered by the right pod; one each 0.1 ms, or, where it
-  takes longer, each 0.5 % of the time passed. Of the cold start: the first and the last Service.
+  takes longer, each 1 % of the time passed. Of the cold start: the first and the last Service.
 - commit: the end of a transaction that changed something of IPv4, as the kernel announces it. Listening makes the kernel
   describe each change, which the rows by packets are free of. iptables-legacy announces nothing and has no such rows.
 - single changes meet a program at rest; in random Services, each change beside its undoing. One Service has a single
