@@ -35,6 +35,18 @@ pub enum FrontendAddress<F: Family> {
     Node,
 }
 
+impl<F: Family> std::fmt::Display for FrontendAddress<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ip(addr) => {
+                let addr: std::net::IpAddr = (*addr).into();
+                addr.fmt(f)
+            }
+            Self::Node => f.write_str("node port"),
+        }
+    }
+}
+
 /// What a packet must match to belong to a frontend. At most one frontend has each key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrontendKey<F: Family> {
