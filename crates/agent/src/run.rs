@@ -16,7 +16,7 @@ use crate::notice::Notice;
 use crate::pipeline::Step;
 use crate::settings::Settings;
 use crate::side::{Side, Surroundings};
-use crate::telemetry::{Events, Telemetry};
+use crate::telemetry::{Events, Question, Telemetry};
 use crate::worker::{OpenKernel, Report};
 
 /// What a source tells the agent.
@@ -71,8 +71,11 @@ pub async fn run<M: Mode, E>(
         (kernel.watch)(foreign_tx);
         (kernel.synced)(old_rules_tx);
     });
+    let questions = telemetry.take_questions();
     let agent = Agent::new(&mode, settings, &kernel.open, &reports_tx, telemetry, sweeper, after_sync)?;
-    agent.serve(Inputs { events, read }, Reports { kernel: reports, swept, foreign, old_rules }).await
+    agent
+        .serve(Inputs { events, read }, Reports { kernel: reports, swept, foreign, old_rules, questions })
+        .await
 }
 
 /// The agent's ways to the kernel.
@@ -107,6 +110,7 @@ struct Reports<M: Mode> {
     swept: UnboundedReceiver<Swept>,
     foreign: UnboundedReceiver<ForeignChange>,
     old_rules: UnboundedReceiver<OldRulesGone>,
+    questions: UnboundedReceiver<Question>,
 }
 
 /// The source's events as the agent's inputs.
@@ -197,6 +201,7 @@ impl<M: Mode> Agent<M> {
                 Some(swept) = back.swept.recv() => self.take_swept(swept),
                 Some(change) = back.foreign.recv() => self.take_foreign_change(change),
                 Some(OldRulesGone) = back.old_rules.recv() => self.sweep_again(),
+                Some(question) = back.questions.recv() => self.answer(question),
                 input = inputs.recv() => match input {
                     Some(input) => self.take_inputs(input, &mut inputs),
                     None => return Ok(()),
@@ -229,6 +234,15 @@ impl<M: Mode> Agent<M> {
         let family = change.family.map_or("either", nft::Family::as_str);
         warn!(ipFamily = family, what = change.what, "somebody else changed our table");
         self.doubt(change.family);
+    }
+
+    fn answer(&self, Question { service, answer }: Question) {
+        let entry = self.store.entry(&service);
+        let v4 = self.v4.as_ref().and_then(|side| side.explain(&self.this_node, &service, entry));
+        let v6 = self.v6.as_ref().and_then(|side| side.explain(&self.this_node, &service, entry));
+        let text = (v4.is_some() || v6.is_some()).then(|| [v4, v6].into_iter().flatten().collect());
+        // Whoever asked may have gone.
+        drop(answer.send(text));
     }
 
     fn sweep_again(&mut self) {
@@ -356,10 +370,10 @@ impl<M: Mode> Agent<M> {
             }
         }
         if let Some(side) = &mut self.v4 {
-            side.tell_conflicts(&self.store);
+            side.looked_at_all(&self.store, now);
         }
         if let Some(side) = &mut self.v6 {
-            side.tell_conflicts(&self.store);
+            side.looked_at_all(&self.store, now);
         }
     }
 

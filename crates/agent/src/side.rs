@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use conntrack::ConntrackError;
-use model::view::{self, ThisNode};
+use model::view::{self, Explanation, ThisNode};
 use model::{
     ConflictChange, Family, FrontendAddress, FrontendKey, Mode, Node, NodePortAddresses, Protocol,
     RuleSettings, ServiceEntry, ServiceName, Store,
@@ -31,7 +31,7 @@ pub(crate) struct Side<M: Mode, F: Family> {
     worker: Worker<M>,
     /// What rules depend on besides frontends.
     rules: RuleSettings,
-    health_check_ports: BTreeMap<ServiceName, u16>,
+    health_check_ports: HealthCheckPorts,
     /// All has been in the kernel at least once.
     pub(crate) synced: bool,
     /// The frontends whose flows are being looked at.
@@ -44,6 +44,29 @@ pub(crate) struct Side<M: Mode, F: Family> {
     sweep_not_before: Instant,
     outage: Outage,
     notices: Notices,
+}
+
+/// The `healthCheckNodePort`s of Services.
+#[derive(Default)]
+struct HealthCheckPorts {
+    by_service: BTreeMap<ServiceName, u16>,
+    changed: bool,
+}
+
+impl HealthCheckPorts {
+    fn set(&mut self, service: &ServiceName, port: Option<u16>) {
+        let before = match port {
+            Some(port) => self.by_service.insert(service.clone(), port),
+            None => self.by_service.remove(service),
+        };
+        self.changed |= before != port;
+    }
+
+    /// All of them with the names of their Services, if they changed since this was last asked.
+    fn take_changed(&mut self) -> Option<BTreeMap<u16, String>> {
+        let named = || self.by_service.iter().map(|(service, port)| (*port, service.to_string())).collect();
+        std::mem::take(&mut self.changed).then(named)
+    }
 }
 
 /// What decides about flows besides frontends.
@@ -75,7 +98,7 @@ impl<M: Mode, F: Family> Side<M, F> {
             telemetry: FamilyTelemetry::start(telemetry),
             worker,
             rules,
-            health_check_ports: BTreeMap::new(),
+            health_check_ports: HealthCheckPorts::default(),
             synced: false,
             sweeping: None,
             sweeping_all: false,
@@ -98,16 +121,39 @@ impl<M: Mode, F: Family> Side<M, F> {
         self.telemetry.looked_at(name, check, view::NoLocalEndpoints::of(&frontends));
         self.pipeline.set_service(name, frontends, now);
         let service = entry.and_then(|entry| entry.service.as_ref());
-        let port = service.and_then(|service| service.health_check_node_port);
-        let before = match port {
-            Some(port) => self.health_check_ports.insert(name.clone(), port),
-            None => self.health_check_ports.remove(name),
-        };
-        if before != port {
-            let named = self.health_check_ports.iter().map(|(service, port)| (*port, service.to_string()));
-            self.rules.health_check_ports = named.collect();
+        self.health_check_ports.set(name, service.and_then(|service| service.health_check_node_port));
+    }
+
+    /// All that changed together has been looked at.
+    pub(crate) fn looked_at_all(&mut self, store: &Store, now: Instant) {
+        if let Some(ports) = self.health_check_ports.take_changed() {
+            self.rules.health_check_ports = ports;
             self.pipeline.set_config(self.mode.config(self.rules.clone()), now);
         }
+        self.tell_conflicts(store);
+    }
+
+    /// What this node makes of a Service, in words; `None` if it makes nothing of it.
+    pub(crate) fn explain(
+        &self,
+        node: &ThisNode,
+        name: &ServiceName,
+        entry: Option<&ServiceEntry>,
+    ) -> Option<String> {
+        let explanation = view::explain::<F>(node, entry);
+        if explanation == Explanation::NoService {
+            return None;
+        }
+        let frontends = entry.map(|entry| view::frontends::<F>(node, entry)).unwrap_or_default();
+        let lost = frontends.iter().filter_map(|frontend| {
+            let winner = &self.pipeline.table().get(&frontend.key)?.service;
+            let FrontendKey { address, protocol, port } = frontend.key;
+            (winner.service != *name).then(|| {
+                format!("  {address} {protocol} {port} is not served here: {winner} claims it, too\n")
+            })
+        });
+        let text = std::iter::once(explanation.to_string()).chain(lost).collect();
+        Some(text)
     }
 
     /// Takes in what rules depend on besides Services.
@@ -121,8 +167,8 @@ impl<M: Mode, F: Family> Side<M, F> {
         self.pipeline.set_config(self.mode.config(self.rules.clone()), now);
     }
 
-    /// Tells what changed about Services that claim the same, after all that changed together has been looked at.
-    pub(crate) fn tell_conflicts(&mut self, store: &Store) {
+    /// Tells what changed about Services that claim the same.
+    fn tell_conflicts(&mut self, store: &Store) {
         for ConflictChange { key, loser, before, now } in self.pipeline.take_conflict_changes() {
             let is_new = now.is_some();
             let Some(winner) = now.or(before) else { continue };

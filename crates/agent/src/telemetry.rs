@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use metrics::health::SharedHealth;
 use metrics::{FamilyMetrics, Metrics};
 use model::view::{HealthCheck, HealthChecks, NoLocalEndpoints};
 use model::{Change, Family, IpFamily, Kind, Mode, Object, ServiceName, Touched};
-use tokio::sync::watch;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use crate::pipeline::{Done, Failed, Failing, Pipeline, Reason, Step};
@@ -23,6 +24,16 @@ pub struct Telemetry {
     pub health: SharedHealth,
     /// Service health checks by family, as of each family's last success.
     pub health_checks: watch::Sender<BTreeMap<IpFamily, HealthChecks>>,
+    ask: UnboundedSender<Question>,
+    /// Until the agent takes it.
+    questions: Arc<Mutex<Option<UnboundedReceiver<Question>>>>,
+}
+
+/// What the node makes of a Service, asked of the agent.
+#[derive(Debug)]
+pub(crate) struct Question {
+    pub(crate) service: ServiceName,
+    pub(crate) answer: oneshot::Sender<Option<String>>,
 }
 
 /// How many events came in, for metrics.
@@ -76,7 +87,24 @@ impl Events {
 impl Telemetry {
     /// Tells these; nobody listens to health checks yet.
     pub fn new(metrics: Arc<Metrics>, health: SharedHealth) -> Self {
-        Self { metrics, health, health_checks: watch::Sender::default() }
+        let (ask, questions) = unbounded_channel();
+        let questions = Arc::new(Mutex::new(Some(questions)));
+        Self { metrics, health, health_checks: watch::Sender::default(), ask, questions }
+    }
+
+    /// Asks where packets for a Service go on this node, and why: text for people, `None` if there is no such Service. The
+    /// answer comes when the agent gets to it; never, if it has ended.
+    pub fn explain(&self, service: ServiceName) -> oneshot::Receiver<Option<String>> {
+        let (answer, receiver) = oneshot::channel();
+        // Without an agent the answer's sender is dropped, which the receiver notices.
+        drop(self.ask.send(Question { service, answer }));
+        receiver
+    }
+
+    /// The questions; only the first who asks gets them.
+    pub(crate) fn take_questions(&self) -> UnboundedReceiver<Question> {
+        let taken = self.questions.lock().unwrap_or_else(PoisonError::into_inner).take();
+        taken.unwrap_or_else(|| unbounded_channel().1)
     }
 
     /// Events came in, and touched this; what each family makes of it is its own business.

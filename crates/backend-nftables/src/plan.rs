@@ -25,7 +25,8 @@ pub struct Backend<F: Family> {
 /// What the kernel holds.
 #[derive(Clone, Debug)]
 pub(crate) struct Held<F: Family> {
-    pub(crate) frontends: HashMap<FrontendKey<F>, Programmed<F>, FxBuildHasher>,
+    /// Boxed, since a hash table is up to half empty.
+    pub(crate) frontends: HashMap<FrontendKey<F>, Box<Programmed<F>>, FxBuildHasher>,
     pub(crate) shared: Shared<F>,
     /// Chains that balance. Once made they stay: making one is dear, since the kernel walks the whole slot map that its
     /// rule refers to (`nf_tables_bind_set`), and there is at most one for each number of endpoints that a Service had.
@@ -48,11 +49,14 @@ pub struct Plan<F: Family> {
     pub(crate) outcome: Outcome<F>,
 }
 
+/// A frontend and what the kernel is to hold for it.
+type Differing<F> = (FrontendKey<F>, Option<Box<Programmed<F>>>);
+
 #[derive(Debug)]
 pub(crate) enum Outcome<F: Family> {
     /// These frontends differ.
     Delta {
-        frontends: Vec<(FrontendKey<F>, Option<Programmed<F>>)>,
+        frontends: Vec<Differing<F>>,
         shared: SharedChanges<F>,
         /// New chains.
         chains: BTreeSet<ChainId>,
@@ -80,7 +84,7 @@ impl<F: Family> Backend<F> {
         let mut chains = BTreeSet::new();
         let mut frontends = Vec::with_capacity(keys.len());
         for key in keys {
-            let old = self.held.frontends.get(key);
+            let old = self.held.frontends.get(key).map(Box::as_ref);
             let slots = old.map(Programmed::previous_slots).unwrap_or_default();
             let new = table.get(key).map(|frontend| Programmed::new(frontend, &slots));
             if old != new.as_ref() {
@@ -88,7 +92,7 @@ impl<F: Family> Backend<F> {
                 shared.frontend(key, old, new.as_ref());
                 let used = new.iter().flat_map(|new| new.chains(key));
                 chains.extend(used.filter(|id| !self.held.chains.contains(id)));
-                frontends.push((*key, new));
+                frontends.push((*key, new.map(Box::new)));
             }
         }
         let mut transaction = Transaction::new(nft_family::<F>(), table_name());

@@ -115,7 +115,7 @@ fn wanted<F: Family>(table: &Table<F>, slots: &FoundSlots<F>) -> Held<F> {
         let programmed = Programmed::new(frontend, slots.get(&frontend.key).unwrap_or(&none));
         shared.frontend(&frontend.key, None, Some(&programmed));
         held.chains.extend(programmed.chains(&frontend.key));
-        held.frontends.insert(frontend.key, programmed);
+        held.frontends.insert(frontend.key, Box::new(programmed));
     }
     held.shared.apply(shared);
     held

@@ -14,7 +14,7 @@ mod xtables;
 
 pub use crate::conntrack::Flows;
 pub use crate::netlink::{Netlink, NetlinkError, Protocol};
-pub use heap::release_memory;
+pub use heap::{release_memory, share_heap};
 pub use nftables::{LikelyKeys, Nftables};
 pub use socket::{Channel, Socket, SocketOption, Wait};
 pub use watch::{ForeignChange, TableWatch};

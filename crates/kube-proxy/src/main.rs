@@ -22,6 +22,7 @@ use config_file::ConfigFile;
 use tracing::{error, info, warn};
 
 fn main() -> ExitCode {
+    kernel::share_heap();
     let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
     match CommandLine::parse(arguments) {
         Ok(Parsed::Run(command_line)) => run(&command_line),

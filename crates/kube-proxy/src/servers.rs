@@ -26,7 +26,7 @@ pub(crate) fn start(
     recorder: &Recorder,
     node_name: &str,
 ) -> std::io::Result<Status> {
-    let log = log.clone();
+    let (log, asked) = (log.clone(), telemetry.clone());
     let served = status::Config {
         metrics_address: config.metrics_bind_address,
         health_address: config.healthz_bind_address,
@@ -44,6 +44,7 @@ pub(crate) fn start(
             log.set_verbosity(u32::try_from(verbosity).unwrap_or_default());
             Ok(())
         }),
+        explain: Arc::new(move |service| asked.explain(service)),
         limits: Limits::default(),
     };
     let sources = Sources {

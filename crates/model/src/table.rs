@@ -35,6 +35,18 @@ pub enum FrontendAddress<F: Family> {
     Node,
 }
 
+impl<F: Family> std::fmt::Display for FrontendAddress<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ip(addr) => {
+                let addr: std::net::IpAddr = (*addr).into();
+                addr.fmt(f)
+            }
+            Self::Node => f.write_str("node port"),
+        }
+    }
+}
+
 /// What a packet must match to belong to a frontend. At most one frontend has each key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrontendKey<F: Family> {
@@ -138,7 +150,8 @@ pub struct Frontend<F: Family> {
 /// first Service by name, is in force, and the next one takes over when it goes.
 #[derive(Clone, Debug)]
 pub struct Table<F: Family> {
-    frontends: HashMap<FrontendKey<F>, Claims<F>, FxBuildHasher>,
+    /// Boxed, since a hash table is up to half empty, and claims are large.
+    frontends: HashMap<FrontendKey<F>, Box<Claims<F>>, FxBuildHasher>,
     by_service: BTreeMap<ServiceName, Box<[FrontendKey<F>]>>,
     conflicts: Conflicts<F>,
 }
@@ -224,7 +237,7 @@ impl<F: Family> Table<F> {
     /// Adds or updates a claim; true if the frontend in force differs afterwards.
     fn claim(&mut self, frontend: Frontend<F>) -> bool {
         let Some(claims) = self.frontends.get_mut(&frontend.key) else {
-            self.frontends.insert(frontend.key, Claims { winner: frontend, others: Vec::new() });
+            self.frontends.insert(frontend.key, Box::new(Claims { winner: frontend, others: Vec::new() }));
             return true;
         };
         if claims.others.is_empty() && same_owner(&claims.winner, &frontend) {

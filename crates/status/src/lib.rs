@@ -57,9 +57,14 @@ pub struct Config {
     pub version: String,
     /// Sets the verbosity of the log, for `/debug/flags/v`.
     pub set_verbosity: SetVerbosity,
+    /// Explains where packets for a Service go, for `/explain/NAMESPACE/NAME`.
+    pub explain: Explain,
     /// What clients may take.
     pub limits: Limits,
 }
+
+/// Explains a Service to people; the answer is `None` if there is no such Service.
+pub type Explain = Arc<dyn Fn(ServiceName) -> oneshot::Receiver<Option<String>> + Send + Sync>;
 
 /// Sets the verbosity of the log, or says why not.
 pub type SetVerbosity = Arc<dyn Fn(i32) -> Result<(), String> + Send + Sync>;

@@ -13,6 +13,7 @@ mod affinity;
 mod bad_input;
 mod config_file;
 mod events;
+mod explain;
 mod folder;
 mod iptables;
 mod lifecycle;

@@ -175,3 +175,19 @@ fn debugging_has_to_be_allowed() {
     }
     assert_eq!(*bench.verbosity.lock().unwrap(), None);
 }
+
+#[test]
+fn services_are_explained() {
+    let bench = Bench::start();
+    let address = bench.address(Server::Metrics);
+    check(&get(address, "/explain/ns/web"), "text/plain; charset=utf-8", "ns/web goes to 10.244.0.1\n");
+    for (path, status) in [
+        ("/explain/ns/other", 404),
+        ("/explain/ns/lost", 503),
+        ("/explain/web", 404),
+        ("/explain/a/b/c", 404),
+        ("/explain/", 404),
+    ] {
+        assert_eq!(get(address, path).status, status, "{path}");
+    }
+}
