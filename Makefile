@@ -20,11 +20,12 @@ test:
 	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS)
 	$(CARGO) test --workspace --locked
 
-## What CI runs: format, lints, documentation, licences, tests, and what is in deploy/. Among the tests, what a change costs is counted at two
+## What CI runs: format, lints, borders between crates, documentation, licences, tests, and what is in deploy/. Among the tests, what a change costs is counted at two
 ## sizes (crates/agent/tests/cost.rs); where valgrind is installed, instructions too.
 check: package-check
 	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS)
 	$(CARGO) fmt --all --check
+	scripts/layers-check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked
 	command -v cargo-deny >/dev/null || $(CARGO) install --locked --debug cargo-deny

@@ -8,8 +8,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
+{{/* Not empty where the programs of iptables are needed. */}}
+{{- define "kube-proxy.iptables" -}}
+{{- if or .Values.iptables.programs (eq .Values.config.mode "iptables") }}yes{{ end }}
+{{- end }}
+
 {{- define "kube-proxy.image" -}}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- if include "kube-proxy.iptables" . }}-iptables{{ end }}
 {{- end }}
 
 {{/* Both containers: where the configuration is and which node this is. */}}
