@@ -39,20 +39,22 @@ package-check:
 	scripts/package-check
 
 ## What it costs, at SERVICES="100 1000 ..." (up to 100000) x ENDPOINTS; beside any other kube-proxy with
-## PEER=/path/to/kube-proxy PEER_ARGS='...'. Results are in target/bench; BENCH_ARGS=--help tells of the rest.
+## PEER=/path/to/kube-proxy PEER_ARGS='...'; in MODE=iptables with FLAVOUR=nft or legacy. Results are in target/bench;
+## BENCH_ARGS=--help tells of the rest.
 SERVICES ?= 100 1000 10000
 ENDPOINTS ?= 10
 MODE ?= nftables
+FLAVOUR ?= nft
 PEER ?=
 PEER_ARGS ?=
 BENCH_ARGS ?=
 empty :=
 comma := ,
 bench:
-	@scripts/setup $(BUILD_TOOLS) $(RUN_TOOLS)
+	@scripts/setup $(BUILD_TOOLS) $(RUN_TOOLS) $(if $(filter iptables,$(MODE)),iptables:iptables)
 	$(CARGO) build --release --locked -p kube-proxy -p bench
 	target/release/bench --services $(subst $(empty) $(empty),$(comma),$(strip $(SERVICES))) --endpoints $(ENDPOINTS) \
-		--mode $(MODE) $(if $(PEER),--peer '$(PEER)' --peer-arguments='$(PEER_ARGS)') $(BENCH_ARGS) target/release/kube-proxy
+		--mode $(MODE) --flavour $(FLAVOUR) $(if $(PEER),--peer '$(PEER)' --peer-arguments='$(PEER_ARGS)') $(BENCH_ARGS) target/release/kube-proxy
 
 fmt:
 	$(CARGO) fmt --all

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use model::{
-    Backend, ConflictChange, Extent, Family, Frontend, FrontendKey, Mode, Protocol, ServiceName, Table,
+    Backend, ConflictChange, Extent, Family, Frontend, FrontendKey, Mode, Protocol, RuleCount, ServiceName,
+    Table,
 };
 use tokio::time::Instant;
 
@@ -220,6 +221,11 @@ impl<M: Mode, F: Family> Pipeline<M, F> {
     /// The frontends in force.
     pub(crate) fn table(&self) -> &Table<F> {
         &self.table
+    }
+
+    /// How many rules the kernel holds, in a mode that counts them.
+    pub(crate) fn rule_counts(&self) -> Vec<RuleCount> {
+        self.backend.rule_counts()
     }
 
     /// Whether there are frontends whose flows may be stale.

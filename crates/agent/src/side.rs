@@ -267,7 +267,7 @@ impl<M: Mode, F: Family> Side<M, F> {
             Progress::Working => None,
             Progress::Done(done) => {
                 log_done::<F>(&done, took, self.pipeline.is_settled());
-                self.telemetry.done(&done);
+                self.telemetry.done(&done, &self.pipeline.rule_counts());
                 self.synced = true;
                 if let Some(lasted) = self.outage.worked(Instant::now()) {
                     info!(ipFamily = %F::FAMILY, ?lasted, "The kernel takes the rules again");

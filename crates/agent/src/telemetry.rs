@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use metrics::health::SharedHealth;
-use metrics::{FamilyMetrics, Metrics};
+use metrics::{FamilyMetrics, Metrics, ModeMetrics};
 use model::view::{HealthCheck, HealthChecks, NoLocalEndpoints};
-use model::{Change, Family, IpFamily, Kind, Mode, Object, ServiceName, Touched};
+use model::{Change, Family, IpFamily, Kind, Mode, Object, RuleCount, ServiceName, Touched};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
@@ -204,8 +204,8 @@ impl<F: Family> FamilyTelemetry<F> {
         self.checks.ranges = ranges;
     }
 
-    /// An attempt succeeded.
-    pub(crate) fn done(&mut self, done: &Done) {
+    /// An attempt succeeded, and there are so many rules now.
+    pub(crate) fn done(&mut self, done: &Done, rules: &[RuleCount]) {
         let metrics = &self.metrics;
         let latency = done.latency.as_secs_f64();
         match done.step {
@@ -222,8 +222,18 @@ impl<F: Family> FamilyTelemetry<F> {
         if !matches!(done.step, Step::Unchanged(_)) {
             metrics.transactions_ok.inc();
             metrics.elements_written.inc_by(done.elements as u64);
-            if let Some(kernel_time) = done.kernel_time {
-                metrics.kernel_transaction.observe(kernel_time.as_secs_f64());
+        }
+        match &metrics.mode {
+            ModeMetrics::Nftables(nftables) => {
+                let observe = |time: Duration| nftables.kernel_transaction.observe(time.as_secs_f64());
+                done.kernel_time.into_iter().for_each(observe);
+            }
+            ModeMetrics::Iptables(iptables) => {
+                for RuleCount { table, held, written } in rules {
+                    let Some(table) = iptables.table(table) else { continue };
+                    table.total.set(signed(*held));
+                    table.last.set(signed(*written));
+                }
             }
         }
         self.attempted(done.duration, done.step == Step::Change);
@@ -232,7 +242,17 @@ impl<F: Family> FamilyTelemetry<F> {
 
     /// An attempt failed.
     pub(crate) fn failed<M: Mode>(&self, failed: &Failed<M>) {
-        self.metrics.nftables_sync_failures.inc();
+        match &self.metrics.mode {
+            ModeMetrics::Nftables(nftables) => nftables.sync_failures.inc(),
+            ModeMetrics::Iptables(iptables) => match failed.during {
+                Failing::Read => {}
+                Failing::Repair => iptables.restore_failures.inc(),
+                Failing::Change => {
+                    iptables.restore_failures.inc();
+                    iptables.partial_restore_failures.inc();
+                }
+            },
+        }
         match failed.during {
             Failing::Read => self.metrics.read_failures.inc(),
             Failing::Repair | Failing::Change => {

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
-use iptables::{ChainName, Interface, Match, Negatable, Rule, Side, TableName, Target};
+use iptables::{ChainName, Edit, Interface, Match, Negatable, Restore, Rule, Side, TableName, Target};
 use model::{Family, IpFamily, PodSource};
 
 use crate::config::Config;
@@ -11,7 +11,7 @@ use crate::names::{
     CANARY, EXTERNAL_SERVICES, FIREWALL, FORWARD, FixedChain, MARK_MASQ, NODE_PORTS, POSTROUTING,
     PROXY_FIREWALL, SERVICES,
 };
-use crate::objects::Objects;
+use crate::objects::{Objects, text};
 
 /// A chain whose rules are single entries, and then some in a fixed order.
 #[derive(Debug)]
@@ -174,10 +174,37 @@ pub(crate) fn from_pods<F: Family>(config: &Config, negate: bool, rule: Rule) ->
     Some(Rule { in_interface: Some(Negatable { value: interface, negate }), ..rule })
 }
 
-/// The jumps from built-in chains, in the order in which they are put in: the last one of a chain comes first.
+/// Asks whether what is there whatever the configuration is still there: the canaries, and the jumps without which nothing
+/// else takes effect. It changes nothing, and is refused if something is missing.
+pub fn presence() -> Restore {
+    let canaries = TableName::ALL.map(|table| (table, ChainName::from_static(CANARY), canary()));
+    let jumps = jumps().into_iter().map(|jump| (jump.table, jump.chain, jump.rule));
+    let rules: Vec<_> = canaries.into_iter().chain(jumps).collect();
+    let mut restore = Restore::default();
+    for table in TableName::ALL {
+        let of_table = rules.iter().filter(|(of, ..)| *of == table);
+        restore
+            .push(table, of_table.map(|(_, chain, rule)| Edit::Check(chain.clone(), text(rule))).collect());
+    }
+    restore
+}
+
+/// The rules in chains that others write to as well, in the order in which they are put in: the last one of a chain comes
+/// first.
+pub(crate) fn shared<F: Family>(config: &Config) -> Vec<Shared> {
+    let mut shared = jumps();
+    let covers_loopback =
+        || node_addresses::<F>(config).iter().any(|addresses| covers_localhost(addresses.as_ref()));
+    if config.serves_localhost::<F>() && covers_loopback() {
+        shared.extend(localhost_firewall());
+    }
+    shared
+}
+
+/// The jumps from built-in chains.
 ///
 /// As upstream's (`iptablesJumpChains`), and no others: upstream's clean-up can't delete a chain that one more rule jumps to.
-pub(crate) fn shared<F: Family>(config: &Config) -> Vec<Shared> {
+fn jumps() -> Vec<Shared> {
     let jump = |table, from, to: FixedChain, new_only: bool, comment: &str| {
         let rule = Rule::jump(to.name());
         let rule = if new_only { rule.in_state(&["NEW"]) } else { rule };
@@ -192,7 +219,7 @@ pub(crate) fn shared<F: Family>(config: &Config) -> Vec<Shared> {
     let nat = |from, to, comment| jump(TableName::Nat, from, to, false, comment);
     let portals = "kubernetes service portals";
     let firewall = "kubernetes load balancer firewall";
-    let mut shared = vec![
+    vec![
         filter("INPUT", EXTERNAL_SERVICES, true, EXTERNAL_PORTALS),
         filter("FORWARD", EXTERNAL_SERVICES, true, EXTERNAL_PORTALS),
         filter("INPUT", NODE_PORTS, false, "kubernetes health check service ports"),
@@ -205,13 +232,7 @@ pub(crate) fn shared<F: Family>(config: &Config) -> Vec<Shared> {
         nat("OUTPUT", SERVICES, portals),
         nat("PREROUTING", SERVICES, portals),
         nat("POSTROUTING", POSTROUTING, "kubernetes postrouting rules"),
-    ];
-    let covers_loopback =
-        || node_addresses::<F>(config).iter().any(|addresses| covers_localhost(addresses.as_ref()));
-    if config.serves_localhost::<F>() && covers_loopback() {
-        shared.extend(localhost_firewall());
-    }
-    shared
+    ]
 }
 
 fn covers_localhost(addresses: Option<&Negatable<IpNet>>) -> bool {

@@ -25,6 +25,7 @@ mod render;
 mod repair;
 
 pub use config::Config;
+pub use fixed::presence;
 pub use mode::Iptables;
 pub use model::{Extent, NodePortAddresses, PodSource};
 pub use names::{CANARY, PREFIX};

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use iptables::{IptablesError, Restore, Saved};
-use model::{Extent, Family, FrontendKey, IpFamily, Mode, RuleSettings, Table};
+use model::{Extent, Family, FrontendKey, IpFamily, Mode, RuleCount, RuleSettings, Table};
 
 use crate::config::Config;
 use crate::names::PREFIX;
@@ -84,5 +84,9 @@ impl<F: Family> model::Backend<F, Iptables> for Backend<F> {
 
     fn committed(&mut self, plan: Plan<F>) {
         self.committed(plan);
+    }
+
+    fn rule_counts(&self) -> Vec<RuleCount> {
+        self.rule_counts()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iptables::{ChainName, Rule, TableName};
+use iptables::{ChainName, Edit, Restore, Rule, TableName};
 
 use crate::names::FixedChain;
 
@@ -19,7 +19,51 @@ pub(crate) struct Objects {
     pub(crate) entries: BTreeSet<Entry>,
 }
 
+/// How many rules there are in each table; none where there is no entry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts(BTreeMap<TableName, usize>);
+
+impl Counts {
+    /// The rules that are written.
+    pub(crate) fn written(restore: &Restore) -> Self {
+        let mut counts = Self::default();
+        for section in &restore.sections {
+            let rules =
+                section.edits.iter().filter(|edit| matches!(edit, Edit::Append(..) | Edit::Insert(..)));
+            counts.add(section.table, rules.count());
+        }
+        counts
+    }
+
+    pub(crate) fn of(&self, table: TableName) -> usize {
+        self.0.get(&table).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn add(&mut self, table: TableName, rules: usize) {
+        *self.0.entry(table).or_default() += rules;
+    }
+
+    /// Counts some objects' rules in.
+    pub(crate) fn add_objects(&mut self, objects: &Objects) {
+        objects.each_count(|table, rules| self.add(table, rules));
+    }
+
+    /// Takes the rules of objects that were counted in out again.
+    pub(crate) fn remove_objects(&mut self, objects: &Objects) {
+        objects.each_count(|table, rules| {
+            let count = self.0.entry(table).or_default();
+            debug_assert!(*count >= rules, "they were counted in");
+            *count = count.saturating_sub(rules);
+        });
+    }
+}
+
 impl Objects {
+    fn each_count(&self, mut count: impl FnMut(TableName, usize)) {
+        self.chains.iter().for_each(|((table, _), rules)| count(*table, rules.len()));
+        self.entries.iter().for_each(|((table, _), _)| count(*table, 1));
+    }
+
     pub(crate) fn chain(&mut self, table: TableName, name: ChainName, rules: Vec<Rule>) {
         self.chains.insert((table, name), rules);
     }

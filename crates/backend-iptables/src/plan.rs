@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use iptables::Restore;
-use model::{Family, Frontend, FrontendKey, ServiceName, ServicePortName, Table};
+use iptables::{Restore, TableName};
+use model::{Family, Frontend, FrontendKey, RuleCount, ServiceName, ServicePortName, Table};
 use rustc_hash::FxBuildHasher;
 
 use crate::changes::Changes;
 use crate::config::Config;
-use crate::objects::Objects;
+use crate::objects::{Counts, Objects};
 use crate::programmed::Programmed;
 use crate::render;
 
@@ -19,6 +19,9 @@ use crate::render;
 pub struct Backend<F: Family> {
     pub(crate) config: Config,
     held: Held<F>,
+    /// The rules in the kernel, and of these what the last changes wrote.
+    rules: Counts,
+    written: Counts,
 }
 
 /// What the kernel holds.
@@ -43,6 +46,15 @@ pub struct Plan<F: Family> {
     /// What to restore. Empty: nothing to do.
     pub restore: Restore,
     pub(crate) outcome: Outcome<F>,
+    /// The rules that there are then, and those that are written.
+    rules: Counts,
+    written: Counts,
+}
+
+impl<F: Family> Plan<F> {
+    pub(crate) fn new(restore: Restore, outcome: Outcome<F>, rules: Counts) -> Self {
+        Self { written: Counts::written(&restore), restore, outcome, rules }
+    }
 }
 
 #[derive(Debug)]
@@ -59,7 +71,7 @@ pub(crate) enum Outcome<F: Family> {
 impl<F: Family> Backend<F> {
     /// A backend that knows nothing of the kernel yet: [`Backend::repair`] comes first.
     pub fn new(config: Config) -> Self {
-        Self { config, held: Held::default() }
+        Self { config, held: Held::default(), rules: Counts::default(), written: Counts::default() }
     }
 
     /// The settings that the kernel's rules follow.
@@ -90,10 +102,13 @@ impl<F: Family> Backend<F> {
                 services.push((service, wanted));
             }
         }
+        let mut rules = self.rules.clone();
+        rules.add_objects(&new);
+        rules.remove_objects(&old);
         changes.objects(old, new);
         let owner = |key: &FrontendKey<F>| table.get(key).map(|frontend| frontend.service.service.clone());
         let owners = keys.iter().map(|key| (*key, owner(key))).collect();
-        Plan { restore: changes.into_restore(), outcome: Outcome::Delta { services, owners } }
+        Plan::new(changes.into_restore(), Outcome::Delta { services, owners }, rules)
     }
 
     /// The Services that have or had these frontends.
@@ -103,8 +118,20 @@ impl<F: Family> Backend<F> {
         before.chain(after).cloned().collect()
     }
 
+    /// The rules of upstream's two tables; the canary in `mangle` counts for nothing.
+    pub fn rule_counts(&self) -> Vec<RuleCount> {
+        let count = |table: TableName| RuleCount {
+            table: table.as_str(),
+            held: self.rules.of(table),
+            written: self.written.of(table),
+        };
+        [TableName::Filter, TableName::Nat].map(count).into()
+    }
+
     /// Takes note that the plan's changes were made.
     pub fn committed(&mut self, plan: Plan<F>) {
+        self.rules = plan.rules;
+        self.written = plan.written;
         match plan.outcome {
             Outcome::Delta { services, owners } => {
                 for (service, ports) in services {

@@ -10,7 +10,7 @@ use crate::changes::{Changes, texts};
 use crate::config::Config;
 use crate::fixed::{self, Dispatch, Place, Shared};
 use crate::names::is_of_service;
-use crate::objects::{ChainId, Objects, text};
+use crate::objects::{ChainId, Counts, Objects, text};
 use crate::plan::{Backend, Held, Outcome, Plan};
 use crate::render;
 
@@ -19,7 +19,13 @@ impl<F: Family> Backend<F> {
     /// its counters.
     pub fn repair(&self, config: &Config, table: &Table<F>, found: &Saved, extent: Extent) -> Plan<F> {
         let held = Held::of(table);
-        let mut repair = Repair { found, extent, changes: Changes::default(), wanted: BTreeMap::new() };
+        let mut repair = Repair {
+            found,
+            extent,
+            changes: Changes::default(),
+            wanted: BTreeMap::new(),
+            rules: Counts::default(),
+        };
         let mut entries: BTreeMap<ChainId, BTreeSet<Box<str>>> = BTreeMap::new();
         repair.objects(&mut entries, fixed::chains(config));
         for port in held.ports() {
@@ -34,7 +40,7 @@ impl<F: Family> Backend<F> {
             repair.shared(shared);
         }
         let outcome = Outcome::Whole { held: Box::new(held), config: config.clone() };
-        Plan { restore: repair.changes.into_restore(), outcome }
+        Plan::new(repair.changes.into_restore(), outcome, repair.rules)
     }
 }
 
@@ -44,6 +50,8 @@ struct Repair<'a> {
     changes: Changes,
     /// Chains of ours that are wanted.
     wanted: BTreeMap<TableName, BTreeSet<ChainName>>,
+    /// How many rules are wanted.
+    rules: Counts,
 }
 
 impl Repair<'_> {
@@ -53,6 +61,7 @@ impl Repair<'_> {
 
     /// Writes the chains that differ, and gathers the entries.
     fn objects(&mut self, entries: &mut BTreeMap<ChainId, BTreeSet<Box<str>>>, objects: Objects) {
+        self.rules.add_objects(&objects);
         for (id, rules) in objects.chains {
             let right = self.extent == Extent::Difference
                 && self.rules(&id).is_some_and(|found| are_equal(found, &rules));
@@ -71,6 +80,7 @@ impl Repair<'_> {
         let id = (dispatch.table, dispatch.chain.name());
         self.wanted.entry(id.0).or_default().insert(id.1.clone());
         let last = texts(&dispatch.last);
+        self.rules.add(id.0, last.len());
         let found = self.rules(&id).filter(|_| self.extent == Extent::Difference);
         let difference = found.and_then(|found| EntryDifference::new(found, &wanted, &last));
         // What `filter` refuses has to go after `nat` serves it: see `Changes::into_restore`. So this is for `nat` alone, and for
@@ -118,6 +128,7 @@ impl Repair<'_> {
     /// Puts a rule into a chain that is not ours alone, if it is missing.
     fn shared(&mut self, shared: Shared) {
         let id = (shared.table, shared.chain);
+        self.rules.add(id.0, 1);
         let rule = text(&shared.rule);
         let found = self.rules(&id);
         if found.is_some_and(|found| found.contains(&rule)) {

@@ -10,7 +10,7 @@ use iptables::{Edit, Iptables, Restore, Saved, TableName};
 use kernel::iptables::{Programs, Tables};
 use model::{
     AddressKind, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool, Protocol,
-    ServicePortName, Table, V4, Verdict,
+    RuleCount, ServicePortName, Table, V4, Verdict,
 };
 use proptest::prelude::*;
 use testkit::fake_iptables::{FakeIptables, Fault};
@@ -174,6 +174,15 @@ fn assert_settled(tables: &mut dyn Iptables, table: &Table<V4>, config: &Config)
     assert_eq!(contents(tables), contents(&mut fresh));
 }
 
+/// The rules are as many as the backend says.
+fn assert_counted(backend: &Backend<V4>, tables: &mut dyn Iptables) {
+    let found = tables.save("").unwrap();
+    for RuleCount { table, held, .. } in backend.rule_counts() {
+        let table = TableName::ALL.into_iter().find(|known| known.as_str() == table).unwrap();
+        assert_eq!(held, found.table(table).chains.values().map(Vec::len).sum::<usize>(), "{table}");
+    }
+}
+
 fn filled(batches: Vec<Vec<(u8, Option<State>)>>) -> Table<V4> {
     let mut table = Table::default();
     for (service, state) in batches.into_iter().flatten() {
@@ -195,6 +204,7 @@ fn carry_over(tables: &mut dyn Iptables, batches: Vec<Vec<(u8, Option<State>)>>)
         tables.restore(&plan.restore).unwrap_or_else(|error| panic!("{error}\n{}", plan.restore));
         backend.committed(plan);
         assert_settled(tables, &table, &config());
+        assert_counted(&backend, tables);
         assert!(backend.plan(&table, &dirty).restore.is_empty());
     }
 }

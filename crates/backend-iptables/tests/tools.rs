@@ -1,7 +1,7 @@
 //! The real programs of both flavours: what they refuse, what they lose, and which are chosen.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use backend_iptables::{Backend, CANARY, Config, Extent};
+use backend_iptables::{Backend, CANARY, Config, Extent, PREFIX, presence};
 use iptables::{ChainName, Edit, Iptables, IptablesError, Restore, Saved, TableName};
 use kernel::iptables::{Flavour, Programs, Tables};
 use model::{IpFamily, Table, V4};
@@ -50,6 +50,41 @@ fn the_canaries_tell_of_a_flush() {
         namespace.exec(name, &["-t", "mangle", "-F"]).unwrap();
         namespace.exec(name, &["-t", "mangle", "-X"]).unwrap();
         assert_eq!(there(tables), [false, true, false]);
+    });
+}
+
+/// Each jump is missed, and looking changes nothing.
+#[test]
+fn each_deleted_jump_is_missed() {
+    in_namespace(|namespace, name, tables| {
+        assert!(!tables.hold(&presence()).unwrap(), "the tables are empty");
+        let (config, table) = (Config::default(), Table::default());
+        let repaired = |tables: &mut Tables| {
+            let found = tables.save(PREFIX).unwrap();
+            let backend = Backend::<V4>::new(config.clone());
+            let plan = backend.repair(&config, &table, &found, Extent::Difference);
+            tables.restore(&plan.restore).unwrap();
+        };
+        repaired(tables);
+        let listing = |tables: &mut Tables| tables.save("").unwrap();
+        let before = listing(tables);
+        assert!(tables.hold(&presence()).unwrap());
+        assert_eq!(listing(tables), before);
+        let jumps: Vec<_> = presence()
+            .sections
+            .into_iter()
+            .flat_map(|section| section.edits.into_iter().map(move |edit| (section.table, edit)))
+            .collect();
+        assert_eq!(jumps.len(), 3 + 12);
+        for (of, edit) in jumps {
+            let Edit::Check(chain, rule) = edit else { panic!("{edit}") };
+            tables.restore(&section(of, vec![Edit::Delete(chain, rule.clone())])).unwrap();
+            assert!(!tables.hold(&presence()).unwrap(), "{name}: {rule}");
+            repaired(tables);
+            assert!(tables.hold(&presence()).unwrap(), "{name}: {rule}");
+        }
+        namespace.exec(name, &["-t", "nat", "-F"]).unwrap();
+        assert!(!tables.hold(&presence()).unwrap());
     });
 }
 

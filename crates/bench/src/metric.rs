@@ -75,6 +75,8 @@ pub(crate) static METRICS: &[Metric] = &[
     row("cold_kernel", "- of that, inside the kernel", Millis, ""),
     row("cold_cpu", "cold start: processor time", Millis, ""),
     row("cold_transactions", "cold start: transactions", Count, ""),
+    row("tables_chains", "iptables: chains of IPv4", Count, ""),
+    row("tables_rules", "iptables: rules of IPv4", Count, ""),
     row("memory_peak", "memory: peak of the cold start", Megabytes, ""),
     row("memory_cold", "memory: resident after the cold start", Megabytes, "40"),
     row("memory_endpoint", "memory: resident for each endpoint", Bytes, ""),

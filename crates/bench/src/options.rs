@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Arg, ArgMatches, Command, value_parser};
+use testkit::cluster::Flavour;
 
 use crate::changes::Effort;
 use crate::churn::Churn;
@@ -22,6 +23,8 @@ pub(crate) struct Options {
     pub(crate) churn: Churn,
     /// How long a program at rest is looked at.
     pub(crate) idle: Duration,
+    /// In mode iptables, which kind of iptables the node has.
+    pub(crate) flavour: Option<Flavour>,
     /// Ours, and the peer if there is one.
     pub(crate) contenders: Vec<Contender>,
     /// Where the results go.
@@ -49,6 +52,11 @@ fn command() -> Command {
     let path = |name: &'static str| Arg::new(name).value_parser(value_parser!(PathBuf));
     let sizes = Arg::new("services").long("services").value_name("N").value_delimiter(',');
     let sizes = sizes.default_value("100,1000,10000").value_parser(value_parser!(u32).range(100..=100_000));
+    let flavour = Arg::new("flavour")
+        .long("flavour")
+        .default_value(Flavour::Nft.suffix())
+        .value_parser(FLAVOURS.map(Flavour::suffix))
+        .help("Which kind of iptables the node has, in mode iptables");
     Command::new("bench")
         .about(
             "Measures a kube-proxy in network namespaces of its own, beside another one and the kernel alone",
@@ -62,6 +70,7 @@ fn command() -> Command {
         .arg(number("churn-seconds", "3", "Duration of the churn"))
         .arg(number("idle-seconds", "10", "How long a program at rest is looked at"))
         .arg(text("mode", "nftables", "Given to the programs as --proxy-mode").value_name("MODE"))
+        .arg(flavour)
         .arg(text("arguments", "", "More arguments of PROGRAM").value_name("ARGS"))
         .arg(path("peer").long("peer").value_name("PROGRAM").help("Another kube-proxy to measure in turns"))
         .arg(text("peer-arguments", "", "More arguments of the peer").value_name("ARGS"))
@@ -74,6 +83,8 @@ fn command() -> Command {
         )
         .arg(path("PROGRAM").required(true).help("The kube-proxy, such as target/release/kube-proxy"))
 }
+
+const FLAVOURS: [Flavour; 2] = [Flavour::Nft, Flavour::Legacy];
 
 fn options(matches: &ArgMatches) -> Options {
     let number = |name: &str| matches.get_one::<u32>(name).copied().unwrap_or_default();
@@ -88,7 +99,9 @@ fn options(matches: &ArgMatches) -> Options {
     };
     let ours = contender(Side::Ours, path("PROGRAM").unwrap_or_default(), "arguments");
     let peer = path("peer").map(|program| contender(Side::Peer, program, "peer-arguments"));
+    let flavour = FLAVOURS.into_iter().find(|flavour| flavour.suffix() == text("flavour"));
     Options {
+        flavour: flavour.filter(|_| text("mode") == "iptables"),
         sizes: matches.get_many("services").into_iter().flatten().copied().collect(),
         endpoints: number("endpoints"),
         rounds: number("rounds"),
@@ -122,5 +135,13 @@ mod tests {
         assert_eq!((peer.program.as_path(), &peer.extra[..]), ("up".as_ref(), &["--v=2".to_owned()][..]));
         assert_eq!(peer.mode, "iptables");
         assert_eq!(parse("bench ours").contenders.len(), 1);
+    }
+
+    #[test]
+    fn a_flavour_is_for_mode_iptables() {
+        assert_eq!(parse("bench --mode iptables ours").flavour, Some(Flavour::Nft));
+        assert_eq!(parse("bench --mode iptables --flavour legacy ours").flavour, Some(Flavour::Legacy));
+        assert_eq!(parse("bench ours").flavour, None);
+        assert!(command().try_get_matches_from(["bench", "--flavour", "x", "ours"]).is_err());
     }
 }

@@ -30,6 +30,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let report = Report {
         endpoints: options.endpoints,
         machine: machine()?,
+        flavour: options.flavour,
         contenders: options.contenders.clone(),
         results: bench.results,
     };
@@ -49,9 +50,9 @@ impl<'a> Bench<'a> {
     fn small(&mut self) -> anyhow::Result<()> {
         let (services, _) = start::SMALL;
         for (round, contender) in self.turns() {
-            let idle = self.options.idle;
+            let Options { idle, flavour, .. } = *self.options;
             let mut turn = Turn { bench: self, services, round, contender };
-            turn.measure("start and rest", |book| start::small(contender, idle, book))?;
+            turn.measure("start and rest", |book| start::small(contender, flavour, idle, book))?;
         }
         Ok(())
     }
@@ -105,9 +106,9 @@ struct Turn<'b, 'a> {
 
 impl Turn<'_, '_> {
     fn everything(&mut self, world: &World, share: Option<&KernelShare>) -> anyhow::Result<()> {
-        let Options { effort, churn, .. } = *self.bench.options;
+        let Options { effort, churn, flavour, .. } = *self.bench.options;
         let contender = self.contender;
-        let mut site = Site::build(world).context("build the laboratory")?;
+        let mut site = Site::build(world, flavour).context("build the laboratory")?;
         let load = share.map(|share| &share.load);
         let started = self.measure("cold start", |book| start::cold(&site, contender, load, book))?;
         let Some((proxy, is_announced)) = started else { return Ok(()) };

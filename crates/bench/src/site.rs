@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::Value;
 use testkit::apiserver::{ApiServer, Config as ApiConfig, Kind};
-use testkit::cluster::{LINE_PORT, NODE, UDP_PORT};
+use testkit::cluster::{Flavour, LINE_PORT, NODE, UDP_PORT};
 use testkit::commits::Generation;
 use testkit::echo::{EchoServer, Mode};
 use testkit::lab::{Config as LabConfig, Host, Lab};
@@ -38,6 +38,8 @@ pub(crate) struct Site {
     pub(crate) api: ApiServer,
     /// What the API server holds.
     pub(crate) world: World,
+    /// The kind of iptables that programs are to use.
+    flavour: Option<Flavour>,
     /// Tells the number of the node's ruleset.
     pub(crate) generation: Generation,
     sources: Sources,
@@ -46,8 +48,11 @@ pub(crate) struct Site {
 
 impl Site {
     /// Builds it, without starting a program.
-    pub(crate) fn build(world: &World) -> anyhow::Result<Self> {
+    pub(crate) fn build(world: &World, flavour: Option<Flavour>) -> anyhow::Result<Self> {
         let lab = Lab::new(&LabConfig { pods: SERVERS + 1, node2_pods: 0, ..LabConfig::default() })?;
+        if let Some(flavour) = flavour {
+            flavour.mark(lab.node()).context("say which kind of iptables the node has")?;
+        }
         let config = ApiConfig { history_limit: HISTORY, ..ApiConfig::default() };
         let api = lab.node().run(|| ApiServer::start(config)).context("start the API server")?;
         let modes = [(UDP_PORT, Mode::Udp), (LINE_PORT, Mode::Line), (SINK_PORT, Mode::Discard)];
@@ -64,7 +69,7 @@ impl Site {
         api.load(around.chain(world.objects())).context("store the objects")?;
         let generation = Generation::open(lab.node()).context("ask the kernel for its generation")?;
         let sources = sources(&lab)?;
-        Ok(Self { lab, api, world: world.clone(), generation, sources, _pods: pods })
+        Ok(Self { lab, api, world: world.clone(), flavour, generation, sources, _pods: pods })
     }
 
     /// Starts a program on the node.
@@ -125,6 +130,14 @@ impl Site {
         go_on: impl Fn() -> bool,
     ) -> anyhow::Result<Instant> {
         seek(&self.sources, target, |name| name == self.server(server).name(), go_on, LIMIT)
+    }
+
+    /// How many chains and rules the tables of iptables for IPv4 hold; `None` in other modes.
+    pub(crate) fn tables(&self) -> anyhow::Result<Option<[u64; 2]>> {
+        let Some(flavour) = self.flavour else { return Ok(None) };
+        let [saved, _] = flavour.save(self.lab.node()).context("list the rules")?;
+        let count = |begin: &str| saved.lines().filter(|line| line.starts_with(begin)).count() as u64;
+        Ok(Some([count(":"), count("-A ")]))
     }
 
     /// The number of the node's ruleset.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use testkit::client::{Load, LoadGenerator, Transport};
+use testkit::cluster::Flavour;
 use testkit::proxy::Proxy;
 
 use crate::contender::Contender;
@@ -43,6 +44,10 @@ pub(crate) fn cold(
             book.times(id, &times);
             book.floor(id, floor.cloned());
         }
+    }
+    if let Some([chains, rules]) = site.tables()? {
+        book.values("tables_chains", [float(chains)]);
+        book.values("tables_rules", [float(rules)]);
     }
     let resident = resident_kib(proxy.pid())?;
     book.values("memory_peak", [megabytes(peak_kib)]);
@@ -105,9 +110,14 @@ pub(crate) fn warm(
 pub(crate) const SMALL: (u32, u32) = (50, 5);
 
 /// A start in a small cluster, and what the program does there while nothing happens.
-pub(crate) fn small(contender: &Contender, idle: Duration, book: &mut Notebook<'_>) -> anyhow::Result<()> {
+pub(crate) fn small(
+    contender: &Contender,
+    flavour: Option<Flavour>,
+    idle: Duration,
+    book: &mut Notebook<'_>,
+) -> anyhow::Result<()> {
     let world = World::new(SMALL.0, SMALL.1)?;
-    let site = Site::build(&world).context("build the laboratory")?;
+    let site = Site::build(&world, flavour).context("build the laboratory")?;
     let started = start(&site, contender, &PROBES, 0)?;
     book.times("small_served", &[started.served]);
     let before = processor_time(started.proxy.pid())?;

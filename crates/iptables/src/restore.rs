@@ -33,6 +33,8 @@ pub enum Edit {
     Delete(ChainName, Box<str>),
     /// Deletes an empty chain that no rule refers to.
     Remove(ChainName),
+    /// Changes nothing, and is refused unless a chain has a rule with this text.
+    Check(ChainName, Box<str>),
 }
 
 impl Restore {
@@ -75,6 +77,7 @@ impl fmt::Display for Edit {
             Self::Insert(chain, rule) => write!(f, "-I {chain} {rule}"),
             Self::Delete(chain, rule) => write!(f, "-D {chain} {rule}"),
             Self::Remove(chain) => write!(f, "-X {chain}"),
+            Self::Check(chain, rule) => write!(f, "-C {chain} {rule}"),
         }
     }
 }

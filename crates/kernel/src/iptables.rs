@@ -13,7 +13,7 @@ use std::time::Duration;
 use iptables::{Iptables, IptablesError, Restore, Saved, TableName};
 
 pub use programs::{Flavour, Programs, Version};
-pub use watch::wait_for_flush;
+pub use watch::wait_for_loss;
 
 /// One family's tables, by the programs that were found. It is cheap to make: a program is started for each call.
 #[derive(Clone, Debug)]
@@ -30,6 +30,18 @@ impl Tables {
     /// The tables that these programs read and write, in the network namespace of the calling thread.
     pub fn new(programs: Programs) -> Self {
         Self { programs }
+    }
+
+    /// Whether all rules are there that these changes check ([`iptables::Edit::Check`]).
+    ///
+    /// # Errors
+    /// It can't be told.
+    pub fn hold(&mut self, checks: &Restore) -> Result<bool, IptablesError> {
+        match self.restore(checks) {
+            Ok(()) => Ok(true),
+            Err(IptablesError::Refused { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether a chain is there with at least one rule.

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use agent::{ForeignChange, KernelAccess, Settings};
 use anyhow::Context as _;
-use backend_iptables::{CANARY, Iptables};
-use kernel::iptables::{Programs, Tables, wait_for_flush};
+use backend_iptables::{CANARY, Iptables, presence};
+use kernel::iptables::{Programs, Tables, wait_for_loss};
 use model::IpFamily;
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{info, warn};
@@ -69,9 +69,9 @@ fn kernel_access(families: Families, interval: Duration) -> KernelAccess<Iptable
                 let (family, tables, foreign) = (*family, Tables::new(programs.clone()), foreign.clone());
                 let started = std::thread::Builder::new()
                     .name("watch".into())
-                    .spawn(move || watch(family, &tables, interval, &foreign));
+                    .spawn(move || watch(family, tables, interval, &foreign));
                 if let Err(error) = started {
-                    warn!(%error, "a flush of the rules is noticed only by audits");
+                    warn!(%error, "what others do to the rules is noticed only by audits");
                 }
             }
         }),
@@ -79,15 +79,17 @@ fn kernel_access(families: Families, interval: Duration) -> KernelAccess<Iptable
     }
 }
 
-/// Tells when somebody has emptied tables, for as long as somebody wants to know.
-fn watch(family: IpFamily, tables: &Tables, interval: Duration, foreign: &UnboundedSender<ForeignChange>) {
+/// Tells when somebody has emptied tables or deleted jumps, for as long as somebody wants to know.
+fn watch(family: IpFamily, tables: Tables, interval: Duration, foreign: &UnboundedSender<ForeignChange>) {
+    let (presence, mut checked) = (presence(), tables.clone());
     loop {
-        wait_for_flush(interval, |table| tables.has_rules(table, CANARY), std::thread::sleep);
+        let has_canary = |table| tables.has_rules(table, CANARY);
+        wait_for_loss(interval, || checked.hold(&presence), has_canary, std::thread::sleep);
         let family = match family {
             IpFamily::V4 => nft::Family::Ip,
             IpFamily::V6 => nft::Family::Ip6,
         };
-        if foreign.send(ForeignChange { family: Some(family), what: "a canary is gone" }).is_err() {
+        if foreign.send(ForeignChange { family: Some(family), what: "a canary or a jump is gone" }).is_err() {
             return;
         }
         // Until then the rules are there again.

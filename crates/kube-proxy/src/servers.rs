@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use agent::Telemetry;
-use config::{CommandLine, Config, Gate, Stage};
+use config::{CommandLine, Config, Gate, Mode, Stage};
 use events::{Event, Reason, Recorder, Regarding};
 use metrics::health::SharedHealth;
 use metrics::{BuildInfo, Feature, Metrics, Options};
@@ -12,7 +12,8 @@ use status::{Limits, ServeError, Server, Sources, Status};
 
 /// Metrics at zero, and a proxy that is healthy so far.
 pub(crate) fn telemetry(config: &Config, version: &str) -> Telemetry {
-    let options = Options { build: build_info(version), features: features(config) };
+    let mode = if config.mode == Mode::IpTables { metrics::Mode::Iptables } else { metrics::Mode::Nftables };
+    let options = Options { mode, build: build_info(version), features: features(config) };
     Telemetry::new(Arc::new(Metrics::new(&options)), SharedHealth::new(config.health_timeout()))
 }
 

@@ -4,6 +4,7 @@ use model::IpFamily;
 use prometheus::{Gauge, Histogram, IntCounter, IntGauge};
 
 use crate::buckets;
+use crate::mode::{self, Mode, ModeMetrics};
 use crate::registrar::Registrar;
 
 /// The metrics of one family. Histograms and timestamps are in seconds.
@@ -25,17 +26,13 @@ pub struct FamilyMetrics {
     pub no_local_internal: IntGauge,
     /// Service ports without local endpoints, by external policy.
     pub no_local_external: IntGauge,
-    /// Attempts that failed; upstream's name for the nftables mode.
-    pub nftables_sync_failures: IntCounter,
     /// Attempts that failed because the kernel's state could not be read.
     pub read_failures: IntCounter,
     /// Attempts that failed because the kernel did not take the changes.
     pub commit_failures: IntCounter,
     /// From a change's arrival to its commit.
     pub commit_latency: Histogram,
-    /// Inside the kernel, for one transaction.
-    pub kernel_transaction: Histogram,
-    /// Map and set elements written or deleted.
+    /// Map and set elements written or deleted; in mode iptables, rules and chains.
     pub elements_written: IntCounter,
     /// Transactions that the kernel took.
     pub transactions_ok: IntCounter,
@@ -53,11 +50,16 @@ pub struct FamilyMetrics {
     pub conntrack_deleted: IntCounter,
     /// Flows deleted.
     pub deleted_flows: IntCounter,
+    /// What only the mode has.
+    pub mode: ModeMetrics,
 }
 
 /// Registers them; gives what makes those of one family.
 #[expect(clippy::too_many_lines, reason = "a table")]
-pub(crate) fn register(registrar: &Registrar) -> impl Fn(IpFamily) -> FamilyMetrics + Send + Sync + use<> {
+pub(crate) fn register(
+    registrar: &Registrar,
+    mode: Mode,
+) -> impl Fn(IpFamily) -> FamilyMetrics + Send + Sync + use<> {
     let histogram = |name, help, buckets: fn() -> Vec<f64>| registrar.per_family(name, help, buckets());
     let counter = |name, help| {
         let counters = registrar.counters(name, help, &["ip_family"]);
@@ -100,14 +102,6 @@ pub(crate) fn register(registrar: &Registrar) -> impl Fn(IpFamily) -> FamilyMetr
         "[ALPHA] Service ports with a traffic policy Local, endpoints somewhere, and none on this node",
         &["traffic_policy", "ip_family"],
     );
-    let nftables_sync_failures = counter(
-        "kubeproxy_sync_proxy_rules_nftables_sync_failures_total",
-        "[ALPHA] Failed attempts to sync the nftables rules",
-    );
-    let nftables_cleanup_failures = counter(
-        "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total",
-        "[ALPHA] Always 0: what is not needed goes with the same transaction",
-    );
     let failures = registrar.counters(
         "kubeproxy_sync_failures_total",
         "Failed sync attempts, by what failed",
@@ -118,14 +112,9 @@ pub(crate) fn register(registrar: &Registrar) -> impl Fn(IpFamily) -> FamilyMetr
         "From a change's arrival at the proxy to its commit in the kernel",
         buckets::commit,
     );
-    let kernel_transaction = histogram(
-        "kubeproxy_kernel_transaction_seconds",
-        "Time inside the kernel for a transaction",
-        buckets::commit,
-    );
     let elements_written = counter(
         "kubeproxy_elements_written_total",
-        "Map and set elements written to or deleted from the kernel",
+        "What was written to or deleted from the kernel: map and set elements, or rules and chains",
     );
     let transactions = registrar.counters(
         "kubeproxy_transactions_total",
@@ -151,9 +140,9 @@ pub(crate) fn register(registrar: &Registrar) -> impl Fn(IpFamily) -> FamilyMetr
     let conntrack_deleted =
         counter("kubeproxy_conntrack_reconciler_deleted_entries_total", "[ALPHA] Stale flows deleted");
     let deleted_flows = counter("kubeproxy_conntrack_deleted_flows_total", "Stale flows deleted");
+    let of_mode = mode::register(registrar, mode);
     move |family| {
         let name = &*family.to_string();
-        nftables_cleanup_failures(name);
         FamilyMetrics {
             sync_duration: sync_duration(name),
             full_sync_duration: full_sync_duration(name),
@@ -163,11 +152,9 @@ pub(crate) fn register(registrar: &Registrar) -> impl Fn(IpFamily) -> FamilyMetr
             network_programming: network_programming(name),
             no_local_internal: no_local.with_label_values(&["internal", name]),
             no_local_external: no_local.with_label_values(&["external", name]),
-            nftables_sync_failures: nftables_sync_failures(name),
             read_failures: failures.with_label_values(&[name, "read"]),
             commit_failures: failures.with_label_values(&[name, "commit"]),
             commit_latency: commit_latency(name),
-            kernel_transaction: kernel_transaction(name),
             elements_written: elements_written(name),
             transactions_ok: transactions.with_label_values(&[name, "ok"]),
             transactions_failed: transactions.with_label_values(&[name, "failed"]),
@@ -177,6 +164,7 @@ pub(crate) fn register(registrar: &Registrar) -> impl Fn(IpFamily) -> FamilyMetr
             conntrack_duration: conntrack_duration(name),
             conntrack_deleted: conntrack_deleted(name),
             deleted_flows: deleted_flows(name),
+            mode: of_mode(name),
         }
     }
 }

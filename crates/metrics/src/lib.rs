@@ -10,6 +10,7 @@
 mod buckets;
 mod family;
 pub mod health;
+mod mode;
 mod process;
 mod registrar;
 mod sli;
@@ -22,6 +23,7 @@ use prometheus::{IntCounter, IntGauge};
 use tokio::time::Instant;
 
 pub use family::FamilyMetrics;
+pub use mode::{IptablesMetrics, Mode, ModeMetrics, NftablesMetrics, TableMetrics};
 pub use process::ProcessReading;
 pub use registrar::CONTENT_TYPE;
 pub use sli::Slis;
@@ -33,6 +35,8 @@ use registrar::Registrar;
 /// What is known of the program when it starts.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
+    /// Whose metrics there are beside those of every mode.
+    pub mode: Mode,
     /// Labels of `kubernetes_build_info`.
     pub build: BuildInfo,
     /// Feature gates, for `kubernetes_feature_enabled`.
@@ -116,7 +120,7 @@ impl Metrics {
     /// All metrics, at zero.
     pub fn new(options: &Options) -> Self {
         let registrar = Registrar::default();
-        let family = Box::new(family::register(&registrar));
+        let family = Box::new(family::register(&registrar, options.mode));
         let changes = ChangeMetrics {
             endpoints_pending: registrar.gauge(
                 "kubeproxy_sync_proxy_rules_endpoint_changes_pending",

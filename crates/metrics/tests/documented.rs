@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use metrics::{BuildInfo, Feature, Metrics, Options, ProcessReading};
+use metrics::{BuildInfo, Feature, Metrics, Mode, Options, ProcessReading};
 use model::{IpFamily, Kind};
 use prometheus_parse::{Scrape, Value};
 use tokio::time::Instant;
@@ -13,10 +13,10 @@ use tokio::time::Instant;
 type Catalogue = BTreeMap<String, (String, BTreeSet<String>)>;
 
 /// All metrics, each updated where it appears only then.
-fn metrics() -> Metrics {
+fn metrics(mode: Mode) -> Metrics {
     let feature = Feature { name: "ComponentFlagz".into(), stage: "BETA".into(), enabled: true };
     let build = BuildInfo { git_version: "v1.2.3".into(), ..BuildInfo::default() };
-    let metrics = Metrics::new(&Options { build, features: vec![feature] });
+    let metrics = Metrics::new(&Options { mode, build, features: vec![feature] });
     metrics.family(IpFamily::V4);
     metrics.family(IpFamily::V6);
     for kind in Kind::ALL {
@@ -73,24 +73,34 @@ fn documented(section: &str) -> Catalogue {
     section.lines().filter_map(row).collect()
 }
 
-fn document() -> (String, String) {
+/// What the sections with these headings say; the first has none.
+fn document(headings: [&str; 3]) -> [Catalogue; 4] {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
     let text = std::fs::read_to_string(path).unwrap();
-    let (metrics, slis) = text.split_once("## `/metrics/slis`").unwrap();
-    (metrics.to_owned(), slis.to_owned())
+    let sections: BTreeMap<&str, &str> =
+        text.split("\n## ").skip(1).map(|section| section.split_once('\n').unwrap()).collect();
+    let common = text.split("\n## ").next().unwrap();
+    let [first, second, third] = headings.map(|heading| documented(sections[heading]));
+    [documented(common), first, second, third]
 }
 
 #[test]
 fn the_document_is_what_the_program_exposes() {
-    let metrics = metrics();
-    let (first, second) = document();
-    assert_eq!(exposed(&metrics.render(None, Instant::now())), documented(&first));
-    assert_eq!(exposed(&metrics.slis.render()), documented(&second));
+    let [common, nftables, iptables, slis] =
+        document(["In mode `nftables` alone", "In mode `iptables` alone", "`/metrics/slis`"]);
+    for (mode, more) in [(Mode::Nftables, nftables), (Mode::Iptables, iptables)] {
+        assert!(!more.is_empty());
+        let metrics = metrics(mode);
+        let all: Catalogue = common.clone().into_iter().chain(more).collect();
+        assert_eq!(exposed(&metrics.render(None, Instant::now())), all, "{mode:?}");
+        assert_eq!(exposed(&metrics.slis.render()), slis);
+    }
 }
 
 #[test]
 fn every_metric_says_what_it_is() {
-    let page = metrics().render(None, Instant::now());
+    let page =
+        [Mode::Nftables, Mode::Iptables].map(|mode| metrics(mode).render(None, Instant::now())).concat();
     let help: BTreeSet<&str> =
         page.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next()).collect();
     let types: BTreeSet<&str> =
@@ -116,11 +126,22 @@ fn all_series_of_a_family_are_there_from_the_start() {
         assert!(page.lines().any(|line| line == series), "no {series} in\n{page}");
     }
     assert!(!page.contains("IPv6"), "it is not served");
+    let metrics = Metrics::new(&Options { mode: Mode::Iptables, ..Options::default() });
+    metrics.family(IpFamily::V6);
+    let page = metrics.render(None, Instant::now());
+    for series in [
+        "kubeproxy_sync_proxy_rules_iptables_total{ip_family=\"IPv6\",table=\"filter\"} 0",
+        "kubeproxy_sync_proxy_rules_iptables_last{ip_family=\"IPv6\",table=\"nat\"} 0",
+        "kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total{ip_family=\"IPv6\"} 0",
+    ] {
+        assert!(page.lines().any(|line| line == series), "no {series} in\n{page}");
+    }
+    assert!(!page.contains("nftables"), "that is another mode");
 }
 
 #[test]
 fn values_come_out_as_they_went_in() {
-    let metrics = metrics();
+    let metrics = metrics(Mode::Nftables);
     let reading = ProcessReading {
         cpu_seconds: 1.5,
         start_time_seconds: 1_767_323_045.25,

@@ -19,7 +19,7 @@ mod uid;
 pub mod view;
 
 pub use conflicts::ConflictChange;
-pub use mode::{Backend, Mode};
+pub use mode::{Backend, Mode, RuleCount};
 pub use names::{Interner, Name, ObjectName, ServiceName, ServicePortName};
 pub use net::{AddrError, CidrError, Family, IpFamily, Protocol, V4, V6, parse_addr, parse_cidr};
 pub use objects::{

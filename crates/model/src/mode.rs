@@ -68,4 +68,20 @@ pub trait Backend<F: Family, M: Mode>: Sized {
 
     /// Takes note that a plan's changes were made.
     fn committed(&mut self, plan: Self::Plan);
+
+    /// How many rules there are, by table, in a mode that counts them; they are as of the last plan whose changes were made.
+    fn rule_counts(&self) -> Vec<RuleCount> {
+        Vec::new()
+    }
+}
+
+/// Rules in one of a mode's tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RuleCount {
+    /// The table's name.
+    pub table: &'static str,
+    /// How many are ours.
+    pub held: usize,
+    /// How many the last changes wrote.
+    pub written: usize,
 }

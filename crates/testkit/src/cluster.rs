@@ -49,11 +49,32 @@ pub enum Flavour {
 
 impl Flavour {
     /// How its programs' names end.
-    fn suffix(self) -> &'static str {
+    pub fn suffix(self) -> &'static str {
         match self {
             Self::Nft => "nft",
             Self::Legacy => "legacy",
         }
+    }
+
+    /// Leaves the kubelet's mark, which tells a proxy which flavour to use.
+    ///
+    /// # Errors
+    /// The programs of iptables are missing.
+    pub fn mark(self, node: &Host) -> anyhow::Result<()> {
+        for name in ["iptables", "ip6tables"] {
+            let program = format!("{name}-{}", self.suffix());
+            node.exec(&program, &["-t", "mangle", "-N", "KUBE-IPTABLES-HINT"])?;
+        }
+        Ok(())
+    }
+
+    /// What `iptables-save` and `ip6tables-save` print.
+    ///
+    /// # Errors
+    /// The programs fail.
+    pub fn save(self, node: &Host) -> anyhow::Result<[String; 2]> {
+        let save = |name: &str| node.exec(&format!("{name}-{}-save", self.suffix()), &[]);
+        Ok([save("iptables")?, save("ip6tables")?])
     }
 }
 
@@ -102,10 +123,7 @@ impl Cluster {
     /// The programs of iptables are missing.
     pub fn in_mode(self, mode: ProxyMode) -> anyhow::Result<Self> {
         if let ProxyMode::Iptables(flavour) = mode {
-            for name in ["iptables", "ip6tables"] {
-                let program = format!("{name}-{}", flavour.suffix());
-                self.lab.node().exec(&program, &["-t", "mangle", "-N", "KUBE-IPTABLES-HINT"])?;
-            }
+            flavour.mark(self.lab.node())?;
         }
         Ok(Self { mode, ..self })
     }
@@ -116,9 +134,7 @@ impl Cluster {
     /// They can't be listed.
     pub fn listing(&self) -> anyhow::Result<String> {
         let ProxyMode::Iptables(flavour) = self.mode else { return Ok(self.lab.check_listable()?.text) };
-        let programs = ["iptables", "ip6tables"].map(|name| format!("{name}-{}-save", flavour.suffix()));
-        let listings = programs.map(|program| self.lab.node().exec(&program, &[]));
-        Ok(listings.into_iter().collect::<Result<Vec<_>, _>>()?.concat())
+        Ok(flavour.save(self.lab.node())?.concat())
     }
 
     /// A directory of its own, gone with the cluster.

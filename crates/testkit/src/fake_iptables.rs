@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use iptables::{Iptables, IptablesError, Restore, Saved, TableName};
 
@@ -31,6 +32,10 @@ pub enum Fault {
     Busy,
     /// Only so many tables are written, then the input is refused.
     After(usize),
+    /// Everything is written, and nobody hears of it in time.
+    AnswerLost,
+    /// The caller's thread panics.
+    Panic,
 }
 
 impl Default for FakeIptables {
@@ -96,10 +101,12 @@ impl FakeIptables {
 impl Iptables for FakeIptables {
     fn restore(&mut self, restore: &Restore) -> Result<(), IptablesError> {
         let mut state = self.state();
-        let limit = match state.faults.pop_front().flatten() {
+        let fault = state.faults.pop_front().flatten();
+        let limit = match fault {
             Some(Fault::Busy) => return Err(busy()),
+            Some(Fault::Panic) => panic_as_staged(),
             Some(Fault::After(limit)) => Some(limit),
-            None => None,
+            Some(Fault::AnswerLost) | None => None,
         };
         let text = restore.to_string();
         for (n, section) in text.split_inclusive("COMMIT\n").enumerate() {
@@ -110,12 +117,16 @@ impl Iptables for FakeIptables {
             state.tables.insert(table, changed);
         }
         state.restored.push(text);
-        Ok(())
+        if fault == Some(Fault::AnswerLost) { Err(too_late()) } else { Ok(()) }
     }
 
     fn save(&mut self, prefix: &str) -> Result<Saved, IptablesError> {
-        if self.state().faults.pop_front().flatten().is_some() {
-            return Err(busy());
+        let fault = self.state().faults.pop_front().flatten();
+        match fault {
+            Some(Fault::Busy | Fault::After(_)) => return Err(busy()),
+            Some(Fault::AnswerLost) => return Err(too_late()),
+            Some(Fault::Panic) => panic_as_staged(),
+            None => {}
         }
         let mut saved = Saved::default();
         for table in TableName::ALL {
@@ -128,6 +139,15 @@ impl Iptables for FakeIptables {
 
 fn busy() -> IptablesError {
     IptablesError::Busy { program: "fake".into(), message: "another app holds the xtables lock".into() }
+}
+
+fn too_late() -> IptablesError {
+    IptablesError::TimedOut { program: "fake".into(), limit: Duration::ZERO }
+}
+
+#[expect(clippy::panic, reason = "it was asked for")]
+fn panic_as_staged() -> ! {
+    panic!("a staged panic")
 }
 
 fn refused(message: &str, line: &str) -> IptablesError {
@@ -174,6 +194,7 @@ fn edit(table: TableName, chains: &mut Chains, line: &str) -> Result<(), &'stati
     match verb {
         "-A" => rules.push(rule),
         "-I" => rules.insert(0, rule),
+        "-C" if rules.contains(&rule) => {}
         "-D" => {
             let at = rules
                 .iter()
@@ -181,6 +202,7 @@ fn edit(table: TableName, chains: &mut Chains, line: &str) -> Result<(), &'stati
                 .ok_or("Bad rule (does a matching rule exist?)")?;
             rules.remove(at);
         }
+        "-C" => return Err("Bad rule (does a matching rule exist?)"),
         _ => return Err("unknown command"),
     }
     Ok(())

@@ -3,6 +3,7 @@
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
+use metrics::{FamilyMetrics, ModeMetrics, NftablesMetrics};
 use model::view::{HealthCheck, HealthChecks};
 use model::{EndpointSlice, IpFamily, Node, Object, Service, SliceEndpoints, TrafficPolicy};
 use nft::{Applied, Kernel, KernelError, Name, Ruleset, Transaction};
@@ -55,6 +56,11 @@ impl Bench {
     }
 }
 
+fn of_nftables(metrics: &FamilyMetrics) -> &NftablesMetrics {
+    let ModeMetrics::Nftables(nftables) = &metrics.mode else { panic!("{:?}", metrics.mode) };
+    nftables
+}
+
 /// A change that arrives during a commit is not excused by that commit's success.
 #[tokio::test]
 async fn what_waits_is_known_until_the_kernel_has_it() {
@@ -90,7 +96,7 @@ async fn failures_wait_for_their_repair_and_are_counted() {
     let mut bench = Bench::start(&kernel);
     bench.listed().await;
     let metrics = bench.telemetry.metrics.family(IpFamily::V4);
-    bench.until("two failures", |_| metrics.nftables_sync_failures.get() >= 2).await;
+    bench.until("two failures", |_| of_nftables(&metrics).sync_failures.get() >= 2).await;
     assert!(bench.pending_since().is_some());
     bench.converged().await;
     bench.until("all is well", |bench| bench.pending_since().is_none()).await;
@@ -102,7 +108,7 @@ async fn failures_wait_for_their_repair_and_are_counted() {
     bench.converged().await;
     bench.until("all is well", |bench| bench.pending_since().is_none()).await;
     assert_eq!((metrics.commit_failures.get(), metrics.transactions_failed.get()), (1, 1));
-    assert_eq!(metrics.nftables_sync_failures.get(), 4);
+    assert_eq!(of_nftables(&metrics).sync_failures.get(), 4);
     // The repair of a failure is no drift.
     assert_eq!(metrics.drift_repairs.get(), 0);
 }
@@ -125,7 +131,7 @@ async fn progress_is_counted() {
     bench.until("the repair", |_| metrics.drift_repairs.get() == 1).await;
     assert_eq!(metrics.sync_duration.get_sample_count(), 3);
     assert_eq!(metrics.transactions_ok.get(), 3);
-    assert_eq!(metrics.kernel_transaction.get_sample_count(), 3);
+    assert_eq!(of_nftables(&metrics).kernel_transaction.get_sample_count(), 3);
     assert_eq!(metrics.commit_latency.get_sample_count(), 2, "a repair is no change");
     let elements: usize = kernel.applied().iter().map(Transaction::element_count).sum();
     assert_eq!(metrics.elements_written.get(), elements as u64);

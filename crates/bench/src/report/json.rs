@@ -1,6 +1,7 @@
 //! The figures as JSON.
 
 use serde_json::{Value, json};
+use testkit::cluster::Flavour;
 
 use super::Report;
 use crate::contender::Side;
@@ -20,6 +21,7 @@ impl Report {
         let each = || sizes.iter().flat_map(|size| self.results.metrics(*size).map(|metric| (*size, metric)));
         json!({
             "machine": self.machine,
+            "iptables": self.flavour.map(Flavour::suffix),
             "endpoints": self.endpoints,
             "contenders": contenders.collect::<Vec<_>>(),
             "figures": each().flat_map(|(size, metric)| self.figures(size, metric)).collect::<Vec<_>>(),

@@ -11,7 +11,9 @@ use crate::start::SMALL;
 impl Report {
     /// All tables and how they came about.
     pub(super) fn markdown(&self) -> String {
-        let mut text = format!("# Benchmark\n\n{}. Started as:\n\n", self.machine);
+        let iptables = self.flavour.map(|flavour| format!(", iptables-{}", flavour.suffix()));
+        let mut text =
+            format!("# Benchmark\n\n{}{}. Started as:\n\n", self.machine, iptables.unwrap_or_default());
         for contender in &self.contenders {
             let (program, arguments) = (contender.program.display(), contender.arguments("URL").join(" "));
             line(&mut text, &format!("- {}: `{program} {arguments}`", contender.side.as_str()));
@@ -121,8 +123,9 @@ namespaces of its own; the programs take turns.
 - times better: median to median, more than 1 where this project's program is better; in brackets the worst and the best
   single round. For the data path: how far each is above the exchanges with a pod that were made in turns with its own.
 - floor: what the kernel alone takes for the same table or change in nftables mode, planned by our code and timed inside
-  `sendto` in a namespace of its own: no listener, no API server, no second family. For the data path: the same exchange with
-  a pod itself. x floor: how far above it our median is.
+  `sendto` in a namespace of its own: no listener, no API server, no second family; in other modes there is none. For the
+  data path: the same exchange with a pod itself. x floor: how far above it our median is.
+- chains, rules: lines of `iptables-save` after the cold start, with the built-in chains.
 - packets arrive, packets follow: a datagram, each on a new flow, is answered by the right pod; one each 0.1 ms, or, where it
   takes longer, each 1 % of the time passed. Of the cold start: the first and the last Service.
 - commit: the end of a transaction that changed something of IPv4, as the kernel announces it. Listening makes the kernel
@@ -154,6 +157,7 @@ mod tests {
         for cell in [" 0.500 |", " 0.100 |", " 5.00 |", " 40.00 (10.00 - 40.00) |"] {
             assert!(table[2].contains(cell), "{cell} in {}", table[2]);
         }
+        assert!(text.contains("Linux x, iptables-legacy. Started as:"), "{text}");
         assert!(text.contains("- peer: `/bin/kp --master URL"), "{text}");
         assert!(text.contains("- peer, 100 Services: churn: it <ended>"), "{text}");
     }

@@ -9,6 +9,7 @@ use std::io::{self, Write as _};
 use std::path::Path;
 
 use anyhow::Context as _;
+use testkit::cluster::Flavour;
 
 use crate::contender::Contender;
 use crate::metric::Unit;
@@ -19,6 +20,8 @@ use crate::results::Results;
 pub(crate) struct Report {
     pub(crate) endpoints: u32,
     pub(crate) machine: String,
+    /// In mode iptables, which kind of iptables the node had.
+    pub(crate) flavour: Option<Flavour>,
     /// With the words by which each was started.
     pub(crate) contenders: Vec<Contender>,
     pub(crate) results: Results,
@@ -78,6 +81,7 @@ mod tests {
         Report {
             endpoints: 10,
             machine: "Linux x".to_owned(),
+            flavour: Some(Flavour::Legacy),
             contenders: vec![contender(Side::Ours, ""), contender(Side::Peer, "--x <1>")],
             results: crate::results::tests::example(),
         }

@@ -111,6 +111,24 @@ fn flushed_tables_come_back() {
     });
 }
 
+/// A jump that somebody deletes, without which no packet comes to our chains, is noticed like a flush.
+#[test]
+fn deleted_jumps_come_back() {
+    in_both_flavours(|cluster, programs| {
+        let node = cluster.lab.node();
+        apply_web(&cluster);
+        let _proxy = started_with(&cluster, &["--iptables-sync-period=2s"]);
+        wait_until_served(&cluster);
+        let comment = ["-m", "comment", "--comment", "kubernetes service portals"];
+        for program in programs {
+            let jump = [&["-t", "nat", "-D", "PREROUTING"], &comment[..], &["-j", "KUBE-SERVICES"]].concat();
+            node.exec(program, &jump).unwrap();
+        }
+        assert!(!is_served(&cluster));
+        wait_until_served(&cluster);
+    });
+}
+
 /// A node whose policy is to forward nothing forwards what is masqueraded, and the answers.
 #[test]
 fn masqueraded_flows_are_forwarded_whatever_the_policy() {

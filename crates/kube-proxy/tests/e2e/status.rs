@@ -5,13 +5,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use testkit::cluster::{Cluster, NODE, NODE2};
+use testkit::cluster::{Cluster, Flavour, NODE, NODE2, ProxyMode};
 use testkit::lab::Host;
 use testkit::objects::{self, Endpoint};
 use testkit::proxy::{Proxy, wait_until};
 
 use crate::support::{
-    PATIENCE, REQUEST, WEB_PORTS, WEB_V4, WEB_V6, apply_endpoints, apply_web, cluster, ip, program, start,
+    PATIENCE, REQUEST, WEB_PORTS, WEB_V4, WEB_V6, apply_endpoints, apply_web, cluster, cluster_in, ip,
+    program, start,
 };
 
 const METRICS: u16 = 10249;
@@ -257,6 +258,60 @@ fn a_taken_port_does_not_stop_the_proxy() {
     assert!(proxy.wait_for_log("the server can't serve", PATIENCE), "{:?}", proxy.log());
     drop(taken);
     wait_for_status(&cluster, HEALTH, "/healthz", 200);
+}
+
+/// In mode iptables the program says so everywhere, and its page has that mode's metrics: the rules are as many as listed.
+#[test]
+fn mode_iptables_has_its_own_page() {
+    for flavour in [Flavour::Nft, Flavour::Legacy] {
+        let cluster = cluster_in(ProxyMode::Iptables(flavour), 1, 0);
+        apply_web(&cluster);
+        let _proxy = start(&cluster);
+        wait_for_status(&cluster, HEALTH, "/healthz", 200);
+        assert_eq!(local(&cluster, METRICS, "/proxyMode").unwrap().body, "iptables");
+        let configz = local(&cluster, METRICS, "/configz").unwrap().json();
+        assert_eq!(configz["kubeproxy.config.k8s.io"]["mode"], "iptables");
+        assert_eq!(local(&cluster, METRICS, "/statusz").unwrap().status, 200);
+
+        let programs = ["iptables", "ip6tables"].map(|name| format!("{name}-{}-save", flavour.suffix()));
+        let node = cluster.lab.node();
+        let is_right = |family: &str, program: &str, table: &str| {
+            let listing = node.exec(program, &["-t", table]).unwrap();
+            let rules = listing.lines().filter(|line| line.starts_with("-A ")).count();
+            let labels = format!("{{ip_family=\"{family}\",table=\"{table}\"}}");
+            let total = format!("kubeproxy_sync_proxy_rules_iptables_total{labels}");
+            let counted = metric(&cluster, &total).map(|counted| counted.to_string());
+            rules > 0 && counted == Some(rules.to_string())
+        };
+        let are_right = || {
+            let families = ["IPv4", "IPv6"].into_iter().zip(&programs);
+            families
+                .flat_map(|of| ["nat", "filter"].map(|table| (of, table)))
+                .all(|((family, program), table)| is_right(family, program, table))
+        };
+        let page = || local(&cluster, METRICS, "/metrics").unwrap().body;
+        assert!(wait_until(PATIENCE, are_right), "{}\n{}", page(), cluster.listing().unwrap());
+
+        // A Service without endpoints is refused by a rule of `filter`.
+        let filter = "{ip_family=\"IPv4\",table=\"filter\"}";
+        let total = format!("kubeproxy_sync_proxy_rules_iptables_total{filter}");
+        let before = metric(&cluster, &total).unwrap();
+        cluster.apply(objects::service("lonely", &[ip("10.96.0.99")], &WEB_PORTS[..1])).unwrap();
+        wait_for_metric(&cluster, &total, |n| n > before);
+        wait_for_metric(&cluster, &format!("kubeproxy_sync_proxy_rules_iptables_last{filter}"), |n| {
+            n < before
+        });
+        assert!(are_right(), "{}\n{}", page(), cluster.listing().unwrap());
+        for failures in ["restore_failures_total", "partial_restore_failures_total"] {
+            let series = format!("kubeproxy_sync_proxy_rules_iptables_{failures}{{ip_family=\"IPv4\"}}");
+            assert_eq!(metric(&cluster, &series).map(|n| n.to_string()).as_deref(), Some("0"));
+        }
+        for kind in ["full", "partial"] {
+            let name = format!("kubeproxy_sync_{kind}_proxy_rules_duration_seconds_count");
+            wait_for_metric(&cluster, &format!("{name}{{ip_family=\"IPv4\"}}"), |n| n >= 1.0);
+        }
+        assert!(!page().contains("nftables_"), "{}", page());
+    }
 }
 
 /// A kernel that refuses: without the right to change rules nothing can be programmed, and after twice the sync period that is
