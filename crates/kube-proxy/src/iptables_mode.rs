@@ -54,7 +54,6 @@ fn tracks_liberally() -> bool {
 fn kernel_access(families: Families, interval: Duration) -> KernelAccess<Iptables> {
     let families = Arc::new(families);
     let watched = families.clone();
-    let served: Vec<IpFamily> = families.keys().copied().collect();
     KernelAccess {
         open: Arc::new(move |family| match families.get(&family) {
             Some(programs) => Ok(Box::new(Tables::new(programs.clone()))),
@@ -75,7 +74,7 @@ fn kernel_access(families: Families, interval: Duration) -> KernelAccess<Iptable
                 }
             }
         }),
-        synced: Box::new(move |gone| takeover::start_from_nftables(served, gone)),
+        synced: Box::new(takeover::start_from_nftables),
     }
 }
 
