@@ -407,6 +407,18 @@ mod tests {
     }
 
     #[test]
+    fn the_chains_that_choose_are_known() {
+        let before_routing = [Hook::Prerouting, Hook::Output];
+        let chooses = |chain: &ChainSpec| {
+            let base = chain.base.as_ref();
+            base.is_some_and(|base| base.kind == ChainType::Nat && before_routing.contains(&base.hook))
+        };
+        let chains = fixed::<model::V4>(&Config::default()).into_iter().filter(chooses);
+        let names: Vec<Name> = chains.map(|chain| chain.name).collect();
+        assert_eq!(names, crate::choosing_chains());
+    }
+
+    #[test]
     fn chain_names_are_read_back() {
         let ids: Vec<ChainId> =
             ChainId::all_with(None, 12).chain(ChainId::all_with(Some(10_800), 3)).collect();

@@ -12,6 +12,11 @@ pub fn table_name() -> Name {
     Name::from_static("kube-proxy")
 }
 
+/// The base chains that choose endpoints, in our tables and in upstream's.
+pub fn choosing_chains() -> [Name; 2] {
+    ["nat-prerouting", "nat-output"].map(Name::from_static)
+}
+
 /// The netfilter family of a table for `F`.
 pub fn nft_family<F: Family>() -> nft::Family {
     match F::FAMILY {

@@ -28,7 +28,7 @@ mod shared;
 
 pub use chains::ChainId;
 pub use config::Config;
-pub use layout::{nft_family, table_name};
+pub use layout::{choosing_chains, nft_family, table_name};
 pub use likely::likely_keys;
 pub use mode::Nftables;
 pub use model::{Extent, NodePortAddresses, PodSource};

@@ -4,7 +4,8 @@
 //!
 //! This comes *after* our own rules are complete, so that no packet ever meets a moment without any. While both are there,
 //! nothing is translated twice: the kernel gives a flow one destination and one source translation, by whoever comes first
-//! (`nf_nat_inet_fn` of `net/netfilter/nf_nat_core.c`), and iptables' chains were there first. A flow that one of the two
+//! (`nf_nat_inet_fn` of `net/netfilter/nf_nat_core.c`), which at the same priority is the chain that was made last
+//! (`nf_hook_entries_grow` of `net/netfilter/core.c`), of whichever mode. A flow that one of the two
 //! marks for masquerading is masqueraded by the other as well, since the mark is the same. What iptables' filter chains
 //! refuse are packets that still have a Service's address at that point, hence none that either has translated.
 //! Established flows no longer ask any rule, so they survive.
@@ -14,12 +15,19 @@
 //! 2. Rules: each table goes from old to new in one step. The order of tables is [`::cleanup::upstream::Table::ALL`], and why. In
 //!    `nf_tables` all tables of a family go at once.
 //! 3. Sets, which the rules have referred to.
+//!
+//! From mode nftables to mode iptables ([`clean_up_nftables`]) the table goes in two steps: first the chains that choose
+//! endpoints, then the rest. Its postrouting knows by address which flows of an endpoint come back to itself, and does not
+//! mark them: a packet for which it has chosen has to find it still there, or its flow would never be masqueraded.
 
 mod compat;
 mod error;
 mod ipvs;
 mod legacy;
 mod lock;
+
+use std::thread;
+use std::time::Duration;
 
 use kernel::Nftables;
 use nft::{Family, Kernel as _, Name, Op, Transaction};
@@ -82,25 +90,47 @@ pub fn clean_up_other_modes(root: &Root) -> Report {
     report
 }
 
-/// `--cleanup`: removes what any mode left, our own tables (and upstream's of the same name) included.
-pub fn clean_up_all(root: &Root, own_table: &Name) -> Report {
-    let mut report = clean_up_other_modes(root);
-    for family in FAMILIES {
-        match delete_table(family, own_table) {
-            Ok(true) => report.removed("nftables", vec![format!("table {family} {own_table}")]),
-            Ok(false) => {}
-            Err(source) => report.fail(CleanupError::OwnTable { family, table: own_table.clone(), source }),
-        }
+/// Time for packets that are between a choice of endpoint and postrouting to get there. It takes them microseconds.
+const IN_FLIGHT: Duration = Duration::from_millis(100);
+
+/// Removes what mode `nftables` left, ours or upstream's: the tables of this name, of which `choosing` are the chains that choose
+/// endpoints. To be called when the rules of mode `iptables` are complete.
+pub fn clean_up_nftables(own_table: &Name, choosing: &[Name]) -> Report {
+    let delete = |name: &Name| Op::DeleteChain(name.clone());
+    let no_choice: Vec<Op> = choosing.iter().map(delete).collect();
+    // What goes wrong here goes wrong with the whole table too, which tells it.
+    let chosen =
+        FAMILIES.map(|family| matches!(change_table(family, own_table, no_choice.clone()), Ok(true)));
+    if chosen.contains(&true) {
+        thread::sleep(IN_FLIGHT);
     }
+    let mut report = Report::default();
+    delete_tables(own_table, &mut report);
     report
 }
 
-/// Deletes a table of ours; false if there was none.
-fn delete_table(family: Family, table: &Name) -> Result<bool, nft::KernelError> {
+/// `--cleanup`: removes what any mode left, our own tables (and upstream's of the same name) included.
+pub fn clean_up_all(root: &Root, own_table: &Name) -> Report {
+    let mut report = clean_up_other_modes(root);
+    delete_tables(own_table, &mut report);
+    report
+}
+
+fn delete_tables(table: &Name, report: &mut Report) {
+    for family in FAMILIES {
+        match change_table(family, table, vec![Op::DeleteTable]) {
+            Ok(true) => report.removed("nftables", vec![format!("table {family} {table}")]),
+            Ok(false) => {}
+            Err(source) => report.fail(CleanupError::OwnTable { family, table: table.clone(), source }),
+        }
+    }
+}
+
+/// Deletes a table of ours, or chains of it; false if something of that was not there.
+fn change_table(family: Family, table: &Name, ops: Vec<Op>) -> Result<bool, nft::KernelError> {
     /// `ENOENT`
     const NO_SUCH: i32 = 2;
-    let mut transaction = Transaction::new(family, table.clone());
-    transaction.ops.push(Op::DeleteTable);
+    let transaction = Transaction { ops, ..Transaction::new(family, table.clone()) };
     match Nftables::open()?.apply(&transaction) {
         Ok(_) => Ok(true),
         Err(error) if error.errno() == Some(NO_SUCH) => Ok(false),

@@ -12,7 +12,7 @@ pub mod oom;
 pub mod privileges;
 pub mod route_localnet;
 
-pub use cleanup::{CleanupError, Removed, Report, clean_up_all, clean_up_other_modes};
+pub use cleanup::{CleanupError, Removed, Report, clean_up_all, clean_up_nftables, clean_up_other_modes};
 pub use conntrack::{ConntrackSettings, apply_conntrack};
 pub use file::{FileError, Root};
 pub use oom::set_oom_score;

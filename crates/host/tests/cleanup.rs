@@ -6,8 +6,9 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use host::{Report, Root, clean_up_all, clean_up_other_modes};
+use host::{Report, Root, clean_up_all, clean_up_nftables, clean_up_other_modes};
 use tempfile::TempDir;
+use testkit::commits::Generation;
 use testkit::lab::Namespace;
 use testkit::upstream::{self, ServicePort};
 
@@ -364,4 +365,35 @@ fn everything_goes_with_our_own_tables() {
     }
     let report = clean();
     assert!(report.is_empty(), "{report:?}");
+}
+
+/// Mode iptables removes the chains that choose endpoints before the rest, and nothing else; upstream's tables have the same
+/// chains.
+#[test]
+fn tables_of_mode_nftables_go_in_two_steps() {
+    let host = Host::new();
+    for tool in TOOLS {
+        tool.load(&host, &tool.leftovers());
+    }
+    let saved = || TOOLS.map(|tool| tool.save(&host));
+    let iptables = saved();
+    host.net.nft(&upstream::nftables(pods(true), ip("fd00::1"), &services(true))).unwrap();
+    host.net
+        .nft("table ip kube-proxy { chain nat-output { }; }; table ip mine { chain nat-output { }; }")
+        .unwrap();
+    let generation = Generation::open(&host.net).unwrap();
+    let commits = |work: &dyn Fn() -> Report| {
+        let before = generation.read().unwrap();
+        let report = work();
+        assert!(report.failures.is_empty(), "{:?}", report.failures);
+        (report.removed.len(), generation.read().unwrap() - before)
+    };
+    let choosing = ["nat-prerouting".into(), "nat-output".into()];
+    let clean = || host.net.run(|| clean_up_nftables(&"kube-proxy".into(), &choosing));
+    // Two for IPv6; for IPv4 one, since a chain was missing.
+    assert_eq!(commits(&clean), (2, 3));
+    assert_eq!(commits(&clean), (0, 0));
+    assert_eq!(saved(), iptables);
+    let listed = host.net.exec("nft", &["list", "tables"]).unwrap();
+    assert!(listed.contains("table ip mine") && !listed.contains("kube-proxy"), "{listed}");
 }

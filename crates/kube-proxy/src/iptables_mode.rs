@@ -54,7 +54,6 @@ fn tracks_liberally() -> bool {
 fn kernel_access(families: Families, interval: Duration) -> KernelAccess<Iptables> {
     let families = Arc::new(families);
     let watched = families.clone();
-    let served: Vec<IpFamily> = families.keys().copied().collect();
     KernelAccess {
         open: Arc::new(move |family| match families.get(&family) {
             Some(programs) => Ok(Box::new(Tables::new(programs.clone()))),
@@ -69,18 +68,18 @@ fn kernel_access(families: Families, interval: Duration) -> KernelAccess<Iptable
                 let (family, tables, foreign) = (*family, Tables::new(programs.clone()), foreign.clone());
                 let started = std::thread::Builder::new()
                     .name("watch".into())
-                    .spawn(move || watch(family, tables, interval, &foreign));
+                    .spawn(move || watch(family, &tables, interval, &foreign));
                 if let Err(error) = started {
                     warn!(%error, "what others do to the rules is noticed only by audits");
                 }
             }
         }),
-        synced: Box::new(move |gone| takeover::start_from_nftables(served, gone)),
+        synced: Box::new(takeover::start_from_nftables),
     }
 }
 
 /// Tells when somebody has emptied tables or deleted jumps, for as long as somebody wants to know.
-fn watch(family: IpFamily, tables: Tables, interval: Duration, foreign: &UnboundedSender<ForeignChange>) {
+fn watch(family: IpFamily, tables: &Tables, interval: Duration, foreign: &UnboundedSender<ForeignChange>) {
     let (presence, mut checked) = (presence(), tables.clone());
     loop {
         let has_canary = |table| tables.has_rules(table, CANARY);

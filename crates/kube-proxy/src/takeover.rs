@@ -7,8 +7,6 @@ use std::time::Duration;
 use agent::OldRulesGone;
 use config::Mode;
 use host::{Report, Root};
-use model::IpFamily;
-use nft::{Kernel as _, Op, Transaction};
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{debug, error, info, warn};
 
@@ -16,53 +14,30 @@ use tracing::{debug, error, info, warn};
 const PAUSES: [Duration; 4] =
     [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30), Duration::from_mins(2)];
 
-/// Removes other modes' leftovers on a thread of its own, and tells when rules are gone. To be called when all our rules are
-/// in the kernel.
+/// Mode nftables: removes other modes' leftovers on a thread of its own, and tells when rules are gone. To be called when all our
+/// rules are in the kernel.
 pub(crate) fn start(gone: UnboundedSender<OldRulesGone>) {
-    if let Err(error) = thread::Builder::new().name("takeover".into()).spawn(move || take_over(&gone)) {
+    spawn(|| host::clean_up_other_modes(&Root::default()), gone);
+}
+
+/// The same for mode iptables, whose rules are not to be removed, but those of mode nftables. Of both families: nobody looks
+/// after them any more, whether or not there are programs for the family.
+pub(crate) fn start_from_nftables(gone: UnboundedSender<OldRulesGone>) {
+    let (table, choosing) = (backend_nftables::table_name(), backend_nftables::choosing_chains());
+    spawn(move || host::clean_up_nftables(&table, &choosing), gone);
+}
+
+fn spawn(clean_up: impl Fn() -> Report + Send + 'static, gone: UnboundedSender<OldRulesGone>) {
+    let work = move || take_over(clean_up, &gone);
+    if let Err(error) = thread::Builder::new().name("takeover".into()).spawn(work) {
         warn!(%error, "what other modes left can't be removed");
     }
 }
 
-/// The same for mode iptables, whose rules are not to be removed, but those of mode nftables.
-pub(crate) fn start_from_nftables(families: Vec<IpFamily>, gone: UnboundedSender<OldRulesGone>) {
-    let work = move || {
-        for family in families {
-            // Nobody listens when the program ends.
-            if remove_nftables_table(family) && gone.send(OldRulesGone).is_err() {
-                return;
-            }
-        }
-    };
-    if let Err(error) = thread::Builder::new().name("takeover".into()).spawn(work) {
-        warn!(%error, "what mode nftables left can't be removed");
-    }
-}
-
-/// Whether there was one, and it is gone.
-fn remove_nftables_table(family: IpFamily) -> bool {
-    const ENOENT: i32 = 2;
-    let netfilter_family = match family {
-        IpFamily::V4 => nft::Family::Ip,
-        IpFamily::V6 => nft::Family::Ip6,
-    };
-    let mut transaction = Transaction::new(netfilter_family, backend_nftables::table_name());
-    transaction.ops.push(Op::DeleteTable);
-    let outcome = kernel::Nftables::open().and_then(|mut kernel| kernel.apply(&transaction));
-    match &outcome {
-        Ok(_) => info!(ipFamily = %family, "removed the table of mode nftables"),
-        Err(error) if error.errno() == Some(ENOENT) => {}
-        Err(error) => {
-            warn!(ipFamily = %family, err = chain(error), "the table of mode nftables can't be removed");
-        }
-    }
-    outcome.is_ok()
-}
-
-fn take_over(gone: &UnboundedSender<OldRulesGone>) {
+fn take_over(clean_up: impl Fn() -> Report, gone: &UnboundedSender<OldRulesGone>) {
     let mut pauses = PAUSES.into_iter();
     loop {
-        let report = host::clean_up_other_modes(&Root::default());
+        let report = clean_up();
         log_removed(&report);
         // If nobody listens any more, the program ends.
         let listening = report.removed.is_empty() || gone.send(OldRulesGone).is_ok();

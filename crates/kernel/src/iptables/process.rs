@@ -1,6 +1,8 @@
-//! Runs a program to its end.
+//! Runs a program to its end, which is no later than our own.
+#![expect(unsafe_code, reason = "only a hook between fork and exec can tie a child's life to its parent's")]
 
 use std::io::{Read, Write};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -31,16 +33,17 @@ pub(super) fn run(
     limit: Duration,
 ) -> Result<String, IptablesError> {
     let failed = |source| IptablesError::Run { program: program.name.clone(), source };
-    let mut child = Command::new(&program.name)
+    let mut command = Command::new(&program.name);
+    command
         .args(&program.arguments)
         .args(arguments)
         // The texts that are looked for in messages are not translated, and neither are numbers.
         .env("LC_ALL", "C")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
+        .stderr(Stdio::piped());
+    end_with_parent(&mut command);
+    let mut child = command.spawn().map_err(failed)?;
     let ended = wait(&mut child, input.cloned(), limit);
     if !matches!(ended, Ok(Some(_))) {
         // It may have ended by itself meanwhile. What it was given is not wholly known to be done or not: to be read.
@@ -59,6 +62,30 @@ pub(super) fn run(
             &String::from_utf8_lossy(&stderr),
             input.map_or("", |input| input),
         ))
+    }
+}
+
+/// Has the kernel kill the program when the thread that starts it ends, which a thread in [`run`] does not do before the whole
+/// process does. Otherwise a program could carry out an order of ours after we were killed, or had ended for another
+/// configuration, and put rules back that whoever came after us has already removed.
+fn end_with_parent(command: &mut Command) {
+    let parent = std::process::id();
+    let tie = move || {
+        // SAFETY: these are system calls without pointers, safe to make between fork and exec.
+        let (tied, still_there) = unsafe {
+            let tied = libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0;
+            // The parent may have ended before the signal was asked for.
+            (tied, u32::try_from(libc::getppid()).is_ok_and(|id| id == parent))
+        };
+        match (tied, still_there) {
+            (false, _) => Err(std::io::Error::last_os_error()),
+            (true, false) => Err(std::io::Error::from_raw_os_error(libc::ESRCH)),
+            (true, true) => Ok(()),
+        }
+    };
+    // SAFETY: the hook makes system calls only: it takes no lock and allocates nothing.
+    unsafe {
+        command.pre_exec(tie);
     }
 }
 
@@ -123,6 +150,18 @@ mod tests {
         let error = shell("exec sleep 600", "", Duration::from_millis(50)).unwrap_err();
         assert!(matches!(error, IptablesError::TimedOut { .. }), "{error}");
         assert!(error.is_retryable());
+    }
+
+    #[test]
+    fn a_program_ends_with_the_thread_that_started_it() {
+        use std::os::unix::process::ExitStatusExt as _;
+        let start = || {
+            let mut command = Command::new("sleep");
+            end_with_parent(command.arg("600"));
+            command.spawn().unwrap()
+        };
+        let mut child = std::thread::spawn(start).join().unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
     }
 
     #[test]

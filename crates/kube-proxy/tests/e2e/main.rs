@@ -19,6 +19,7 @@ mod iptables;
 mod lifecycle;
 mod localhost;
 mod matrix;
+mod mode_switch;
 mod odd;
 mod packets;
 mod permissions;
