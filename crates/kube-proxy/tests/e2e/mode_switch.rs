@@ -356,7 +356,9 @@ fn a_change_of_mode_fails_no_connection() {
     check_load(load, &supervisor);
     assert_eq!(supervisor.exit_codes(), [1; 4], "{}", supervisor.whole_log());
     let log = supervisor.whole_log();
-    assert!(!log.lines().any(|line| line.contains("WARN") || line.starts_with('W')), "{log}");
+    // The lock is the machine's, so that somebody else may hold it.
+    let is_warning = |line: &str| line.starts_with('W') && !line.contains("xtables.lock");
+    assert!(!log.lines().any(is_warning), "{log}");
     check_end(&site, supervisor);
 }
 
