@@ -69,7 +69,7 @@ fn kernel_access(families: Families, interval: Duration) -> KernelAccess<Iptable
                 let (family, tables, foreign) = (*family, Tables::new(programs.clone()), foreign.clone());
                 let started = std::thread::Builder::new()
                     .name("watch".into())
-                    .spawn(move || watch(family, tables, interval, &foreign));
+                    .spawn(move || watch(family, &tables, interval, &foreign));
                 if let Err(error) = started {
                     warn!(%error, "what others do to the rules is noticed only by audits");
                 }
@@ -80,7 +80,7 @@ fn kernel_access(families: Families, interval: Duration) -> KernelAccess<Iptable
 }
 
 /// Tells when somebody has emptied tables or deleted jumps, for as long as somebody wants to know.
-fn watch(family: IpFamily, tables: Tables, interval: Duration, foreign: &UnboundedSender<ForeignChange>) {
+fn watch(family: IpFamily, tables: &Tables, interval: Duration, foreign: &UnboundedSender<ForeignChange>) {
     let (presence, mut checked) = (presence(), tables.clone());
     loop {
         let has_canary = |table| tables.has_rules(table, CANARY);
