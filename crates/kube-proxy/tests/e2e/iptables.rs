@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use serde_json::json;
 use testkit::apiserver::Kind;
-use testkit::client::{Load, LoadGenerator, Transport};
+use testkit::client::Transport;
 use testkit::cluster::{Cluster, Flavour, ProxyMode};
 use testkit::proxy::{Proxy, wait_until};
 
 use crate::support::{
-    NODE_PORT, PATIENCE, REQUEST, WEB_V4, WEB_V6, apply_web, ask, cluster_in, ip, listing, program, start,
-    wait_for,
+    NODE_PORT, PATIENCE, WEB_V4, WEB_V6, apply_web, ask, cluster_in, ip, listing, program, start, wait_for,
 };
 
 /// A cluster for each flavour, and the names of its programs.
@@ -164,40 +163,4 @@ fn health_check_ports_are_accepted() {
         assert!(wait_until(PATIENCE, || count() == 0), "{}", listing(&cluster));
         wait_until_served(&cluster);
     });
-}
-
-/// A node that changes from nftables mode and back fails no connection, and the old rules go once the new ones are there.
-#[test]
-fn changing_the_mode_fails_no_connection() {
-    for (flavour, save) in [(Flavour::Nft, "iptables-nft-save"), (Flavour::Legacy, "iptables-legacy-save")] {
-        let cluster = cluster_in(ProxyMode::Nftables, 2, 0);
-        apply_web(&cluster);
-        let proxy = start(&cluster);
-        wait_until_served(&cluster);
-        let loads = targets(&cluster).map(|target| {
-            let load = Load { target, transport: Transport::Tcp, rate: 40, timeout: REQUEST };
-            LoadGenerator::start(cluster.lab.outside(), load).unwrap()
-        });
-        let (cluster, proxy) = changed(cluster, proxy, ProxyMode::Iptables(flavour));
-        let tables = || cluster.lab.node().exec("nft", &["list", "tables"]).unwrap();
-        assert!(wait_until(PATIENCE, || !tables().contains("kube-proxy")), "{}", tables());
-        let (cluster, _proxy) = changed(cluster, proxy, ProxyMode::Nftables);
-        let chains = || cluster.lab.node().exec(save, &["-t", "nat"]).unwrap();
-        assert!(wait_until(PATIENCE, || !chains().contains("KUBE-")), "{}", chains());
-        // What comes now meets nothing but the new rules.
-        std::thread::sleep(Duration::from_millis(300));
-        for load in loads {
-            let report = load.stop();
-            assert_eq!(report.failed(), 0, "{flavour:?}: {:?}", report.first_failure);
-            assert!(report.succeeded > 0);
-        }
-    }
-}
-
-/// The proxy again, in another mode.
-fn changed(cluster: Cluster, mut proxy: Proxy, mode: ProxyMode) -> (Cluster, Proxy) {
-    proxy.terminate(PATIENCE).unwrap();
-    let cluster = cluster.in_mode(mode).unwrap();
-    let proxy = start(&cluster);
-    (cluster, proxy)
 }
