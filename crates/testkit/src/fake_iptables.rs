@@ -260,11 +260,13 @@ mod tests {
             ("-X B", "Too many links"),
             ("-X A", "Directory not empty"),
             ("-D A -j ACCEPT", "Bad rule (does a matching rule exist?)"),
+            ("-C A -j ACCEPT", "Bad rule (does a matching rule exist?)"),
             (":INPUT - [0:0]", "no name for a chain"),
         ] {
             assert_eq!(restore(&tables, section), Err(why), "{section}");
         }
-        assert!(tables.listing(TableName::Nat).contains(":B - [0:0]\n-A A -j DROP\n-A A -j B\nCOMMIT"));
+        assert_eq!(restore(&tables, "-C A -j B"), Ok(()));
+        assert!(tables.listing(TableName::Nat).contains("]\n-A A -j DROP\n-A A -j B\nCOMMIT"));
         assert_eq!(restore(&tables, ":A - [0:0]\n-X A\n-X B"), Ok(()));
     }
 }
