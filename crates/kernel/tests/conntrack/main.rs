@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod deleting;
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod made;
 #[cfg(test)]
 mod many;
