@@ -21,6 +21,7 @@ mod telemetry;
 mod worker;
 
 pub use flows::OpenConntrack;
+pub use log::with_causes;
 pub use node::NodeError;
 pub use notice::{Conflict, Notice, Notices, SYNCS_FAIL_EVERY};
 pub use run::{ForeignChange, Input, KernelAccess, OldRulesGone, StartError, run};

@@ -85,8 +85,8 @@ pub(crate) fn log_node(name: &Name, news: NodeNews, node: Option<&Node>, waits: 
     }
 }
 
-/// An error and what caused it.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+/// An error and what caused it, as one line.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -18,10 +18,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent::{Input, KernelAccess};
-use common::{settings, telemetry};
+use common::{plain_service, settings, telemetry};
 use model::{
-    Change, Conditions, Endpoint, EndpointSlice, Kind, Object, ObjectName, Protocol, Service, ServicePort,
-    SliceEndpoints, SlicePort, TrafficPolicy, V4,
+    Change, Conditions, Endpoint, EndpointSlice, Kind, Object, ObjectName, Protocol, SliceEndpoints,
+    SlicePort, V4,
 };
 use nft::{Applied, Kernel, KernelError, Name, Ruleset, Transaction};
 use testkit::fake_conntrack::FakeConntrack;
@@ -190,20 +190,8 @@ fn name(n: u32) -> ObjectName {
 }
 
 fn service(n: u32) -> Object {
-    Object::Service(Service {
-        name: name(n),
-        uid: None,
-        cluster_ips: [Ipv4Addr::from(u32::from_be_bytes([10, 96, 0, 1]) + n).into()].into(),
-        ports: [ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }]
-            .into(),
-        external_ips: Box::default(),
-        load_balancer_ips: Box::default(),
-        source_ranges: Box::default(),
-        affinity: None,
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        health_check_node_port: None,
-    })
+    let ip = Ipv4Addr::from(u32::from_be_bytes([10, 96, 0, 1]) + n);
+    Object::Service(plain_service(name(n), ip))
 }
 
 /// A Service's endpoints; those from the second on are the same in each version.

@@ -3,43 +3,30 @@
     clippy::unwrap_used,
     clippy::panic,
     unreachable_pub,
-    reason = "a test fails by panicking and says on the way what it tries"
+    dead_code,
+    reason = "a test fails by panicking and says on the way what it tries; not all that tests share is used here"
 )]
+
+mod common;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent::{Conflict, Input, KernelAccess, Notice, Notices, Pods, Settings, StartError, Telemetry};
+use agent::{Conflict, Input, KernelAccess, Notice, Notices, Pods, Settings, StartError};
 use backend_nftables::Nftables;
-use metrics::health::SharedHealth;
-use metrics::{Metrics, Options};
-use model::{
-    Change, IpFamily, Kind, Node, Object, ObjectName, Protocol, Service, ServicePort, TrafficPolicy, Uid,
-};
+use common::{NODE, plain_service, telemetry};
+use model::{Change, IpFamily, Kind, Node, Object, ObjectName, Protocol, Service, Uid};
 use testkit::fake_conntrack::FakeConntrack;
 use testkit::fake_kernel::{FakeKernel, Fault};
 use tokio::sync::mpsc::{Sender, UnboundedReceiver, channel, unbounded_channel};
 use tokio::task::JoinHandle;
 
-const NODE: &str = "node-1";
 const UID: &str = "0a1b2c3d-4e5f-4789-abcd-ef0123456789";
 
 /// A Service with this cluster IP.
 fn service(name: &str, ip: [u8; 4]) -> Object {
-    Object::Service(Service {
-        name: ObjectName::new("ns", name),
-        uid: Uid::parse(UID),
-        cluster_ips: [ip.into()].into(),
-        ports: [ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }]
-            .into(),
-        external_ips: Box::default(),
-        load_balancer_ips: Box::default(),
-        source_ranges: Box::default(),
-        affinity: None,
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        health_check_node_port: None,
-    })
+    let service = plain_service(ObjectName::new("ns", name), ip.into());
+    Object::Service(Service { uid: Uid::parse(UID), ..service })
 }
 
 fn node(pod_cidrs: &[&str]) -> Object {
@@ -78,9 +65,7 @@ impl Bench {
             watch: Box::new(|_foreign| {}),
             synced: Box::new(drop),
         };
-        let health = SharedHealth::new(Duration::from_mins(1));
-        let telemetry = Telemetry::new(Arc::new(Metrics::new(&Options::default())), health);
-        let agent = tokio::spawn(agent::run(Nftables, settings, access, telemetry, receiver, Some));
+        let agent = tokio::spawn(agent::run(Nftables, settings, access, telemetry(), receiver, Some));
         Self { kernel, inputs, notices, agent }
     }
 

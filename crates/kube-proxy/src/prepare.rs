@@ -1,11 +1,11 @@
 //! What is set on the host before anything is served: all that needs more privileges than serving.
 
+use agent::with_causes;
 use config::Config;
 use host::{ConntrackSettings, FileError, Root};
 use tracing::{error, info, warn};
 
 use crate::settings;
-use crate::takeover::chain;
 
 /// `--init-only`: sets everything, and fails if something can't be set.
 pub(crate) fn init_only(config: &Config) -> anyhow::Result<()> {
@@ -16,10 +16,10 @@ pub(crate) fn init_only(config: &Config) -> anyhow::Result<()> {
 /// all the same: upstream ends here.
 pub(crate) fn before_serving(config: &Config) {
     if let Some(failure) = prepare(config) {
-        error!(err = chain(&failure), "the host's settings could not be changed");
+        error!(err = with_causes(&failure), "the host's settings could not be changed");
     }
     if let Err(failure) = host::set_oom_score(&Root::default(), config.oom_score_adj) {
-        info!(v = 2, err = chain(&failure), "Failed to set oom_score_adj for kube-proxy");
+        info!(v = 2, err = with_causes(&failure), "Failed to set oom_score_adj for kube-proxy");
     }
 }
 
@@ -32,7 +32,7 @@ fn prepare(config: &Config) -> Option<FileError> {
                 info!(%entry, value, "Set sysctl");
             }
             for warning in &applied.warnings {
-                warn!(err = chain(warning), "conntrack works all the same");
+                warn!(err = with_causes(warning), "conntrack works all the same");
             }
             None
         }

@@ -67,7 +67,7 @@ pub(crate) fn failure_event(error: &ServeError, node_name: &str) -> Event {
         Server::Metrics => Reason::FailedToStartMetricServer,
         Server::Health => Reason::FailedToStartProxierHealthcheck,
     };
-    Event::new(reason, Regarding::Node(node_name.to_owned())).note(crate::takeover::chain(error))
+    Event::new(reason, Regarding::Node(node_name.to_owned())).note(agent::with_causes(error))
 }
 
 fn features(config: &Config) -> Vec<Feature> {

@@ -4,7 +4,7 @@
 use std::thread;
 use std::time::Duration;
 
-use agent::OldRulesGone;
+use agent::{OldRulesGone, with_causes};
 use config::Mode;
 use host::{Report, Root};
 use tokio::sync::mpsc::UnboundedSender;
@@ -46,7 +46,7 @@ fn take_over(clean_up: impl Fn() -> Report, gone: &UnboundedSender<OldRulesGone>
         }
         let retry_in = pauses.next();
         for failure in &report.failures {
-            warn!(err = chain(failure), ?retry_in, "what another mode left can't be removed");
+            warn!(err = with_causes(failure), ?retry_in, "what another mode left can't be removed");
         }
         match retry_in {
             Some(pause) => thread::sleep(pause),
@@ -61,7 +61,7 @@ pub(crate) fn clean_up() -> anyhow::Result<()> {
     let report = host::clean_up_all(&Root::default(), &backend_nftables::table_name());
     log_removed(&report);
     for failure in &report.failures {
-        error!(err = chain(failure), "could not be removed");
+        error!(err = with_causes(failure), "could not be removed");
     }
     anyhow::ensure!(report.failures.is_empty(), "{} things stay behind", report.failures.len());
     Ok(())
@@ -70,7 +70,7 @@ pub(crate) fn clean_up() -> anyhow::Result<()> {
 /// Keeps only the capabilities that are needed as long as the program runs. To be called before there is a second thread.
 pub(crate) fn give_up_privileges(mode: Mode) {
     for failure in host::drop_privileges(mode == Mode::IpTables) {
-        debug!(err = chain(&failure), "a privilege stays");
+        debug!(err = with_causes(&failure), "a privilege stays");
     }
 }
 
@@ -82,10 +82,4 @@ fn log_removed(report: &Report) {
     for chain in &report.kept {
         info!(chain, "stays, because rules of others need it");
     }
-}
-
-/// An error with its causes.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

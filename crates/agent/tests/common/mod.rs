@@ -1,5 +1,6 @@
 //! What the tests share: settings, objects, and what a kernel should hold for them.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,10 +21,16 @@ pub fn settings() -> Settings {
 }
 
 pub fn service(n: u8) -> Object {
-    Object::Service(Service {
-        name: ObjectName::new("ns", &format!("svc-{n}")),
+    let name = ObjectName::new("ns", &format!("svc-{n}"));
+    Object::Service(plain_service(name, [10, 96, 0, n].into()))
+}
+
+/// A Service with this cluster IP and TCP port 80.
+pub fn plain_service(name: ObjectName, cluster_ip: Ipv4Addr) -> Service {
+    Service {
+        name,
         uid: None,
-        cluster_ips: [[10, 96, 0, n].into()].into(),
+        cluster_ips: [cluster_ip.into()].into(),
         ports: [ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }]
             .into(),
         external_ips: Box::default(),
@@ -33,7 +40,7 @@ pub fn service(n: u8) -> Object {
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         health_check_node_port: None,
-    })
+    }
 }
 
 pub fn slice(n: u8, endpoints: &[u8]) -> Object {
