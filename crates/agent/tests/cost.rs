@@ -142,7 +142,8 @@ impl Served {
     /// Lets the agent work until it has committed and has nothing left to do.
     fn settle(&mut self) -> Cost {
         self.runtime.block_on(async {
-            let mut cost = self.committed.recv().await.unwrap();
+            let first = tokio::time::timeout(PATIENCE, self.committed.recv()).await;
+            let mut cost = first.expect("a transaction").unwrap();
             // A second transaction for the same change would be found here.
             while let Ok(more) = tokio::time::timeout(REST, self.committed.recv()).await {
                 let more = more.unwrap();
@@ -175,6 +176,8 @@ impl Served {
     }
 }
 
+/// For a transaction, on a machine that may be busy.
+const PATIENCE: Duration = Duration::from_mins(1);
 /// After this time without a transaction there is none to come.
 const REST: Duration = Duration::from_millis(2);
 

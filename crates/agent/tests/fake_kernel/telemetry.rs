@@ -44,16 +44,6 @@ impl Bench {
         let report = self.telemetry.health.lock().report(Instant::now());
         report.families.get(&IpFamily::V4).and_then(|family| family.pending_since)
     }
-
-    /// Waits for something that the agent does by itself.
-    async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
-        let waiting = async {
-            while !condition(self) {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
-        assert!(tokio::time::timeout(Duration::from_secs(30), waiting).await.is_ok(), "{what}");
-    }
 }
 
 fn of_nftables(metrics: &FamilyMetrics) -> &NftablesMetrics {
