@@ -23,7 +23,7 @@ use model::{
     Change, Conditions, Endpoint, EndpointSlice, Kind, Object, ObjectName, Protocol, SliceEndpoints,
     SlicePort, V4,
 };
-use nft::{Applied, Kernel, KernelError, Name, Ruleset, Transaction};
+use nft::{Applied, Kernel, KernelError, Name, Reading, Transaction};
 use testkit::fake_conntrack::FakeConntrack;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
@@ -85,8 +85,8 @@ impl Kernel for Counter {
         Ok(Applied { batches: encoded.batches.len(), messages, bytes, ..Applied::default() })
     }
 
-    fn read(&mut self, _family: nft::Family, _table: &Name) -> Result<Option<Ruleset>, KernelError> {
-        Ok(None)
+    fn read(&mut self, _family: nft::Family, _table: &Name) -> Result<Reading, KernelError> {
+        Ok(Reading::Whole(None))
     }
 }
 

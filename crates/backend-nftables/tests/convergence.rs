@@ -96,14 +96,14 @@ fn frontends(service: u8, state: Option<State>) -> Vec<Frontend<V4>> {
 
 /// Nothing is left to do, also for a backend that starts now and knows nothing.
 fn assert_settled<F: Family>(kernel: &mut dyn Kernel, table: &Table<F>, config: &Config) {
-    let found = kernel.read(nft::Family::Ip, &table_name()).unwrap();
+    let found = kernel.read(nft::Family::Ip, &table_name()).unwrap().whole().unwrap();
     let plan = Backend::<F>::new(config.clone()).repair(config, table, found.as_ref(), Extent::Difference);
     assert!(plan.transaction.is_empty(), "left to do:\n{}", plan.transaction);
 }
 
 fn started(kernel: &mut dyn Kernel, table: &Table<V4>, config: &Config) -> Backend<V4> {
     let mut backend = Backend::new(config.clone());
-    let found = kernel.read(nft::Family::Ip, &table_name()).unwrap();
+    let found = kernel.read(nft::Family::Ip, &table_name()).unwrap().whole().unwrap();
     let plan = backend.repair(config, table, found.as_ref(), Extent::Difference);
     if !plan.transaction.is_empty() {
         kernel.apply(&plan.transaction).unwrap();
@@ -128,7 +128,7 @@ const NODE: [u8; 4] = [192, 168, 50, 1];
 
 /// Every frontend's packets go where its pools say: from outside, where the source is allowed, and from the node itself.
 fn assert_packets_follow(kernel: &mut dyn Kernel, table: &Table<V4>) {
-    let ruleset = kernel.read(nft::Family::Ip, &table_name()).unwrap().unwrap();
+    let ruleset = kernel.read(nft::Family::Ip, &table_name()).unwrap().whole().unwrap().unwrap();
     let tracer = Tracer::new(ruleset, nft::Family::Ip, [NODE.into()]);
     for frontend in table.iter() {
         let destination = match frontend.key.address {
@@ -222,7 +222,7 @@ proptest! {
         for (service, state) in after.into_iter().flatten() {
             table.set_service(&name(service), frontends(service, state));
         }
-        let found = kernel.read(nft::Family::Ip, &table_name()).unwrap();
+        let found = kernel.read(nft::Family::Ip, &table_name()).unwrap().whole().unwrap();
         let plan = Backend::new(config()).repair(&config(), &table, found.as_ref(), Extent::Difference);
         if pieces {
             apply_in_pieces(&mut kernel, &plan.transaction);
@@ -246,7 +246,7 @@ proptest! {
         started(&mut kernel, &table, &config());
         assert_settled(&mut kernel, &table, &config());
         for extent in [Extent::Difference, Extent::Rebuild] {
-            let found = kernel.read(nft::Family::Ip, &table_name()).unwrap();
+            let found = kernel.read(nft::Family::Ip, &table_name()).unwrap().whole().unwrap();
             let plan = Backend::new(config()).repair(&config(), &table, found.as_ref(), extent);
             if !plan.transaction.is_empty() {
                 kernel.apply(&plan.transaction).unwrap();

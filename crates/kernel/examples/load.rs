@@ -53,7 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         measure(&mut kernel, "one count changed", vec![op])?;
     }
     let started = Instant::now();
-    let ruleset = kernel.read(Family::Ip, &"kube-proxy".into())?.ok_or("the table is gone")?;
+    let ruleset = kernel.read(Family::Ip, &"kube-proxy".into())?.whole()?.ok_or("the table is gone")?;
     let elements: usize = ruleset.sets.values().map(|set| set.elements.len()).sum();
     println!("{:<24} {:>9.3} ms, {elements} elements", "read back", millis(started.elapsed()));
     measure(&mut kernel, "delete", vec![Op::DeleteTable])

@@ -92,7 +92,7 @@ fn check(what: &str, transactions: Vec<Vec<Op>>, refused: Option<(usize, i32)>) 
         let expected = refused.filter(|(at, _)| *at == idx).map(|(_, errno)| Some(errno));
         assert_eq!(in_real, expected, "{what}: real kernel, transaction {idx}");
         assert_eq!(in_fake, expected, "{what}: kernel in memory, transaction {idx}");
-        let read = |kernel: &mut dyn Kernel| kernel.read(Family::Ip, &table()).unwrap();
+        let read = |kernel: &mut dyn Kernel| kernel.read(Family::Ip, &table()).unwrap().whole().unwrap();
         assert_eq!(read(&mut fake), read(&mut real), "{what}: after transaction {idx}");
     }
 }

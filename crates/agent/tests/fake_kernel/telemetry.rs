@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use metrics::{FamilyMetrics, ModeMetrics, NftablesMetrics};
 use model::view::{HealthCheck, HealthChecks};
 use model::{EndpointSlice, IpFamily, Node, Object, Service, SliceEndpoints, TrafficPolicy};
-use nft::{Applied, Kernel, KernelError, Name, Ruleset, Transaction};
+use nft::{Applied, Kernel, KernelError, Name, Reading, Transaction};
 use tokio::time::Instant;
 
 use super::common::NODE;
@@ -24,7 +24,7 @@ impl Kernel for Slow {
         self.kernel.apply(tx)
     }
 
-    fn read(&mut self, family: nft::Family, table: &Name) -> Result<Option<Ruleset>, KernelError> {
+    fn read(&mut self, family: nft::Family, table: &Name) -> Result<Reading, KernelError> {
         self.kernel.read(family, table)
     }
 }

@@ -1,10 +1,10 @@
 //! Changes that others make to our table are seen.
 
 use kernel::Nftables;
-use nft::{Data, Expr, Family, Kernel, KernelError, Op, Ruleset};
+use nft::{Data, Expr, Family, Kernel, Op, Ruleset};
 
 use crate::common::{
-    FAMILIES, Sets, TABLE, apply, assert_is_fixture, chains, fixture, in_netns, nft, read, tx,
+    FAMILIES, Sets, TABLE, apply, assert_is_fixture, chains, fixture, in_netns, nft, pair, read, tx,
 };
 
 const FAMILY: Family = Family::Ip;
@@ -196,7 +196,7 @@ fn a_reading_is_of_one_state() {
             scope.spawn(move || {
                 for first in beginnings {
                     for n in first..first + COMMITS {
-                        writer.apply(&tx(FAMILY, pair(n))).unwrap();
+                        writer.apply(&pair(n)).unwrap();
                         std::thread::sleep(std::time::Duration::from_micros(u64::from(n % 32) * 100));
                     }
                 }
@@ -206,27 +206,11 @@ fn a_reading_is_of_one_state() {
             for n in 0..READINGS {
                 begin.send(1000 + n * COMMITS).unwrap();
                 // Each attempt in vain takes a commit at least.
-                let ruleset = (0..=COMMITS).find_map(|_| match reader.read(FAMILY, &TABLE.into()) {
-                    Ok(ruleset) => ruleset,
-                    Err(error) => {
-                        assert!(matches!(error, KernelError::Interrupted), "{error}");
-                        None
-                    }
-                });
-                let sets = ruleset.expect("a reading that is not disturbed").sets;
+                let ruleset =
+                    (0..=COMMITS).find_map(|_| reader.read(FAMILY, &TABLE.into()).unwrap().whole().ok());
+                let sets = ruleset.flatten().expect("a reading that is not disturbed").sets;
                 assert_eq!(sets["hairpin"].elements.len(), sets["nodeport-ips"].elements.len());
             }
         });
     });
-}
-
-/// An element for either of the two sets.
-fn pair(n: u32) -> Vec<Op> {
-    let (sets, key) = (Sets::new(), nft::Bytes::new().addr(crate::common::addr(FAMILY, n)));
-    let add = |set, key| Op::AddElements {
-        set,
-        elements: vec![nft::Element { key, data: Data::None, comment: None }],
-    };
-    let both = key.addr(crate::common::addr(FAMILY, n));
-    vec![add(sets.node_ips, key), add(sets.hairpin, both)]
 }
