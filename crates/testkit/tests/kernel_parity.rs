@@ -114,6 +114,9 @@ fn tables_and_chains() {
         vec![vec![AddTable, chain("a")], vec![DeleteTable, AddTable, chain("b")]],
         None,
     );
+    let counter = Op::DeleteObject(nft::ObjectType(1), name("a"));
+    check("delete no counter", vec![vec![AddTable, counter]], Some((0, ENOENT)));
+    check("delete no flowtable", vec![vec![AddTable, Op::DeleteFlowtable(name("a"))]], Some((0, ENOENT)));
     check("delete no chain", vec![vec![AddTable, DeleteChain(name("a"))]], Some((0, ENOENT)));
     check("delete chain", vec![vec![AddTable, chain("a")], vec![DeleteChain(name("a"))]], None);
     let jump = || rules("a", vec![vec![Statement::Jump(name("b"))]]);
