@@ -16,5 +16,5 @@ pub use cleanup::{CleanupError, Removed, Report, clean_up_all, clean_up_nftables
 pub use conntrack::{ConntrackSettings, apply_conntrack};
 pub use file::{FileError, Root};
 pub use oom::set_oom_score;
-pub use privileges::drop_privileges;
+pub use privileges::{NoPermission, drop_privileges, require_net_admin};
 pub use route_localnet::set_route_localnet;
