@@ -20,6 +20,7 @@ use nix::errno::Errno;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio_io_timeout::TimeoutStream;
 use tracing::{debug, error, info};
 
 use crate::answer::Answer;
@@ -33,13 +34,16 @@ pub struct Limits {
     pub connections: usize,
     /// Until a request's head has arrived, also on a connection that had one before.
     pub head: Duration,
+    /// Until a client takes the next piece of an answer.
+    pub answer: Duration,
     /// The age at which a connection is closed after its present request.
     pub age: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 256, head: Duration::from_secs(30), age: Duration::from_mins(5) }
+        let patience = Duration::from_secs(30);
+        Self { connections: 256, head: patience, answer: patience, age: Duration::from_mins(5) }
     }
 }
 
@@ -141,6 +145,8 @@ where
             Ok((stream, _)) => {
                 while connections.try_join_next().is_some() {}
                 pool.add(connections.spawn(connection(stream, pool.limits, handler.clone())));
+                // It gets its turn before further ones can drive it out: most have sent their request already.
+                tokio::task::yield_now().await;
             }
             Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
@@ -168,6 +174,8 @@ where
         let answer = handler(request);
         async { Ok::<_, Infallible>(answer.await) }
     };
+    let mut stream = Box::pin(TimeoutStream::new(stream));
+    stream.as_mut().set_write_timeout_pinned(Some(limits.answer));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)
