@@ -36,15 +36,15 @@ fn main() -> ExitCode {
 }
 
 fn run(command_line: &CommandLine) -> ExitCode {
-    for line in command_line.deprecations() {
-        drop(writeln!(std::io::stderr(), "{line}"));
-    }
     let file = command_line.config().map(ConfigFile::read);
     let loaded = config::load(command_line, file.as_ref().map(ConfigFile::text), &platform::modes());
     let log = match logs::init(settings::logs(&loaded.logging)) {
         Ok(log) => log,
         Err(error) => return complain(&error),
     };
+    for line in command_line.deprecations() {
+        log.write_line(&line);
+    }
     for (name, value) in command_line.values() {
         info!(v = 1, "FLAG: --{name}={value:?}");
     }
@@ -82,17 +82,21 @@ fn act(
     match command_line.action() {
         Action::WriteConfig(path) => write_config(path, config),
         Action::Cleanup => takeover::clean_up(),
-        Action::InitOnly => prepare::init_only(config),
+        Action::InitOnly => {
+            prepare::set_host(config);
+            Ok(())
+        }
         Action::Serve => {
             prepare::before_serving(config);
             takeover::give_up_privileges(config.mode);
             // Threads keep the privileges that they were started with.
-            log.flush_regularly().context("start the thread log-flush")?;
+            log.start_writing().context("start the thread log")?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let outcome = runtime
-                .context("start the runtime")
-                .and_then(|runtime| runtime.block_on(serve::serve(command_line, config, file, log)));
-            outcome.inspect_err(|error| error!(err = format!("{error:#}"), "Error running ProxyServer"))
+            let runtime = runtime.context("start the runtime")?;
+            let outcome = runtime.block_on(serve::serve(command_line, config, file, log));
+            // A thread may wait for a name server or a file system for ever.
+            runtime.shutdown_background();
+            outcome
         }
     }
 }
