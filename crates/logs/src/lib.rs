@@ -28,7 +28,7 @@ mod verbosity;
 mod writer;
 
 use std::backtrace::BacktraceStatus;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
@@ -36,7 +36,6 @@ use tracing::error;
 
 pub use verbosity::{PatternError, Vmodule};
 
-use queue::Line;
 use record::Severity;
 use sink::Sink;
 use subscriber::Klog;
@@ -89,7 +88,7 @@ pub enum Format {
 #[error("logging is set up already")]
 pub struct InitError(#[from] tracing::subscriber::SetGlobalDefaultError);
 
-/// Is told how many records were lost.
+/// Is told how many records are lost.
 pub type OnLoss = Box<dyn Fn(u64) + Send + Sync>;
 
 /// How long the end of the program, or of a thread that panics, waits for whoever reads the streams.
@@ -109,9 +108,8 @@ pub fn init(config: Config) -> Result<Handle, InitError> {
     };
     let klog = Arc::new(Klog::new(config, TimeZone::system()));
     tracing::subscriber::set_global_default(klog.clone())?;
-    let on_loss = Arc::default();
-    let writer = Writer { klog: klog.clone(), sink, on_loss: Arc::clone(&on_loss), flush_every };
-    let handle = Handle { klog, on_loss, writer: Arc::new(Mutex::new(Some(writer))) };
+    let writer = Writer { klog: klog.clone(), sink, flush_every };
+    let handle = Handle { klog, writer: Arc::new(Mutex::new(Some(writer))) };
     log_panics(handle.clone());
     Ok(handle)
 }
@@ -129,18 +127,11 @@ fn log_panics(handle: Handle) {
 }
 
 /// Changes how records are written while the program runs. Cheap to clone.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Handle {
     klog: Arc<Klog>,
-    on_loss: Arc<OnceLock<OnLoss>>,
     /// Until its thread is started.
     writer: Arc<Mutex<Option<Writer>>>,
-}
-
-impl std::fmt::Debug for Handle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Handle").field("klog", &self.klog).finish_non_exhaustive()
-    }
 }
 
 impl Handle {
@@ -154,14 +145,15 @@ impl Handle {
         self.klog.set_verbosity(verbosity);
     }
 
-    /// Has this told how many records are lost from now on. Only the first call counts. It is called on the writing thread.
+    /// Has this told how many records are lost from now on. Only the first call counts. It is called by whoever logs, so it must
+    /// neither wait nor log.
     pub fn on_loss(&self, on_loss: OnLoss) {
-        drop(self.on_loss.set(on_loss));
+        self.klog.on_loss(on_loss);
     }
 
     /// Writes a line that is no record to standard error, in its order among them.
     pub fn write_line(&self, line: &str) {
-        _ = self.klog.queue().push(Line { severity: Severity::Error, text: format!("{line}\n") });
+        self.klog.push(Severity::Error, format!("{line}\n"));
     }
 
     /// Starts the thread that writes, once.

@@ -2,7 +2,7 @@
 
 use std::hash::{Hash as _, Hasher as _};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -17,7 +17,7 @@ use crate::limit::{LeftOut, Limiter, WINDOW};
 use crate::queue::{Line, Queue};
 use crate::record::{Content, Number, Place, Record, Severity, Value};
 use crate::verbosity::{ALWAYS, default_of, lowest_of};
-use crate::{Config, Format, Vmodule, json, text};
+use crate::{Config, Format, OnLoss, Vmodule, json, text};
 
 /// The receiver of all events.
 #[derive(Debug)]
@@ -30,6 +30,17 @@ pub(crate) struct Klog {
     started: Instant,
     limiter: Mutex<Limiter<Kind, Record>>,
     queue: Queue,
+    on_loss: Told,
+}
+
+/// Who is told of losses.
+#[derive(Default)]
+struct Told(OnceLock<OnLoss>);
+
+impl std::fmt::Debug for Told {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Told").field(&self.0.get().is_some()).finish()
+    }
 }
 
 /// What counts as the like of a record: the same place, and for errors also the same text, so that an error that was not
@@ -52,12 +63,34 @@ impl Klog {
             started: Instant::now(),
             limiter: Mutex::default(),
             queue: Queue::default(),
+            on_loss: Told::default(),
         }
     }
 
     /// The lines that wait to be written.
     pub(crate) fn queue(&self) -> &Queue {
         &self.queue
+    }
+
+    /// Has this told of losses from now on. Only the first call counts.
+    pub(crate) fn on_loss(&self, on_loss: OnLoss) {
+        drop(self.on_loss.0.set(on_loss));
+    }
+
+    /// Tells that so many records are lost.
+    pub(crate) fn lose(&self, records: u64) {
+        if let Some(on_loss) = self.on_loss.0.get()
+            && records > 0
+        {
+            on_loss(records);
+        }
+    }
+
+    /// Has a line written soon, or loses it.
+    pub(crate) fn push(&self, severity: Severity, text: String) {
+        if !self.queue.push(Line { severity, text }) {
+            self.lose(1);
+        }
     }
 
     pub(crate) fn verbosity(&self) -> u32 {
@@ -124,8 +157,7 @@ impl Klog {
     }
 
     fn write(&self, record: &Record) {
-        // If it is lost, the queue counts it.
-        _ = self.queue.push(Line { severity: record.severity, text: self.line(record) });
+        self.push(record.severity, self.line(record));
     }
 }
 

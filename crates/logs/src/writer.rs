@@ -1,12 +1,11 @@
 //! The thread that writes lines, so that nobody else waits for whoever reads them.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::OnLoss;
 use crate::queue::Batch;
 use crate::record::{Place, Record, Severity, Value};
 use crate::sink::Sink;
@@ -15,7 +14,6 @@ use crate::subscriber::Klog;
 pub(crate) struct Writer {
     pub(crate) klog: Arc<Klog>,
     pub(crate) sink: Sink,
-    pub(crate) on_loss: Arc<OnceLock<OnLoss>>,
     pub(crate) flush_every: Duration,
 }
 
@@ -53,11 +51,7 @@ impl Writer {
         if batch.flush || is_due {
             unwritten += u64::from(self.sink.flush().is_err());
         }
-        if let Some(on_loss) = self.on_loss.get()
-            && batch.lost + unwritten > 0
-        {
-            on_loss(batch.lost + unwritten);
-        }
+        self.klog.lose(unwritten);
         if batch.flush {
             self.klog.queue().note_flushed();
         }
@@ -107,11 +101,11 @@ mod tests {
     fn start() -> (Arc<Klog>, Receiver<String>, Arc<AtomicU64>) {
         let (pipe, reader) = sync_channel(0);
         let klog = Arc::new(Klog::new(Config { verbosity: 9, ..Config::default() }, TimeZone::UTC));
-        let (lost, on_loss) = (Arc::new(AtomicU64::new(0)), Arc::new(OnceLock::<OnLoss>::new()));
+        let lost = Arc::new(AtomicU64::new(0));
         let counted = lost.clone();
-        drop(on_loss.set(Box::new(move |n| _ = counted.fetch_add(n, Ordering::Relaxed))));
+        klog.on_loss(Box::new(move |n| _ = counted.fetch_add(n, Ordering::Relaxed)));
         let sink = Sink::single(Box::new(Pipe(pipe)));
-        let writer = Writer { klog: klog.clone(), sink, on_loss, flush_every: Duration::from_secs(5) };
+        let writer = Writer { klog: klog.clone(), sink, flush_every: Duration::from_secs(5) };
         std::thread::spawn(|| writer.run());
         (klog, reader, lost)
     }
@@ -127,6 +121,8 @@ mod tests {
             }
             error!("the last");
         });
+        let lost_so_far = lost.load(Ordering::Relaxed);
+        assert!(lost_so_far > 0, "it shows at once");
         assert!(
             !klog.queue().flush(Duration::from_millis(1)),
             "and an end of the program does not wait either"

@@ -21,7 +21,9 @@ pub mod view;
 pub use conflicts::ConflictChange;
 pub use mode::{Backend, Mode, RuleCount};
 pub use names::{Interner, Name, ObjectName, ServiceName, ServicePortName};
-pub use net::{AddrError, CidrError, Family, IpFamily, Protocol, V4, V6, parse_addr, parse_cidr};
+pub use net::{
+    AddrError, CidrError, Family, IpFamily, Protocol, V4, V6, parse_addr, parse_cidr, special_use,
+};
 pub use objects::{
     Change, Conditions, Endpoint, EndpointSlice, Hints, Kind, Node, Object, Service, ServiceCidr,
     ServicePort, SliceEndpoints, SlicePort, TrafficPolicy,
