@@ -80,11 +80,11 @@ fn yaml_documents(text: &str) -> Result<Vec<Value>, ManifestError> {
             enforce_alias_anchor_ratio: false,
         },
     };
-    serde_saphyr::from_multiple_with_options(text, options).map_err(yaml_error)
+    serde_saphyr::from_multiple_with_options(text, options).map_err(|error| yaml_error(&error))
 }
 
 /// The first line of the parser's message; in words where it speaks of its own limits.
-fn yaml_error(error: serde_saphyr::Error) -> ManifestError {
+fn yaml_error(error: &serde_saphyr::Error) -> ManifestError {
     let text = error.to_string();
     let line = text.lines().next().unwrap_or_default();
     let is_limit = line.contains("budget breached") || line.contains("alias replay limit");

@@ -88,7 +88,7 @@ async fn run(
     read: impl Fn(SourceEvent) -> Option<Input>,
 ) -> anyhow::Result<()> {
     let served = if mode == Mode::IpTables {
-        let (mode, access) = iptables_mode::prepare(&mut settings)?;
+        let (mode, access) = iptables_mode::prepare(&mut settings).await?;
         agent::run(mode, settings, access, telemetry, events, read).await
     } else {
         agent::run(backend_nftables::Nftables, settings, kernel_access(), telemetry, events, read).await

@@ -130,7 +130,7 @@ mod tests {
                 assert!(queue.take(Duration::ZERO).flush);
                 queue.note_flushed();
             });
-            assert!(queue.flush(Duration::from_secs(60)));
+            assert!(queue.flush(Duration::from_mins(1)));
         });
         assert!(!queue.take(Duration::ZERO).flush);
     }

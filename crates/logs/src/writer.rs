@@ -34,11 +34,11 @@ impl Writer {
                 last_flush = Instant::now();
                 self.klog.sum_up_ended();
             }
-            self.write(batch, is_due);
+            self.write(&batch, is_due);
         }
     }
 
-    fn write(&mut self, batch: Batch, is_due: bool) {
+    fn write(&mut self, batch: &Batch, is_due: bool) {
         let mut unwritten = 0;
         for line in &batch.lines {
             unwritten += u64::from(self.sink.write(line.severity, &line.text).is_err());
@@ -90,7 +90,7 @@ mod tests {
     impl Write for Pipe {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
             let text = String::from_utf8_lossy(bytes).into_owned();
-            self.0.send(text).map_err(|_| std::io::ErrorKind::BrokenPipe)?;
+            self.0.send(text).map_err(|_unread| std::io::ErrorKind::BrokenPipe)?;
             Ok(bytes.len())
         }
         fn flush(&mut self) -> std::io::Result<()> {
@@ -141,7 +141,7 @@ mod tests {
         assert_eq!(lines.len() - 2 + missing, RECORDS, "each is written or counted");
         assert!(lines[lines.len() - 2].contains("\"the last\""), "there is room for errors");
         std::thread::spawn(move || while reader.recv().is_ok() {});
-        assert!(klog.queue().flush(Duration::from_secs(60)));
+        assert!(klog.queue().flush(Duration::from_mins(1)));
         assert_eq!(lost.load(Ordering::Relaxed), missing as u64);
     }
 
@@ -150,7 +150,7 @@ mod tests {
         let (klog, reader, lost) = start();
         drop(reader);
         tracing::subscriber::with_default(klog.clone(), || info!("unheard"));
-        assert!(klog.queue().flush(Duration::from_secs(60)));
+        assert!(klog.queue().flush(Duration::from_mins(1)));
         assert_eq!(lost.load(Ordering::Relaxed), 1);
     }
 }

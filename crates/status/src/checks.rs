@@ -128,7 +128,7 @@ impl Listeners {
             match open.close().await {
                 Ok(()) => info!(%service, %address, "closed a service health check"),
                 Err(error) => {
-                    debug!(%service, %address, %error, "closed a service health check that had failed")
+                    debug!(%service, %address, %error, "closed a service health check that had failed");
                 }
             }
         }
