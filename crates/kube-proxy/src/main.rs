@@ -21,6 +21,9 @@ use config::{Action, CommandLine, Config, Level, Parsed};
 use config_file::ConfigFile;
 use tracing::{error, info, warn};
 
+/// What failed if the log can't be written.
+const LOG_THREAD: &str = "start the thread log";
+
 fn main() -> ExitCode {
     kernel::share_heap();
     let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
@@ -79,6 +82,9 @@ fn act(
     file: Option<ConfigFile>,
     log: &logs::Handle,
 ) -> anyhow::Result<()> {
+    if command_line.action() != Action::Serve {
+        log.start_writing().context(LOG_THREAD)?;
+    }
     match command_line.action() {
         Action::WriteConfig(path) => write_config(path, config),
         Action::Cleanup => takeover::clean_up(),
@@ -90,7 +96,7 @@ fn act(
             prepare::before_serving(config);
             takeover::give_up_privileges(config.mode);
             // Threads keep the privileges that they were started with.
-            log.start_writing().context("start the thread log")?;
+            log.start_writing().context(LOG_THREAD)?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.context("start the runtime")?;
             let outcome = runtime.block_on(serve::serve(command_line, config, file, log));
