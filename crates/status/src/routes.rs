@@ -59,6 +59,6 @@ impl Routes {
         let Ok(found) = self.0.at(request.uri().path()) else { return Box::pin(ready(not_found())) };
         let parameters =
             found.params.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        (found.value)(Call { parameters, request })
+        (found.value)(Call { request, parameters })
     }
 }
