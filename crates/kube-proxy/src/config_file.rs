@@ -30,6 +30,8 @@ const MAX_BYTES: u64 = 1 << 20;
 pub(crate) struct ConfigFile {
     path: PathBuf,
     text: io::Result<String>,
+    /// Another file can be read only once.
+    is_regular: bool,
 }
 
 type Events = inotify::EventStream<Vec<u8>>;
@@ -52,7 +54,7 @@ impl ConfigFile {
             Ok(_) if text.len() as u64 > MAX_BYTES => Err(io::ErrorKind::FileTooLarge.into()),
             read => read.map(|_| text),
         };
-        Self { path: path.to_owned(), text }
+        Self { path: path.to_owned(), text, is_regular: path.is_file() }
     }
 
     /// What was read.
@@ -69,7 +71,11 @@ impl ConfigFile {
         config: &Config,
         tell: impl Fn(Result<(), &str>),
     ) {
-        let Self { path, text } = self;
+        let Self { path, text, is_regular } = self;
+        if !is_regular {
+            info!(file = %path.display(), "the configuration is no regular file; changes of it are not seen");
+            return std::future::pending().await;
+        }
         let mut last = text.map_err(|error| error.to_string());
         let mut is_watched = true;
         loop {
@@ -244,6 +250,20 @@ mod tests {
             std::fs::write(&path, file("oomScoreAdj: 2")).unwrap();
         })
         .await;
+    }
+
+    /// Such as `--config <(render)` in a shell.
+    #[tokio::test(start_paused = true)]
+    async fn a_pipe_is_read_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let writer = {
+            let path = path.clone();
+            std::thread::spawn(move || std::fs::write(path, file("")).unwrap())
+        };
+        assert!(!ends(&path, async || {}).await);
+        writer.join().unwrap();
     }
 
     #[tokio::test(start_paused = true)]
