@@ -19,8 +19,8 @@ use crate::support::{PATIENCE, WEB_V4, cluster, ip, program, wait_for};
 const METRICS: u16 = 10249;
 const HEALTH: u16 = 10256;
 const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
-/// Runs a program with standard error to a named pipe, which stays open and is not read.
-const UNREAD: &str = "pipe=$1; shift; exec 3<>\"$pipe\"; exec \"$@\" 2>&3";
+/// Runs a program with standard error to a named pipe, which is full (64 KiB), stays open and is not read.
+const UNREAD: &str = "pipe=$1; shift; exec 3<>\"$pipe\"; head -c 65536 /dev/zero >&3; exec \"$@\" 2>&3";
 
 fn local(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
@@ -82,14 +82,15 @@ impl Folders {
         self.put("web.json", &format!("{service}\n{slice}\n"));
     }
 
-    /// Many Services, other ones for each round, so that there is much to log.
+    /// Many Services with long names, other ones for each round, so that there is much to log.
     fn crowd(&self, round: usize) {
         let service = |i: usize| {
             let address = format!("10.97.{}.{}", i / 250, i % 250 + 1);
             let port = 1000 + round;
-            let spec =
-                json!({"clusterIP": address, "ports": [{"name": "p", "port": port, "protocol": "TCP"}]});
-            json!({"kind": "Service", "metadata": {"name": format!("s{i}")}, "spec": spec}).to_string()
+            let spec = json!({"clusterIP": address, "ports": [{"name": "p".repeat(15), "port": port, "protocol": "TCP"}]});
+            let (name, namespace) = (format!("s{i:x<62}"), "n".repeat(63));
+            json!({"kind": "Service", "metadata": {"name": name, "namespace": namespace}, "spec": spec})
+                .to_string()
         };
         self.put("crowd.json", &(0..1000).map(service).collect::<Vec<_>>().join("\n"));
     }
