@@ -169,7 +169,8 @@ impl Sweeper {
 mod tests {
     use super::*;
     use model::{
-        AddressKind, Destination, Frontend, Masquerade, ObjectName, Pool, ServicePortName, TrafficPolicy, V4, Verdict,
+        AddressKind, Destination, Frontend, Masquerade, ObjectName, Pool, ServicePortName, TrafficPolicy, V4,
+        Verdict,
     };
     use testkit::fake_conntrack::{FakeConntrack, flow};
 

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use backend_nftables::{Config, Nftables, NodePortAddresses};
 use model::{
-    AddressKind, Destination, FrontendAddress, Masquerade, ObjectName, Pool, ServicePortName, TrafficPolicy, V4, Verdict,
+    AddressKind, Destination, FrontendAddress, Masquerade, ObjectName, Pool, ServicePortName, TrafficPolicy,
+    V4, Verdict,
 };
 
 use nft::KernelError;
