@@ -303,7 +303,7 @@ impl Reader<'_> {
 
     /// Header names are those of `transport.NewImpersonatingRoundTripper`.
     fn impersonation(&self, user: &User) -> Result<Vec<(HeaderName, HeaderValue)>, AccessError> {
-        let Some(name) = given(user.as_user.as_ref()) else { return Ok(Vec::new()) };
+        let Some(name) = given(user.impersonate.as_ref()) else { return Ok(Vec::new()) };
         let mut pairs = vec![("impersonate-user".to_owned(), name)];
         pairs.extend(given(user.as_uid.as_ref()).map(|uid| ("impersonate-uid".to_owned(), uid)));
         pairs.extend(user.as_groups.iter().flatten().map(|group| ("impersonate-group".to_owned(), group)));

@@ -1,6 +1,6 @@
 //! What goes with each request to say who asks: read again when it may have been replaced.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -18,8 +18,16 @@ pub(crate) enum Credentials {
     Nothing,
     Fixed { header: HeaderValue, origin: String },
     TokenFile { path: PathBuf, read: Mutex<Option<Read>> },
-    // One request runs the plugin; the others wait for what it gives.
-    Plugin { plugin: Plugin, limit: Duration, given: Mutex<Given> },
+    Plugin(Box<Asked>),
+}
+
+/// A plugin and what it gave last.
+pub(crate) struct Asked {
+    plugin: Plugin,
+    /// How long it may take.
+    limit: Duration,
+    /// One request runs the plugin; the others wait for what it gives.
+    given: Mutex<Given>,
 }
 
 /// A token and when it was read.
@@ -51,7 +59,9 @@ impl Credentials {
             Login::Nothing => Self::Nothing,
             Login::Fixed { header, origin } => Self::Fixed { header, origin },
             Login::TokenFile(path) => Self::TokenFile { path, read: Mutex::default() },
-            Login::Plugin(plugin) => Self::Plugin { plugin, limit: plugin_limit, given: Mutex::default() },
+            Login::Plugin(plugin) => {
+                Self::Plugin(Box::new(Asked { plugin, limit: plugin_limit, given: Mutex::default() }))
+            }
         }
     }
 
@@ -67,10 +77,10 @@ impl Credentials {
                 let header = current_token(path, &mut *read.lock().await).await?;
                 Ok(Presented { header: Some(header), pair: None })
             }
-            Self::Plugin { plugin, limit, given } => {
-                let mut given = given.lock().await;
+            Self::Plugin(asked) => {
+                let mut given = asked.given.lock().await;
                 if !given.credential.as_ref().is_some_and(is_valid) {
-                    given.credential = Some(plugin::run(plugin, *limit).await?);
+                    given.credential = Some(plugin::run(&asked.plugin, asked.limit).await?);
                     given.serial += 1;
                 }
                 present(&given)
@@ -83,7 +93,7 @@ impl Credentials {
         match self {
             Self::Nothing | Self::Fixed { .. } => {}
             Self::TokenFile { read, .. } => *read.lock().await = None,
-            Self::Plugin { given, .. } => given.lock().await.credential = None,
+            Self::Plugin(asked) => asked.given.lock().await.credential = None,
         }
     }
 
@@ -93,9 +103,7 @@ impl Credentials {
             Self::Nothing => None,
             Self::Fixed { origin, .. } => Some(origin.clone()),
             Self::TokenFile { path, .. } => Some(path.display().to_string()),
-            Self::Plugin { plugin, .. } => {
-                Some(format!("the credential plugin {}", plugin.program.display()))
-            }
+            Self::Plugin(asked) => Some(format!("the credential plugin {}", asked.plugin.program.display())),
         }
     }
 }
@@ -112,7 +120,7 @@ fn present(given: &Given) -> Result<Presented, String> {
 }
 
 /// A file that can't be read now, as in the middle of its replacement, does not matter while there is a token.
-async fn current_token(path: &PathBuf, read: &mut Option<Read>) -> Result<HeaderValue, String> {
+async fn current_token(path: &Path, read: &mut Option<Read>) -> Result<HeaderValue, String> {
     if let Some(read) = read.as_ref().filter(|read| read.at.elapsed() < TOKEN_PERIOD) {
         return Ok(read.header.clone());
     }

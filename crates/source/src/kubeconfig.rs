@@ -79,7 +79,7 @@ pub(crate) struct User {
     pub(crate) username: Option<String>,
     pub(crate) password: Option<String>,
     #[serde(rename = "as")]
-    pub(crate) as_user: Option<String>,
+    pub(crate) impersonate: Option<String>,
     pub(crate) as_uid: Option<String>,
     pub(crate) as_groups: Option<Vec<String>>,
     pub(crate) as_user_extra: Option<BTreeMap<String, Vec<String>>>,
@@ -250,7 +250,7 @@ fn check_user(user: &User) -> Result<(), KubeconfigError> {
         () if has_certificate && user.exec.is_some() => {
             Err(KubeconfigError::Both("a client certificate", "exec"))
         }
-        () if has_extra_impersonation && !given(&user.as_user) => {
+        () if has_extra_impersonation && !given(&user.impersonate) => {
             Err(KubeconfigError::Without("as-uid, as-groups or as-user-extra", "as"))
         }
         () => user.exec.as_ref().map_or(Ok(()), check_exec),

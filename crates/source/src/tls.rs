@@ -202,27 +202,24 @@ struct Trust {
     anchors: Vec<CertificateDer<'static>>,
 }
 
-impl Trust {
-    /// Go trusts a server whose own certificate is in the file of the CA, also if it is a CA's.
-    fn verify_itself(
-        &self,
-        certificate: &CertificateDer<'_>,
-        name: &ServerName<'_>,
-        now: UnixTime,
-    ) -> Result<(), Error> {
-        verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
-        let parsed = Certificate::from_der(certificate).map_err(|_invalid| CertificateError::BadEncoding)?;
-        let validity = parsed.tbs_certificate().validity();
-        let not_before = UnixTime::since_unix_epoch(validity.not_before.to_unix_duration());
-        let not_after = UnixTime::since_unix_epoch(validity.not_after.to_unix_duration());
-        if now < not_before {
-            return Err(CertificateError::NotValidYetContext { time: now, not_before }.into());
-        }
-        if now > not_after {
-            return Err(CertificateError::ExpiredContext { time: now, not_after }.into());
-        }
-        Ok(())
+/// Go trusts a server whose own certificate is in the file of the CA, also if it is a CA's.
+fn verify_itself(
+    certificate: &CertificateDer<'_>,
+    name: &ServerName<'_>,
+    now: UnixTime,
+) -> Result<(), Error> {
+    verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
+    let parsed = Certificate::from_der(certificate).map_err(|_invalid| CertificateError::BadEncoding)?;
+    let validity = parsed.tbs_certificate().validity();
+    let not_before = UnixTime::since_unix_epoch(validity.not_before.to_unix_duration());
+    let not_after = UnixTime::since_unix_epoch(validity.not_after.to_unix_duration());
+    if now < not_before {
+        return Err(CertificateError::NotValidYetContext { time: now, not_before }.into());
     }
+    if now > not_after {
+        return Err(CertificateError::ExpiredContext { time: now, not_after }.into());
+    }
+    Ok(())
 }
 
 impl ServerCertVerifier for Verifier {
@@ -236,7 +233,7 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, Error> {
         let Some(trust) = &self.trust else { return Ok(ServerCertVerified::assertion()) };
         if trust.anchors.iter().any(|anchor| anchor == certificate) {
-            return trust.verify_itself(certificate, name, now).map(|()| ServerCertVerified::assertion());
+            return verify_itself(certificate, name, now).map(|()| ServerCertVerified::assertion());
         }
         trust.by_roots.verify_server_cert(certificate, intermediates, name, ocsp, now)
     }

@@ -62,7 +62,7 @@ impl Site {
     }
 
     /// Another way of naming the server.
-    fn set_server(&mut self, url: String) -> &mut Self {
+    fn set_server(&mut self, url: &str) -> &mut Self {
         self.cluster()["server"] = json!(url);
         self
     }
@@ -207,7 +207,7 @@ async fn no_proxy_means_a_direct_connection() {
     let mut site = Site::tls();
     let port = site.server.address().port();
     site.set("HTTPS_PROXY", "http://127.0.0.1:9").set("NO_PROXY", "localhost,.svc");
-    site.set_server(format!("https://localhost:{port}")).works().await;
+    site.set_server(&format!("https://localhost:{port}")).works().await;
 }
 
 #[tokio::test]
@@ -260,7 +260,7 @@ async fn a_proxy_of_the_environment_finds_names_that_only_it_knows() {
     let mut site = Site::new(config);
     let port = site.server.address().port();
     let proxy = Middlebox::start(Role::Http(None)).await.unwrap();
-    site.set("HTTPS_PROXY", &proxy.address().to_string()).set_server(format!("https://api.invalid:{port}"));
+    site.set("HTTPS_PROXY", &proxy.address().to_string()).set_server(&format!("https://api.invalid:{port}"));
     let problem = site.problem().await;
     assert_eq!(proxy.targets()[0], format!("api.invalid:{port}"));
     assert!(problem.contains(&format!("by way of the proxy http://{}", proxy.address())), "{problem}");
@@ -467,8 +467,8 @@ async fn files_that_are_no_certificates_are_named() {
 async fn a_server_without_scheme_is_http() {
     let mut site = Site::new(Config::default());
     let address = site.server.address().to_string();
-    site.set_server(address.clone()).works().await;
-    site.set_server("http://192.0.2.1:1".to_owned());
+    site.set_server(&address).works().await;
+    site.set_server("http://192.0.2.1:1");
     site.master = Some(address.clone());
     site.works().await;
     let config = ApiConfig { server: Some(address), ..config(None, site.timings) };
@@ -480,14 +480,14 @@ async fn a_server_without_scheme_is_http() {
 async fn a_server_without_scheme_is_https_where_there_are_certificates() {
     let mut site = Site::tls();
     let address = site.server.address().to_string();
-    site.set_server(address).works().await;
+    site.set_server(&address).works().await;
 }
 
 #[tokio::test]
 async fn a_server_that_is_no_url_is_an_error() {
     for server in ["ftp://a", "http://", "https://a?b", "a b", "http://a:99999"] {
         let mut site = Site::tls();
-        let refusal = site.set_server(server.to_owned()).refusal().await;
+        let refusal = site.set_server(server).refusal().await;
         assert!(refusal.contains("server in ") && refusal.contains(server), "{server}: {refusal}");
     }
 }
@@ -715,7 +715,7 @@ async fn a_long_retry_after_is_not_waited_for() {
 async fn connections_that_fall_silent_are_given_up_within_45_seconds() {
     let mut site = Site::tls();
     let relay = Middlebox::start(Role::Relay(site.server.address())).await.unwrap();
-    site.set_server(format!("https://{}", relay.address()));
+    site.set_server(&format!("https://{}", relay.address()));
     let mut client = site.connect().await;
     client.all_listed().await;
     for kind in [ServerKind::Service, ServerKind::EndpointSlice, ServerKind::Node, ServerKind::ServiceCidr] {
