@@ -22,14 +22,17 @@ type Families = BTreeMap<IpFamily, Programs>;
 ///
 /// # Errors
 /// No family can be served.
-pub(crate) fn prepare(settings: &mut Settings) -> anyhow::Result<(Iptables, KernelAccess<Iptables>)> {
+pub(crate) async fn prepare(settings: &mut Settings) -> anyhow::Result<(Iptables, KernelAccess<Iptables>)> {
     let mut families = Families::new();
     let mut failed = None;
-    for family in &settings.families {
-        match Programs::find(*family) {
+    let wanted = settings.families.clone();
+    let find = || wanted.into_iter().map(|family| (family, Programs::find(family))).collect::<Vec<_>>();
+    // Programs are run, which may take long where somebody else holds their lock.
+    for (family, programs) in tokio::task::spawn_blocking(find).await.context("look for iptables")? {
+        match programs {
             Ok(programs) => {
                 info!(ipFamily = %family, version = %programs.version, "iptables works");
-                families.insert(*family, programs);
+                families.insert(family, programs);
             }
             Err(error) => {
                 info!(ipFamily = %family, %error, "no support for this IP family");

@@ -22,7 +22,7 @@ const EVENTS: usize = 4096;
 /// How long the end of the program waits for events to be written.
 const FLUSH: Duration = Duration::from_secs(1);
 
-/// Serves until a signal asks to end. The rules stay in the kernel, so that traffic goes on until the next start, which
+/// Serves until a signal asks to end, or the configuration file does by meaning something else. The rules stay in the kernel, so that traffic goes on until the next start, which
 /// takes them over.
 pub(crate) async fn serve(
     command_line: &CommandLine,
@@ -47,13 +47,16 @@ pub(crate) async fn serve(
     let telemetry = servers::telemetry(config, &version);
     let mut status = servers::start(command_line, config, &telemetry, log, &recorder, &node_name)
         .context("start the servers")?;
-    let metrics = telemetry.metrics.source.clone();
-    let mut source = start_source(config, &node_name, &version, metrics, events_tx).await?;
+    let lost = telemetry.metrics.log_records_lost.clone();
+    log.on_loss(Box::new(move |records| lost.inc_by(records)));
+    let metrics = telemetry.metrics.clone();
+    let mut source = start_source(config, &node_name, &version, metrics.source.clone(), events_tx).await?;
     notices::log_watches();
     let read = |event| read_event(event, &recorder);
+    let tell = |usable: Result<(), &str>| notices::tell_config_file(usable, &metrics, &recorder, &node_name);
     let file_changed = async {
         match file {
-            Some(file) => file.changed(command_line, config).await,
+            Some(file) => file.changed(command_line, config, tell).await,
             None => std::future::pending().await,
         }
     };
@@ -65,7 +68,10 @@ pub(crate) async fn serve(
             Err(error.into())
         }
         () = source.ended() => Err(anyhow::anyhow!("the source ended")),
-        () = file_changed => Err(anyhow::anyhow!("content of the proxy server's configuration file was updated")),
+        () = file_changed => {
+            info!("content of the proxy server's configuration file was updated; ending, to be started with it");
+            Ok(())
+        }
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
@@ -82,7 +88,7 @@ async fn run(
     read: impl Fn(SourceEvent) -> Option<Input>,
 ) -> anyhow::Result<()> {
     let served = if mode == Mode::IpTables {
-        let (mode, access) = iptables_mode::prepare(&mut settings)?;
+        let (mode, access) = iptables_mode::prepare(&mut settings).await?;
         agent::run(mode, settings, access, telemetry, events, read).await
     } else {
         agent::run(backend_nftables::Nftables, settings, kernel_access(), telemetry, events, read).await

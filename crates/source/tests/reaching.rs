@@ -94,6 +94,18 @@ impl Site {
         Client::start(self.environment(), config).await
     }
 
+    /// Every kind is watched. Not by blocking: the source needs this thread.
+    async fn watched(&self) {
+        let kinds =
+            [ServerKind::Service, ServerKind::EndpointSlice, ServerKind::Node, ServerKind::ServiceCidr];
+        let all_open = async {
+            while kinds.into_iter().any(|kind| self.server.open_watches(kind) != 1) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, all_open).await.unwrap();
+    }
+
     async fn connect(&self) -> Client {
         self.try_connect().await.unwrap()
     }
@@ -173,12 +185,7 @@ impl Client {
                 let Ok(event) = tokio::time::timeout(LIMIT, self.events.recv()).await else {
                     panic!("timed out at {caller}: problems {:?}", self.problems)
                 };
-                match event.unwrap() {
-                    SourceEvent::Change(change) => self.store.apply(change, &mut Touched::default()),
-                    SourceEvent::Listed(kind) => _ = self.listed.insert(kind),
-                    SourceEvent::Problem { text, .. } => self.problems.push(text),
-                    SourceEvent::Rejected(_) | SourceEvent::Recovered(_) => {}
-                }
+                self.take(event.unwrap());
             }
         }
     }
@@ -186,6 +193,15 @@ impl Client {
     #[track_caller]
     fn all_listed(&mut self) -> impl Future<Output = ()> {
         self.until(|client| client.listed.len() == Kind::ALL.len())
+    }
+
+    fn take(&mut self, event: SourceEvent) {
+        match event {
+            SourceEvent::Change(change) => self.store.apply(change, &mut Touched::default()),
+            SourceEvent::Listed(kind) => _ = self.listed.insert(kind),
+            SourceEvent::Problem { text, .. } => self.problems.push(text),
+            SourceEvent::Rejected(_) | SourceEvent::Recovered(_) => {}
+        }
     }
 
     fn has(&self, name: &str) -> bool {
@@ -538,33 +554,40 @@ async fn a_plugin_is_asked_once_while_its_credential_is_valid() {
     assert!(info["spec"]["cluster"]["certificate-authority-data"].is_string());
 }
 
-#[tokio::test]
-async fn a_plugin_is_asked_again_when_its_credential_has_expired_or_is_refused() {
+/// A server with a token, and a source that has it from a plugin with this answer.
+async fn with_plugin(status: &Value) -> (Site, Client) {
     let mut site = Site::with_token("first");
-    let answer = site.write("answer", credential(&json!({"token": "first"})));
+    let answer = site.write("answer", credential(status));
     let plugin = site.script("plugin", &format!("cat {}", answer.display()));
     *site.user() = exec(&plugin);
     let mut client = site.connect().await;
     client.all_listed().await;
-    // Without a time of expiry only a refusal tells.
-    site.write(
-        "answer",
-        credential(&json!({"token": "second", "expirationTimestamp": "2001-01-01T00:00:00Z"})),
-    );
+    site.watched().await;
+    (site, client)
+}
+
+/// The server takes another token, and the plugin gives it.
+async fn replace_token(site: &Site, client: &mut Client) {
+    site.write("answer", credential(&json!({"token": "second"})));
     site.server.set_token("second");
     site.server.faults().end_watches();
     site.server.apply(service("late", 2)).unwrap();
     client.until(|client| client.has("late")).await;
-    // What has expired is asked for before it is used.
-    assert!(site.server.wait_for_watches(ServerKind::Service, 1, LIMIT));
-    let n_refused = |client: &Client| client.problems.iter().filter(|text| text.contains("401")).count();
-    let n_before = n_refused(&client);
-    site.write("answer", credential(&json!({"token": "third"})));
-    site.server.set_token("third");
-    site.server.faults().end_watches();
-    site.server.apply(service("later", 3)).unwrap();
-    client.until(|client| client.has("later")).await;
-    assert_eq!(n_refused(&client), n_before, "{:?}", client.problems);
+}
+
+#[tokio::test]
+async fn a_plugin_is_asked_again_when_its_credential_is_refused() {
+    let (site, mut client) = with_plugin(&json!({"token": "first"})).await;
+    replace_token(&site, &mut client).await;
+    assert!(client.problems[0].contains("401"), "{:?}", client.problems);
+}
+
+#[tokio::test]
+async fn a_plugin_is_asked_again_when_its_credential_has_expired() {
+    let expired = json!({"token": "first", "expirationTimestamp": "2001-01-01T00:00:00Z"});
+    let (site, mut client) = with_plugin(&expired).await;
+    replace_token(&site, &mut client).await;
+    assert!(!client.problems.iter().any(|text| text.contains("401")), "{:?}", client.problems);
 }
 
 #[tokio::test]
@@ -718,9 +741,7 @@ async fn connections_that_fall_silent_are_given_up_within_45_seconds() {
     site.set_server(&format!("https://{}", relay.address()));
     let mut client = site.connect().await;
     client.all_listed().await;
-    for kind in [ServerKind::Service, ServerKind::EndpointSlice, ServerKind::Node, ServerKind::ServiceCidr] {
-        assert!(site.server.wait_for_watches(kind, 1, LIMIT));
-    }
+    site.watched().await;
     relay.silence();
     site.server.apply(service("unseen", 9)).unwrap();
     let n_targets = relay.targets().len();
@@ -747,7 +768,7 @@ async fn an_older_backup_is_noticed_while_the_server_is_away() {
         let mut client = site.connect().await;
         client.all_listed().await;
         client.until(|client| client.has("new")).await;
-        assert!(site.server.wait_for_watches(ServerKind::Service, 1, LIMIT));
+        site.watched().await;
         site.server.faults().refuse_connections(true);
         site.server.restore_backup(500, [service("old", 3)]).unwrap();
         client.until(|client| client.problems.iter().any(|text| text.contains("refused"))).await;
@@ -767,7 +788,7 @@ async fn a_watch_that_goes_back_means_a_new_list() {
     site.server.apply(service("new", 2)).unwrap();
     let mut client = site.connect().await;
     client.until(|client| client.has("new")).await;
-    assert!(site.server.wait_for_watches(ServerKind::Service, 1, LIMIT));
+    site.watched().await;
     site.server.restore_backup(500, [service("old", 3)]).unwrap();
     let mut event = service("old", 3);
     event["metadata"]["resourceVersion"] = json!("400");
@@ -782,7 +803,7 @@ async fn strange_versions_make_nobody_deaf() {
         site.timings.doubt = Duration::from_millis(100);
         let mut client = site.connect().await;
         client.all_listed().await;
-        assert!(site.server.wait_for_watches(ServerKind::Service, 1, LIMIT));
+        site.watched().await;
         let mut event = service("web", 1);
         event["metadata"]["resourceVersion"] = json!(strange);
         let faults = site.server.faults();
