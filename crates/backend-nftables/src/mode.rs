@@ -33,7 +33,7 @@ impl Mode for Nftables {
             IpFamily::V4 => nft::Family::Ip,
             IpFamily::V6 => nft::Family::Ip6,
         };
-        kernel.read(family, &table_name())
+        kernel.read(family, &table_name())?.whole()
     }
 
     fn apply(kernel: &mut Self::Kernel, changes: &Transaction) -> Result<Option<Duration>, KernelError> {
