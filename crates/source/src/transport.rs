@@ -250,7 +250,10 @@ impl Generation {
             None => chain(error),
         };
         match &wire.identity {
-            Some(identity) if tls::is_about_client(&text) => format!("{text}; {identity}{by_way}"),
+            // An alert may be lost with the connection that it ends.
+            Some(identity) if tls::is_about_client(&text) || text.ends_with("connection closed") => {
+                format!("{text}; {identity}{by_way}")
+            }
             _ => format!("{text}{by_way}"),
         }
     }
