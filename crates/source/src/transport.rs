@@ -251,7 +251,7 @@ impl Generation {
         };
         match &wire.identity {
             // An alert may be lost with the connection that it ends.
-            Some(identity) if tls::is_about_client(&text) || text.ends_with("connection closed") => {
+            Some(identity) if tls::is_about_client(&text) || text.contains("connection ") => {
                 format!("{text}; {identity}{by_way}")
             }
             _ => format!("{text}{by_way}"),
