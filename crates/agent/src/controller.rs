@@ -57,10 +57,13 @@ pub type OldRulesGone = Box<dyn Fn() -> bool + Send>;
 /// A family that is to be served.
 pub struct ServedFamily {
     family: IpFamily,
-    start: Box<dyn FnOnce(Start<'_>) -> Result<Box<dyn FamilyController>, StartError> + Send>,
+    start: Box<dyn FnOnce(Start<'_>) -> Started + Send>,
 }
 
+type Started = Result<Box<dyn FamilyController>, StartError>;
+
 /// What a family begins with.
+#[derive(Clone, Copy)]
 pub(crate) struct Start<'a> {
     pub(crate) settings: &'a Settings,
     pub(crate) telemetry: &'a Telemetry,
@@ -70,9 +73,7 @@ pub(crate) struct Start<'a> {
 impl ServedFamily {
     /// Serves a family in a mode.
     pub fn new<F: Family, P: Planner<F>>(mode: FamilyMode<F, P>) -> Self {
-        let start = |start: Start<'_>| -> Result<Box<dyn FamilyController>, StartError> {
-            Ok(Box::new(Controller::start(mode, start)?))
-        };
+        let start = |start: Start<'_>| -> Started { Ok(Box::new(Controller::start(mode, start)?)) };
         Self { family: F::FAMILY, start: Box::new(start) }
     }
 
@@ -81,7 +82,7 @@ impl ServedFamily {
         self.family
     }
 
-    pub(crate) fn start(self, start: Start<'_>) -> Result<Box<dyn FamilyController>, StartError> {
+    pub(crate) fn start(self, start: Start<'_>) -> Started {
         (self.start)(start)
     }
 }

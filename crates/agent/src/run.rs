@@ -360,9 +360,9 @@ impl Agent {
 
     fn service(&self, name: &ServiceName, now: Instant) -> Option<snapshot::Service> {
         let entry = self.store.entry(name);
-        let of_family =
-            |family: &Box<dyn FamilyController>| family.service(&self.this_node, name, entry, now);
-        let families: Vec<_> = self.families.iter().filter_map(of_family).collect();
+        let families = self.families.iter();
+        let families: Vec<_> =
+            families.filter_map(|family| family.service(&self.this_node, name, entry, now)).collect();
         (!families.is_empty()).then(|| snapshot::Service {
             namespace: name.namespace.to_string(),
             name: name.name.to_string(),

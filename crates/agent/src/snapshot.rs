@@ -279,6 +279,7 @@ pub enum Basis {
 }
 
 /// An endpoint.
+#[expect(clippy::struct_excessive_bools, reason = "Kubernetes' conditions are such")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {

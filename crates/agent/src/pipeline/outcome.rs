@@ -312,6 +312,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
 }
 
 /// What is said of an attempt that failed.
+#[derive(Clone, Copy)]
 struct Attempt {
     step: Step,
     refused: usize,
