@@ -18,6 +18,20 @@ pub(crate) fn telemetry(config: &Config, version: &str) -> Telemetry {
     Telemetry::new(Arc::new(Metrics::new(&options)), SharedHealth::new(config.health_timeout()))
 }
 
+/// Descriptors for everything but clients: the runtime, the API server, the kernel, programs, service health checks.
+const OWN_DESCRIPTORS: u64 = 64;
+/// The limit of descriptors where the system does not tell.
+const DESCRIPTORS: u64 = 1024;
+/// Clients that are served however few descriptors there are.
+const MIN_CONNECTIONS: usize = 8;
+
+/// What clients may take, given how many descriptors the process may have: at most half of those that are left.
+fn limits(descriptors: u64) -> Limits {
+    let defaults = Limits::default();
+    let left = usize::try_from(descriptors.saturating_sub(OWN_DESCRIPTORS) / 2).unwrap_or(usize::MAX);
+    Limits { connections: left.clamp(MIN_CONNECTIONS, defaults.connections), ..defaults }
+}
+
 /// Starts the servers, before anything else can take long. A Service whose health check can't be served hears of it by an
 /// Event.
 pub(crate) fn start(
@@ -47,7 +61,7 @@ pub(crate) fn start(
             Ok(())
         }),
         explain: Arc::new(move |service| explain::explain(&asked, service)),
-        limits: Limits::default(),
+        limits: limits(host::descriptor_limit().unwrap_or(DESCRIPTORS)),
     };
     let sources = Sources {
         metrics: telemetry.metrics.clone(),
@@ -97,5 +111,17 @@ fn build_info(version: &str) -> BuildInfo {
         compiler: "rustc".into(),
         platform: format!("{}/{arch}", std::env::consts::OS),
         ..BuildInfo::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_leave_descriptors_for_the_work() {
+        for (descriptors, connections) in [(1 << 20, 256), (1024, 256), (256, 96), (64, 8), (0, 8)] {
+            assert_eq!(limits(descriptors).connections, connections, "{descriptors}");
+        }
     }
 }
