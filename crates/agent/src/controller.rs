@@ -140,6 +140,9 @@ pub(crate) trait FamilyController: Send {
     /// Whether all has been in force at least once.
     fn was_synced(&self) -> bool;
 
+    /// Whether all that is known is in force.
+    fn is_settled(&self) -> bool;
+
     /// Why nothing will ever be programmed, as far as one can tell.
     fn hopeless(&self) -> Option<&str>;
 
@@ -470,6 +473,10 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
 
     fn was_synced(&self) -> bool {
         self.was_synced
+    }
+
+    fn is_settled(&self) -> bool {
+        self.pipeline.is_settled()
     }
 
     fn hopeless(&self) -> Option<&str> {

@@ -98,6 +98,9 @@ const MAX_CHANGES_AT_ONCE: usize = 1024;
 /// How many Services are looked at in one turn of the loop.
 const MAX_SERVICES_AT_ONCE: usize = 256;
 
+/// Below this many Services no memory is worth giving back.
+const MANY_SERVICES: usize = 1024;
+
 struct Agent {
     settings: Settings,
     this_node: ThisNode,
@@ -111,6 +114,8 @@ struct Agent {
     telemetry: Telemetry,
     /// Something has come back from a thread.
     wake: Arc<Notify>,
+    /// The most Services there have been since memory was last given back.
+    most_services: usize,
     /// Families of which it was told that they can't be served.
     told: BTreeSet<usize>,
     started: Instant,
@@ -137,6 +142,7 @@ impl Agent {
             touched: BTreeSet::new(),
             telemetry,
             wake,
+            most_services: 0,
             told: BTreeSet::new(),
             started: Instant::now(),
         })
@@ -184,8 +190,8 @@ impl Agent {
         for family in &mut self.families {
             compared |= family.take_reports(now)?;
         }
-        if compared {
-            // All that is held has been read, and compared with all that should be.
+        // All that is held has been read, and compared with all that should be; or most of what there was is gone.
+        if compared || self.has_shrunk() {
             (self.settings.release_memory)();
         }
         if self.touched.is_empty() {
@@ -201,6 +207,19 @@ impl Agent {
             None => self.advance(now)?,
         }
         self.give_up_if_hopeless()
+    }
+
+    /// Whether there are far fewer Services than there were, and their frontends are gone.
+    fn has_shrunk(&mut self) -> bool {
+        let services = self.store.entries().len();
+        self.most_services = self.most_services.max(services);
+        let is_settled = self.touched.is_empty() && self.families.iter().all(|family| family.is_settled());
+        let has_shrunk =
+            is_settled && self.most_services > MANY_SERVICES && services < self.most_services / 2;
+        if has_shrunk {
+            self.most_services = services;
+        }
+        has_shrunk
     }
 
     /// Gives the threads something to do, if there is something.
