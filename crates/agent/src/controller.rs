@@ -431,7 +431,7 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
                 }
                 Some(Event::Swept(swept)) => self.take_swept(&swept, now),
                 Some(Event::Touched(what)) => {
-                    warn!(ipFamily = %F::FAMILY, what, "somebody else changed our rules");
+                    warn!(ipFamily = %F::FAMILY, what, "somebody else changed our table");
                     self.pipeline.note_foreign_change(now);
                 }
                 Some(Event::OldRulesGone) => {

@@ -20,7 +20,7 @@ use std::time::Duration;
 use agent::{Input, Telemetry};
 use common::{Given, NODE, served, service, settings, slice, telemetry};
 use mode::{
-    Applied, Cause, NeedsReading, PlanOf, Planner, Reading, Settled, StepResults, Target, Unobserved,
+    Applied, Cause, NeedsReading, PlanOf, Planner, Settled, StepResults, Target, Unobserved,
 };
 use model::view::{ThisNode, frontends};
 use model::{

@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 
 use crate::command_line::CommandLine;
 use crate::duration::GoDuration;
-use crate::duration::GoDuration;
 use crate::effects;
 use crate::field::{FieldError, FieldErrors};
 use crate::file::{self, Decoded, FileError};

@@ -21,5 +21,5 @@ pub use conntrack::{ConntrackSettings, apply_conntrack};
 pub use descriptors::{descriptor_limit, raise_descriptor_limit};
 pub use file::{FileError, Root};
 pub use oom::set_oom_score;
-pub use privileges::drop_privileges;
+pub use privileges::{NoPermission, drop_privileges, require_net_admin};
 pub use route_localnet::set_route_localnet;

@@ -93,6 +93,7 @@ fn act(
             Ok(())
         }
         Action::Serve => {
+            host::require_net_admin()?;
             prepare::before_serving(config);
             takeover::give_up_privileges(config.mode);
             // Threads keep the privileges that they were started with.
