@@ -175,17 +175,18 @@ impl Agent {
             if let Some(question) = question.or_else(|| questions.try_recv().ok()) {
                 self.answer(question, begun);
             }
-            self.turn(input, &mut inputs, begun)?;
-            self.telemetry.metrics.loop_turn.observe(begun.elapsed());
+            let looked_at = self.turn(input, &mut inputs, begun)?;
+            self.telemetry.metrics.loop_turn.observe(begun.elapsed(), looked_at);
         }
     }
 
+    /// Gives how many Services were looked at.
     fn turn<E, R: Fn(E) -> Option<Input>>(
         &mut self,
         input: Option<Input>,
         inputs: &mut Inputs<E, R>,
         now: Instant,
-    ) -> Result<(), StartError> {
+    ) -> Result<usize, StartError> {
         let mut compared = false;
         for family in &mut self.families {
             compared |= family.take_reports(now)?;
@@ -197,16 +198,17 @@ impl Agent {
         if self.touched.is_empty() {
             self.take_inputs(input, inputs, now);
         }
-        self.look_at_some(now);
+        let looked_at = self.look_at_some(now);
         if !self.touched.is_empty() || !self.missing.is_empty() {
-            return Ok(());
+            return Ok(looked_at);
         }
         match self.node.waits_until() {
             Some(limit) if limit <= now => return Err(self.node.error().into()),
             Some(_) => self.families.iter_mut().for_each(|family| family.hold(now)),
             None => self.advance(now)?,
         }
-        self.give_up_if_hopeless()
+        self.give_up_if_hopeless()?;
+        Ok(looked_at)
     }
 
     /// Whether there are far fewer Services than there were, and their frontends are gone.
@@ -330,18 +332,19 @@ impl Agent {
         }
     }
 
-    /// Looks at Services that were touched, at a limited number of them in one turn.
-    fn look_at_some(&mut self, now: Instant) {
-        if self.touched.is_empty() {
-            return;
-        }
-        for name in next_services(&mut self.touched) {
-            let entry = self.store.entry(&name);
+    /// Looks at Services that were touched, at a limited number of them in one turn; gives that number.
+    fn look_at_some(&mut self, now: Instant) -> usize {
+        let names = next_services(&mut self.touched);
+        for name in &names {
+            let entry = self.store.entry(name);
             for family in &mut self.families {
-                family.set_service(&self.this_node, &name, entry, now);
+                family.set_service(&self.this_node, name, entry, now);
             }
         }
-        self.families.iter_mut().for_each(|family| family.tell_conflicts(&self.store));
+        if !names.is_empty() {
+            self.families.iter_mut().for_each(|family| family.tell_conflicts(&self.store));
+        }
+        names.len()
     }
 
     /// Takes in the Node, and tells what is new about it.

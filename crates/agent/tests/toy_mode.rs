@@ -19,9 +19,7 @@ use std::time::Duration;
 
 use agent::{Input, Telemetry};
 use common::{Given, NODE, served, service, settings, slice, telemetry};
-use mode::{
-    Applied, Cause, NeedsReading, PlanOf, Planner, Settled, StepResults, Target, Unobserved,
-};
+use mode::{Applied, Cause, NeedsReading, PlanOf, Planner, Settled, StepResults, Target, Unobserved};
 use model::view::{ThisNode, frontends};
 use model::{
     Change, Changed, Frontend, FrontendKey, Kind, Object, ObjectName, RuleSettings, Store, Table, Touched, V4,

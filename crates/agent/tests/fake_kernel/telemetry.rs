@@ -37,7 +37,7 @@ impl Bench {
     }
 
     /// Since when something has been waiting for the kernel.
-    fn pending_since(&self) -> Option<Instant> {
+    pub(super) fn pending_since(&self) -> Option<Instant> {
         let report = self.telemetry.health.lock().report(Instant::now());
         report.families.get(&IpFamily::V4).and_then(|family| family.pending_since)
     }
