@@ -232,7 +232,9 @@ fn what_others_made_is_read_by_its_name_and_counted() {
         let mut writer = netlink::Writer::default();
         let start = writer.begin_message(NEW_TABLE + kind, 2, 7, 2, 0);
         writer.text(1, TABLE);
-        attrs.iter().for_each(|(kind, value)| writer.bytes(*kind, value));
+        for (kind, value) in attrs {
+            writer.bytes(*kind, value);
+        }
         writer.end_message(start);
         writer.out
     };
@@ -246,7 +248,9 @@ fn what_others_made_is_read_by_its_name_and_counted() {
     let table = Name::from(TABLE);
     let read = |told: &[Vec<u8>]| {
         let mut reader = RulesetReader::new(Family::Ip, &table);
-        told.iter().for_each(|bytes| messages(bytes).for_each(|message| reader.add(&message)));
+        for message in told.iter().flat_map(|bytes| messages(bytes)) {
+            reader.add(&message);
+        }
         reader.finish()
     };
     let Collected { ruleset, is_complete } = read(&told);
