@@ -421,7 +421,7 @@ mod tests {
     #[test]
     fn a_turn_looks_at_a_limited_number_of_services() {
         let all: BTreeSet<_> =
-            (0..MAX_SERVICES_AT_ONCE * 2 + 1).map(|n| ObjectName::new("ns", &format!("svc-{n}"))).collect();
+            (0..=MAX_SERVICES_AT_ONCE * 2).map(|n| ObjectName::new("ns", &format!("svc-{n}"))).collect();
         let mut touched = all.clone();
         let turns: Vec<_> = std::iter::repeat_with(|| next_services(&mut touched)).take(4).collect();
         let sizes: Vec<_> = turns.iter().map(BTreeSet::len).collect();

@@ -64,7 +64,7 @@ async fn turns_are_bounded_under_every_fault() {
         bench.foreign_change().await;
         let page = bench.telemetry.services(None, usize::MAX).await.unwrap();
         assert_eq!(page.len(), agent::snapshot::MAX_PAGE);
-        bench.until("it is right again", |bench| bench.right_on_the_node()).await;
+        bench.until("it is right again", Bench::right_on_the_node).await;
     }
     let turns = &bench.telemetry.metrics.loop_turn;
     eprintln!("longest turn: {:?}; most Services in one: {}", turns.longest(), turns.most_services());
