@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use model::{Family, FrontendKey, Table, TrafficPolicy};
+use model::{Family, FrontendKey, Table, TrafficPolicy, shrink_if_sparse};
 use nft::{Op, Transaction};
 use rustc_hash::FxBuildHasher;
 
@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::counted::{Counted, CountedChanges};
 use crate::elements::ElementChanges;
 use crate::frontend::Programmed;
-use crate::layout::{Map, address_bytes, hairpin_bytes, nft_family, table_name};
+use crate::layout::{Map, MapElement, address_bytes, hairpin_bytes, nft_family, table_name};
 use crate::pools::{Numbers, Pool, PoolKey, PoolUses};
 
 /// One family's ruleset: what it depends on, and what the kernel holds of it.
@@ -190,6 +190,21 @@ impl<F: Family> Backend<F> {
         ops.extend(clients.after);
     }
 
+    /// The elements that are a frontend's alone, as far as they are held.
+    pub(crate) fn explain(&self, key: &FrontendKey<F>) -> Vec<mode::Rule> {
+        let held = self.held.frontends.get(key).into_iter();
+        let elements = held.flat_map(|programmed| programmed.elements(key));
+        let rule = |MapElement { map, element }: MapElement| {
+            let set = map.set();
+            let kind = set.keyword();
+            mode::Rule {
+                place: format!("{kind} {}", set.name),
+                text: set.element_text(&element, nft_family::<F>()).to_string(),
+            }
+        };
+        elements.map(rule).collect()
+    }
+
     /// Takes note that the kernel took the plan's transaction.
     pub fn committed(&mut self, plan: Plan<F>) {
         match plan.outcome {
@@ -204,6 +219,7 @@ impl<F: Family> Backend<F> {
                         None => self.held.frontends.remove(&key),
                     };
                 }
+                shrink_if_sparse(&mut self.held.frontends);
             }
             Outcome::Whole { held, config } => {
                 self.held = *held;

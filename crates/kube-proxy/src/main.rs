@@ -1,8 +1,8 @@
 //! `kube-proxy`: reads the command line and the configuration file, and does what they ask for.
 
-mod access;
 mod config_file;
-mod iptables_mode;
+mod explain;
+mod mode;
 mod notices;
 mod platform;
 mod plausibility;

@@ -2,20 +2,19 @@
 
 use std::time::Duration;
 
-use agent::{Input, Telemetry};
+use agent::{Input, Settings, Telemetry};
 use anyhow::Context as _;
-use config::{CommandLine, Config, Mode};
+use config::{CommandLine, Config};
 use events::Recorder;
 use metrics::SourceMetrics;
-use model::Kind;
+use model::{IpFamily, Kind};
 use source::{Source, SourceEvent};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use crate::access::kernel_access;
 use crate::config_file::ConfigFile;
-use crate::{iptables_mode, notices, platform, servers, settings};
+use crate::{mode, notices, platform, servers, settings};
 
 /// Events that may wait between the source and the agent.
 const EVENTS: usize = 4096;
@@ -42,7 +41,7 @@ pub(crate) async fn serve(
     let (notices, recorder, listener) =
         notices::outlets(&platform::hostname().unwrap_or_else(|_unreadable| node_name.clone()));
     let checked = settings::checked(config, families.clone());
-    let settings = settings::agent(config, &node_name, families, notices);
+    let settings = settings::agent(config, &node_name, notices);
     let (events_tx, events) = mpsc::channel(EVENTS);
     let telemetry = servers::telemetry(config, &version);
     let mut status = servers::start(command_line, config, &telemetry, log, &recorder, &node_name)
@@ -61,7 +60,7 @@ pub(crate) async fn serve(
         }
     };
     let outcome = tokio::select! {
-        result = run(config.mode, settings, telemetry, events, read) => result,
+        result = run(config, families, settings, telemetry, events, read) => result,
         error = listener.run(source.client(), &node_name, &checked) => Err(error),
         error = status.failed() => {
             recorder.send(servers::failure_event(&error, &node_name));
@@ -79,21 +78,17 @@ pub(crate) async fn serve(
     outcome
 }
 
-/// Serves in a mode.
+/// Serves in the mode that was chosen.
 async fn run(
-    mode: Mode,
-    mut settings: agent::Settings,
+    config: &Config,
+    families: Vec<IpFamily>,
+    settings: Settings,
     telemetry: Telemetry,
     events: mpsc::Receiver<SourceEvent>,
     read: impl Fn(SourceEvent) -> Option<Input>,
 ) -> anyhow::Result<()> {
-    let served = if mode == Mode::IpTables {
-        let (mode, access) = iptables_mode::prepare(&mut settings).await?;
-        agent::run(mode, settings, access, telemetry, events, read).await
-    } else {
-        agent::run(backend_nftables::Nftables, settings, kernel_access(), telemetry, events, read).await
-    };
-    served.context("serve")
+    let families = mode::serve(config, &settings, families, &telemetry.metrics).await?;
+    agent::run(families, settings, telemetry, events, read).await.context("serve")
 }
 
 async fn start_source(

@@ -3,17 +3,18 @@
 use std::sync::Arc;
 
 use agent::Telemetry;
-use config::{CommandLine, Config, Gate, Mode, Stage};
+use config::{CommandLine, Config, Gate, Stage};
 use events::{Event, Reason, Recorder, Regarding};
 use metrics::health::SharedHealth;
 use metrics::{BuildInfo, Feature, Metrics, Options};
 use serde_json::json;
 use status::{Limits, ServeError, Server, Sources, Status};
 
+use crate::explain;
+
 /// Metrics at zero, and a proxy that is healthy so far.
 pub(crate) fn telemetry(config: &Config, version: &str) -> Telemetry {
-    let mode = if config.mode == Mode::IpTables { metrics::Mode::Iptables } else { metrics::Mode::Nftables };
-    let options = Options { mode, build: build_info(version), features: features(config) };
+    let options = Options { build: build_info(version), features: features(config) };
     Telemetry::new(Arc::new(Metrics::new(&options)), SharedHealth::new(config.health_timeout()))
 }
 
@@ -59,7 +60,7 @@ pub(crate) fn start(
             log.set_verbosity(u32::try_from(verbosity).unwrap_or_default());
             Ok(())
         }),
-        explain: Arc::new(move |service| asked.explain(service)),
+        explain: Arc::new(move |service| explain::explain(&asked, service)),
         limits: limits(host::descriptor_limit().unwrap_or(DESCRIPTORS)),
     };
     let sources = Sources {

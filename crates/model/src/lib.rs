@@ -6,8 +6,8 @@
 //! (crate `api`), and backends see only [`Frontend`]s, never a Service or an `EndpointSlice`.
 #![forbid(unsafe_code)]
 
+mod capacity;
 mod conflicts;
-mod mode;
 mod names;
 mod net;
 mod objects;
@@ -18,8 +18,8 @@ mod table;
 mod uid;
 pub mod view;
 
+pub use capacity::shrink_if_sparse;
 pub use conflicts::ConflictChange;
-pub use mode::{Backend, Mode, RuleCount};
 pub use names::{Interner, Name, ObjectName, ServiceName, ServicePortName};
 pub use net::{
     AddrError, CidrError, Family, IpFamily, Protocol, V4, V6, parse_addr, parse_cidr, special_use,
@@ -32,7 +32,7 @@ pub use rule_settings::{Extent, NodePortAddresses, PodSource, RuleSettings};
 pub use slots::assign_slots;
 pub use store::{ServiceEntry, Store, Touched};
 pub use table::{
-    AddressKind, Affinity, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, Pool, Table,
-    Verdict,
+    AddressKind, Affinity, Changed, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, Pool,
+    Table, Verdict,
 };
 pub use uid::Uid;
