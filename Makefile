@@ -7,7 +7,7 @@ BUILD_TOOLS := cc:gcc cc:libc6-dev
 RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux
 TEST_TOOLS := $(RUN_TOOLS) kubectl:kubernetes-client iptables:iptables ipset:ipset conntrack:conntrack
 
-.PHONY: demo test check package-check bench fmt docs-files
+.PHONY: demo test check package-check image bench fmt docs-files
 
 ## Three pods, a Service and a client in namespaces of their own; nothing is left behind.
 demo:
@@ -37,6 +37,12 @@ package-check:
 	@scripts/setup python3:python3 kubectl:kubernetes-client
 	@python3 -c 'import yaml' 2>/dev/null || scripts/setup the-python-module-yaml:python3-yaml
 	scripts/package-check
+
+## Builds the images and runs them as the DaemonSet does, without any image registry. As root; not part of `check`, since it is a release build.
+image:
+	@scripts/setup podman:podman runc:runc debootstrap:debootstrap python3:python3 kubectl:kubernetes-client $(RUN_TOOLS) sysctl:procps
+	@python3 -c 'import yaml' 2>/dev/null || scripts/setup the-python-module-yaml:python3-yaml
+	scripts/image-check
 
 ## What it costs, at SERVICES="100 1000 ..." (up to 100000) x ENDPOINTS; beside any other kube-proxy with
 ## PEER=/path/to/kube-proxy PEER_ARGS='...'; in MODE=iptables with FLAVOUR=nft or legacy. Results are in target/bench;
