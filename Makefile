@@ -4,7 +4,8 @@ CARGO ?= cargo
 export PATH := $(PATH):/usr/sbin:/sbin
 
 BUILD_TOOLS := cc:gcc cc:libc6-dev
-RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux
+# netbase: without it nft shows the numbers of protocols, not their names.
+RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux /etc/protocols:netbase
 TEST_TOOLS := $(RUN_TOOLS) kubectl:kubernetes-client iptables:iptables ipset:ipset conntrack:conntrack
 
 .PHONY: demo test check package-check image bench fmt docs-files
@@ -12,8 +13,8 @@ TEST_TOOLS := $(RUN_TOOLS) kubectl:kubernetes-client iptables:iptables ipset:ips
 ## Three pods, a Service and a client in namespaces of their own; nothing is left behind.
 demo:
 	@scripts/setup $(BUILD_TOOLS) $(RUN_TOOLS)
-	$(CARGO) build --release --locked -p kube-proxy -p demo
-	target/release/demo target/release/kube-proxy
+	$(CARGO) build --profile demo --locked -p kube-proxy -p demo
+	target/demo/demo target/demo/kube-proxy
 
 ## All tests. Those that program a kernel need root.
 test:
