@@ -14,17 +14,15 @@ mod common;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
-use agent::{Input, KernelAccess};
-use common::{plain_service, settings, telemetry};
+use agent::Input;
+use common::{plain_service, served_nftables, settings, telemetry};
 use model::{
     Change, Conditions, Endpoint, EndpointSlice, Kind, Object, ObjectName, Protocol, SliceEndpoints,
     SlicePort, V4,
 };
-use nft::{Applied, Kernel, KernelError, Name, Ruleset, Transaction};
-use testkit::fake_conntrack::FakeConntrack;
+use nft::{Applied, Kernel, KernelError, Name, Reading, Transaction};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
 
@@ -85,8 +83,8 @@ impl Kernel for Counter {
         Ok(Applied { batches: encoded.batches.len(), messages, bytes, ..Applied::default() })
     }
 
-    fn read(&mut self, _family: nft::Family, _table: &Name) -> Result<Option<Ruleset>, KernelError> {
-        Ok(None)
+    fn read(&mut self, _family: nft::Family, _table: &Name) -> Result<Reading, KernelError> {
+        Ok(Reading::Whole(None))
     }
 }
 
@@ -103,20 +101,8 @@ impl Served {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (inputs, receiver) = channel(4096);
         let (sender, committed) = unbounded_channel();
-        let access: KernelAccess<backend_nftables::Nftables> = KernelAccess {
-            open: Arc::new(move |_| Ok(Box::new(Counter(sender.clone())))),
-            open_conntrack: Arc::new(|| Ok(Box::new(FakeConntrack::new()))),
-            watch: Box::new(drop),
-            synced: Box::new(drop),
-        };
-        runtime.spawn(agent::run(
-            backend_nftables::Nftables,
-            settings(),
-            access,
-            telemetry(),
-            receiver,
-            Some,
-        ));
+        let families = served_nftables(move || Ok(Counter(sender.clone())));
+        runtime.spawn(agent::run(families, settings(), telemetry(), receiver, Some));
         let mut served = Self { runtime, inputs, committed, services };
         served.list();
         served
@@ -142,7 +128,8 @@ impl Served {
     /// Lets the agent work until it has committed and has nothing left to do.
     fn settle(&mut self) -> Cost {
         self.runtime.block_on(async {
-            let mut cost = self.committed.recv().await.unwrap();
+            let first = tokio::time::timeout(PATIENCE, self.committed.recv()).await;
+            let mut cost = first.expect("a transaction").unwrap();
             // A second transaction for the same change would be found here.
             while let Ok(more) = tokio::time::timeout(REST, self.committed.recv()).await {
                 let more = more.unwrap();
@@ -175,6 +162,8 @@ impl Served {
     }
 }
 
+/// For a transaction, on a machine that may be busy.
+const PATIENCE: Duration = Duration::from_mins(1);
 /// After this time without a transaction there is none to come.
 const REST: Duration = Duration::from_millis(2);
 

@@ -55,7 +55,8 @@ impl<F: Family> Programmed<F> {
             frontends.iter().partition(|frontend| frontend.kind == AddressKind::ClusterIp);
         Self {
             name: name.clone(),
-            affinity: affinity.map(|timeout| u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX).max(1)),
+            affinity: affinity
+                .map(|affinity| u32::try_from(affinity.timeout.as_secs()).unwrap_or(u32::MAX).max(1)),
             internal: internal.first().map(|frontend| Internal {
                 key: frontend.key,
                 pool: frontend.pool.clone(),
@@ -63,6 +64,16 @@ impl<F: Family> Programmed<F> {
             }),
             external: External::new(&external),
         }
+    }
+
+    /// Whether it has this frontend.
+    pub(crate) fn has(&self, key: &FrontendKey<F>) -> bool {
+        let is_internal = self.internal.as_ref().is_some_and(|internal| internal.key == *key);
+        is_internal
+            || self
+                .external
+                .as_ref()
+                .is_some_and(|external| external.entrances.iter().any(|entrance| entrance.key == *key))
     }
 
     /// The endpoints of the chain `KUBE-SVC-`: those of the `Cluster` policy, where it is told apart.

@@ -9,6 +9,7 @@ pub mod iptables;
 mod netlink;
 mod nftables;
 mod socket;
+mod touches;
 mod watch;
 mod xtables;
 

@@ -1,11 +1,13 @@
 //! The store: every object as last accepted, gathered by Service.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 use std::time::SystemTime;
 
 use ipnet::IpNet;
 use rustc_hash::FxBuildHasher;
 
+use crate::capacity::shrink_if_sparse;
 use crate::{
     Change, EndpointSlice, IpFamily, Kind, Name, Node, Object, ObjectName, Service, ServiceCidr, ServiceName,
 };
@@ -61,8 +63,14 @@ impl Store {
     }
 
     /// All Services and owners of slices, by name.
-    pub fn entries(&self) -> impl Iterator<Item = (&ServiceName, &ServiceEntry)> {
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = (&ServiceName, &ServiceEntry)> {
         self.entries.iter()
+    }
+
+    /// The names of Services, and of owners of slices, behind this one, or all.
+    pub fn names_after(&self, after: Option<&ServiceName>) -> impl Iterator<Item = &ServiceName> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.entries.range((from, Bound::Unbounded)).map(|(name, _)| name)
     }
 
     /// The Node of this name.
@@ -137,6 +145,7 @@ impl Store {
 
     fn delete_slice(&mut self, name: &ObjectName, touched: &mut Touched) {
         let Some(owner) = self.slice_owners.remove(name) else { return };
+        shrink_if_sparse(&mut self.slice_owners);
         if let Some(entry) = self.entries.get_mut(&owner) {
             entry.slices.retain(|slice| slice.name != *name);
         }

@@ -9,8 +9,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rustc_hash::FxBuildHasher;
 
+use crate::capacity::shrink_if_sparse;
 use crate::conflicts::{ConflictChange, Conflicts};
-use crate::{Family, Protocol, ServiceName, ServicePortName};
+use crate::{Family, Protocol, ServiceName, ServicePortName, TrafficPolicy, Uid};
 
 /// Which of a Service's addresses a frontend is. The order is that of precedence when two Services claim the same
 /// address, protocol and port: the first wins.
@@ -118,6 +119,15 @@ pub enum Masquerade {
     Always,
 }
 
+/// `sessionAffinity: ClientIP` of a Service port: a client stays with its endpoint, by whichever address it comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Affinity {
+    /// For how long after its last new flow.
+    pub timeout: Duration,
+    /// The Service, so that another one of the same name does not inherit its clients. `None` if it has no usable UID.
+    pub service: Option<Uid>,
+}
+
 /// One captured address, protocol and port, and everything that decides where its packets go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frontend<F: Family> {
@@ -129,11 +139,14 @@ pub struct Frontend<F: Family> {
     pub service: ServicePortName,
     /// Where new flows go.
     pub pool: Pool<F>,
+    /// Which of the Service's endpoints `pool` has: all frontends of a Service port whose policy is the same have the same
+    /// pool.
+    pub policy: TrafficPolicy,
     /// Where new flows from pods and from this node itself go, where that differs from `pool`: the short cut of
-    /// `externalTrafficPolicy: Local`.
+    /// `externalTrafficPolicy: Local`. It is the pool of policy `Cluster`.
     pub internal_pool: Option<Pool<F>>,
-    /// `ClientIP` affinity: how long a client stays with its endpoint after its last new flow.
-    pub affinity: Option<Duration>,
+    /// `ClientIP` affinity.
+    pub affinity: Option<Affinity>,
     /// Source address rewriting.
     pub masquerade: Masquerade,
     /// `loadBalancerSourceRanges`: new flows from elsewhere are dropped. `None`: no restriction.
@@ -144,7 +157,46 @@ pub struct Frontend<F: Family> {
     pub flow_endpoints: Arc<[Destination<F>]>,
 }
 
-/// All frontends of one family.
+/// What differs in a table, to be looked up there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed<F: Family> {
+    /// Keys of frontends that are other ones, or gone.
+    pub frontends: BTreeSet<FrontendKey<F>>,
+    /// `healthCheckNodePort`s that are another Service's, or gone.
+    pub health_check_ports: BTreeSet<u16>,
+}
+
+// The derived implementation would ask `F` itself to have a default.
+impl<F: Family> Default for Changed<F> {
+    fn default() -> Self {
+        Self { frontends: BTreeSet::new(), health_check_ports: BTreeSet::new() }
+    }
+}
+
+impl<F: Family> Changed<F> {
+    /// Only these frontends.
+    pub fn frontends(keys: impl IntoIterator<Item = FrontendKey<F>>) -> Self {
+        Self { frontends: keys.into_iter().collect(), health_check_ports: BTreeSet::new() }
+    }
+
+    /// Whether nothing differs.
+    pub fn is_empty(&self) -> bool {
+        self.frontends.is_empty() && self.health_check_ports.is_empty()
+    }
+
+    /// How many things differ.
+    pub fn len(&self) -> usize {
+        self.frontends.len() + self.health_check_ports.len()
+    }
+
+    /// Adds what else differs.
+    pub fn extend(&mut self, other: &Self) {
+        self.frontends.extend(&other.frontends);
+        self.health_check_ports.extend(&other.health_check_ports);
+    }
+}
+
+/// All frontends of one family, and what else Services ask of a node.
 ///
 /// Several Services may claim one key (the API does not prevent it); the claim of the best [`AddressKind`], then of the
 /// first Service by name, is in force, and the next one takes over when it goes.
@@ -154,6 +206,9 @@ pub struct Table<F: Family> {
     frontends: HashMap<FrontendKey<F>, Box<Claims<F>>, FxBuildHasher>,
     by_service: BTreeMap<ServiceName, Box<[FrontendKey<F>]>>,
     conflicts: Conflicts<F>,
+    /// Who claims each; never empty.
+    health_check_ports: BTreeMap<u16, BTreeSet<ServiceName>>,
+    health_check_port_of: BTreeMap<ServiceName, u16>,
 }
 
 #[derive(Clone, Debug)]
@@ -165,7 +220,13 @@ struct Claims<F: Family> {
 
 impl<F: Family> Default for Table<F> {
     fn default() -> Self {
-        Self { frontends: HashMap::default(), by_service: BTreeMap::new(), conflicts: Conflicts::default() }
+        Self {
+            frontends: HashMap::default(),
+            by_service: BTreeMap::new(),
+            conflicts: Conflicts::default(),
+            health_check_ports: BTreeMap::new(),
+            health_check_port_of: BTreeMap::new(),
+        }
     }
 }
 
@@ -198,6 +259,45 @@ impl<F: Family> Table<F> {
         changed
     }
 
+    /// Sets the `healthCheckNodePort` of a Service; returns the ports that are another Service's than before, or gone. Of several
+    /// Services with one port, the first by name has it.
+    pub fn set_health_check_port(&mut self, service: &ServiceName, port: Option<u16>) -> BTreeSet<u16> {
+        let before = match port {
+            Some(port) => self.health_check_port_of.insert(service.clone(), port),
+            None => self.health_check_port_of.remove(service),
+        };
+        if before == port {
+            return BTreeSet::new();
+        }
+        let mut changed = BTreeSet::new();
+        if let Some(port) = before
+            && let Some(claims) = self.health_check_ports.get_mut(&port)
+        {
+            let was_first = claims.first() == Some(service);
+            claims.remove(service);
+            if claims.is_empty() {
+                self.health_check_ports.remove(&port);
+            }
+            changed.extend(was_first.then_some(port));
+        }
+        if let Some(port) = port {
+            let claims = self.health_check_ports.entry(port).or_default();
+            claims.insert(service.clone());
+            changed.extend((claims.first() == Some(service)).then_some(port));
+        }
+        changed
+    }
+
+    /// Whose `healthCheckNodePort` this is: hosts that let nothing in by default have to accept packets to it.
+    pub fn health_check_port(&self, port: u16) -> Option<&ServiceName> {
+        self.health_check_ports.get(&port).and_then(BTreeSet::first)
+    }
+
+    /// All `healthCheckNodePort`s, in their order, and whose they are.
+    pub fn health_check_ports(&self) -> impl Iterator<Item = (u16, &ServiceName)> {
+        self.health_check_ports.iter().filter_map(|(port, claims)| Some((*port, claims.first()?)))
+    }
+
     /// The frontend in force for a key.
     pub fn get(&self, key: &FrontendKey<F>) -> Option<&Frontend<F>> {
         self.frontends.get(key).map(|claims| &claims.winner)
@@ -206,6 +306,23 @@ impl<F: Family> Table<F> {
     /// The claims for a key that lost against the one in force.
     pub fn conflicts(&self, key: &FrontendKey<F>) -> &[Frontend<F>] {
         self.frontends.get(key).map_or(&[], |claims| &claims.others)
+    }
+
+    /// How many frontends are in force.
+    pub fn len(&self) -> usize {
+        self.frontends.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.frontends.is_empty()
+    }
+
+    /// The claims that lose, each with the one in force, in the order of the Services that have that.
+    pub fn lost_claims(&self) -> impl Iterator<Item = (&Frontend<F>, &Frontend<F>)> {
+        let is_contested = self.conflict_count() > 0;
+        let winners = is_contested.then(|| self.iter()).into_iter().flatten();
+        winners.flat_map(|winner| self.conflicts(&winner.key).iter().map(move |loser| (loser, winner)))
     }
 
     /// How many claims lose against another Service's now.
@@ -264,6 +381,7 @@ impl<F: Family> Table<F> {
         let is_in_force = claims.winner.service.service == *service;
         if is_in_force && claims.others.is_empty() {
             self.frontends.remove(key);
+            shrink_if_sparse(&mut self.frontends);
             return true;
         }
         let before = claims.clone();
@@ -317,6 +435,7 @@ mod tests {
                 protocol: Protocol::Tcp,
             },
             pool: Pool::new(BTreeSet::from([destination]), Verdict::Reject),
+            policy: TrafficPolicy::Cluster,
             internal_pool: None,
             affinity: None,
             masquerade: Masquerade::UnlessFromPod,
@@ -362,6 +481,43 @@ mod tests {
         assert_eq!(changes(&mut table), [""; 0]);
         set(&mut table, "b", vec![]);
         assert_eq!((changes(&mut table), table.conflict_count()), (vec!["b: a -> None".to_owned()], 0));
+    }
+
+    #[test]
+    fn memory_is_given_back_when_services_go() {
+        let mut table = Table::default();
+        let one = |n: u32| {
+            let mut frontend = frontend("a", AddressKind::ClusterIp, "10.96.0.1", 80);
+            frontend.service.service = ObjectName::new("ns", &format!("svc-{n}"));
+            frontend.key.address = FrontendAddress::Ip(std::net::Ipv4Addr::from(0x0a60_0000 + n));
+            frontend
+        };
+        for n in 0..20_000 {
+            table.set_service(&one(n).service.service.clone(), vec![one(n)]);
+        }
+        let full = table.frontends.capacity();
+        for n in 0..20_000 {
+            table.set_service(&one(n).service.service, Vec::new());
+        }
+        assert!(table.is_empty() && table.frontends.capacity() < full / 8, "{}", table.frontends.capacity());
+    }
+
+    #[test]
+    fn a_health_check_port_is_the_first_services_by_name() {
+        let mut table = Table::<V4>::default();
+        let mut set = |service: &str, port| {
+            let changed = table.set_health_check_port(&ObjectName::new("ns", service), port);
+            let owner = table.health_check_port(7).map(|owner| owner.name.to_string());
+            (changed.into_iter().collect::<Vec<_>>(), owner)
+        };
+        assert_eq!(set("b", Some(7)), (vec![7], Some("b".to_owned())));
+        assert_eq!(set("b", Some(7)), (vec![], Some("b".to_owned())));
+        assert_eq!(set("c", Some(7)), (vec![], Some("b".to_owned())));
+        assert_eq!(set("a", Some(7)), (vec![7], Some("a".to_owned())));
+        assert_eq!(set("a", Some(8)), (vec![7, 8], Some("b".to_owned())));
+        assert_eq!(set("c", None), (vec![], Some("b".to_owned())));
+        assert_eq!(set("b", None), (vec![7], None));
+        assert_eq!(table.health_check_ports().map(|(port, _)| port).collect::<Vec<_>>(), [8]);
     }
 
     #[test]

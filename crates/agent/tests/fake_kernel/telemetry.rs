@@ -3,10 +3,9 @@
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
-use metrics::{FamilyMetrics, ModeMetrics, NftablesMetrics};
 use model::view::{HealthCheck, HealthChecks};
 use model::{EndpointSlice, IpFamily, Node, Object, Service, SliceEndpoints, TrafficPolicy};
-use nft::{Applied, Kernel, KernelError, Name, Ruleset, Transaction};
+use nft::{Applied, Name, Reading, Transaction};
 use tokio::time::Instant;
 
 use super::common::NODE;
@@ -24,7 +23,7 @@ impl Kernel for Slow {
         self.kernel.apply(tx)
     }
 
-    fn read(&mut self, family: nft::Family, table: &Name) -> Result<Option<Ruleset>, KernelError> {
+    fn read(&mut self, family: nft::Family, table: &Name) -> Result<Reading, KernelError> {
         self.kernel.read(family, table)
     }
 }
@@ -33,32 +32,15 @@ impl Bench {
     fn start_slow(kernel: &FakeKernel) -> (Self, mpsc::Sender<()>) {
         let (permit, permissions) = mpsc::channel();
         let (connection, permissions) = (kernel.clone(), Arc::new(Mutex::new(permissions)));
-        let open: OpenKernel<Nftables> = Arc::new(move |_| {
-            Ok(Box::new(Slow { kernel: connection.clone(), permissions: permissions.clone() }))
-        });
+        let open = move || Ok(Slow { kernel: connection.clone(), permissions: permissions.clone() });
         (Self::start_on(kernel, open), permit)
     }
 
     /// Since when something has been waiting for the kernel.
-    fn pending_since(&self) -> Option<Instant> {
+    pub(super) fn pending_since(&self) -> Option<Instant> {
         let report = self.telemetry.health.lock().report(Instant::now());
         report.families.get(&IpFamily::V4).and_then(|family| family.pending_since)
     }
-
-    /// Waits for something that the agent does by itself.
-    async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
-        let waiting = async {
-            while !condition(self) {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
-        assert!(tokio::time::timeout(Duration::from_secs(30), waiting).await.is_ok(), "{what}");
-    }
-}
-
-fn of_nftables(metrics: &FamilyMetrics) -> &NftablesMetrics {
-    let ModeMetrics::Nftables(nftables) = &metrics.mode else { panic!("{:?}", metrics.mode) };
-    nftables
 }
 
 /// A change that arrives during a commit is not excused by that commit's success.
@@ -92,11 +74,11 @@ async fn what_waits_is_known_until_the_kernel_has_it() {
 #[tokio::test]
 async fn failures_wait_for_their_repair_and_are_counted() {
     let kernel = FakeKernel::new();
-    kernel.fail_next([Some(Fault::Errno(1)); 3]);
+    kernel.fail_next([Some(Fault::Errno(16)); 3]);
     let mut bench = Bench::start(&kernel);
     bench.listed().await;
     let metrics = bench.telemetry.metrics.family(IpFamily::V4);
-    bench.until("two failures", |_| of_nftables(&metrics).sync_failures.get() >= 2).await;
+    bench.until("two failures", |bench| bench.of_mode.sync_failures.get() >= 2).await;
     assert!(bench.pending_since().is_some());
     bench.converged().await;
     bench.until("all is well", |bench| bench.pending_since().is_none()).await;
@@ -108,7 +90,7 @@ async fn failures_wait_for_their_repair_and_are_counted() {
     bench.converged().await;
     bench.until("all is well", |bench| bench.pending_since().is_none()).await;
     assert_eq!((metrics.commit_failures.get(), metrics.transactions_failed.get()), (1, 1));
-    assert_eq!(of_nftables(&metrics).sync_failures.get(), 4);
+    assert_eq!(bench.of_mode.sync_failures.get(), 4);
     // The repair of a failure is no drift.
     assert_eq!(metrics.drift_repairs.get(), 0);
 }
@@ -131,7 +113,7 @@ async fn progress_is_counted() {
     bench.until("the repair", |_| metrics.drift_repairs.get() == 1).await;
     assert_eq!(metrics.sync_duration.get_sample_count(), 3);
     assert_eq!(metrics.transactions_ok.get(), 3);
-    assert_eq!(of_nftables(&metrics).kernel_transaction.get_sample_count(), 3);
+    assert_eq!(bench.of_mode.kernel_transaction.get_sample_count(), 3);
     assert_eq!(metrics.commit_latency.get_sample_count(), 2, "a repair is no change");
     let elements: usize = kernel.applied().iter().map(Transaction::element_count).sum();
     assert_eq!(metrics.elements_written.get(), elements as u64);
