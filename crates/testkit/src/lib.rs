@@ -9,6 +9,7 @@ pub mod contract;
 pub mod echo;
 pub mod fake_conntrack;
 pub mod fake_iptables;
+pub mod fake_ipvs;
 pub mod fake_kernel;
 pub mod lab;
 pub mod objects;
