@@ -1,5 +1,6 @@
 //! Messages about network devices and their addresses (`linux/rtnetlink.h`, `linux/if_link.h`, `linux/if_addr.h`).
 
+use std::fmt;
 use std::net::IpAddr;
 
 use netlink::{Attrs, Message, Writer, flag};
@@ -54,6 +55,15 @@ pub enum AddressChange {
     Add(IpAddr),
     /// Refused with `EADDRNOTAVAIL` if it is not there.
     Delete(IpAddr),
+}
+
+impl fmt::Display for AddressChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Add(address) => write!(f, "add address {address}"),
+            Self::Delete(address) => write!(f, "delete address {address}"),
+        }
+    }
 }
 
 /// Asks for the device of this name; refused with `ENODEV` if there is none.

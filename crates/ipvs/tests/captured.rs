@@ -3,6 +3,8 @@
 //! `captured/sent.hex` and `captured/told.hex` are from `strace -e trace=sendmsg,recvmsg -e write=3 -e read=3 ipvsadm ...`:
 //! what follows the header of each message, one to a line.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;

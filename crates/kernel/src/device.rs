@@ -1,9 +1,7 @@
 //! Addresses of the node, and the device that holds those of virtual servers.
 
-use std::collections::BTreeSet;
-use std::io;
-
-use ipvs::device::{self, AddressChange, DeviceAddress};
+use ipvs::device::{self, AddressChange};
+use ipvs::{Addresses, DeviceError, Devices};
 
 use crate::netlink::{Netlink, NetlinkError, Protocol, Refusal};
 
@@ -14,48 +12,8 @@ const EOPNOTSUPP: i32 = 95;
 const AT_ONCE: usize = 1000;
 const READ_ATTEMPTS: u32 = 10;
 
-/// Why something about devices failed.
-#[derive(Debug, thiserror::Error)]
-pub enum DeviceError {
-    /// There is a device of this name, but it is not a dummy.
-    #[error(
-        "device {name} is of kind {kind}, not dummy: it is somebody else's, and virtual servers need its name"
-    )]
-    OtherKind {
-        /// Its name.
-        name: &'static str,
-        /// Its kind.
-        kind: String,
-    },
-    /// The kernel has no dummy devices.
-    #[error("device {name} can't be made: the kernel's module dummy is not loaded, and could not be")]
-    NoDummies {
-        /// Its name.
-        name: &'static str,
-    },
-    /// An address could not be changed.
-    #[error("{} address {address}: {}", if *.added { "add" } else { "delete" }, io::Error::from_raw_os_error(*.errno))]
-    Address {
-        /// The address.
-        address: std::net::IpAddr,
-        /// Whether it was to be added.
-        added: bool,
-        /// Number of the error.
-        errno: i32,
-    },
-    /// No conversation with the kernel, or an unexpected answer.
-    #[error("{action}")]
-    Netlink {
-        /// What was being done.
-        action: &'static str,
-        /// What went wrong.
-        #[source]
-        source: NetlinkError,
-    },
-}
-
 fn failed(action: &'static str) -> impl FnOnce(NetlinkError) -> DeviceError {
-    move |source| DeviceError::Netlink { action, source }
+    move |source| DeviceError::Netlink { action, source: Box::new(source) }
 }
 
 /// A dummy device that holds addresses for virtual servers. It stays down, so that it takes part in nothing: an address is
@@ -112,44 +70,47 @@ impl VirtualDevice {
             Err(error) if error.refusal() == Some(EEXIST) => {}
             other => other.map_err(failed("make the device of virtual servers"))?,
         }
-        let gone = NetlinkError::OutcomeUnknown;
-        self.index()?
-            .ok_or(DeviceError::Netlink { action: "make the device of virtual servers", source: gone })
+        let gone = DeviceError::OutcomeUnknown {
+            why: "the device of virtual servers was made, and was gone at once",
+        };
+        self.index()?.ok_or(gone)
     }
 
-    /// Changes the device's addresses, each by itself; one result for each.
-    ///
-    /// # Errors
-    /// Of the whole: it is not known what was done.
-    pub fn change(
+    fn change_at_once(
         &mut self,
         index: u32,
         changes: &[AddressChange],
-    ) -> Result<Vec<Result<(), DeviceError>>, DeviceError> {
-        let mut results = Vec::with_capacity(changes.len());
-        for changes in changes.chunks(AT_ONCE) {
-            let begin = results.len();
-            let refusals = self.route.send_each(changes.len(), |out, position, seq, flags| {
-                device::change_address(out, index, changes[position], seq, flags);
-            });
-            results.extend(changes.iter().map(|_| Ok(())));
-            for (position, refusal) in refusals.map_err(failed("change addresses"))? {
-                results[begin + position] = refused(changes[position], &refusal);
+        results: &mut Vec<Result<(), DeviceError>>,
+    ) {
+        let begin = results.len();
+        let sent = self.route.send_each(changes.len(), |out, position, seq, flags| {
+            device::change_address(out, index, changes[position], seq, flags);
+        });
+        match sent {
+            Ok(refusals) => {
+                results.extend(changes.iter().map(|_| Ok(())));
+                for (position, refusal) in refusals {
+                    results[begin + position] = refused(changes[position], &refusal);
+                }
             }
+            Err(error) => fail_all(failed("change addresses")(error), changes.len(), results),
         }
-        Ok(results)
     }
+}
 
-    /// The addresses of all devices, and of this one. (Those of loopback too.)
-    ///
-    /// # Errors
-    /// They can't be read.
-    pub fn all_addresses(&mut self) -> Result<BTreeSet<DeviceAddress>, DeviceError> {
+impl Devices for VirtualDevice {
+    fn addresses(&mut self) -> Result<Addresses, DeviceError> {
+        let own = self.index()?;
         let mut attempt = 1;
         loop {
-            let mut found = BTreeSet::new();
-            let asked =
-                self.route.ask(device::request_addresses, |message| found.extend(device::address(message)));
+            let mut found = Addresses::default();
+            let asked = self.route.ask(device::request_addresses, |message| {
+                if let Some(address) = device::address(message) {
+                    let of_own = own == Some(address.index);
+                    let set = if of_own { &mut found.device } else { &mut found.others };
+                    set.insert(address.address);
+                }
+            });
             match asked {
                 Ok(()) => return Ok(found),
                 Err(NetlinkError::Interrupted) if attempt < READ_ATTEMPTS => attempt += 1,
@@ -157,6 +118,25 @@ impl VirtualDevice {
             }
         }
     }
+
+    fn change(&mut self, changes: &[AddressChange]) -> Vec<Result<(), DeviceError>> {
+        let mut results = Vec::with_capacity(changes.len());
+        match self.ensure() {
+            Ok(index) => {
+                for changes in changes.chunks(AT_ONCE) {
+                    self.change_at_once(index, changes, &mut results);
+                }
+            }
+            Err(error) => fail_all(error, changes.len(), &mut results),
+        }
+        results
+    }
+}
+
+/// The first of so many changes failed, and the others with it.
+fn fail_all(error: DeviceError, count: usize, results: &mut Vec<Result<(), DeviceError>>) {
+    let with_it = || Err(DeviceError::OutcomeUnknown { why: "failed together with another address" });
+    results.extend(std::iter::once(Err(error)).chain(std::iter::repeat_with(with_it)).take(count));
 }
 
 /// What is there already, or gone already, is as it should be.
@@ -164,7 +144,6 @@ fn refused(change: AddressChange, refusal: &Refusal) -> Result<(), DeviceError> 
     const EADDRNOTAVAIL: i32 = 99;
     match (change, refusal.errno) {
         (AddressChange::Add(_), EEXIST) | (AddressChange::Delete(_), EADDRNOTAVAIL) => Ok(()),
-        (AddressChange::Add(address), errno) => Err(DeviceError::Address { address, added: true, errno }),
-        (AddressChange::Delete(address), errno) => Err(DeviceError::Address { address, added: false, errno }),
+        (change, errno) => Err(DeviceError::Refused { change, errno }),
     }
 }

@@ -15,7 +15,7 @@ mod watch;
 mod xtables;
 
 pub use crate::conntrack::Flows;
-pub use crate::device::{DeviceError, VirtualDevice};
+pub use crate::device::VirtualDevice;
 pub use crate::ipvs::{KernelIpvs, SchedulerError, check_scheduler};
 pub use crate::netlink::{Netlink, NetlinkError, Protocol, Refusal};
 pub use heap::{release_memory, share_heap};

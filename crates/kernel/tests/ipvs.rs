@@ -7,8 +7,8 @@ use std::process::Command;
 use std::thread;
 
 use ipvs::device::AddressChange::{Add, Delete};
-use ipvs::{Ipvs as _, Scheduler};
-use kernel::{DeviceError, KernelIpvs, SchedulerError, VirtualDevice, check_scheduler};
+use ipvs::{DeviceError, Devices as _, Ipvs as _, Scheduler};
+use kernel::{KernelIpvs, SchedulerError, VirtualDevice, check_scheduler};
 use nix::sched::{CloneFlags, unshare};
 
 const NAME: &str = "kube-ipvs0";
@@ -35,9 +35,8 @@ fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-fn held(device: &mut VirtualDevice, index: u32) -> BTreeSet<IpAddr> {
-    let all = device.all_addresses().unwrap();
-    all.into_iter().filter(|found| found.index == index).map(|found| found.address).collect()
+fn held(device: &mut VirtualDevice) -> BTreeSet<IpAddr> {
+    device.addresses().unwrap().device
 }
 
 #[test]
@@ -50,8 +49,8 @@ fn the_device_holds_addresses_of_both_families() {
         let v4: Vec<IpAddr> = (0..3000_u32).map(|n| IpAddr::from((0x0a60_0000 + n).to_be_bytes())).collect();
         let v6 = address("fd00:96::10");
         let additions: Vec<_> = v4.iter().copied().chain([v6]).map(Add).collect();
-        assert!(device.change(index, &additions).unwrap().into_iter().all(|result| result.is_ok()));
-        assert_eq!(held(&mut device, index), v4.iter().copied().chain([v6]).collect());
+        assert!(device.change(&additions).into_iter().all(|result| result.is_ok()));
+        assert_eq!(held(&mut device), v4.iter().copied().chain([v6]).collect());
         // They are the host's own although the device is down, and nothing else is.
         assert!(ip("route get 10.96.0.1").contains("local 10.96.0.1 dev lo"));
         assert!(ip("-6 route get fd00:96::10").contains("dev lo"));
@@ -59,8 +58,8 @@ fn the_device_holds_addresses_of_both_families() {
         assert!(ip("link show kube-ipvs0").contains("state DOWN"));
         // What is there, and what is gone, is no error; and the first address does not take others with it.
         let changes = [Add(v6), Delete(v4[0]), Delete(v4[0]), Delete(address("fd00:96::11"))];
-        assert!(device.change(index, &changes).unwrap().into_iter().all(|result| result.is_ok()));
-        assert_eq!(held(&mut device, index).len(), v4.len());
+        assert!(device.change(&changes).into_iter().all(|result| result.is_ok()));
+        assert_eq!(held(&mut device).len(), v4.len());
     });
 }
 
@@ -68,16 +67,17 @@ fn the_device_holds_addresses_of_both_families() {
 fn one_bad_address_costs_only_itself() {
     in_netns(|| {
         let mut device = VirtualDevice::open(NAME).unwrap();
-        let index = device.ensure().unwrap();
         let changes = [Add(address("10.96.0.1")), Add(address("ff02::1")), Add(address("10.96.0.2"))];
-        let results = device.change(index, &changes).unwrap();
+        let results = device.change(&changes);
         assert!(results[0].is_ok() && results[2].is_ok());
-        let Err(error @ DeviceError::Address { .. }) = &results[1] else { panic!("{results:?}") };
+        let Err(error @ DeviceError::Refused { .. }) = &results[1] else { panic!("{results:?}") };
         assert!(error.to_string().starts_with("add address ff02::1: "), "{error}");
-        assert_eq!(held(&mut device, index).len(), 2);
+        assert_eq!(held(&mut device).len(), 2);
+        // A device that somebody deleted is made anew.
         ip("link del kube-ipvs0");
-        let gone = device.change(index, &[Add(address("10.96.0.1"))]).unwrap();
-        assert!(matches!(gone[..], [Err(DeviceError::Address { errno: 19, .. })]), "ENODEV: {gone:?}");
+        assert!(device.addresses().unwrap().device.is_empty());
+        assert!(matches!(device.change(&[Add(address("10.96.0.1"))])[..], [Ok(())]));
+        assert_eq!(held(&mut device), [address("10.96.0.1")].into());
     });
 }
 

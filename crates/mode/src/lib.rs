@@ -20,7 +20,9 @@ mod touches;
 mod traffic;
 
 pub use observer::{Attempt, Observer, Unobserved};
-pub use planner::{Cause, NeedsReading, Plan, PlanOf, Planner, Rule, RuleCount, Settled, StepResults, everything};
+pub use planner::{
+    Cause, NeedsReading, Plan, PlanOf, Planner, Rule, RuleCount, Settled, StepResults, everything,
+};
 pub use target::{Applied, OpenTarget, Reading, Target};
 pub use touches::{Touches, Watch};
 pub use traffic::{Counters, Traffic};

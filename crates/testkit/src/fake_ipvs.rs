@@ -31,6 +31,8 @@ struct State {
     applied: Vec<Command>,
     /// Answers to give instead of doing the next commands; `None`: do this one.
     faults: VecDeque<Option<Fault>>,
+    /// How often real servers were asked for.
+    readings: usize,
     /// Commands about these virtual servers are refused.
     refusing: BTreeMap<ServerId, i32>,
 }
@@ -62,6 +64,11 @@ impl FakeIpvs {
     /// The commands that were done so far.
     pub fn applied(&self) -> Vec<Command> {
         self.state().applied.clone()
+    }
+
+    /// How often real servers were asked for.
+    pub fn readings(&self) -> usize {
+        self.state().readings
     }
 
     /// The next commands fail so, in order; `None` lets one pass.
@@ -114,7 +121,8 @@ impl Ipvs for FakeIpvs {
     }
 
     fn real_servers(&mut self, id: &ServerId) -> Result<Vec<(RealServer, Connections)>, IpvsError> {
-        let state = self.state();
+        let mut state = self.state();
+        state.readings += 1;
         Ok(state.servers.get(id).map(|server| server.reals.values().copied().collect()).unwrap_or_default())
     }
 

@@ -8,6 +8,7 @@ pub mod commits;
 pub mod contract;
 pub mod echo;
 pub mod fake_conntrack;
+pub mod fake_devices;
 pub mod fake_iptables;
 pub mod fake_ipvs;
 pub mod fake_kernel;
