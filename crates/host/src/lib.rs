@@ -1,5 +1,5 @@
 //! What the program changes on the host beside its own tables: leftovers of upstream's other modes are removed
-//! ([`cleanup`]), conntrack is sized ([`conntrack`]), the OOM score set ([`oom`]), and privileges given up
+//! ([`cleanup`]), conntrack is sized ([`conntrack`]), IPVS set up ([`ipvs`]), the OOM score set ([`oom`]), and privileges given up
 //! ([`privileges`]).
 //!
 //! Files are looked for below a [`Root`], so that tests can use a folder. Nothing here is undone at the end of the program.
@@ -8,6 +8,7 @@
 pub mod cleanup;
 pub mod conntrack;
 mod file;
+pub mod ipvs;
 pub mod oom;
 pub mod privileges;
 pub mod route_localnet;
@@ -15,6 +16,7 @@ pub mod route_localnet;
 pub use cleanup::{CleanupError, Removed, Report, clean_up_all, clean_up_nftables, clean_up_other_modes};
 pub use conntrack::{ConntrackSettings, apply_conntrack};
 pub use file::{FileError, Root};
+pub use ipvs::apply_ipvs;
 pub use oom::set_oom_score;
 pub use privileges::drop_privileges;
 pub use route_localnet::set_route_localnet;

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
+use ::ipvs::{Command, Ipvs as _, IpvsError, device};
 use cleanup::ipset;
 use cleanup::ipvs::Own;
 use cleanup::upstream::{IPVS_DEVICE, NODE_PORT_SETS, ipsets};
-use ipvs::{Command, Ipvs as _, IpvsError, device};
 use kernel::{KernelIpvs, Netlink, NetlinkError, Protocol};
 
 use super::{CleanupError, Report};
