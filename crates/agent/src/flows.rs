@@ -169,7 +169,8 @@ impl Sweeper {
 mod tests {
     use super::*;
     use model::{
-        AddressKind, Destination, Frontend, Masquerade, ObjectName, Pool, ServicePortName, V4, Verdict,
+        AddressKind, Destination, Frontend, Masquerade, ObjectName, Pool, ServicePortName, TrafficPolicy, V4,
+        Verdict,
     };
     use testkit::fake_conntrack::{FakeConntrack, flow};
 
@@ -198,6 +199,7 @@ mod tests {
             kind: AddressKind::ClusterIp,
             service: service.clone(),
             pool: Pool::Empty(Verdict::Reject),
+            policy: TrafficPolicy::Cluster,
             internal_pool: None,
             affinity: None,
             masquerade: Masquerade::Never,

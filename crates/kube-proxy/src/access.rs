@@ -16,7 +16,7 @@ const WATCH_PAUSE: Duration = Duration::from_secs(5);
 /// The kernel of the network namespace that the program runs in.
 pub(crate) fn kernel_access() -> KernelAccess<Nftables> {
     KernelAccess {
-        open: Arc::new(|_| Ok(Box::new(kernel::Nftables::open()?.expecting(backend_nftables::likely_keys)))),
+        open: Arc::new(|_| Ok(Box::new(kernel::Nftables::open()?.expecting(backend_nftables::slot_keys)))),
         open_conntrack: Arc::new(|| Ok(Box::new(kernel::Flows::open()?))),
         watch: Box::new(|foreign| {
             let started = std::thread::Builder::new().name("watch".into()).spawn(move || watch(&foreign));

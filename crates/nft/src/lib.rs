@@ -35,6 +35,6 @@ pub use expr::{CmpOp, CtKey, DynsetOp, Expr, LookupResult, MetaKey, PayloadBase,
 pub use name::{Name, NameError};
 pub use netlink::Family;
 pub use ruleset::{ChainState, Ruleset, SetState};
-pub use set::{Data, Element, Field, Set, SetData, SetKind, Verdict};
+pub use set::{DEFAULT_LEARNT_SIZE, Data, Element, Field, Set, SetData, SetKind, Verdict};
 pub use statement::{AddrField, Statement};
 pub use transaction::{Op, Transaction};

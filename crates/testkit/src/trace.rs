@@ -75,6 +75,9 @@ pub struct Tracer {
     addresses: BTreeSet<IpAddr>,
     /// Elements that rules wrote, by map.
     learnt: BTreeMap<Name, BTreeMap<Bytes, Bytes>>,
+    /// How many numbers were drawn, and which of them led to nothing: the rule that drew them went no further.
+    n_drawn: usize,
+    in_vain: BTreeSet<usize>,
 }
 
 /// `IP_CT_NEW` as a state bit, `IPS_DST_NAT`, and route types of `linux/rtnetlink.h`.
@@ -89,34 +92,48 @@ type Pick<'a> = &'a mut dyn FnMut(u32) -> u32;
 impl Tracer {
     /// A host with these addresses, besides loopback ones.
     pub fn new(ruleset: Ruleset, family: Family, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
-        Self { ruleset, family, addresses: addresses.into_iter().collect(), learnt: BTreeMap::new() }
+        Self {
+            ruleset,
+            family,
+            addresses: addresses.into_iter().collect(),
+            learnt: BTreeMap::new(),
+            n_drawn: 0,
+            in_vain: BTreeSet::new(),
+        }
     }
 
     /// All that can become of a packet, whatever numbers are drawn. What rules learn on the way is forgotten.
+    ///
+    /// Of numbers that lead to nothing only the first is followed: whatever comes next is the same for all of them.
     ///
     /// # Errors
     /// The ruleset can't be followed.
     pub fn outcomes(&self, packet: &Packet) -> Result<BTreeSet<Outcome>, TraceError> {
         let mut outcomes = BTreeSet::new();
-        let mut drawn: Vec<(u32, u32)> = Vec::new();
+        let mut drawn: Vec<Drawn> = Vec::new();
         loop {
             let mut n = 0;
             let mut pick = |below: u32| {
                 if n == drawn.len() {
-                    drawn.push((0, below));
+                    drawn.push(Drawn { number: 0, below, followed_in_vain: false });
                 }
                 n += 1;
-                drawn[n - 1].0
+                drawn[n - 1].number
             };
-            outcomes.insert(self.clone().trace(packet, &mut pick)?);
+            let mut tracer = Self { n_drawn: 0, in_vain: BTreeSet::new(), ..self.clone() };
+            outcomes.insert(tracer.trace(packet, &mut pick)?);
+            let again =
+                |(idx, drawn): (usize, &Drawn)| drawn.followed_in_vain && tracer.in_vain.contains(&idx);
+            if let Some(idx) = drawn.iter().enumerate().position(again) {
+                drawn.truncate(idx + 1);
+            }
             // The next numbers in order: the last one that can be raised is, those behind it begin anew.
-            while drawn.last().is_some_and(|(number, below)| number + 1 >= *below) {
+            while drawn.last().is_some_and(|last| last.number + 1 >= last.below) {
                 drawn.pop();
             }
-            match drawn.last_mut() {
-                Some((number, _)) => *number += 1,
-                None => return Ok(outcomes),
-            }
+            let Some(last) = drawn.len().checked_sub(1) else { return Ok(outcomes) };
+            drawn[last].number += 1;
+            drawn[last].followed_in_vain |= tracer.in_vain.contains(&last);
         }
     }
 
@@ -197,9 +214,14 @@ impl Tracer {
         pick: Pick<'_>,
     ) -> Result<Step, TraceError> {
         let mut registers = Registers::default();
+        let drawn_before = self.n_drawn;
         for expr in rule {
             match self.step(chain, expr, &mut registers, state, pick)? {
                 Step::Next => {}
+                Step::Break => {
+                    self.in_vain.extend(drawn_before..self.n_drawn);
+                    return Ok(Step::Break);
+                }
                 end => return Ok(end),
             }
         }
@@ -243,7 +265,10 @@ impl Tracer {
             Expr::FibSourceType { dreg } => {
                 registers.load(*dreg, &self.route_type(state.packet.source.ip()).to_ne_bytes());
             }
-            Expr::NumgenRandom { modulus, dreg } => registers.load(*dreg, &pick(*modulus).to_ne_bytes()),
+            Expr::NumgenRandom { modulus, dreg } => {
+                self.n_drawn += 1;
+                registers.load(*dreg, &pick(*modulus).to_ne_bytes());
+            }
             Expr::Lookup { set, sreg, dreg, invert } => {
                 return self.lookup(set, *sreg, *dreg, *invert, registers);
             }
@@ -318,6 +343,14 @@ impl Tracer {
         }
         Ok(Step::Next)
     }
+}
+
+/// A number that was drawn, and below which.
+struct Drawn {
+    number: u32,
+    below: u32,
+    /// It, or a smaller one in its place, led to nothing, and all that comes of that was followed.
+    followed_in_vain: bool,
 }
 
 /// Whether an element's key, whose last field may be a network, covers the bytes.

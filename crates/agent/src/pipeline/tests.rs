@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use backend_nftables::{Config, Nftables, NodePortAddresses};
 use model::{
-    AddressKind, Destination, FrontendAddress, Masquerade, ObjectName, Pool, ServicePortName, V4, Verdict,
+    AddressKind, Destination, FrontendAddress, Masquerade, ObjectName, Pool, ServicePortName, TrafficPolicy,
+    V4, Verdict,
 };
 
 use nft::KernelError;
@@ -33,6 +34,7 @@ fn frontend(last: u8) -> Frontend<V4> {
         kind: AddressKind::ClusterIp,
         service: ServicePortName { service: name(), port: "".into(), protocol: Protocol::Tcp },
         pool: Pool::new([endpoint].into(), Verdict::Reject),
+        policy: TrafficPolicy::Cluster,
         internal_pool: None,
         affinity: None,
         masquerade: Masquerade::Never,
