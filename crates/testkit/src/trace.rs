@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use nft::{
     BaseChain, Bytes, CmpOp, CtKey, Data, DynsetOp, Expr, Family, Hook, LookupResult, MetaKey, Name,
@@ -69,7 +70,7 @@ pub enum TraceError {
 /// A host with one table.
 #[derive(Clone, Debug)]
 pub struct Tracer {
-    ruleset: Ruleset,
+    ruleset: Arc<Ruleset>,
     family: Family,
     /// The host's addresses besides loopback.
     addresses: BTreeSet<IpAddr>,
@@ -93,7 +94,7 @@ impl Tracer {
     /// A host with these addresses, besides loopback ones.
     pub fn new(ruleset: Ruleset, family: Family, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
         Self {
-            ruleset,
+            ruleset: Arc::new(ruleset),
             family,
             addresses: addresses.into_iter().collect(),
             learnt: BTreeMap::new(),
@@ -188,9 +189,10 @@ impl Tracer {
     }
 
     fn chain(&mut self, name: &Name, state: &mut State, pick: Pick<'_>) -> Result<Decision, TraceError> {
-        let chain = self.ruleset.chains.get(name).ok_or_else(|| TraceError::Missing(name.clone()))?;
-        for rule in chain.rules.clone() {
-            let decision = match self.rule(name, &rule, state, pick)? {
+        let ruleset = Arc::clone(&self.ruleset);
+        let chain = ruleset.chains.get(name).ok_or_else(|| TraceError::Missing(name.clone()))?;
+        for rule in &chain.rules {
+            let decision = match self.rule(name, rule, state, pick)? {
                 Step::Next | Step::Break => continue,
                 Step::Verdict(Verdict::Return) => return Ok(Decision::Continue),
                 Step::Verdict(Verdict::Goto(to)) => return self.chain(&to, state, pick),
@@ -308,9 +310,11 @@ impl Tracer {
         let set = self.set(name)?;
         let key = registers.bytes(sreg, set.set.key_bytes(self.family));
         let learnt = self.learnt.get(name).into_iter().flatten();
-        let learnt = learnt.map(|(known, data)| (known, Data::Value(*data)));
-        let written = set.elements.iter().map(|element| (&element.key, element.data.clone()));
-        let found = learnt.chain(written).find(|(known, _)| covers(known, &key, self.family));
+        let mut learnt = learnt.map(|(known, data)| (known, Data::Value(*data)));
+        let written = || set.elements.iter().find(|element| covers(&element.key, &key, self.family));
+        let found = learnt
+            .find(|(known, _)| covers(known, &key, self.family))
+            .or_else(|| written().map(|element| (&element.key, element.data.clone())));
         match (found, dreg) {
             (found, LookupResult::None) => Ok(Step::unless_broken(found.is_some() != invert)),
             (Some((_, Data::Verdict(verdict))), LookupResult::Verdict) => Ok(Step::Verdict(verdict)),
