@@ -18,6 +18,7 @@
 
 mod change;
 mod found;
+mod nftables;
 mod options;
 mod plan;
 mod rules;

@@ -54,25 +54,28 @@ impl<F: Family, R: Rules<F>> IpvsPlanner<F, R> {
     }
 }
 
-type Result_<R> = Result<Receipt<<R as Target>::Receipt>, TargetError<<R as Target>::Error>>;
-type RuleResults<R> = Vec<Result<<R as Target>::Receipt, <R as Target>::Error>>;
+type ChangeResult<R, E> = Result<Receipt<R>, Arc<TargetError<E>>>;
+type ChangeResults<R> = Vec<ChangeResult<<R as Target>::Receipt, <R as Target>::Error>>;
 
 /// The results of the rules' steps and those of changes.
 fn split<R: Target>(
-    results: Vec<Result_<R>>,
+    results: ChangeResults<R>,
     n_rules: usize,
     rules_first: bool,
     n_changes: usize,
-) -> (RuleResults<R>, Vec<Result_<R>>) {
+) -> (StepResults<R>, ChangeResults<R>) {
     let mut first = results;
     let last = first.split_off(first.len().min(if rules_first { n_rules } else { n_changes }));
     let (rules, changes) = if rules_first { (first, last) } else { (last, first) };
     let of_rules = rules.into_iter().filter_map(|result| match result {
         Ok(Receipt::Rules(receipt)) => Some(Ok(receipt)),
-        Err(TargetError::Rules(error)) => Some(Err(error)),
-        // The step itself was lost, with a panic for example.
-        Err(TargetError::OutcomeUnknown { why }) => Some(Err(R::outcome_unknown(why))),
-        Ok(_) | Err(_) => None,
+        Ok(_) => None,
+        Err(error) => match &*error {
+            TargetError::Rules(error) => Some(Err(Arc::clone(error))),
+            // The step itself was lost, with a panic for example.
+            TargetError::OutcomeUnknown { why } => Some(Err(Arc::new(R::outcome_unknown(why)))),
+            TargetError::Ipvs(_) | TargetError::Devices(_) => None,
+        },
     });
     (of_rules.collect(), changes)
 }
@@ -80,7 +83,7 @@ fn split<R: Target>(
 /// What came of each change.
 fn outcomes<F: Family, R, E: std::error::Error>(
     changes: &[Change<F>],
-    results: &[Result<Receipt<R>, TargetError<E>>],
+    results: &[ChangeResult<R, E>],
 ) -> Vec<(Change<F>, Outcome)> {
     let mut not_made: Option<Id<F>> = None;
     let mut outcomes = Vec::with_capacity(changes.len());
@@ -103,18 +106,17 @@ impl Outcome {
     }
 }
 
-fn outcome<F: Family, R, E: std::error::Error>(
-    change: &Change<F>,
-    result: &Result<Receipt<R>, TargetError<E>>,
-) -> Outcome {
+fn outcome<F: Family, R, E: std::error::Error>(change: &Change<F>, result: &ChangeResult<R, E>) -> Outcome {
     match result {
         Ok(Receipt::Drained(at) | Receipt::Busy(at)) => Outcome::Seen(*at),
         Ok(_) => Outcome::Made,
-        Err(TargetError::Ipvs(IpvsError::Refused { errno, .. })) if !contradicts(change, *errno) => {
-            Outcome::Refused
-        }
-        Err(TargetError::Devices(_)) => Outcome::Refused,
-        Err(_) => Outcome::Unknown,
+        Err(error) => match &**error {
+            TargetError::Ipvs(IpvsError::Refused { errno, .. }) if !contradicts(change, *errno) => {
+                Outcome::Refused
+            }
+            TargetError::Devices(_) => Outcome::Refused,
+            _ => Outcome::Unknown,
+        },
     }
 }
 

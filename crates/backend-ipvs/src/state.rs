@@ -216,7 +216,7 @@ impl<F: Family> State<F> {
         let seconds = |affinity: Duration| {
             NonZeroU32::new(u32::try_from(affinity.as_secs()).unwrap_or(u32::MAX)).unwrap_or(NonZeroU32::MIN)
         };
-        let persistence = frontend.affinity.map(seconds);
+        let persistence = frontend.affinity.map(|affinity| seconds(affinity.timeout));
         Some(Server { kind, exists: !pool.is_empty(), pool, persistence, differs: false })
     }
 }

@@ -77,7 +77,7 @@ pub struct FoundServer {
 pub enum TargetError<R: std::error::Error + 'static> {
     /// The rules.
     #[error(transparent)]
-    Rules(R),
+    Rules(Arc<R>),
     /// Virtual or real servers.
     #[error(transparent)]
     Ipvs(IpvsError),
@@ -101,7 +101,7 @@ impl<F: Family, R: Target> IpvsTarget<F, R> {
         Self { rules, ipvs, devices, options, family: std::marker::PhantomData }
     }
 
-    fn run(&mut self, changes: &[Change<F>], results: &mut Results<F, R>) {
+    fn run(&mut self, changes: &[Change<F>], results: &mut Results<R>) {
         let mut pending = Batch::default();
         for change in changes {
             match change.means(&self.options) {
@@ -125,7 +125,7 @@ impl<F: Family, R: Target> IpvsTarget<F, R> {
         self.flush_commands(&mut pending, results);
     }
 
-    fn flush_commands(&mut self, batch: &mut Batch, results: &mut Results<F, R>) {
+    fn flush_commands(&mut self, batch: &mut Batch, results: &mut Results<R>) {
         if batch.commands.is_empty() {
             return;
         }
@@ -138,7 +138,7 @@ impl<F: Family, R: Target> IpvsTarget<F, R> {
         batch.commands.clear();
     }
 
-    fn flush_addresses(&mut self, batch: &mut Batch, results: &mut Results<F, R>) {
+    fn flush_addresses(&mut self, batch: &mut Batch, results: &mut Results<R>) {
         if !batch.addresses.is_empty() {
             let answers = self.devices.change(&batch.addresses).into_iter();
             results
@@ -177,7 +177,7 @@ struct Batch {
     addresses: Vec<AddressChange>,
 }
 
-type Results<F, R> = mode::StepResults<IpvsTarget<F, R>>;
+type Results<R> = Vec<Result<Receipt<<R as Target>::Receipt>, TargetError<<R as Target>::Error>>>;
 
 impl<F: Family, R: Target> Target for IpvsTarget<F, R> {
     type Step = Step<F, R::Step>;
@@ -190,7 +190,8 @@ impl<F: Family, R: Target> Target for IpvsTarget<F, R> {
     fn apply(&mut self, steps: Vec<Self::Step>, yields: &dyn Fn() -> bool) -> Applied<Self> {
         let mut steps: VecDeque<_> = steps.into();
         let mut rules_left = steps.iter().filter(|step| matches!(step, Step::Rules(_))).count();
-        let mut applied = Applied { results: Vec::with_capacity(steps.len()), kernel_time: None };
+        let mut applied =
+            Applied { results: Vec::with_capacity(steps.len()), kernel_time: None, is_usable: true };
         while !steps.is_empty() {
             let changes = take_changes(&mut steps);
             self.run(&changes, &mut applied.results);
@@ -199,11 +200,12 @@ impl<F: Family, R: Target> Target for IpvsTarget<F, R> {
                 rules_left -= rules.len();
                 let done = self.rules.apply(rules, &|| false);
                 applied.kernel_time = done.kernel_time;
+                applied.is_usable &= done.is_usable;
                 let has_failed = done.results.iter().any(Result::is_err);
                 let results = done.results.into_iter();
-                applied
-                    .results
-                    .extend(results.map(|result| result.map(Receipt::Rules).map_err(TargetError::Rules)));
+                applied.results.extend(results.map(|result| {
+                    result.map(Receipt::Rules).map_err(|error| TargetError::Rules(Arc::new(error)))
+                }));
                 if has_failed {
                     break;
                 }
@@ -220,7 +222,7 @@ impl<F: Family, R: Target> Target for IpvsTarget<F, R> {
             Reading::Whole(rules) => rules,
             Reading::Unstable => return Reading::Unstable,
             Reading::NotReadable => return Reading::NotReadable,
-            Reading::Failed(error) => return Reading::Failed(TargetError::Rules(error)),
+            Reading::Failed(error) => return Reading::Failed(TargetError::Rules(Arc::new(error))),
         };
         let servers = match self.read_servers() {
             Ok(servers) => servers,
@@ -238,7 +240,7 @@ impl<F: Family, R: Target> Target for IpvsTarget<F, R> {
     }
 
     fn traffic(&mut self) -> Result<Option<Self::Counted>, Self::Error> {
-        self.rules.traffic().map_err(TargetError::Rules)
+        self.rules.traffic().map_err(|error| TargetError::Rules(Arc::new(error)))
     }
 
     /// Modules that are missing don't come by themselves; all else may pass.

@@ -17,6 +17,11 @@ pub fn choosing_chains() -> [Name; 2] {
     ["nat-prerouting", "nat-output"].map(Name::from_static)
 }
 
+/// The maps that send packets of Services to endpoints, whoever they are from: empty where IPVS does that.
+pub fn choosing_maps() -> [Name; 2] {
+    [false, true].map(|by_node_port| Map::Frontends(Traffic::Any, by_node_port).name())
+}
+
 /// The netfilter family of a table for `F`.
 pub fn nft_family<F: Family>() -> nft::Family {
     match F::FAMILY {

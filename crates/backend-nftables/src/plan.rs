@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::counted::{Counted, CountedChanges};
 use crate::elements::ElementChanges;
 use crate::frontend::Programmed;
-use crate::layout::{Map, address_bytes, hairpin_bytes, nft_family, table_name};
+use crate::layout::{Map, MapElement, address_bytes, hairpin_bytes, nft_family, table_name};
 use crate::pools::{Numbers, Pool, PoolKey, PoolUses};
 
 /// One family's ruleset: what it depends on, and what the kernel holds of it.
@@ -188,6 +188,21 @@ impl<F: Family> Backend<F> {
         ops.extend(clients.before);
         elements.into_ops(ops, clients.between);
         ops.extend(clients.after);
+    }
+
+    /// The elements that are a frontend's alone, as far as they are held.
+    pub(crate) fn explain(&self, key: &FrontendKey<F>) -> Vec<mode::Rule> {
+        let held = self.held.frontends.get(key).into_iter();
+        let elements = held.flat_map(|programmed| programmed.elements(key));
+        let rule = |MapElement { map, element }: MapElement| {
+            let set = map.set();
+            let kind = set.keyword();
+            mode::Rule {
+                place: format!("{kind} {}", set.name),
+                text: set.element_text(&element, nft_family::<F>()).to_string(),
+            }
+        };
+        elements.map(rule).collect()
     }
 
     /// Takes note that the kernel took the plan's transaction.

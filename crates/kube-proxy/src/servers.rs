@@ -3,18 +3,33 @@
 use std::sync::Arc;
 
 use agent::Telemetry;
-use config::{CommandLine, Config, Gate, Mode, Stage};
+use config::{CommandLine, Config, Gate, Stage};
 use events::{Event, Reason, Recorder, Regarding};
 use metrics::health::SharedHealth;
 use metrics::{BuildInfo, Feature, Metrics, Options};
 use serde_json::json;
 use status::{Limits, ServeError, Server, Sources, Status};
 
+use crate::explain;
+
 /// Metrics at zero, and a proxy that is healthy so far.
 pub(crate) fn telemetry(config: &Config, version: &str) -> Telemetry {
-    let mode = if config.mode == Mode::IpTables { metrics::Mode::Iptables } else { metrics::Mode::Nftables };
-    let options = Options { mode, build: build_info(version), features: features(config) };
+    let options = Options { build: build_info(version), features: features(config) };
     Telemetry::new(Arc::new(Metrics::new(&options)), SharedHealth::new(config.health_timeout()))
+}
+
+/// Descriptors for everything but clients: the runtime, the API server, the kernel, programs, service health checks.
+const OWN_DESCRIPTORS: u64 = 64;
+/// The limit of descriptors where the system does not tell.
+const DESCRIPTORS: u64 = 1024;
+/// Clients that are served however few descriptors there are.
+const MIN_CONNECTIONS: usize = 8;
+
+/// What clients may take, given how many descriptors the process may have: at most half of those that are left.
+fn limits(descriptors: u64) -> Limits {
+    let defaults = Limits::default();
+    let left = usize::try_from(descriptors.saturating_sub(OWN_DESCRIPTORS) / 2).unwrap_or(usize::MAX);
+    Limits { connections: left.clamp(MIN_CONNECTIONS, defaults.connections), ..defaults }
 }
 
 /// Starts the servers, before anything else can take long. A Service whose health check can't be served hears of it by an
@@ -45,8 +60,8 @@ pub(crate) fn start(
             log.set_verbosity(u32::try_from(verbosity).unwrap_or_default());
             Ok(())
         }),
-        explain: Arc::new(move |service| asked.explain(service)),
-        limits: Limits::default(),
+        explain: Arc::new(move |service| explain::explain(&asked, service)),
+        limits: limits(host::descriptor_limit().unwrap_or(DESCRIPTORS)),
     };
     let sources = Sources {
         metrics: telemetry.metrics.clone(),
@@ -96,5 +111,17 @@ fn build_info(version: &str) -> BuildInfo {
         compiler: "rustc".into(),
         platform: format!("{}/{arch}", std::env::consts::OS),
         ..BuildInfo::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_leave_descriptors_for_the_work() {
+        for (descriptors, connections) in [(1 << 20, 256), (1024, 256), (256, 96), (64, 8), (0, 8)] {
+            assert_eq!(limits(descriptors).connections, connections, "{descriptors}");
+        }
     }
 }

@@ -15,6 +15,7 @@ mod process;
 mod registrar;
 mod sli;
 mod source;
+mod turn;
 
 use std::sync::{Mutex, PoisonError};
 
@@ -23,11 +24,12 @@ use prometheus::{IntCounter, IntGauge};
 use tokio::time::Instant;
 
 pub use family::FamilyMetrics;
-pub use mode::{IptablesMetrics, Mode, ModeMetrics, NftablesMetrics, TableMetrics};
+pub use mode::{IptablesMetrics, NftablesMetrics, TableMetrics};
 pub use process::ProcessReading;
 pub use registrar::CONTENT_TYPE;
 pub use sli::Slis;
 pub use source::{Requests, ResourceMetrics, SourceMetrics};
+pub use turn::LoopTurn;
 
 use process::ProcessMetrics;
 use registrar::Registrar;
@@ -35,8 +37,6 @@ use registrar::Registrar;
 /// What is known of the program when it starts.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Whose metrics there are beside those of every mode.
-    pub mode: Mode,
     /// Labels of `kubernetes_build_info`.
     pub build: BuildInfo,
     /// Feature gates, for `kubernetes_feature_enabled`.
@@ -69,7 +69,7 @@ pub struct Feature {
     pub enabled: bool,
 }
 
-/// All metrics.
+/// All metrics that every mode has; see [`NftablesMetrics::register`] and the like for a mode's own.
 pub struct Metrics {
     registrar: Registrar,
     family: Box<dyn Fn(IpFamily) -> FamilyMetrics + Send + Sync>,
@@ -77,8 +77,14 @@ pub struct Metrics {
     pub changes: ChangeMetrics,
     /// Answers of the health server.
     pub health_answers: HealthAnswers,
+    /// Log records that nobody took.
+    pub log_records_lost: IntCounter,
+    /// 1 while the configuration file, as it is now, can be used; 0 while the one before stays in force.
+    pub config_file_usable: IntGauge,
     /// The way to the API server.
     pub source: SourceMetrics,
+    /// Turns of the event loop.
+    pub loop_turn: LoopTurn,
     /// The registry of `/metrics/slis`.
     pub slis: Slis,
     process: Mutex<ProcessMetrics>,
@@ -119,8 +125,8 @@ impl HealthAnswers {
 impl Metrics {
     /// All metrics, at zero.
     pub fn new(options: &Options) -> Self {
-        let registrar = Registrar::default();
-        let family = Box::new(family::register(&registrar, options.mode));
+        let registrar = Registrar::counted();
+        let family = Box::new(family::register(&registrar));
         let changes = ChangeMetrics {
             endpoints_pending: registrar.gauge(
                 "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
@@ -148,11 +154,29 @@ impl Metrics {
             ),
             livez: by_code("kubeproxy_proxy_livez_total", "[ALPHA] Answers of the health server's /livez"),
         };
+        let log_records_lost = registrar
+            .counter("kubeproxy_log_records_lost_total", "[ALPHA] Log records that nobody read in time");
+        let config_file_usable = registrar.gauge(
+            "kubeproxy_config_file_usable",
+            "[ALPHA] 0 while the configuration file was changed to something that can't be used, else 1",
+        );
+        config_file_usable.set(1);
         register_static(&registrar, options);
         let source = SourceMetrics::register(&registrar);
         let process = Mutex::new(ProcessMetrics::register(&registrar));
-        registrar.count_registered();
-        Self { registrar, family, changes, health_answers, source, slis: Slis::default(), process }
+        let loop_turn = LoopTurn::register(&registrar);
+        Self {
+            registrar,
+            family,
+            changes,
+            health_answers,
+            log_records_lost,
+            config_file_usable,
+            source,
+            loop_turn,
+            slis: Slis::default(),
+            process,
+        }
     }
 
     /// The metrics of a family that is served. They are on the page from the first call on.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use model::{Changed, Family, FrontendKey, RuleSettings, Table};
 use tokio::time::Instant;
@@ -72,8 +73,8 @@ pub trait Planner<F: Family>: Send + 'static {
 /// A planner's plan.
 pub type PlanOf<P, F> = Plan<<<P as Planner<F>>::Target as Target>::Step, <P as Planner<F>>::Held>;
 
-/// The results of steps.
-pub type StepResults<T> = Vec<Result<<T as Target>::Receipt, <T as Target>::Error>>;
+/// The results of steps, for the planner. Errors are shared with those who tell of them.
+pub type StepResults<T> = Vec<Result<<T as Target>::Receipt, Arc<<T as Target>::Error>>>;
 
 /// Why there is something to do.
 #[derive(Debug)]

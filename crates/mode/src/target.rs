@@ -5,10 +5,8 @@ use std::fmt::{Debug, Display};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::planner::StepResults;
-
 /// A way to one family's rules in the kernel or wherever they are, with I/O. Decides nothing. It is opened and used on a
-/// thread of its own, and dropped and opened anew after a failure or a panic. A mode with several (IPVS, a device, a table of
+/// thread of its own, and dropped and opened anew after a reading that failed, an apply after which it is not usable, or a panic. A mode with several (IPVS, a device, a table of
 /// nftables) has one target that holds them all.
 pub trait Target: Sized + 'static {
     /// Something that is done or fails as a whole. An atomic mode has one for everything.
@@ -52,9 +50,19 @@ pub trait Target: Sized + 'static {
 #[derive(Debug)]
 pub struct Applied<T: Target> {
     /// One for each step that was tried, in their order.
-    pub results: StepResults<T>,
+    pub results: Vec<Result<T::Receipt, T::Error>>,
     /// What the kernel itself took, if that is known.
     pub kernel_time: Option<Duration>,
+    /// The target can go on; if not, it is dropped and opened anew for the next job.
+    pub is_usable: bool,
+}
+
+impl<T: Target> Applied<T> {
+    /// One step that is everything was made, or not.
+    pub fn whole(result: Result<T::Receipt, T::Error>, kernel_time: Option<Duration>) -> Self {
+        let is_usable = result.is_ok();
+        Self { results: vec![result], kernel_time, is_usable }
+    }
 }
 
 /// What came of a reading.

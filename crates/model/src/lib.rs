@@ -7,11 +7,10 @@
 #![forbid(unsafe_code)]
 
 mod conflicts;
-mod mode;
 mod names;
 mod net;
 mod objects;
-mod packets;
+mod rule_settings;
 mod slots;
 mod store;
 mod table;
@@ -19,14 +18,15 @@ mod uid;
 pub mod view;
 
 pub use conflicts::ConflictChange;
-pub use mode::{Backend, Mode, RuleCount};
 pub use names::{Interner, Name, ObjectName, ServiceName, ServicePortName};
-pub use net::{AddrError, CidrError, Family, IpFamily, Protocol, V4, V6, parse_addr, parse_cidr};
+pub use net::{
+    AddrError, CidrError, Family, IpFamily, Protocol, V4, V6, parse_addr, parse_cidr, special_use,
+};
 pub use objects::{
     Change, Conditions, Endpoint, EndpointSlice, Hints, Kind, Node, Object, Service, ServiceCidr,
     ServicePort, SliceEndpoints, SlicePort, TrafficPolicy,
 };
-pub use packets::{Extent, NodePortAddresses, PodSource, RuleSettings};
+pub use rule_settings::{Balancer, Extent, NodePortAddresses, PodSource, RuleSettings};
 pub use slots::assign_slots;
 pub use store::{ServiceEntry, Store, Touched};
 pub use table::{

@@ -307,6 +307,23 @@ impl<F: Family> Table<F> {
         self.frontends.get(key).map_or(&[], |claims| &claims.others)
     }
 
+    /// How many frontends are in force.
+    pub fn len(&self) -> usize {
+        self.frontends.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.frontends.is_empty()
+    }
+
+    /// The claims that lose, each with the one in force, in the order of the Services that have that.
+    pub fn lost_claims(&self) -> impl Iterator<Item = (&Frontend<F>, &Frontend<F>)> {
+        let is_contested = self.conflict_count() > 0;
+        let winners = is_contested.then(|| self.iter()).into_iter().flatten();
+        winners.flat_map(|winner| self.conflicts(&winner.key).iter().map(move |loser| (loser, winner)))
+    }
+
     /// How many claims lose against another Service's now.
     pub fn conflict_count(&self) -> usize {
         self.conflicts.count()

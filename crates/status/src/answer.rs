@@ -1,12 +1,16 @@
 //! Answers, with the headers that upstream's have.
 
+use std::convert::Infallible;
+
 use http::header::{CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use http::{Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 
-/// What a server sends.
-pub(crate) type Answer = Response<Full<Bytes>>;
+/// What a server sends: a body that is there, or one that comes piece by piece (`http_body_util::StreamBody`). A client that takes
+/// no further piece is left after [`Limits::answer`](crate::Limits), and any after the age of a connection.
+pub(crate) type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 pub(crate) const TEXT: &str = "text/plain; charset=utf-8";
 pub(crate) const JSON: &str = "application/json";
@@ -14,7 +18,7 @@ pub(crate) const HTML: &str = "text/html; charset=utf-8";
 
 /// An answer of this type, which browsers must not guess anew.
 pub(crate) fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
+    let mut answer = Response::new(Full::new(body.into()).boxed_unsync());
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     answer.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

@@ -14,9 +14,10 @@ mod checks;
 mod debug;
 mod health;
 mod listen;
+mod metrics_server;
 mod negotiate;
-mod page;
 mod process;
+mod routes;
 mod serve;
 mod zpages;
 
@@ -161,12 +162,11 @@ impl Status {
                 })
             };
             if let Some(server) = server(Server::Metrics, config.metrics_address, metrics_tx) {
-                let page = Arc::new(page::MetricsServer::new(&config, &sources, SystemTime::now()));
-                tokio::spawn(server.run(move |request| page.clone().answer(request)));
+                let pages = metrics_server::MetricsServer::new(&config, &sources, SystemTime::now());
+                tokio::spawn(server.run(pages.routes()));
             }
             if let Some(server) = server(Server::Health, config.health_address, health_tx) {
-                let pages = Arc::new(health::HealthServer::new(&sources));
-                tokio::spawn(server.run(move |request| std::future::ready(pages.answer(&request))));
+                tokio::spawn(server.run(health::HealthServer::new(&sources).routes()));
             }
             tokio::spawn(checks::serve(sources.health, sources.health_checks, notify, pool));
             // Ends also when the sender is dropped, which is all that it is for.

@@ -12,8 +12,8 @@ use backend_ipvs::{IpvsPlanner, IpvsTarget, Options, Rules};
 use ipvs::{Command, Flags, RealServer, RealServerId, ServerId, VirtualServer};
 use mode::{Applied, Cause, NeedsReading, Plan, PlanOf, Planner, Reading, Settled, StepResults, Target};
 use model::{
-    AddressKind, Changed, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool,
-    Protocol, RuleSettings, ServicePortName, Table, V4, Verdict,
+    AddressKind, Affinity, Changed, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade,
+    ObjectName, Pool, Protocol, RuleSettings, ServicePortName, Table, TrafficPolicy, V4, Verdict,
 };
 use testkit::fake_devices::FakeDevices;
 use testkit::fake_ipvs::FakeIpvs;
@@ -162,7 +162,8 @@ impl World {
             Err(NeedsReading) => return self.sync(),
         };
         let applied = self.target.apply(plan.steps, &|| false);
-        let mut settled = self.planner.settle(plan.held, applied.results);
+        let results = applied.results.into_iter().map(|result| result.map_err(Arc::new)).collect();
+        let mut settled = self.planner.settle(plan.held, results);
         if !settled.untried.is_empty() {
             let untried = std::mem::take(&mut settled.untried);
             let again = self.run(Cause::Changed(&untried));
@@ -205,8 +206,9 @@ impl World {
     }
 
     fn server(&self, id: ServerId, frontend: &Frontend<V4>) -> (VirtualServer, BTreeSet<RealServer>) {
-        let persistence =
-            frontend.affinity.and_then(|affinity| NonZeroU32::new(affinity.as_secs().try_into().unwrap()));
+        let persistence = frontend
+            .affinity
+            .and_then(|affinity| NonZeroU32::new(affinity.timeout.as_secs().try_into().unwrap()));
         let settings =
             VirtualServer { id, scheduler: self.options.scheduler, flags: Flags::OWN, persistence };
         let reals = frontend.pool.endpoints().iter().map(|endpoint| {
@@ -241,6 +243,7 @@ pub(crate) fn frontend(service: &str, key: FrontendKey<V4>, endpoints: &[u8]) ->
             protocol: key.protocol,
         },
         pool: Pool::new(endpoints.iter().map(destination).collect(), Verdict::Reject),
+        policy: TrafficPolicy::Cluster,
         internal_pool: None,
         affinity: None,
         masquerade: Masquerade::UnlessFromPod,
@@ -250,7 +253,7 @@ pub(crate) fn frontend(service: &str, key: FrontendKey<V4>, endpoints: &[u8]) ->
 }
 
 pub(crate) fn sticky(frontend: Frontend<V4>, seconds: u64) -> Frontend<V4> {
-    Frontend { affinity: Some(Duration::from_secs(seconds)), ..frontend }
+    Frontend { affinity: Some(Affinity { timeout: Duration::from_secs(seconds), service: None }), ..frontend }
 }
 
 pub(crate) fn web() -> FrontendKey<V4> {

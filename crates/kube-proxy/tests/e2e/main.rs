@@ -12,6 +12,7 @@
 mod affinity;
 mod bad_input;
 mod config_file;
+mod edges;
 mod events;
 mod explain;
 mod folder;

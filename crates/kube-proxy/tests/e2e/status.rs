@@ -21,10 +21,10 @@ const CHECK: u16 = 32100;
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 #[derive(Clone, Debug)]
-struct Reply {
-    status: u16,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
     head: String,
-    body: String,
+    pub(crate) body: String,
 }
 
 impl Reply {
@@ -34,7 +34,7 @@ impl Reply {
 }
 
 /// Sends a GET request; `None` if nobody answers.
-fn get(from: &Host, to: SocketAddr, path: &str) -> Option<Reply> {
+pub(crate) fn get(from: &Host, to: SocketAddr, path: &str) -> Option<Reply> {
     let ask = || -> std::io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&to, REQUEST)?;
         stream.set_read_timeout(Some(REQUEST))?;

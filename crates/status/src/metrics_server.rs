@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::{Method, Request, StatusCode};
-use hyper::body::Incoming;
+use http::{Method, StatusCode};
 use metrics::Metrics;
 use model::ObjectName;
 use tokio::time::Instant;
 
-use crate::answer::{Answer, JSON, TEXT, answer, not_found, text};
+use crate::answer::{Answer, JSON, TEXT, answer, text};
+use crate::routes::{Call, Routes};
 use crate::{Config, Explain, SetVerbosity, Sources, debug, process, zpages};
 
 /// What the server needs for its answers.
@@ -27,7 +27,6 @@ pub(crate) struct MetricsServer {
     explain: Explain,
 }
 
-const EXPLAIN: &str = "/explain/";
 /// The event loop is never busy for so long, unless it is stuck.
 const EXPLAIN_LIMIT: Duration = Duration::from_secs(5);
 
@@ -47,58 +46,65 @@ impl MetricsServer {
         }
     }
 
-    pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Answer {
-        match request.uri().path() {
-            "/metrics" => metrics_page(self.metrics.render(process::read().as_ref(), Instant::now())),
-            "/metrics/slis" if request.method() == Method::DELETE => {
-                self.metrics.slis.reset();
-                text("metrics reset\n")
-            }
-            "/metrics/slis" => self.slis(),
-            "/healthz" => {
-                self.metrics.slis.record("ping", "healthz", true);
-                text(healthz(request.uri().query().unwrap_or_default()))
-            }
-            "/healthz/ping" => text("ok"),
-            "/proxyMode" => text(self.mode.clone()),
-            "/configz" => answer(StatusCode::OK, JSON, self.configz.clone()),
-            "/flagz" => match &self.flags {
-                Some(flags) => zpages::flagz(request.headers(), flags),
-                None => not_found(),
-            },
-            "/statusz" if self.serves_statusz => {
-                zpages::statusz(request.headers(), &self.version, self.started, SystemTime::now())
-            }
-            path if path.starts_with(EXPLAIN) => self.explain(&path[EXPLAIN.len()..]).await,
-            path if self.profiling && path.starts_with("/debug/") => {
-                debug::respond(request, &self.set_verbosity).await
-            }
-            _ => not_found(),
-        }
-    }
-
-    /// Where packets for the Service `NAMESPACE/NAME` go, and why. Not upstream's.
-    async fn explain(&self, name: &str) -> Answer {
-        let Some((namespace, name)) = name.split_once('/').filter(|(_, name)| !name.contains('/')) else {
-            return not_found();
+    /// All its paths.
+    pub(crate) fn routes(self) -> Routes {
+        let this = Arc::new(self);
+        let now = |answer: fn(&Self, &Call) -> Answer| {
+            let this = this.clone();
+            move |call: &Call| answer(&this, call)
         };
-        let answer = (self.explain)(ObjectName::new(namespace, name));
-        match tokio::time::timeout(EXPLAIN_LIMIT, answer).await {
-            Ok(Ok(Some(explanation))) => text(explanation),
-            Ok(Ok(None)) => {
-                answer_text(StatusCode::NOT_FOUND, "no such Service, or none that is served here\n")
-            }
-            Ok(Err(_)) | Err(_) => {
-                answer_text(StatusCode::SERVICE_UNAVAILABLE, "the event loop does not answer\n")
-            }
+        let asked = this.clone();
+        let mut routes = Routes::default()
+            .now("/metrics", now(Self::metrics))
+            .now("/metrics/slis", now(Self::slis))
+            .now("/healthz", now(Self::healthz))
+            .now("/healthz/ping", |_| text("ok"))
+            .now("/proxyMode", now(|this, _| text(this.mode.clone())))
+            .now("/configz", now(|this, _| answer(StatusCode::OK, JSON, this.configz.clone())))
+            .at("/explain/{namespace}/{name}", move |call| explain(asked.clone(), call));
+        if let Some(flags) = this.flags.clone() {
+            routes = routes.now("/flagz", move |call| zpages::flagz(call.request.headers(), &flags));
         }
+        if this.serves_statusz {
+            routes = routes.now("/statusz", now(Self::statusz));
+        }
+        if this.profiling { debug::add_routes(routes, &this.set_verbosity) } else { routes }
     }
 
-    fn slis(&self) -> Answer {
+    fn metrics(&self, _call: &Call) -> Answer {
+        metrics_page(self.metrics.render(process::read().as_ref(), Instant::now()))
+    }
+
+    fn slis(&self, call: &Call) -> Answer {
+        if call.request.method() == Method::DELETE {
+            self.metrics.slis.reset();
+            return text("metrics reset\n");
+        }
         if let Some(reading) = process::read() {
             self.metrics.slis.set_start_time(reading.start_time_seconds);
         }
         metrics_page(self.metrics.slis.render())
+    }
+
+    fn healthz(&self, call: &Call) -> Answer {
+        self.metrics.slis.record("ping", "healthz", true);
+        text(healthz(call.request.uri().query().unwrap_or_default()))
+    }
+
+    fn statusz(&self, call: &Call) -> Answer {
+        zpages::statusz(call.request.headers(), &self.version, self.started, SystemTime::now())
+    }
+}
+
+/// Where packets for the Service `NAMESPACE/NAME` go, and why. Not upstream's.
+async fn explain(server: Arc<MetricsServer>, call: Call) -> Answer {
+    let answer = (server.explain)(ObjectName::new(call.parameter("namespace"), call.parameter("name")));
+    match tokio::time::timeout(EXPLAIN_LIMIT, answer).await {
+        Ok(Ok(Some(explanation))) => text(explanation),
+        Ok(Ok(None)) => answer_text(StatusCode::NOT_FOUND, "no such Service, or none that is served here\n"),
+        Ok(Err(_)) | Err(_) => {
+            answer_text(StatusCode::SERVICE_UNAVAILABLE, "the event loop does not answer\n")
+        }
     }
 }
 
