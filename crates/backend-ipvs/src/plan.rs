@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use mode::{Cause, NeedsReading, Plan, PlanOf, Planner, Rule, RuleCount, Settled, StepResults, Target};
-use model::{Family, FrontendKey, NodePortAddresses, Protocol, RuleSettings, Table};
+use model::{Balancer, Family, FrontendKey, NodePortAddresses, Protocol, RuleSettings, Table};
 use tokio::time::Instant;
 
 use crate::change::Change;
@@ -46,7 +46,9 @@ impl<F: Family, R: Rules<F>> IpvsPlanner<F, R> {
     pub(crate) fn rule_settings(&self, state: &State<F>, settings: &RuleSettings) -> R::Settings {
         let addresses = accepted(&state.node_addresses, &settings.node_ports);
         let node_ports = NodePortAddresses::Within(addresses.map(|addr| IpNet::from(addr.into())).collect());
-        let settings = RuleSettings { node_ports, localhost_node_ports: false, ..settings.clone() };
+        let node_addresses = state.node_addresses.iter().map(|address| (*address).into()).collect();
+        let balancer = Balancer::Ipvs { node_addresses };
+        let settings = RuleSettings { node_ports, localhost_node_ports: false, balancer, ..settings.clone() };
         self.rules.settings(&settings)
     }
 }

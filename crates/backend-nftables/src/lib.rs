@@ -24,6 +24,7 @@ mod counted;
 mod elements;
 mod found;
 mod frontend;
+mod ipvs;
 mod layout;
 mod mode;
 mod plan;
