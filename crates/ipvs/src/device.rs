@@ -19,10 +19,13 @@ const WRITTEN: usize = 4;
 const NAME: u16 = 3;
 const LINK_INFO: u16 = 18;
 const INFO_KIND: u16 = 1;
-/// `IFA_ADDRESS`, `IFA_LOCAL` and `IFA_FLAGS`.
+/// `IFA_ADDRESS`, `IFA_LOCAL`, `IFA_CACHEINFO` and `IFA_FLAGS`.
 const ADDRESS: u16 = 1;
 const LOCAL: u16 = 2;
+const CACHE_INFO: u16 = 6;
 const FLAGS: u16 = 8;
+/// `RT_SCOPE_HOST`
+const SCOPE_HOST: u8 = 254;
 /// `IFA_F_NODAD`: nobody else on the device can have the address, and it serves at once.
 const NO_DUPLICATE_DETECTION: u32 = 0x02;
 /// `NLM_F_EXCL`: what is there already is an error.
@@ -113,6 +116,9 @@ pub fn request_addresses(seq: u32) -> Vec<u8> {
 }
 
 /// Appends the message that changes an address of a device.
+///
+/// The kernel never takes such an address as source of anything else, such as masquerading towards a device without an address: in
+/// IPv4 it has the scope of the host, in IPv6 it is deprecated from the beginning.
 pub fn change_address(out: &mut Writer, index: u32, change: AddressChange, seq: u32, flags: u16) {
     let (kind, address, flags) = match change {
         AddressChange::Add(address) => (NEW_ADDR, address, flags | flag::CREATE),
@@ -120,9 +126,10 @@ pub fn change_address(out: &mut Writer, index: u32, change: AddressChange, seq: 
     };
     let (family, bits) = if address.is_ipv4() { (AF_INET, 32) } else { (AF_INET6, 128) };
     let start = out.begin_message(kind, flag::REQUEST | flags, seq, family, 0);
-    // Behind the family: length of the network. Flags and scope are 0.
-    if let Some(prefix) = out.out.get_mut(start + netlink::NLMSG_HEADER_BYTES + 1) {
-        *prefix = bits;
+    // Behind the family: length of the network, flags, scope.
+    let head = start + netlink::NLMSG_HEADER_BYTES;
+    if let Some([prefix, _flags, scope]) = out.out.get_mut(head + 1..head + WRITTEN) {
+        (*prefix, *scope) = (bits, if address.is_ipv4() { SCOPE_HOST } else { 0 });
     }
     out.out.extend(index.to_ne_bytes());
     let bytes = match address {
@@ -131,7 +138,10 @@ pub fn change_address(out: &mut Writer, index: u32, change: AddressChange, seq: 
     };
     out.bytes(LOCAL, &bytes);
     out.bytes(ADDRESS, &bytes);
-    if kind == NEW_ADDR {
+    if kind == NEW_ADDR && address.is_ipv6() {
+        // `struct ifa_cacheinfo`: preferred for no time, valid for ever, and two times that the kernel sets.
+        let lifetimes = [0, u32::MAX, 0, 0].map(u32::to_ne_bytes);
+        out.bytes(CACHE_INFO, lifetimes.as_flattened());
         out.bytes(FLAGS, &NO_DUPLICATE_DETECTION.to_ne_bytes());
     }
     out.end_message(start);

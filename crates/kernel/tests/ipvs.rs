@@ -55,6 +55,14 @@ fn the_device_holds_addresses_of_both_families() {
         assert!(ip("route get 10.96.0.1").contains("local 10.96.0.1 dev lo"));
         assert!(ip("-6 route get fd00:96::10").contains("dev lo"));
         assert!(ip("-4 route show table local dev kube-ipvs0").lines().all(|line| !line.contains('/')));
+        // Nothing else is sent from them.
+        ip("link set lo up");
+        ip("link add eth0 type dummy");
+        ip("link set eth0 up");
+        ip("route add default dev eth0");
+        ip("-6 route add default dev eth0");
+        assert!(!ip("route get 192.0.2.1").contains("src 10.96."));
+        assert!(!ip("-6 route get 2001:db8::1").contains("src fd00:96::10"));
         assert!(ip("link show kube-ipvs0").contains("state DOWN"));
         // What is there, and what is gone, is no error; and the first address does not take others with it.
         let changes = [Add(v6), Delete(v4[0]), Delete(v4[0]), Delete(address("fd00:96::11"))];
