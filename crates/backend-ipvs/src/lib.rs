@@ -25,12 +25,14 @@ mod rules;
 mod settle;
 mod state;
 mod target;
+mod watch;
 
 pub use change::Change;
 pub use options::Options;
 pub use plan::{IpvsPlanner, Pending};
 pub use rules::Rules;
 pub use target::{Found, FoundServer, IpvsTarget, Receipt, Step, TargetError};
+pub use watch::{Activity, Watcher};
 
 /// The device that holds virtual servers' addresses. The name is upstream's, which other software leaves alone.
 pub const DEVICE: &str = "kube-ipvs0";

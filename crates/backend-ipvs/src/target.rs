@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::change::{Change, Means};
 use crate::options::Options;
 use crate::state::{Id, Socket};
+use crate::watch::Activity;
 
 /// One family's virtual servers with their device, and the rules that go with them.
 pub struct IpvsTarget<F: Family, R: Target> {
@@ -23,6 +24,7 @@ pub struct IpvsTarget<F: Family, R: Target> {
     ipvs: Box<dyn Ipvs>,
     devices: Box<dyn Devices>,
     options: Arc<Options>,
+    activity: Activity,
     family: std::marker::PhantomData<F>,
 }
 
@@ -98,7 +100,14 @@ const AT_ONCE: usize = 1000;
 impl<F: Family, R: Target> IpvsTarget<F, R> {
     /// A target of these parts.
     pub fn new(rules: R, ipvs: Box<dyn Ipvs>, devices: Box<dyn Devices>, options: Arc<Options>) -> Self {
-        Self { rules, ipvs, devices, options, family: std::marker::PhantomData }
+        let activity = Activity::default();
+        Self { rules, ipvs, devices, options, activity, family: std::marker::PhantomData }
+    }
+
+    /// The same, which counts what it does there.
+    #[must_use]
+    pub fn telling(self, activity: Activity) -> Self {
+        Self { activity, ..self }
     }
 
     fn run(&mut self, changes: &[Change<F>], results: &mut Results<R>) {
@@ -194,7 +203,9 @@ impl<F: Family, R: Target> Target for IpvsTarget<F, R> {
             Applied { results: Vec::with_capacity(steps.len()), kernel_time: None, is_usable: true };
         while !steps.is_empty() {
             let changes = take_changes(&mut steps);
+            self.activity.note();
             self.run(&changes, &mut applied.results);
+            self.activity.note();
             let rules = take_rules(&mut steps);
             if !rules.is_empty() {
                 rules_left -= rules.len();

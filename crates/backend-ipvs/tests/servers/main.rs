@@ -5,4 +5,5 @@ mod convergence;
 mod draining;
 mod faults;
 mod node;
+mod watching;
 mod world;

@@ -8,7 +8,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backend_ipvs::{IpvsPlanner, IpvsTarget, Options, Rules};
+use backend_ipvs::{Activity, IpvsPlanner, IpvsTarget, Options, Rules};
 use ipvs::{Command, Flags, RealServer, RealServerId, ServerId, VirtualServer};
 use mode::{Applied, Cause, NeedsReading, Plan, PlanOf, Planner, Reading, Settled, StepResults, Target};
 use model::{
@@ -89,6 +89,7 @@ pub(crate) struct World {
     pub(crate) settings: RuleSettings,
     pub(crate) ipvs: FakeIpvs,
     pub(crate) devices: FakeDevices,
+    pub(crate) activity: Activity,
     options: Arc<Options>,
     planner: IpvsPlanner<V4, NoRules>,
     target: IpvsTarget<V4, NoRules>,
@@ -103,9 +104,11 @@ impl World {
         let (ipvs, devices, options) = (FakeIpvs::new(), FakeDevices::new(addresses), Arc::new(options));
         let target =
             IpvsTarget::new(NoRules, Box::new(ipvs.clone()), Box::new(devices.clone()), options.clone());
+        let activity = Activity::default();
+        let target = target.telling(activity.clone());
         let planner = IpvsPlanner::new(NoRules, options.clone());
         let (table, settings) = (Table::default(), RuleSettings::default());
-        Self { table, settings, ipvs, devices, options, planner, target }
+        Self { table, settings, ipvs, devices, activity, options, planner, target }
     }
 
     /// A new process takes over what there is.
@@ -113,7 +116,8 @@ impl World {
         self.options = Arc::new(options);
         self.planner = IpvsPlanner::new(NoRules, self.options.clone());
         let (ipvs, devices) = (Box::new(self.ipvs.clone()), Box::new(self.devices.clone()));
-        self.target = IpvsTarget::new(NoRules, ipvs, devices, self.options.clone());
+        self.target =
+            IpvsTarget::new(NoRules, ipvs, devices, self.options.clone()).telling(self.activity.clone());
     }
 
     /// Reads, and brings everything to what it should be.
