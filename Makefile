@@ -26,6 +26,7 @@ GUEST_TESTS := kernel/ipvs testkit/ipvs_parity
 guest-test:
 	@scripts/setup $(BUILD_TOOLS) $(GUEST_TOOLS)
 	scripts/guest test --timeout 600 $(GUEST_TESTS)
+	scripts/guest test --timeout 1800 kube-proxy/e2e -- --ignored
 
 ## What CI runs: format, lints, borders between crates, documentation, licences, tests, and what is in deploy/. Among the tests, what a change costs is counted at two
 ## sizes (crates/agent/tests/cost.rs); where valgrind is installed, instructions too.

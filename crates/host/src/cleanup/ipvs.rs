@@ -46,6 +46,7 @@ fn try_remove_servers(root: &Root, report: &mut Report) -> Result<(), CleanupErr
     // An address that was left out is only a virtual server that stays.
     ignoring(asked, |error| matches!(error, NetlinkError::Interrupted))
         .map_err(failed("read the addresses of the devices".to_owned()))?;
+    wait_for_connections(&own);
     // The device goes even if a server does not: it is what makes the addresses the host's own.
     let servers = delete_servers(&own, report);
     route
@@ -68,6 +69,34 @@ fn ignoring(
     what: impl Fn(&NetlinkError) -> bool,
 ) -> Result<(), NetlinkError> {
     result.or_else(|error| if what(&error) { Ok(()) } else { Err(error) })
+}
+
+/// How long connections through virtual servers have time to end, and how often that is looked up.
+const CONNECTIONS_LIMIT: Duration = Duration::from_secs(10);
+const CONNECTIONS_PAUSE: Duration = Duration::from_millis(200);
+
+/// Gives connections time to end: they end with their virtual server. New ones are directed by rules by now, before IPVS sees
+/// them.
+fn wait_for_connections(own: &Own) {
+    let looks = CONNECTIONS_LIMIT.as_millis() / CONNECTIONS_PAUSE.as_millis();
+    for _ in 0..looks {
+        // What can't be read is told when it is deleted.
+        if !has_connections(own).unwrap_or(false) {
+            return;
+        }
+        thread::sleep(CONNECTIONS_PAUSE);
+    }
+}
+
+fn has_connections(own: &Own) -> Result<bool, IpvsError> {
+    let mut ipvs = KernelIpvs::open()?;
+    for server in ipvs.virtual_servers()?.iter().filter(|server| own.has(server)) {
+        let reals = ipvs.real_servers(&server.id)?;
+        if reals.iter().any(|(_, connections)| connections.active > 0) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Number of upstream's device, which is ours too.

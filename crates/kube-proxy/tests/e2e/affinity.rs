@@ -12,11 +12,20 @@ use testkit::lab::Host;
 use testkit::proxy::wait_until;
 
 use crate::support::{
-    NODE_PORT, PATIENCE, WEB_V4, WEB_V6, apply_endpoints, apply_web, ask, cluster_in, in_every_mode, ip,
+    NODE_PORT, PATIENCE, WEB_V4, WEB_V6, apply_endpoints, apply_web, ask, cluster_in, in_modes_of_rules, ip,
     listing, start,
 };
 
-in_every_mode!(a_client_stays_with_its_endpoint, affinities_end);
+in_modes_of_rules!(a_client_stays_with_its_endpoint, affinities_end);
+
+/// In mode ipvs the kernel remembers a client for as long as it remembers a connection of it, so affinities end later.
+mod ipvs {
+    #[test]
+    #[ignore = "needs a kernel with IPVS"]
+    fn a_client_stays_with_its_endpoint() {
+        super::a_client_stays_with_its_endpoint(testkit::cluster::ProxyMode::Ipvs);
+    }
+}
 
 const BOTH: [Transport; 2] = [Transport::Tcp, Transport::Udp];
 
