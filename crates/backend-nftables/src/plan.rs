@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use model::{Family, FrontendKey, Table, TrafficPolicy};
+use model::{Family, FrontendKey, Table, TrafficPolicy, shrink_if_sparse};
 use nft::{Op, Transaction};
 use rustc_hash::FxBuildHasher;
 
@@ -220,6 +220,7 @@ impl<F: Family> Backend<F> {
                         None => self.held.frontends.remove(&key),
                     };
                 }
+                shrink_if_sparse(&mut self.held.frontends);
             }
             Outcome::Whole { held, config } => {
                 self.held = *held;

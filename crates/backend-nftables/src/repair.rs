@@ -87,7 +87,7 @@ fn wanted<F: Family>(table: &Table<F>, balancer: &Balancer, found: &Ruleset) -> 
 fn difference<F: Family>(ops: &mut Vec<Op>, found: &Ruleset, config: &Config, held: &Held<F>) {
     let clients = || held.pools.values().filter_map(Clients::of);
     let chains = chains::all::<F>(config, clients().map(Clients::chain));
-    if found.sets.is_empty() && found.chains.is_empty() || found.dormant {
+    if *found == Ruleset::default() || found.dormant {
         ops.push(Op::AddTable);
     }
     let sets = || Map::all(&config.balancer).into_iter().map(Map::set).chain(clients().map(Clients::set));
@@ -146,8 +146,8 @@ fn element_difference<F: Family>(found: &Ruleset, balancer: &Balancer, held: &He
     changes
 }
 
-/// The table is ours: sets and chains that we did not write, or do not need any more, go. A foreign base chain could eat
-/// packets.
+/// The table is ours: what we did not write, or do not need any more, goes. A foreign base chain could eat packets, and a counter
+/// or flowtable would otherwise stay for good. All rules are ours or gone before, so nothing refers to those any more.
 fn remove_foreign(
     ops: &mut Vec<Op>,
     found: &Ruleset,
@@ -159,4 +159,6 @@ fn remove_foreign(
     ops.extend(foreign.iter().map(|name| Op::SetRules { chain: (*name).clone(), rules: Vec::new() }));
     ops.extend(foreign.iter().map(|name| Op::DeleteChain((*name).clone())));
     ops.extend(found.sets.keys().filter(|name| !sets.contains(*name)).cloned().map(Op::DeleteSet));
+    ops.extend(found.objects.iter().map(|(kind, name)| Op::DeleteObject(*kind, name.clone())));
+    ops.extend(found.flowtables.iter().map(|name| Op::DeleteFlowtable(name.clone())));
 }

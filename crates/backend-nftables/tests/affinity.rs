@@ -129,7 +129,7 @@ impl<F: Family> World<F> {
     }
 
     fn read(&mut self) -> Option<Ruleset> {
-        self.kernel.read(nft_family::<F>(), &table_name()).unwrap()
+        self.kernel.read(nft_family::<F>(), &table_name()).and_then(nft::Reading::whole).unwrap()
     }
 
     /// A new proxy that finds what the former one left.
@@ -173,7 +173,7 @@ impl<F: Family> World<F> {
     }
 
     /// Clients that the kernel remembers.
-    fn remembered(&mut self) -> usize {
+    fn remembered() -> usize {
         listing().matches(" expires ").count()
     }
 
@@ -282,7 +282,7 @@ fn a_client_has_one_endpoint_by_whichever_address_it_comes<F: Family>(mut world:
         let first = ask_all::<F>(service);
         assert!(first.values().collect::<BTreeSet<_>>().len() > 1, "{first:?}");
         assert_eq!(ask_all::<F>(service), first);
-        assert_eq!(world.remembered(), usize::from(CLIENTS), "each once");
+        assert_eq!(World::<F>::remembered(), usize::from(CLIENTS), "each once");
         world.delete(service);
     }
 }
@@ -310,9 +310,9 @@ fn nothing_is_left_of_a_service_that_goes<F: Family>(mut world: World<F>) {
     let (of_other, objects) = (ask_all::<F>(other), world.objects());
     world.set(WEB);
     ask_all::<F>(WEB);
-    assert_eq!(world.remembered(), 2 * usize::from(CLIENTS));
+    assert_eq!(World::<F>::remembered(), 2 * usize::from(CLIENTS));
     world.delete(WEB);
-    assert_eq!((world.remembered(), world.objects()), (usize::from(CLIENTS), objects.clone()));
+    assert_eq!((World::<F>::remembered(), world.objects()), (usize::from(CLIENTS), objects.clone()));
     world.assert_settled();
 
     // The same if it goes while no proxy runs.
@@ -320,7 +320,7 @@ fn nothing_is_left_of_a_service_that_goes<F: Family>(mut world: World<F>) {
     ask_all::<F>(WEB);
     world.table.set_service(&WEB.name(), Vec::new());
     world.restart();
-    assert_eq!((world.remembered(), world.objects()), (usize::from(CLIENTS), objects));
+    assert_eq!((World::<F>::remembered(), world.objects()), (usize::from(CLIENTS), objects));
     assert_eq!(ask_all::<F>(other), of_other, "nobody else is forgotten");
 }
 
@@ -329,10 +329,10 @@ fn a_service_made_anew_starts_without_clients<F: Family>(mut world: World<F>) {
     ask_all::<F>(WEB);
     // Both changes arrive at once.
     world.set(Service { uid: 2, ..WEB });
-    assert_eq!(world.remembered(), 0);
+    assert_eq!(World::<F>::remembered(), 0);
     world.assert_settled();
     ask_all::<F>(WEB);
-    assert_eq!(world.remembered(), usize::from(CLIENTS));
+    assert_eq!(World::<F>::remembered(), usize::from(CLIENTS));
 }
 
 fn a_service_made_anew_while_nobody_looked_starts_without_clients<F: Family>(mut world: World<F>) {
@@ -341,7 +341,7 @@ fn a_service_made_anew_while_nobody_looked_starts_without_clients<F: Family>(mut
     let anew = Service { uid: 2, ..WEB };
     world.table.set_service(&WEB.name(), anew.frontends());
     world.restart();
-    assert_eq!(world.remembered(), 0);
+    assert_eq!(World::<F>::remembered(), 0);
     ask_all::<F>(anew);
 }
 
@@ -382,9 +382,9 @@ fn what_is_remembered_lists_and_loads_again<F: Family>(mut world: World<F>) {
     run("nft", &["flush", "ruleset"]);
     run("nft", &["-f", path.to_str().unwrap()]);
     std::fs::remove_file(&path).unwrap();
-    assert_eq!(world.remembered(), usize::from(CLIENTS));
+    assert_eq!(World::<F>::remembered(), usize::from(CLIENTS));
     world.restart();
-    assert_eq!(world.remembered(), usize::from(CLIENTS));
+    assert_eq!(World::<F>::remembered(), usize::from(CLIENTS));
     assert_eq!(ask_all::<F>(WEB), first);
 }
 
@@ -439,7 +439,7 @@ fn the_ruleset_of_an_earlier_version_is_replaced_in_one_piece() {
         let mut kernel = Nftables::open().unwrap();
         let config = Config::default();
         let mut repair = || {
-            let found = kernel.read(nft::Family::Ip, &table_name()).unwrap();
+            let found = kernel.read(nft::Family::Ip, &table_name()).and_then(nft::Reading::whole).unwrap();
             let backend = Backend::<V4>::new(config.clone());
             let plan = backend.repair(&config, &table, found.as_ref(), Extent::Difference);
             let batches = kernel.apply(&plan.transaction).unwrap().batches;

@@ -23,5 +23,5 @@ pub use descriptors::{descriptor_limit, raise_descriptor_limit};
 pub use file::{FileError, Root};
 pub use ipvs::apply_ipvs;
 pub use oom::set_oom_score;
-pub use privileges::drop_privileges;
+pub use privileges::{NoPermission, drop_privileges, require_net_admin};
 pub use route_localnet::set_route_localnet;

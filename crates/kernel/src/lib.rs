@@ -11,6 +11,7 @@ mod ipvs;
 mod netlink;
 mod nftables;
 mod socket;
+mod touches;
 mod watch;
 mod xtables;
 

@@ -90,6 +90,7 @@ fn act(
         Action::Cleanup => takeover::clean_up(),
         Action::InitOnly => prepare::set_host(config),
         Action::Serve => {
+            host::require_net_admin()?;
             prepare::before_serving(config)?;
             takeover::give_up_privileges(config.mode);
             // Threads keep the privileges that they were started with.

@@ -6,6 +6,7 @@
 //! (crate `api`), and backends see only [`Frontend`]s, never a Service or an `EndpointSlice`.
 #![forbid(unsafe_code)]
 
+mod capacity;
 mod conflicts;
 mod names;
 mod net;
@@ -17,6 +18,7 @@ mod table;
 mod uid;
 pub mod view;
 
+pub use capacity::shrink_if_sparse;
 pub use conflicts::ConflictChange;
 pub use names::{Interner, Name, ObjectName, ServiceName, ServicePortName};
 pub use net::{

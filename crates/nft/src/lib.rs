@@ -7,7 +7,7 @@
 //! compared with a rule wanted in the kernel's own terms.
 //!
 //! Deliberately absent: anonymous sets, intervals other than networks, counters and other objects. Nothing here needs
-//! them, and what is not written need not be recognised: it reads back as foreign.
+//! them, and what is not written need not be recognised: it reads back as foreign, or only by its name.
 #![forbid(unsafe_code)]
 
 mod border;
@@ -19,6 +19,7 @@ pub mod dump;
 mod encode;
 mod expr;
 mod name;
+mod object;
 mod ruleset;
 mod set;
 mod statement;
@@ -27,13 +28,14 @@ mod transaction;
 mod udata;
 mod wire;
 
-pub use border::{Applied, Kernel, KernelError};
+pub use border::{Applied, Kernel, KernelError, Reading};
 pub use bytes::{Bytes, Reader};
 pub use chain::{BaseChain, Chain, ChainType, Hook, Rule};
 pub use encode::{Batch, Cursor, Encoded, Encoder, encode};
 pub use expr::{CmpOp, CtKey, DynsetOp, Expr, LookupResult, MetaKey, PayloadBase, Register};
 pub use name::{Name, NameError};
 pub use netlink::Family;
+pub use object::ObjectType;
 pub use ruleset::{ChainState, Ruleset, SetState};
 pub use set::{DEFAULT_LEARNT_SIZE, Data, Element, Field, Set, SetData, SetKind, Verdict};
 pub use statement::{AddrField, Statement};

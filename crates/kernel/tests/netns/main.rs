@@ -8,6 +8,8 @@ mod common;
 #[cfg(test)]
 mod cutting;
 #[cfg(test)]
+mod disturbed;
+#[cfg(test)]
 mod drift;
 #[cfg(test)]
 mod listing;
@@ -15,3 +17,5 @@ mod listing;
 mod networks;
 #[cfg(test)]
 mod refusal;
+#[cfg(test)]
+mod watching;

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use status::Server;
+use tokio::time::Instant;
 
 use crate::client::{PATIENCE, get, raw};
 use crate::support::Bench;
@@ -31,7 +32,8 @@ fn a_silent_client_is_left() {
 /// After a request, a connection does not stay for ever.
 #[test]
 fn an_idle_connection_is_closed() {
-    let bench = Bench::start_with(|config| config.limits.head = Duration::from_millis(50));
+    // Long enough for a request on a machine that is busy.
+    let bench = Bench::start_with(|config| config.limits.head = Duration::from_secs(2));
     let address = bench.address(Server::Health);
     let answer = raw(address, b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
@@ -40,11 +42,12 @@ fn an_idle_connection_is_closed() {
 /// Not even one that keeps asking.
 #[test]
 fn an_old_connection_is_closed() {
-    let bench = Bench::start_with(|config| config.limits.age = Duration::from_millis(100));
+    let bench = Bench::start_with(|config| config.limits.age = Duration::from_secs(1));
     let mut stream = TcpStream::connect(bench.address(Server::Health)).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let (mut buffer, mut answers) = ([0; 4096], 0);
+    let (mut buffer, mut answers, begin) = ([0; 4096], 0, Instant::now());
     loop {
+        assert!(begin.elapsed() < PATIENCE, "it is kept open");
         if stream.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").is_err() {
             break;
         }
