@@ -8,7 +8,7 @@ BUILD_TOOLS := cc:gcc cc:libc6-dev
 RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux /etc/protocols:netbase
 TEST_TOOLS := $(RUN_TOOLS) kubectl:kubernetes-client iptables:iptables ipset:ipset conntrack:conntrack
 
-.PHONY: demo test check package-check image bench fmt docs-files
+.PHONY: demo test guest-test check package-check image bench fmt docs-files
 
 ## Three pods, a Service and a client in namespaces of their own; nothing is left behind.
 demo:
@@ -20,6 +20,14 @@ demo:
 test:
 	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS)
 	$(CARGO) test --workspace --locked
+
+## Tests that need IPVS, dummy devices or SCTP, in a guest whose kernel has them, emulated by QEMU: some minutes.
+GUEST_TOOLS := qemu-system-x86_64:qemu-system-x86 depmod:kmod cpio:cpio mke2fs:e2fsprogs xz:xz-utils python3:python3
+GUEST_TESTS := kernel/ipvs testkit/ipvs_parity
+guest-test:
+	@scripts/setup $(BUILD_TOOLS) $(GUEST_TOOLS)
+	scripts/guest test --timeout 600 $(GUEST_TESTS)
+	scripts/guest test --timeout 1800 kube-proxy/e2e -- --ignored
 
 ## What CI runs: format, lints, borders between crates, documentation, licences, tests, and what is in deploy/. Among the tests, what a change costs is counted at two
 ## sizes (crates/agent/tests/cost.rs); where valgrind is installed, instructions too.

@@ -11,8 +11,8 @@ use std::collections::BTreeSet;
 
 use backend_nftables::{Backend, Config, Extent, NodePortAddresses, PodSource};
 use model::{
-    AddressKind, Destination, Family, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool,
-    Protocol, ServicePortName, Table, TrafficPolicy, V4, V6, Verdict,
+    AddressKind, Balancer, Destination, Family, Frontend, FrontendAddress, FrontendKey, Masquerade,
+    ObjectName, Pool, Protocol, ServicePortName, Table, TrafficPolicy, V4, V6, Verdict,
 };
 
 fn frontend<F: Family>(
@@ -112,5 +112,32 @@ fn no_node_ports_and_all_masqueraded() {
 fn node_ports_on_localhost() {
     let config = Config { localhost_node_ports: true, ..Config::default() };
     let services = vec![vec![frontend::<V4>("web", None, Protocol::Udp, 30053, &["10.244.0.2"])]];
+    insta::assert_snapshot!(text(&config, services));
+}
+
+/// Endpoints are IPVS's to choose, except for internal traffic to what only this node's endpoints serve.
+#[test]
+fn beside_ipvs() {
+    let config = Config {
+        node_ports: NodePortAddresses::Within(vec!["192.168.0.7/32".parse().unwrap()]),
+        pods: Some(PodSource::Cidr("10.244.0.0/16".parse().unwrap())),
+        service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
+        balancer: Balancer::Ipvs { node_addresses: vec!["192.168.0.7".parse().unwrap()] },
+        ..Config::default()
+    };
+    let web = ["10.244.0.1", "10.244.1.2", "192.168.0.7"];
+    let cluster = frontend::<V4>("web", Some("10.96.0.10"), Protocol::Tcp, 80, &web);
+    let local = Frontend {
+        kind: AddressKind::LoadBalancerIp,
+        policy: TrafficPolicy::Local,
+        pool: frontend::<V4>("web", None, Protocol::Tcp, 80, &["10.244.0.1"]).pool,
+        internal_pool: Some(cluster.pool.clone()),
+        masquerade: Masquerade::Never,
+        ..frontend("web", Some("203.0.113.5"), Protocol::Tcp, 80, &[])
+    };
+    let services = vec![
+        vec![cluster, local, frontend("web", None, Protocol::Tcp, 30080, &web)],
+        vec![frontend("gone", Some("10.96.0.11"), Protocol::Udp, 53, &[])],
+    ];
     insta::assert_snapshot!(text(&config, services));
 }

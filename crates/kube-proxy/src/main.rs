@@ -88,13 +88,10 @@ fn act(
     match command_line.action() {
         Action::WriteConfig(path) => write_config(path, config),
         Action::Cleanup => takeover::clean_up(),
-        Action::InitOnly => {
-            prepare::set_host(config);
-            Ok(())
-        }
+        Action::InitOnly => prepare::set_host(config),
         Action::Serve => {
             host::require_net_admin()?;
-            prepare::before_serving(config);
+            prepare::before_serving(config)?;
             takeover::give_up_privileges(config.mode);
             // Threads keep the privileges that they were started with.
             log.start_writing().context(LOG_THREAD)?;
