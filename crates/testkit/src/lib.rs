@@ -14,6 +14,4 @@ pub mod lab;
 pub mod objects;
 pub mod on_paper;
 pub mod proxy;
-pub mod trace;
-pub mod trace_iptables;
 pub mod upstream;
