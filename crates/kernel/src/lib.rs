@@ -6,6 +6,7 @@
 mod conntrack;
 mod heap;
 pub mod iptables;
+mod lookup;
 mod netlink;
 mod nftables;
 mod socket;
@@ -15,6 +16,7 @@ mod xtables;
 pub use crate::conntrack::Flows;
 pub use crate::netlink::{Netlink, NetlinkError, Protocol};
 pub use heap::{release_memory, share_heap};
+pub use lookup::TableReader;
 pub use nftables::{LikelyKeys, Nftables};
 pub use socket::{Channel, Socket, SocketOption, Wait};
 pub use watch::{ForeignChange, TableWatch};
