@@ -17,6 +17,7 @@ mod pipeline;
 mod run;
 mod settings;
 mod side;
+pub mod snapshot;
 mod telemetry;
 mod worker;
 

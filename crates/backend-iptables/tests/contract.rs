@@ -15,7 +15,7 @@ use testkit::fake_iptables::FakeIptables;
 use testkit::objects::{self, Endpoint, Port};
 use testkit::on_paper::{self, Places, expected, packet};
 use walk::iptables::Tracer;
-use walk::{Origin, Outcome, Packet};
+use walk::{Origin, Outcome, Packet, Ways};
 
 /// The rules for these frontends, as a kernel holds them.
 fn tracer<F: Family>(table: &Table<F>, config: &Config, places: &Places) -> Tracer {
@@ -53,8 +53,8 @@ fn check_family<F: Family>() {
 
 /// The ways come to the same, and the rules of each tell of it.
 fn check_ways(tracer: &Tracer, packet: &Packet) {
-    let (ways, all) = tracer.ways(packet, 1000).unwrap();
-    assert!(all);
+    let Ways { ways, complete } = tracer.ways(packet, 1000).unwrap();
+    assert!(complete);
     assert_eq!(ways.iter().map(|way| way.outcome).collect::<BTreeSet<_>>(), outcomes(tracer, packet));
     let sum: f64 = ways.iter().map(|way| way.probability).sum();
     assert!((sum - 1.0).abs() < 1e-6, "{sum}");

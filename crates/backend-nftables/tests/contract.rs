@@ -12,7 +12,7 @@ use testkit::contract::{AddressKind, Case, Client, Contract};
 use testkit::fake_kernel::FakeKernel;
 use testkit::on_paper::{self, Places, expected, packet};
 use walk::nft::Tracer;
-use walk::{Origin, Outcome, Packet};
+use walk::{Origin, Outcome, Packet, Ways};
 
 /// The rules for these objects, as a kernel holds them.
 fn tracer<F: Family>(store: &Store, config: &Config, places: &Places) -> Tracer {
@@ -51,8 +51,8 @@ fn check_family<F: Family>() {
 /// The ways come to the same, and the rules of each tell of it: a translated packet was translated by a rule that found its
 /// endpoint in a map, with the Service's name somewhere on the way.
 fn check_ways(tracer: &Tracer, packet: &Packet, outcomes: &BTreeSet<Outcome>) {
-    let (ways, all) = tracer.ways(packet, 1000).unwrap();
-    assert!(all);
+    let Ways { ways, complete } = tracer.ways(packet, 1000).unwrap();
+    assert!(complete);
     assert_eq!(&ways.iter().map(|way| way.outcome).collect::<BTreeSet<_>>(), outcomes);
     for way in ways {
         let rules: Vec<&str> = way.steps.iter().map(|step| &*step.rule).collect();

@@ -1,12 +1,13 @@
 //! What the program changes on the host beside its own tables: leftovers of upstream's other modes are removed
 //! ([`cleanup`]), conntrack is sized ([`conntrack`]), the OOM score set ([`oom`]), and privileges given up
-//! ([`privileges`]).
+//! ([`privileges`]). And what of the host decides whether Services work ([`facts`]).
 //!
 //! Files are looked for below a [`Root`], so that tests can use a folder. Nothing here is undone at the end of the program.
 #![forbid(unsafe_code)]
 
 pub mod cleanup;
 pub mod conntrack;
+pub mod facts;
 mod file;
 pub mod oom;
 pub mod privileges;
@@ -14,6 +15,7 @@ pub mod route_localnet;
 
 pub use cleanup::{CleanupError, Removed, Report, clean_up_all, clean_up_nftables, clean_up_other_modes};
 pub use conntrack::{ConntrackSettings, apply_conntrack};
+pub use facts::{ConntrackFacts, Facts};
 pub use file::{FileError, Root};
 pub use oom::set_oom_score;
 pub use privileges::drop_privileges;

@@ -4,7 +4,7 @@
 use std::io;
 
 use nft::dump::{Message, Request, RulesetReader, messages};
-use nft::{Bytes, Element, Family, KernelError, Name, Ruleset, Set, SetKind};
+use nft::{AnyChain, Bytes, Element, Family, KernelError, Name, Ruleset, Set, SetKind};
 
 use crate::socket::{Channel, Socket, SocketOption, Wait};
 
@@ -83,6 +83,16 @@ impl<C: Channel> TableReader<C> {
             Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// The chains of all tables of a family, whosever they are.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn all_chains(&mut self, family: Family) -> Result<Vec<AnyChain>, KernelError> {
+        let mut chains = Vec::new();
+        self.ask(&Request::Chains(family), |message| chains.extend(nft::any_chain(message)))?;
+        Ok(chains)
     }
 
     fn rules_once(&mut self, family: Family, table: &Name) -> Result<Option<Ruleset>, KernelError> {

@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use iptables::{Saved, TableName};
 
-use crate::{Origin, Outcome, Packet, Step};
+use crate::{Origin, Outcome, Packet, Step, Way, Ways};
 
 /// A host with these tables.
 #[derive(Clone, Debug)]
@@ -44,17 +44,6 @@ struct State<'a> {
     steps: Option<Vec<Step>>,
 }
 
-/// One way that a packet can go.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Walked {
-    /// What becomes of the packet.
-    pub outcome: Outcome,
-    /// The rules that matched, in their order.
-    pub steps: Vec<Step>,
-    /// How probable the way is, from 0 to 1.
-    pub probability: f64,
-}
-
 /// What a chain says.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Verdict {
@@ -86,22 +75,21 @@ impl Tracer {
         Ok(outcomes)
     }
 
-    /// The ways that a packet can go, with the rules that match; at most so many, and whether these are all. Nothing is
-    /// remembered.
+    /// The ways that a packet can go, with the rules that match; at most so many. Nothing is remembered.
     ///
     /// # Errors
     /// A rule can't be followed.
-    pub fn ways(&self, packet: &Packet, limit: usize) -> Result<(Vec<Walked>, bool), TraceError> {
+    pub fn ways(&self, packet: &Packet, limit: usize) -> Result<Ways, TraceError> {
         let mut ways = Vec::new();
         let walk = |chance: Chance<'_>| {
             let mut state = State { steps: Some(Vec::new()), ..State::new(packet) };
             let outcome = self.clone().go(&mut state, chance)?;
             Ok((outcome, state.steps.unwrap_or_default()))
         };
-        let all = Self::each_way(limit, walk, |(outcome, steps), probability| {
-            ways.push(Walked { outcome, steps, probability });
+        let complete = Self::each_way(limit, walk, |(outcome, steps), probability| {
+            ways.push(Way { outcome, steps, probability });
         })?;
-        Ok((ways, all))
+        Ok(Ways { ways, complete })
     }
 
     /// Walks with each combination of decisions that chance can take, so often at most; false if there are more.

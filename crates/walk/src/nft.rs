@@ -14,7 +14,7 @@ use nft::{
     PayloadBase, Register, Ruleset, Set, Verdict, rule_text,
 };
 
-use crate::{Origin, Outcome, Packet, Step};
+use crate::{Origin, Outcome, Packet, Step, Way, Ways};
 
 /// The ruleset can't be followed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -80,17 +80,6 @@ impl fmt::Debug for Tracer {
     }
 }
 
-/// One way that a packet can go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Walked {
-    /// What becomes of the packet.
-    pub outcome: Outcome,
-    /// The rules that matched, in their order.
-    pub steps: Vec<Step>,
-    /// How many equally likely draws there were at each `numgen` on the way: the way is taken once in their product.
-    pub draws: Vec<u32>,
-}
-
 /// `IP_CT_NEW` as a state bit, `IPS_DST_NAT`, and route types of `linux/rtnetlink.h`.
 const STATE_NEW: u32 = 8;
 const STATUS_DNAT: u32 = 32;
@@ -132,25 +121,24 @@ impl Tracer {
         Ok(outcomes)
     }
 
-    /// The ways that a packet can go, whatever numbers are drawn, with the rules that match; at most so many, and whether these
-    /// are all. What rules learn on the way is forgotten.
+    /// The ways that a packet can go, whatever numbers are drawn, with the rules that match; at most so many. What rules learn on the way is forgotten.
     ///
     /// # Errors
     /// The ruleset can't be followed.
-    pub fn ways(&self, packet: &Packet, limit: usize) -> Result<(Vec<Walked>, bool), TraceError> {
-        let mut ways: Vec<Walked> = Vec::new();
-        let all = Self::each_way(limit, |pick| {
-            let mut draws = Vec::new();
-            let mut noting = |below| {
-                draws.push(below);
+    pub fn ways(&self, packet: &Packet, limit: usize) -> Result<Ways, TraceError> {
+        let mut ways = Vec::new();
+        let complete = Self::each_way(limit, |pick| {
+            let mut probability = 1.0;
+            let mut noting = |below: u32| {
+                probability /= f64::from(below.max(1));
                 pick(below)
             };
             let mut state = State { steps: Some(Vec::new()), ..State::new(packet) };
             let outcome = self.clone().go(&mut state, &mut noting)?;
-            ways.push(Walked { outcome, steps: state.steps.unwrap_or_default(), draws });
+            ways.push(Way { outcome, steps: state.steps.unwrap_or_default(), probability });
             Ok(())
         })?;
-        Ok((ways, all))
+        Ok(Ways { ways, complete })
     }
 
     /// Calls `walk` with each combination of numbers that can be drawn, so often at most; false if there are more.

@@ -54,3 +54,23 @@ pub struct Step {
     /// What it found in sets and maps, in its order: `map service-ips: 10.96.0.10 . tcp . 80 comment "default/web:http" : 0:3`.
     pub found: Vec<String>,
 }
+
+/// One way that a packet can go.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Way {
+    /// What becomes of the packet.
+    pub outcome: Outcome,
+    /// The rules that matched, in their order.
+    pub steps: Vec<Step>,
+    /// How probable the way is, from 0 to 1.
+    pub probability: f64,
+}
+
+/// The ways that a packet can go.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Ways {
+    /// As they were found; each is possible.
+    pub ways: Vec<Way>,
+    /// These are all.
+    pub complete: bool,
+}

@@ -56,3 +56,17 @@ fn what_rules_learnt_can_be_looked_up() {
         }
     });
 }
+
+#[test]
+fn chains_of_others_are_told() {
+    in_netns(|| {
+        let rules = "table ip theirs { chain forward { type filter hook forward priority 7; policy drop; }\n chain side { }\n }";
+        nft(&["-f", "-"], rules);
+        let mut chains = TableReader::open().unwrap().all_chains(nft::Family::Ip).unwrap();
+        chains.sort();
+        let hook = nft::Attached { kind: "filter".into(), hook: 2, priority: 7, drops: true };
+        let chain =
+            |name: &str, hook| nft::AnyChain { family: 2, table: "theirs".into(), name: name.into(), hook };
+        assert_eq!(chains, [chain("forward", Some(hook)), chain("side", None)]);
+    });
+}
