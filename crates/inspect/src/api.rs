@@ -26,7 +26,7 @@ use crate::document::{
 use crate::query::{Query, QueryError, decoded};
 use crate::rows::{endpoint_rows, service_row};
 use crate::select::Selector;
-use crate::{guard, packet, page, stream};
+use crate::{guard, packet, page, stream, words};
 
 /// A response's body.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -144,7 +144,10 @@ impl Api {
 
     /// Whether a path is the API's or the page's.
     pub fn serves(path: &str) -> bool {
-        path == "/" || path.starts_with("/ui/") || path == "/api" || path.starts_with("/api/")
+        let below = |folder: &str| {
+            path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        path == "/" || below("/ui") || below("/api") || below("/explain")
     }
 
     /// The answer to a request, whose body is not looked at.
@@ -161,9 +164,10 @@ impl Api {
         if let Some(asset) = page::asset(path) {
             return asset;
         }
-        let answer = match path.strip_prefix("/api/v1/") {
-            Some(rest) => self.resource(rest, request.uri.query().unwrap_or_default()).await,
-            None => Err(ApiError::NotFound),
+        let answer = match (path.strip_prefix("/api/v1/"), path.strip_prefix("/explain/")) {
+            (Some(rest), _) => self.resource(rest, request.uri.query().unwrap_or_default()).await,
+            (None, Some(name)) => self.explanation(name).await,
+            (None, None) => Err(ApiError::NotFound),
         };
         answer.unwrap_or_else(|error| problem(error.status(), &error.to_string()))
     }
@@ -194,6 +198,13 @@ impl Api {
     pub(crate) async fn service(&self, namespace: &str, name: &str) -> Result<Service, ApiError> {
         let asked = (self.sources.service)(ObjectName::new(namespace, name));
         received(asked).await?.ok_or(ApiError::NoService)
+    }
+
+    /// `NAMESPACE/NAME` as text.
+    async fn explanation(&self, name: &str) -> Result<Response<Body>, ApiError> {
+        let (namespace, name) = name.split_once('/').ok_or(ApiError::NotFound)?;
+        let text = words::service(&self.service(namespace, name).await?, None);
+        Ok(whole(StatusCode::OK, "text/plain; charset=utf-8", text))
     }
 
     async fn status(&self) -> Result<Status, ApiError> {
@@ -228,6 +239,16 @@ impl Api {
         selector: &Selector,
         mut take: impl FnMut(Service, crate::document::ServiceRow),
     ) -> Result<(), ApiError> {
+        if let (Some(namespace), Some(name)) = (&selector.namespace, &selector.name)
+            && !name.contains('*')
+        {
+            let service = received((self.sources.service)(ObjectName::new(namespace, name))).await?;
+            let row = service.map(|service| (service_row(&service), service));
+            row.into_iter()
+                .filter(|(row, service)| selector.selects(service, row))
+                .for_each(|(row, service)| take(service, row));
+            return Ok(());
+        }
         let mut after = None;
         loop {
             let page = received((self.sources.services)((after.take(), MAX_PAGE))).await?;

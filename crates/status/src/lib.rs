@@ -21,11 +21,17 @@ mod serve;
 mod zpages;
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use futures_util::future::BoxFuture;
+use http::Response;
+use http::request::Parts;
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Bytes;
 use metrics::Metrics;
 use metrics::health::SharedHealth;
 use model::view::HealthChecks;
@@ -57,14 +63,17 @@ pub struct Config {
     pub version: String,
     /// Sets the verbosity of the log, for `/debug/flags/v`.
     pub set_verbosity: SetVerbosity,
-    /// Explains where packets for a Service go, for `/explain/NAMESPACE/NAME`.
-    pub explain: Explain,
+    /// Answers further paths of the metrics server.
+    pub more: More,
     /// What clients may take.
     pub limits: Limits,
 }
 
-/// Explains a Service to people; the answer is `None` if there is no such Service.
-pub type Explain = Arc<dyn Fn(ServiceName) -> oneshot::Receiver<Option<String>> + Send + Sync>;
+/// A body of an answer: all of it at once, or pieces as they come.
+pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// Answers requests to paths that are not upstream's; `None`: there is no such path.
+pub type More = Arc<dyn Fn(Parts) -> Option<BoxFuture<'static, Response<Body>>> + Send + Sync>;
 
 /// Sets the verbosity of the log, or says why not.
 pub type SetVerbosity = Arc<dyn Fn(i32) -> Result<(), String> + Send + Sync>;

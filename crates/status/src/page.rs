@@ -2,16 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use metrics::Metrics;
-use model::ObjectName;
 use tokio::time::Instant;
 
-use crate::answer::{Answer, JSON, TEXT, answer, not_found, text};
-use crate::{Config, Explain, SetVerbosity, Sources, debug, process, zpages};
+use crate::answer::{Answer, JSON, answer, not_found, text};
+use crate::{Config, More, SetVerbosity, Sources, debug, process, zpages};
 
 /// What the server needs for its answers.
 pub(crate) struct MetricsServer {
@@ -24,12 +23,8 @@ pub(crate) struct MetricsServer {
     started: SystemTime,
     profiling: bool,
     set_verbosity: SetVerbosity,
-    explain: Explain,
+    more: More,
 }
-
-const EXPLAIN: &str = "/explain/";
-/// The event loop is never busy for so long, unless it is stuck.
-const EXPLAIN_LIMIT: Duration = Duration::from_secs(5);
 
 impl MetricsServer {
     pub(crate) fn new(config: &Config, sources: &Sources, started: SystemTime) -> Self {
@@ -43,7 +38,7 @@ impl MetricsServer {
             started,
             profiling: config.profiling,
             set_verbosity: config.set_verbosity.clone(),
-            explain: config.explain.clone(),
+            more: config.more.clone(),
         }
     }
 
@@ -69,28 +64,13 @@ impl MetricsServer {
             "/statusz" if self.serves_statusz => {
                 zpages::statusz(request.headers(), &self.version, self.started, SystemTime::now())
             }
-            path if path.starts_with(EXPLAIN) => self.explain(&path[EXPLAIN.len()..]).await,
             path if self.profiling && path.starts_with("/debug/") => {
                 debug::respond(request, &self.set_verbosity).await
             }
-            _ => not_found(),
-        }
-    }
-
-    /// Where packets for the Service `NAMESPACE/NAME` go, and why. Not upstream's.
-    async fn explain(&self, name: &str) -> Answer {
-        let Some((namespace, name)) = name.split_once('/').filter(|(_, name)| !name.contains('/')) else {
-            return not_found();
-        };
-        let answer = (self.explain)(ObjectName::new(namespace, name));
-        match tokio::time::timeout(EXPLAIN_LIMIT, answer).await {
-            Ok(Ok(Some(explanation))) => text(explanation),
-            Ok(Ok(None)) => {
-                answer_text(StatusCode::NOT_FOUND, "no such Service, or none that is served here\n")
-            }
-            Ok(Err(_)) | Err(_) => {
-                answer_text(StatusCode::SERVICE_UNAVAILABLE, "the event loop does not answer\n")
-            }
+            _ => match (self.more)(request.into_parts().0) {
+                Some(answer) => answer.await,
+                None => not_found(),
+            },
         }
     }
 
@@ -100,10 +80,6 @@ impl MetricsServer {
         }
         metrics_page(self.metrics.slis.render())
     }
-}
-
-fn answer_text(status: StatusCode, body: &'static str) -> Answer {
-    answer(status, TEXT, body)
 }
 
 fn metrics_page(page: String) -> Answer {

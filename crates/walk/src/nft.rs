@@ -50,7 +50,15 @@ pub trait Elements: Send + Sync {
 }
 
 /// What was read together with the chains.
-struct InRuleset(Arc<Ruleset>, Family);
+#[derive(Clone, Debug)]
+pub struct InRuleset(Arc<Ruleset>, Family);
+
+impl InRuleset {
+    /// The elements of this table.
+    pub fn new(ruleset: Arc<Ruleset>, family: Family) -> Self {
+        Self(ruleset, family)
+    }
+}
 
 impl Elements for InRuleset {
     fn find(&self, set: &Set, key: &Bytes) -> Result<Option<Element>, String> {
@@ -93,7 +101,7 @@ impl Tracer {
     /// A host with these addresses, besides loopback ones.
     pub fn new(ruleset: Ruleset, family: Family, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
         let ruleset = Arc::new(ruleset);
-        let elements = Arc::new(InRuleset(ruleset.clone(), family));
+        let elements = Arc::new(InRuleset::new(ruleset.clone(), family));
         Self::with_elements(ruleset, elements, family, addresses)
     }
 

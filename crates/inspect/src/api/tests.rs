@@ -300,3 +300,25 @@ async fn the_page_runs_nothing_from_elsewhere() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_service_is_explained_as_text() {
+    let (api, _) = api();
+    let (parts, ()) =
+        Request::get("/explain/shop/web").header("host", "localhost").body(()).unwrap().into_parts();
+    let body = api.answer(&parts).await.into_body().collect().await.unwrap().to_bytes();
+    insta::assert_snapshot!(String::from_utf8(body.to_vec()).unwrap());
+    for (path, status) in [("/explain/shop/none", 404), ("/explain/shop", 404), ("/explain/", 404)] {
+        assert_eq!(ask(path).await.0, status, "{path}");
+    }
+}
+
+#[test]
+fn paths_of_upstream_are_left_alone() {
+    for path in ["/", "/ui/app.js", "/api", "/api/v1/status", "/explain/a/b"] {
+        assert!(Api::serves(path), "{path}");
+    }
+    for path in ["/metrics", "/healthz", "/apis", "/uix", "/debug/pprof", "/explained"] {
+        assert!(!Api::serves(path), "{path}");
+    }
+}

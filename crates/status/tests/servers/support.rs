@@ -5,12 +5,17 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::BoxFuture;
+use http::Response;
+use http::request::Parts;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::Frame;
 use metrics::health::SharedHealth;
 use metrics::{Metrics, Options};
+use model::IpFamily;
 use model::view::HealthChecks;
-use model::{IpFamily, ServiceName};
-use status::{Config, Limits, Server, ServiceCheckFailed, Sources, Status};
-use tokio::sync::{oneshot, watch};
+use status::{Body, Config, Limits, Server, ServiceCheckFailed, Sources, Status};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::client::PATIENCE;
@@ -48,21 +53,24 @@ pub(crate) fn config() -> Config {
         version: "v1.2.3".into(),
         set_verbosity: Arc::new(|_| Ok(())),
         serves_statusz: true,
-        explain: Arc::new(|service| explain(&service)),
+        more: Arc::new(|request| more(&request)),
         limits: Limits::default(),
     }
 }
 
-/// Knows one Service, and never answers about another.
-fn explain(service: &ServiceName) -> oneshot::Receiver<Option<String>> {
-    let (answer, receiver) = oneshot::channel();
-    let text = match &*service.name {
-        "web" => Some(format!("{service} goes to 10.244.0.1\n")),
-        "lost" => return receiver,
-        _ => None,
+/// Answers below `/more/`.
+fn more(request: &Parts) -> Option<BoxFuture<'static, Response<Body>>> {
+    let body = match request.uri.path() {
+        "/more/whole" => Full::new("all of it".into()).boxed_unsync(),
+        "/more/pieces" => {
+            let pieces = ["piece ", "by ", "piece"].map(|piece| Ok(Frame::data(piece.into())));
+            StreamBody::new(futures_util::stream::iter(pieces)).boxed_unsync()
+        }
+        _ => return None,
     };
-    answer.send(text).unwrap();
-    receiver
+    let headers = Response::builder().header("content-type", "text/plain; charset=utf-8");
+    let response = headers.header("x-content-type-options", "nosniff").body(body).unwrap();
+    Some(Box::pin(std::future::ready(response)))
 }
 
 impl Bench {
