@@ -4,15 +4,15 @@
 //! What upstream does in `pkg/proxy/conntrack/cleanup.go`, without its gaps: Services without endpoints, deleted Services,
 //! changes of a Service alone, and SCTP count too; flows through a node port count only if they were sent to the node.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use conntrack::{Conntrack, ConntrackError, Filter, Flow};
 use ipnet::IpNet;
 use model::{Family, FrontendAddress, FrontendKey, IpFamily, Protocol, Table};
-use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 /// Opens a connection to the table of tracked flows. Called on the thread that will use it.
@@ -33,7 +33,7 @@ type Target = (Option<IpAddr>, u8, u16);
 /// What is right for some frontends of one family, and so which flows are not.
 #[derive(Clone, Debug)]
 pub(crate) struct Sweep {
-    family: nft::Family,
+    family: conntrack::Family,
     targets: HashMap<Target, Expected>,
     node_addresses: HashSet<IpAddr>,
     /// Ranges in which every address without a frontend counts as gone: for the first sweep after a start, which does
@@ -54,7 +54,10 @@ impl Sweep {
             let socket = |d: &model::Destination<F>| SocketAddr::new(d.address.into(), d.port);
             Expected::Answers(frontend.flow_endpoints.iter().map(socket).collect())
         };
-        let family = netfilter_family::<F>();
+        let family = match F::FAMILY {
+            IpFamily::V4 => conntrack::Family::Ip,
+            IpFamily::V6 => conntrack::Family::Ip6,
+        };
         let targets = keys.into_iter().map(|key| (target(key), expected(key))).collect();
         Self { family, targets, node_addresses: node_addresses.iter().copied().collect(), all_of }
     }
@@ -78,10 +81,14 @@ impl Sweep {
     /// work.
     fn filters(&self) -> Vec<Filter> {
         let protocols = [Protocol::Udp, Protocol::Sctp].map(Protocol::number);
-        let concerned =
-            protocols.into_iter().filter(|protocol| self.targets.keys().any(|target| target.1 == *protocol));
-        if self.targets.len() > MAX_NARROW_PASSES || !self.all_of.is_empty() {
-            return concerned.map(|protocol| Filter::new(self.family, protocol)).collect();
+        let pass = |protocol| Filter::new(self.family, protocol);
+        if !self.all_of.is_empty() {
+            // Of a protocol that no Service has any more, too: there may have been one.
+            return protocols.map(pass).into();
+        }
+        if self.targets.len() > MAX_NARROW_PASSES {
+            let is_concerned = |protocol: &u8| self.targets.keys().any(|target| target.1 == *protocol);
+            return protocols.into_iter().filter(is_concerned).map(pass).collect();
         }
         let narrow = |(address, protocol, port): &Target| {
             let filter = Filter::new(self.family, *protocol);
@@ -106,13 +113,6 @@ impl Sweep {
     }
 }
 
-fn netfilter_family<F: Family>() -> nft::Family {
-    match F::FAMILY {
-        IpFamily::V4 => nft::Family::Ip,
-        IpFamily::V6 => nft::Family::Ip6,
-    }
-}
-
 /// A pass walks the whole table whatever it looks for: about 30 ms for 100,000 flows.
 const MAX_NARROW_PASSES: usize = 4;
 
@@ -127,41 +127,157 @@ fn target<F: Family>(key: &FrontendKey<F>) -> Target {
 /// What came of a sweep.
 #[derive(Debug)]
 pub(crate) struct Swept {
-    pub(crate) family: nft::Family,
-    pub(crate) result: Result<u64, ConntrackError>,
+    /// How many flows were deleted.
+    pub(crate) result: Result<u64, SweepError>,
     pub(crate) took: Duration,
 }
 
-/// The sending end of the sweeping thread's jobs. The thread ends when this is dropped.
+/// A sweep that did not get to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SweepError {
+    #[error(transparent)]
+    Conntrack(#[from] ConntrackError),
+    /// Which is a defect.
+    #[error("a panic")]
+    Panic,
+}
+
+impl SweepError {
+    /// How many flows were deleted before, as far as that is known.
+    fn deleted(&self) -> u64 {
+        match self {
+            Self::Conntrack(error) => error.deleted(),
+            Self::Panic => 0,
+        }
+    }
+}
+
+/// The sending end of a sweeping thread's jobs. The thread ends when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Sweeper {
+struct Sweeper {
     jobs: mpsc::Sender<Sweep>,
 }
 
 impl Sweeper {
-    /// Starts the thread.
-    ///
-    /// # Errors
-    /// The system refused a thread.
-    pub(crate) fn start(open: OpenConntrack, reports: UnboundedSender<Swept>) -> std::io::Result<Self> {
+    fn start(
+        family: IpFamily,
+        open: OpenConntrack,
+        report: impl Fn(Swept) -> bool + Send + 'static,
+    ) -> std::io::Result<Self> {
         let (jobs, inbox) = mpsc::channel::<Sweep>();
         let work = move || {
             for sweep in inbox {
                 let started = Instant::now();
-                let result = open().and_then(|mut conntrack| sweep.perform(&mut *conntrack));
-                let swept = Swept { family: sweep.family, result, took: started.elapsed() };
-                if reports.send(swept).is_err() {
+                let sweeping = AssertUnwindSafe(|| Ok(sweep.perform(&mut *open()?)?));
+                let result = catch_unwind(sweeping).unwrap_or(Err(SweepError::Panic));
+                if !report(Swept { result, took: started.elapsed() }) {
                     break;
                 }
             }
         };
-        std::thread::Builder::new().name("flows".into()).spawn(work)?;
+        std::thread::Builder::new().name(thread_name(family).into()).spawn(work)?;
         Ok(Self { jobs })
     }
+}
 
-    /// Hands a sweep over; false if the thread has ended.
-    pub(crate) fn submit(&self, sweep: Sweep) -> bool {
-        self.jobs.send(sweep).is_ok()
+/// What a family's sweeping thread is called.
+pub(crate) fn thread_name(family: IpFamily) -> &'static str {
+    match family {
+        IpFamily::V4 => "flows-ip",
+        IpFamily::V6 => "flows-ip6",
+    }
+}
+
+/// The pause after a sweep, whatever came of it. A sweep walks the kernel's whole table of flows, 30 ms without a pause, and
+/// what shares the processor with it waits.
+const SWEEP_PAUSE: Duration = Duration::from_secs(1);
+
+/// One family's sweeps: what is due, and what is under way.
+#[derive(Debug)]
+pub(crate) struct Sweeps<F: Family> {
+    sweeper: Sweeper,
+    /// Frontends whose flows may be stale.
+    due: BTreeSet<FrontendKey<F>>,
+    /// All flows to Services are to be looked at, also those to addresses that no Service has (any more).
+    all_due: bool,
+    under_way: Option<UnderWay<F>>,
+    not_before: Instant,
+}
+
+#[derive(Debug)]
+struct UnderWay<F: Family> {
+    keys: BTreeSet<FrontendKey<F>>,
+    is_of_all: bool,
+}
+
+impl<F: Family> Sweeps<F> {
+    /// Starts the thread. The first sweep is of all flows to Services. `report` gives false when nobody listens any more.
+    ///
+    /// # Errors
+    /// The system refused a thread.
+    pub(crate) fn start(
+        open: OpenConntrack,
+        report: impl Fn(Swept) -> bool + Send + 'static,
+        now: Instant,
+    ) -> std::io::Result<Self> {
+        let sweeper = Sweeper::start(F::FAMILY, open, report)?;
+        Ok(Self { sweeper, due: BTreeSet::new(), all_due: true, under_way: None, not_before: now })
+    }
+
+    /// The flows of these frontends may be stale.
+    pub(crate) fn want(&mut self, keys: BTreeSet<FrontendKey<F>>) {
+        self.due.extend(keys);
+    }
+
+    /// Has all flows looked at again.
+    pub(crate) fn want_all(&mut self, table: &Table<F>) {
+        let keys = table.iter().map(|frontend| frontend.key);
+        self.due.extend(keys.filter(|key| key.protocol != Protocol::Tcp));
+        self.all_due = true;
+    }
+
+    /// When [`Sweeps::next`] has something to do.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        (self.is_due() && self.under_way.is_none()).then_some(self.not_before)
+    }
+
+    fn is_due(&self) -> bool {
+        self.all_due || !self.due.is_empty()
+    }
+
+    /// Begins a sweep if one is due. `service_cidrs`: what a sweep of all flows takes for addresses of Services. False: the
+    /// thread has ended.
+    pub(crate) fn next(
+        &mut self,
+        table: &Table<F>,
+        node_addresses: &[IpAddr],
+        service_cidrs: impl FnOnce() -> Vec<IpNet>,
+        now: Instant,
+    ) -> bool {
+        if self.deadline().is_none_or(|due| due > now) {
+            return true;
+        }
+        let (keys, is_of_all) = (std::mem::take(&mut self.due), std::mem::take(&mut self.all_due));
+        let all_of = if is_of_all { service_cidrs() } else { Vec::new() };
+        let sweep = Sweep::new(table, &keys, node_addresses, all_of);
+        self.under_way = Some(UnderWay { keys, is_of_all });
+        self.sweeper.jobs.send(sweep).is_ok()
+    }
+
+    /// Takes in what came of a sweep; gives how many flows were deleted.
+    pub(crate) fn take(&mut self, result: &Result<u64, SweepError>, now: Instant) -> u64 {
+        self.not_before = now + SWEEP_PAUSE;
+        let under_way = self.under_way.take();
+        match result {
+            Ok(deleted) => *deleted,
+            Err(error) => {
+                if let Some(UnderWay { keys, is_of_all }) = under_way {
+                    self.due.extend(keys);
+                    self.all_due |= is_of_all;
+                }
+                error.deleted()
+            }
+        }
     }
 }
 
@@ -278,12 +394,22 @@ mod tests {
         check(&Sweep::new(&table(&keys), &keys, &node(), ranges), UDP, &flows, &[0, 2, 3]);
     }
 
+    /// The last Service of the protocol went while nobody looked.
+    #[test]
+    fn a_first_sweep_looks_at_protocols_without_services() {
+        let ranges = || vec!["10.96.0.0/12".parse().unwrap()];
+        let flows = [("10.96.0.99:53", "10.244.0.2:53"), ("203.0.113.1:53", "10.244.0.2:53")];
+        check(&Sweep::new(&table(&[]), &[], &node(), ranges()), UDP, &flows, &[1]);
+        check(&Sweep::new(&table(&[]), &[], &node(), ranges()), Protocol::Sctp.number(), &flows, &[1]);
+        check(&Sweep::new(&table(&[]), &[], &node(), ranges()), 6, &flows, &[0, 1]);
+    }
+
     #[test]
     fn many_targets_take_one_pass() {
         let keys: Vec<_> = (0..10).map(|n| key(&format!("10.96.0.{n}"), 53)).collect();
         let mut conntrack = FakeConntrack::new();
         Sweep::new(&table(&keys), &keys, &node(), Vec::new()).perform(&mut conntrack).unwrap();
-        assert_eq!(conntrack.filters(), [Filter::new(nft::Family::Ip, UDP)]);
+        assert_eq!(conntrack.filters(), [Filter::new(conntrack::Family::Ip, UDP)]);
         let mut conntrack = FakeConntrack::new();
         Sweep::new(&table(&keys), &keys[..2], &node(), Vec::new()).perform(&mut conntrack).unwrap();
         assert_eq!(conntrack.filters().len(), 2);

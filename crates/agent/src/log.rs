@@ -2,46 +2,55 @@
 
 use std::time::Duration;
 
-use model::{Family, Mode, Name, Node};
+use mode::Target;
+use model::{IpFamily, Name, Node};
 use tracing::{debug, error, info, warn};
 
 use crate::node::NodeNews;
 use crate::notice::Conflict;
-use crate::pipeline::{Done, Failed, Reason, Step};
+use crate::pipeline::{Done, Failed, Failing, Reason, Step};
 
 /// One line for each completed step. Single changes are for those who want to see them.
-pub(crate) fn log_done<F: Family>(done: &Done, took: Duration, settled: bool) {
-    let Done { step, elements, kernel_time, latency, .. } = done;
-    let ip_family = F::FAMILY;
+pub(crate) fn log_done(family: IpFamily, done: &Done, took: Duration, settled: bool) {
+    let Done { step, writes, kernel_time, latency, .. } = done;
     let (latency_us, kernel_us) = (micros(*latency), kernel_time.map(micros));
     let took_us = micros(took);
     match step {
         Step::Change => {
-            debug!(ipFamily = %ip_family, elements, latency_us, took_us, kernel_us, settled, "changed the kernel's rules");
+            debug!(ipFamily = %family, writes, latency_us, took_us, kernel_us, settled, "changed the kernel's rules");
         }
         Step::Repair(reason @ (Reason::ForeignChange | Reason::Audit)) => {
-            warn!(ipFamily = %ip_family, ?reason, elements, took_us, kernel_us, "the kernel's rules were wrong and are right again");
+            warn!(ipFamily = %family, ?reason, writes, took_us, kernel_us, "the kernel's rules were wrong and are right again");
         }
-        Step::Repair(reason) => {
-            info!(ipFamily = %ip_family, ?reason, elements, latency_us, took_us, kernel_us, "brought the kernel's rules up to date");
+        Step::Rebuild(reason @ (Reason::ForeignChange | Reason::Audit | Reason::Failure)) => {
+            warn!(ipFamily = %family, ?reason, writes, took_us, kernel_us, "wrote the kernel's rules anew");
+        }
+        Step::Repair(reason) | Step::Rebuild(reason) => {
+            info!(ipFamily = %family, ?reason, writes, latency_us, took_us, kernel_us, "brought the kernel's rules up to date");
         }
         Step::Unchanged(Reason::Start) => {
-            info!(ipFamily = %ip_family, latency_us, "the kernel's rules are right as they are");
+            info!(ipFamily = %family, latency_us, "the kernel's rules are right as they are");
         }
         Step::Unchanged(reason) => {
-            debug!(v = 3, ipFamily = %ip_family, ?reason, "the kernel's rules are right as they are");
+            debug!(v = 3, ipFamily = %family, ?reason, "the kernel's rules are right as they are");
         }
     }
 }
 
-/// A failure and what is done about it.
-pub(crate) fn log_failed<M: Mode, F: Family>(failed: &Failed<M>) {
-    let Failed { error, failures, retry_in, .. } = failed;
-    let error_text = with_causes(error);
-    if M::is_retryable(error) {
-        warn!(error = error_text, ipFamily = %F::FAMILY, failures, retryingTime = ?retry_in, "Sync failed");
+/// A failure and what is done about it. A reading that goes wrong while what is held is known holds nothing up; what has no chance
+/// from the start is told by the event loop, once.
+pub(crate) fn log_failed<T: Target>(family: IpFamily, failed: &Failed<T>, was_synced: bool) {
+    let Failed { failures, retry_in, refused, steps, .. } = failed;
+    let text = failed.text();
+    if failed.is_hopeless() && !was_synced {
+        debug!(error = text, ipFamily = %family, failures, retryingTime = ?retry_in, "Sync failed");
+    } else if failed.during == Failing::Read {
+        let is_harmless = failed.is_known;
+        warn!(error = text, ipFamily = %family, failures, retryingTime = ?retry_in, is_harmless, "Reading the rules failed");
+    } else if failed.is_hopeless() {
+        error!(error = text, ipFamily = %family, failures, refused, steps, retryingTime = ?retry_in, "Sync failed");
     } else {
-        error!(error = error_text, ipFamily = %F::FAMILY, failures, retryingTime = ?retry_in, "Sync failed");
+        warn!(error = text, ipFamily = %family, failures, refused, steps, retryingTime = ?retry_in, "Sync failed");
     }
 }
 

@@ -1,36 +1,45 @@
-//! One family's way from changed Services to the kernel, as a state machine without I/O and clock.
+//! One family's way from changed Services to its target, as a state machine without I/O and clock.
+//!
+//! Two things are kept apart: what is *held* ([`Held`]: the planner knows it, or nobody does) and what is *under way*
+//! ([`Work`]). Only an apply that failed makes unknown what is held. A reading that fails, or is of no one state, changes
+//! nothing: changes go on being planned from what is held, and the reading is tried again with growing pauses.
+
+mod outcome;
 
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Duration;
 
-use model::{
-    Backend, ConflictChange, Extent, Family, Frontend, FrontendKey, Mode, Protocol, RuleCount, ServiceName,
-    Table,
-};
+use mode::{Applied, Cause, PlanOf, Planner, Rule, RuleCount, Target, Traffic};
+use model::{Changed, ConflictChange, Family, Frontend, FrontendKey, Protocol, ServiceName, Table};
 use tokio::time::Instant;
 
-use crate::backoff::pause;
-use crate::worker::{Answer, Job};
+use crate::log::with_causes;
+use crate::retries::Retries;
+use crate::worker::Job;
 
-/// A completed step.
+/// What an attempt came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// A transaction that carried changed frontends.
+    /// Changes were made.
     Change,
-    /// A transaction that brought the table right.
+    /// What was wrong or other than wanted was made right.
     Repair(Reason),
-    /// The table was read and found right; nothing was sent.
+    /// Everything was made anew.
+    Rebuild(Reason),
+    /// The target was found right; nothing was sent.
     Unchanged(Reason),
 }
 
-/// Why a table is read and compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why everything is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Reason {
     /// Nothing is known of it yet.
     Start,
-    /// A transaction or a reading failed.
+    /// An apply failed.
     Failure,
-    /// The ruleset's settings changed.
+    /// The settings changed.
     Settings,
     /// Somebody else changed it.
     ForeignChange,
@@ -38,76 +47,123 @@ pub(crate) enum Reason {
     Audit,
 }
 
-/// One family's state.
-pub(crate) struct Pipeline<M: Mode, F: Family> {
-    table: Table<F>,
-    backend: M::Backend<F>,
-    config: M::Config,
-    /// Frontends that differ from what the kernel was last told.
-    dirty: BTreeSet<FrontendKey<F>>,
-    /// When the first of `dirty` became so.
-    dirty_since: Option<Instant>,
-    phase: Phase<M, F>,
-    failures: u32,
-    /// When the first of `failures` happened.
-    failing_since: Option<Instant>,
-    /// Since when somebody else's change of the table has not been looked at.
-    doubted: Option<Instant>,
-    /// When the present attempt began, or the last one.
-    attempt: Instant,
-    /// When the table was last read, or a first time is due.
-    looked_at: Instant,
-    /// How long that took.
-    reading_took: Duration,
-    /// Changed frontends whose flows may be stale once the kernel has the change.
-    stale_flows: BTreeSet<FrontendKey<F>>,
-    /// Frontends whose flows may be stale now.
-    ready_flows: BTreeSet<FrontendKey<F>>,
+/// What is known of what the target holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    /// The planner knows it.
+    Known,
+    /// Nobody knows it. It is read, or everything made anew, not before this moment.
+    Unknown { reason: Reason, not_before: Instant },
 }
 
-enum Phase<M: Mode, F: Family> {
-    /// Nothing under way; the kernel holds what the backend says.
-    Idle,
-    /// The table has to be read and compared, not before this moment.
-    Unsure { not_before: Instant, reason: Reason },
-    /// Being read.
-    Reading { reason: Reason },
-    /// A transaction is in flight.
-    Committing(Box<InFlight<M, F>>),
+/// What the worker does.
+enum Work<H, F: Family> {
+    Nothing,
+    /// It reads. With since when somebody else's change has been waiting for that.
+    Reading {
+        reason: Reason,
+        touched: Option<Instant>,
+    },
+    Applying(Box<InFlight<H, F>>),
+    Counting,
 }
 
-/// Changes of a mode for a family.
-type PlanOf<M, F> = <<M as Mode>::Backend<F> as Backend<F, M>>::Plan;
+/// What a plan is about.
+enum Scope<F: Family> {
+    Changes(Changed<F>),
+    Settings,
+    /// What the planner asked for.
+    Woken,
+    Everything,
+}
 
-/// What waits for the outcome of a transaction.
-struct InFlight<M: Mode, F: Family> {
-    plan: PlanOf<M, F>,
+/// What waits for the results of steps.
+struct InFlight<H, F: Family> {
+    held: H,
     step: Step,
-    elements: usize,
+    scope: Scope<F>,
+    steps: usize,
+    writes: usize,
     /// When the oldest change in it became known.
     since: Instant,
     /// When it was made: later changes are not in it.
     planned: Instant,
 }
 
-/// What came of a report.
-pub(crate) enum Progress<M: Mode> {
+/// One family's state.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own, and any may hold with any other"
+)]
+pub(crate) struct Pipeline<F: Family, P: Planner<F>> {
+    table: Table<F>,
+    planner: P,
+    settings: P::Settings,
+    held: Held,
+    work: Work<P::Held, F>,
+    /// What differs from when it was last planned.
+    dirty: Changed<F>,
+    /// When the first of `dirty` became so.
+    dirty_since: Option<Instant>,
+    /// Since when something has been waiting for everything to be right: a start, other settings.
+    asked_since: Option<Instant>,
+    /// Since when somebody else's change has not been looked at.
+    touched: Option<Instant>,
+    retries: Retries<F>,
+    /// What was left of a plan that made room for others goes on at once.
+    goes_on: bool,
+    /// Applies in a row after which nobody knew what is held.
+    failures: u32,
+    /// When the first of them failed.
+    failing_since: Option<Instant>,
+    /// Readings in a row that came to nothing.
+    unread: u32,
+    /// No reading before this.
+    read_not_before: Instant,
+    /// When the target was last read, or a first time is due.
+    read_at: Instant,
+    /// How long that took.
+    reading_took: Duration,
+    /// False once the target has said so.
+    is_readable: bool,
+    /// These settings can't be reached from what is held.
+    settings_need_reading: bool,
+    /// `minSyncPeriod`
+    min_period: Duration,
+    /// Nothing new is begun before this.
+    sync_not_before: Instant,
+    /// When the present attempt began, or the last one.
+    attempt: Instant,
+    wants_traffic: bool,
+    /// Changed frontends whose flows may be stale once the target has the change.
+    stale_flows: BTreeSet<FrontendKey<F>>,
+    /// Frontends whose flows may be stale now.
+    ready_flows: BTreeSet<FrontendKey<F>>,
+}
+
+/// What came of something.
+pub(crate) enum Progress<T: Target> {
     /// Goes on; nothing to say.
     Working,
     Done(Done),
-    Failed(Failed<M>),
+    Failed(Failed<T>),
+    /// What went through.
+    Counted(Traffic),
 }
 
 /// A success.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Done {
     pub(crate) step: Step,
-    /// Elements in the transaction.
-    pub(crate) elements: usize,
+    /// What was written and deleted.
+    pub(crate) writes: usize,
     /// What the kernel itself took for it, if that is known.
     pub(crate) kernel_time: Option<Duration>,
+    /// Nothing was left for another plan.
+    pub(crate) is_complete: bool,
     /// From the moment the oldest change in it was known.
     pub(crate) latency: Duration,
-    /// When it was planned: what was known then is in the kernel now.
+    /// When it was planned: what was known then is in force now.
     pub(crate) planned: Instant,
     /// How long the whole attempt took, with reading and planning.
     pub(crate) duration: Duration,
@@ -116,62 +172,112 @@ pub(crate) struct Done {
 /// What an attempt did when it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failing {
-    /// It read the table.
+    /// It read.
     Read,
-    /// It brought the table right.
+    /// It made everything right, or anew.
     Repair,
-    /// It carried changes over.
+    /// It made changes.
     Change,
 }
 
 /// A failure, and what is done about it.
-pub(crate) struct Failed<M: Mode> {
-    pub(crate) error: M::Error,
+pub(crate) struct Failed<T: Target> {
     pub(crate) during: Failing,
+    /// What went wrong first; `None`: what was read is of no one state.
+    pub(crate) error: Option<Arc<T::Error>>,
+    /// How many of the attempt's steps were refused, and how many there were.
+    pub(crate) refused: usize,
+    pub(crate) steps: usize,
+    /// Failures of the kind in a row.
     pub(crate) failures: u32,
     pub(crate) retry_in: Duration,
+    /// What is held is known all the same.
+    pub(crate) is_known: bool,
+    pub(crate) kernel_time: Option<Duration>,
     /// How long the attempt took.
     pub(crate) duration: Duration,
 }
 
-/// From this many failures in a row the table is written anew.
+impl<T: Target> Failed<T> {
+    /// What went wrong, with its causes.
+    pub(crate) fn text(&self) -> String {
+        self.error.as_ref().map_or_else(
+            || "what is ours kept changing while it was read".to_owned(),
+            |error| with_causes(&**error),
+        )
+    }
+
+    /// Whether trying again has no chance.
+    pub(crate) fn is_hopeless(&self) -> bool {
+        self.error.as_ref().is_some_and(|error| !T::is_retryable(error))
+    }
+}
+
+/// Something for the worker, and something to say.
+pub(crate) type Turn<T> = (Progress<T>, Option<Job<T>>);
+
+/// From this many failed applies in a row everything is made anew.
 const REBUILD_AFTER: u32 = 3;
+/// From this many readings in a row that came to nothing, while nobody knows what is held, likewise.
+const ANEW_AFTER: u32 = 3;
 /// Two programs that undo each other's changes shall not keep the machine busy.
-const DOUBT_PAUSE: Duration = Duration::from_millis(250);
-/// How often the table is read without a cause, at most.
+const TOUCHED_PAUSE: Duration = Duration::from_millis(250);
+/// How often the target is read without a cause, at most.
 const AUDIT_EVERY: Duration = Duration::from_mins(10);
 /// Audits take at most one part in so many of the time.
 const AUDIT_SHARE: u32 = 500;
 
-impl<M: Mode, F: Family> Pipeline<M, F> {
-    /// A pipeline that knows nothing of the kernel and will read it first.
-    pub(crate) fn new(config: M::Config, now: Instant) -> Self {
+impl<F: Family, P: Planner<F>> Pipeline<F, P> {
+    /// A pipeline that knows nothing of its target and will read it first.
+    pub(crate) fn new(planner: P, settings: P::Settings, min_period: Duration, now: Instant) -> Self {
         Self {
             table: Table::default(),
-            backend: M::Backend::<F>::new(config.clone()),
-            config,
-            dirty: BTreeSet::new(),
+            planner,
+            settings,
+            held: Held::Unknown { reason: Reason::Start, not_before: now },
+            work: Work::Nothing,
+            dirty: Changed::default(),
             dirty_since: None,
-            phase: Phase::Unsure { not_before: now, reason: Reason::Start },
+            asked_since: None,
+            touched: None,
+            retries: Retries::default(),
+            goes_on: false,
             failures: 0,
             failing_since: None,
-            doubted: None,
-            attempt: now,
-            looked_at: now,
+            unread: 0,
+            read_not_before: now,
+            read_at: now,
             reading_took: Duration::ZERO,
+            is_readable: true,
+            settings_need_reading: false,
+            min_period,
+            sync_not_before: now,
+            attempt: now,
+            wants_traffic: false,
             stale_flows: BTreeSet::new(),
             ready_flows: BTreeSet::new(),
         }
     }
 
-    /// Takes in the frontends of one Service.
-    pub(crate) fn set_service(&mut self, name: &ServiceName, frontends: Vec<Frontend<F>>, now: Instant) {
-        let changed = self.table.set_service(name, frontends);
-        if !changed.is_empty() {
-            self.dirty_since.get_or_insert(now);
+    /// Takes in what one Service asks for; false if it is what it was.
+    pub(crate) fn set_service(
+        &mut self,
+        name: &ServiceName,
+        frontends: Vec<Frontend<F>>,
+        health_check_port: Option<u16>,
+        now: Instant,
+    ) -> bool {
+        let changed = Changed {
+            frontends: self.table.set_service(name, frontends),
+            health_check_ports: self.table.set_health_check_port(name, health_check_port),
+        };
+        if changed.is_empty() {
+            return false;
         }
+        self.dirty_since.get_or_insert(now);
         self.dirty.extend(&changed);
-        self.stale_flows.extend(changed.iter().filter(|key| key.protocol != Protocol::Tcp));
+        self.stale_flows.extend(changed.frontends.iter().filter(|key| key.protocol != Protocol::Tcp));
+        true
     }
 
     /// What changed about conflicts between Services since this was last asked.
@@ -179,223 +285,339 @@ impl<M: Mode, F: Family> Pipeline<M, F> {
         self.table.take_conflict_changes()
     }
 
-    /// Takes in settings; a difference is carried over like a repair.
-    pub(crate) fn set_config(&mut self, config: M::Config, now: Instant) {
-        if self.config == config {
+    /// Takes in settings.
+    pub(crate) fn set_settings(&mut self, rules: &model::RuleSettings, now: Instant) {
+        let settings = self.planner.settings(rules);
+        if self.settings == settings {
             return;
         }
-        self.config = config;
+        self.settings = settings;
+        self.settings_need_reading = false;
         if self.is_settled() {
-            // It is as it was before a difference that nobody has taken up.
-            self.dirty_since = None;
+            // They are as they were before a difference that nobody has taken up.
+            self.asked_since = None;
         } else {
             self.request(now);
         }
     }
 
-    /// Has something wait from now on until the kernel is known to be right.
+    /// Has something wait from now on until everything is known to be right.
     pub(crate) fn request(&mut self, now: Instant) {
-        self.dirty_since.get_or_insert(now);
+        self.asked_since.get_or_insert(now);
     }
 
-    /// Takes note that somebody else changed the table.
-    pub(crate) fn doubt(&mut self, now: Instant) {
-        self.doubted.get_or_insert(now);
+    /// What waits is not expected yet: it begins to wait now.
+    pub(crate) fn hold(&mut self, now: Instant) {
+        self.dirty_since = self.dirty_since.map(|_| now);
+        self.asked_since = self.asked_since.map(|_| now);
     }
 
-    /// Since when the oldest of what the kernel lacks has been known, may lack after somebody else's change, or has failed;
-    /// `None`: it has all that is known. A change that arrives during a commit is not in it and goes on waiting.
+    /// Takes note that somebody else changed what the target holds.
+    pub(crate) fn note_foreign_change(&mut self, now: Instant) {
+        self.touched.get_or_insert(now);
+    }
+
+    /// Has counters read when there is nothing else to do.
+    pub(crate) fn want_traffic(&mut self) {
+        self.wants_traffic = true;
+    }
+
+    /// Since when the oldest of what the target lacks has been known, may lack after somebody else's change, or has been
+    /// refused; `None`: it has all that is known. A change that arrives during an apply is not in it and goes on waiting.
     pub(crate) fn pending_since(&self) -> Option<Instant> {
-        let in_flight = match &self.phase {
-            Phase::Committing(flight) => Some(flight.since),
-            Phase::Idle | Phase::Unsure { .. } | Phase::Reading { .. } => None,
+        let under_way = match &self.work {
+            Work::Applying(flight) => Some(flight.since),
+            Work::Reading { touched, .. } => *touched,
+            Work::Nothing | Work::Counting => None,
         };
-        [in_flight, self.dirty_since, self.failing_since, self.doubted].into_iter().flatten().min()
+        let waiting = [under_way, self.dirty_since, self.asked_since, self.failing_since, self.touched];
+        waiting.into_iter().chain([self.retries.since()]).flatten().min()
     }
 
-    /// Whether something is known that no transaction has taken up.
+    /// Whether something is known that no plan has taken up.
     pub(crate) fn has_waiting(&self) -> bool {
-        self.dirty_since.is_some()
+        self.dirty_since.is_some() || self.asked_since.is_some()
     }
 
-    /// The frontends in force.
+    /// Whether changes wait for steps that are being made.
+    pub(crate) fn wants_room(&self) -> bool {
+        matches!(self.work, Work::Applying(_)) && !self.dirty.is_empty()
+    }
+
+    /// The frontends that are wanted.
     pub(crate) fn table(&self) -> &Table<F> {
         &self.table
     }
 
-    /// How many rules the kernel holds, in a mode that counts them.
+    /// How many rules the target holds, in a mode that counts them.
     pub(crate) fn rule_counts(&self) -> Vec<RuleCount> {
-        self.backend.rule_counts()
+        self.planner.rule_counts()
     }
 
-    /// Whether there are frontends whose flows may be stale.
-    pub(crate) fn has_ready_flows(&self) -> bool {
-        !self.ready_flows.is_empty()
+    /// The rules that serve a frontend.
+    pub(crate) fn rules(&self, key: &FrontendKey<F>) -> Vec<Rule> {
+        self.planner.rules(key)
     }
 
-    /// The frontends that changed in the kernel since they were last taken, and whose flows may be stale.
+    /// Whether a frontend is in force as it is wanted.
+    pub(crate) fn is_in_force(&self, key: &FrontendKey<F>) -> bool {
+        let in_flight = match &self.work {
+            Work::Applying(flight) => {
+                matches!(&flight.scope, Scope::Changes(changed) if changed.frontends.contains(key))
+            }
+            Work::Nothing | Work::Reading { .. } | Work::Counting => false,
+        };
+        self.is_known() && !in_flight && !self.dirty.frontends.contains(key) && !self.retries.has(key)
+    }
+
+    /// Whether it is known what the target holds.
+    pub(crate) fn is_known(&self) -> bool {
+        self.held == Held::Known
+    }
+
+    /// How many pieces were refused and wait for another try.
+    pub(crate) fn refused(&self) -> usize {
+        self.retries.len()
+    }
+
+    /// The frontends that changed in the target since they were last taken, and whose flows may be stale.
     pub(crate) fn take_ready_flows(&mut self) -> BTreeSet<FrontendKey<F>> {
         std::mem::take(&mut self.ready_flows)
     }
 
-    /// The flows of these frontends have not been looked at after all.
-    pub(crate) fn put_back_flows(&mut self, keys: BTreeSet<FrontendKey<F>>) {
-        self.ready_flows.extend(keys);
+    /// Whether all that is known is in the target.
+    pub(crate) fn is_settled(&self) -> bool {
+        matches!(self.work, Work::Nothing | Work::Counting | Work::Reading { .. })
+            && self.is_known()
+            && self.dirty.is_empty()
+            && self.retries.len() == 0
+            && !self.settings_differ()
     }
 
-    /// Whether all that is known is in the kernel.
-    pub(crate) fn is_settled(&self) -> bool {
-        matches!(self.phase, Phase::Idle) && self.dirty.is_empty() && self.config == *self.backend.config()
+    fn settings_differ(&self) -> bool {
+        self.planner.held_settings() != Some(&self.settings)
     }
 
     /// When [`Pipeline::next`] should be asked again, if nothing else happens before.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        match self.phase {
-            Phase::Unsure { not_before, .. } => Some(not_before),
-            Phase::Idle if self.doubted.is_some() => Some(self.looked_at + DOUBT_PAUSE),
-            Phase::Idle => Some(self.looked_at + self.audit_pause()),
-            Phase::Reading { .. } | Phase::Committing(_) => None,
+        if !matches!(self.work, Work::Nothing) {
+            return None;
+        }
+        if let Held::Unknown { not_before, .. } = self.held {
+            return Some(not_before);
+        }
+        let audit = self.is_readable.then(|| self.audit_at());
+        let touched = self.touched.map(|_| self.repair_at());
+        let settings = self.settings_differ().then(|| self.settings_at());
+        let changes = (!self.dirty.is_empty()).then_some(self.sync_not_before);
+        let retries = self.retries.next_due().map(|due| due.max(self.sync_not_before));
+        [audit, touched, settings, changes, retries, self.planner.wake_at()].into_iter().flatten().min()
+    }
+
+    /// Changes wait while the target is read, so one for which that takes long is read less often.
+    fn audit_at(&self) -> Instant {
+        let pause = AUDIT_EVERY.max(self.reading_took * AUDIT_SHARE);
+        (self.read_at + pause).max(self.read_not_before)
+    }
+
+    fn repair_at(&self) -> Instant {
+        (self.read_at + TOUCHED_PAUSE).max(self.read_not_before).max(self.sync_not_before)
+    }
+
+    fn settings_at(&self) -> Instant {
+        if self.settings_need_reading {
+            self.read_not_before.max(self.sync_not_before)
+        } else {
+            self.sync_not_before
         }
     }
 
-    /// The next job for the kernel, if there is one to be done now.
-    pub(crate) fn next(&mut self, now: Instant) -> Option<Job<M>> {
-        match self.phase {
-            Phase::Unsure { not_before, reason } if not_before <= now => Some(self.read(reason, now)),
-            Phase::Idle if self.config != *self.backend.config() => Some(self.read(Reason::Settings, now)),
-            Phase::Idle if self.doubted.is_some() && now >= self.looked_at + DOUBT_PAUSE => {
-                Some(self.read(Reason::ForeignChange, now))
-            }
-            Phase::Idle if !self.dirty.is_empty() => self.change(now),
-            Phase::Idle if now >= self.looked_at + self.audit_pause() => Some(self.read(Reason::Audit, now)),
-            Phase::Idle | Phase::Unsure { .. } | Phase::Reading { .. } | Phase::Committing(_) => None,
+    /// The next job for the worker, if there is one to be done now. `random` is from 0 up to 1.
+    pub(crate) fn next(&mut self, now: Instant, random: f64) -> Turn<P::Target> {
+        if !matches!(self.work, Work::Nothing) {
+            return (Progress::Working, None);
+        }
+        match self.held {
+            Held::Unknown { reason, not_before } if not_before <= now => self.recover(reason, now, random),
+            Held::Unknown { .. } => (Progress::Working, None),
+            Held::Known => self.proceed(now, random),
         }
     }
 
-    /// Changes wait while a table is read, so one that takes long is read less often.
-    fn audit_pause(&self) -> Duration {
-        AUDIT_EVERY.max(self.reading_took * AUDIT_SHARE)
-    }
-
-    fn read(&mut self, reason: Reason, now: Instant) -> Job<M> {
-        self.phase = Phase::Reading { reason };
+    /// Nobody knows what is held: it is read, or, where that leads nowhere, everything is made anew.
+    fn recover(&mut self, reason: Reason, now: Instant, random: f64) -> Turn<P::Target> {
+        let leads_nowhere = self.failures >= REBUILD_AFTER || self.unread >= ANEW_AFTER || !self.is_readable;
+        if !leads_nowhere {
+            return (Progress::Working, Some(self.read(reason, now)));
+        }
         self.attempt = now;
-        // What happens from here on may be missing from what is read.
-        if let Some(doubted) = self.doubted.take() {
-            self.dirty_since = Some(self.dirty_since.map_or(doubted, |since| since.min(doubted)));
+        match self.plan(Cause::Anew(None)) {
+            Planned::Plan(plan) => {
+                self.begin(plan, Step::Rebuild(reason), Scope::Everything, None, now, random)
+            }
+            Planned::NeedsReading if self.is_readable => (Progress::Working, Some(self.read(reason, now))),
+            Planned::NeedsReading => {
+                let error = P::Target::outcome_unknown("it can't be read, and not be made anew without that");
+                (self.not_planned(error, now, random), None)
+            }
+            Planned::Panicked(error) => (self.not_planned(error, now, random), None),
         }
+    }
+
+    /// What is held is known, and what differs from it is planned.
+    fn proceed(&mut self, now: Instant, random: f64) -> Turn<P::Target> {
+        if self.touched.is_some() && now >= self.repair_at() {
+            return self.look(Reason::ForeignChange, now, random);
+        }
+        if self.settings_differ() && now >= self.settings_at() {
+            return self.change_settings(now, random);
+        }
+        if self.goes_on || now >= self.sync_not_before {
+            let mut changed = std::mem::take(&mut self.dirty);
+            changed.extend(&self.retries.due(now));
+            if !changed.is_empty() {
+                return self.change(changed, now, random);
+            }
+        }
+        if self.planner.wake_at().is_some_and(|at| at <= now) {
+            return self.wake(now, random);
+        }
+        if self.is_readable && now >= self.audit_at() {
+            return self.look(Reason::Audit, now, random);
+        }
+        if std::mem::take(&mut self.wants_traffic) {
+            self.work = Work::Counting;
+            return (Progress::Working, Some(Job::Count));
+        }
+        (Progress::Working, None)
+    }
+
+    /// Everything is compared, or made anew where nothing can be read.
+    fn look(&mut self, reason: Reason, now: Instant, random: f64) -> Turn<P::Target> {
+        if self.is_readable {
+            return (Progress::Working, Some(self.read(reason, now)));
+        }
+        let touched = self.touched.take();
+        self.asked_since = earliest([self.asked_since, touched]);
+        self.lose(reason, now);
+        self.recover(reason, now, random)
+    }
+
+    fn read(&mut self, reason: Reason, now: Instant) -> Job<P::Target> {
+        // What happens from here on may be missing from what is read.
+        self.work = Work::Reading { reason, touched: self.touched.take() };
+        self.attempt = now;
+        self.sync_not_before = now + self.min_period;
         Job::Read
     }
 
-    fn change(&mut self, now: Instant) -> Option<Job<M>> {
+    fn change_settings(&mut self, now: Instant, random: f64) -> Turn<P::Target> {
+        if self.settings_need_reading {
+            return self.look(Reason::Settings, now, random);
+        }
         self.attempt = now;
-        let plan = self.backend.plan(&self.table, &self.dirty);
-        self.carry_over(plan, Step::Change, now).ok()
+        match self.plan(Cause::Settings) {
+            Planned::Plan(plan) => {
+                let step = Step::Repair(Reason::Settings);
+                self.begin(plan, step, Scope::Settings, None, now, random)
+            }
+            Planned::NeedsReading => {
+                self.settings_need_reading = true;
+                // Changes do not wait for it while readings come to nothing.
+                self.proceed(now, random)
+            }
+            Planned::Panicked(error) => (self.not_planned(error, now, random), None),
+        }
     }
 
-    /// Starts a transaction; or takes note that there is nothing to do and gives back since when that was asked for.
-    fn carry_over(&mut self, mut plan: PlanOf<M, F>, step: Step, now: Instant) -> Result<Job<M>, Instant> {
-        self.dirty.clear();
-        let since = self.dirty_since.take().unwrap_or(now);
-        // The changes go to the kernel's thread; the rest of the plan waits here for the outcome.
-        let Some((changes, elements)) = M::Backend::<F>::take_changes(&mut plan) else {
-            self.committed(plan);
-            return Err(since);
-        };
-        self.phase = Phase::Committing(Box::new(InFlight { plan, step, elements, since, planned: now }));
-        Ok(Job::Apply(changes))
+    fn change(&mut self, changed: Changed<F>, now: Instant, random: f64) -> Turn<P::Target> {
+        self.attempt = now;
+        match self.plan(Cause::Changed(&changed)) {
+            Planned::Plan(plan) => self.begin(plan, Step::Change, Scope::Changes(changed), None, now, random),
+            Planned::NeedsReading => {
+                self.dirty = changed;
+                self.look_after_all(now, random)
+            }
+            Planned::Panicked(error) => {
+                self.dirty = changed;
+                (self.not_planned(error, now, random), None)
+            }
+        }
     }
 
-    /// Takes in what came of the last job, which took so long, and gives the next one if it follows directly. `random` is
-    /// from 0 up to 1.
-    pub(crate) fn report(
+    fn wake(&mut self, now: Instant, random: f64) -> Turn<P::Target> {
+        self.attempt = now;
+        match self.plan(Cause::Woken(now)) {
+            Planned::Plan(plan) => self.begin(plan, Step::Change, Scope::Woken, None, now, random),
+            Planned::NeedsReading => self.look_after_all(now, random),
+            Planned::Panicked(error) => (self.not_planned(error, now, random), None),
+        }
+    }
+
+    /// The planner can't tell from what it holds.
+    fn look_after_all(&mut self, now: Instant, random: f64) -> Turn<P::Target> {
+        self.lose(Reason::Failure, now);
+        self.recover(Reason::Failure, now, random)
+    }
+
+    /// Nobody knows any more what is held.
+    fn lose(&mut self, reason: Reason, not_before: Instant) {
+        self.held = Held::Unknown { reason, not_before };
+    }
+
+    /// A planner that panics has decided nothing, and believes what it did before.
+    fn plan(&self, cause: Cause<'_, F, <P::Target as Target>::Found>) -> Planned<F, P> {
+        let planning = AssertUnwindSafe(|| self.planner.plan(&self.table, &self.settings, cause));
+        match catch_unwind(planning) {
+            Ok(Ok(plan)) => Planned::Plan(plan),
+            Ok(Err(mode::NeedsReading)) => Planned::NeedsReading,
+            Err(_panic) => Planned::Panicked(P::Target::outcome_unknown("a panic of the planner")),
+        }
+    }
+
+    /// Hands a plan's steps over; one without any holds at once. `touched`: since when somebody else's change waits for it.
+    fn begin(
         &mut self,
-        answer: Answer<M>,
-        took: Duration,
+        plan: PlanOf<P, F>,
+        step: Step,
+        scope: Scope<F>,
+        touched: Option<Instant>,
         now: Instant,
         random: f64,
-    ) -> (Progress<M>, Option<Job<M>>) {
-        match (answer, std::mem::replace(&mut self.phase, Phase::Idle)) {
-            (Answer::Read(Ok(found)), Phase::Reading { reason }) => {
-                self.reading_took = took;
-                self.compare(&found, reason, now)
+    ) -> Turn<P::Target> {
+        let since = match &scope {
+            Scope::Changes(_) => self.dirty_since.take(),
+            Scope::Settings => self.asked_since.take(),
+            Scope::Woken => None,
+            Scope::Everything => {
+                self.dirty = Changed::default();
+                earliest([self.dirty_since.take(), self.asked_since.take(), touched])
             }
-            (Answer::Applied(Ok(kernel_time)), Phase::Committing(flight)) => {
-                let InFlight { plan, step, elements, since, planned } = *flight;
-                self.committed(plan);
-                let latency = now.saturating_duration_since(since);
-                let duration = self.succeeded(now);
-                (Progress::Done(Done { step, elements, kernel_time, latency, planned, duration }), None)
-            }
-            (Answer::Read(Err(error)) | Answer::Applied(Err(error)), phase) => {
-                let mut during = Failing::Read;
-                if let Phase::Committing(flight) = phase {
-                    self.dirty_since = Some(flight.since);
-                    during = if flight.step == Step::Change { Failing::Change } else { Failing::Repair };
-                }
-                (self.failed(error, during, now, random), None)
-            }
-            (Answer::Read(Ok(_)) | Answer::Applied(Ok(_)), phase) => {
-                debug_assert!(false, "nothing of the kind was asked for");
-                self.phase = phase;
-                (Progress::Working, None)
-            }
+        };
+        let mode::Plan { steps, writes, held } = plan;
+        let since = since.unwrap_or(now);
+        let flight = InFlight { held, step, scope, steps: steps.len(), writes, since, planned: now };
+        if steps.is_empty() {
+            let nothing = Applied { results: Vec::new(), kernel_time: None, is_usable: true };
+            return (self.settle(flight, nothing, now, random), None);
         }
-    }
-
-    fn compare(&mut self, found: &M::Found, reason: Reason, now: Instant) -> (Progress<M>, Option<Job<M>>) {
-        self.looked_at = now;
-        let extent = if self.failures >= REBUILD_AFTER { Extent::Rebuild } else { Extent::Difference };
-        let plan = self.backend.repair(&self.config, &self.table, found, extent);
-        match self.carry_over(plan, Step::Repair(reason), now) {
-            Ok(job) => (Progress::Working, Some(job)),
-            Err(since) => {
-                let latency = now.saturating_duration_since(since);
-                let step = Step::Unchanged(reason);
-                let duration = self.succeeded(now);
-                (
-                    Progress::Done(Done {
-                        step,
-                        elements: 0,
-                        kernel_time: None,
-                        latency,
-                        planned: now,
-                        duration,
-                    }),
-                    None,
-                )
-            }
+        if !self.goes_on {
+            self.sync_not_before = now + self.min_period;
         }
+        self.work = Work::Applying(Box::new(flight));
+        (Progress::Working, Some(Job::Apply(steps)))
     }
+}
 
-    /// The kernel has the plan's changes. Frontends that changed again meanwhile are not in it.
-    fn committed(&mut self, plan: PlanOf<M, F>) {
-        self.backend.committed(plan);
-        let (later, ready) =
-            std::mem::take(&mut self.stale_flows).into_iter().partition(|key| self.dirty.contains(key));
-        self.stale_flows = later;
-        self.ready_flows.extend::<BTreeSet<_>>(ready);
-    }
+/// What came of planning.
+enum Planned<F: Family, P: Planner<F>> {
+    Plan(PlanOf<P, F>),
+    NeedsReading,
+    Panicked(<P::Target as Target>::Error),
+}
 
-    /// Nothing is known to be wrong any more; gives the attempt's duration.
-    fn succeeded(&mut self, now: Instant) -> Duration {
-        self.failures = 0;
-        self.failing_since = None;
-        if self.is_settled() {
-            // What differed for a moment is as it was, and nobody has taken it up.
-            self.dirty_since = None;
-        }
-        now.saturating_duration_since(self.attempt)
-    }
-
-    fn failed(&mut self, error: M::Error, during: Failing, now: Instant, random: f64) -> Progress<M> {
-        self.failures = self.failures.saturating_add(1);
-        self.failing_since.get_or_insert(now);
-        let retry_in = pause(self.failures, random);
-        self.phase = Phase::Unsure { not_before: now + retry_in, reason: Reason::Failure };
-        let duration = now.saturating_duration_since(self.attempt);
-        Progress::Failed(Failed { error, during, failures: self.failures, retry_in, duration })
-    }
+fn earliest<const N: usize>(moments: [Option<Instant>; N]) -> Option<Instant> {
+    moments.into_iter().flatten().min()
 }
 
 #[cfg(test)]

@@ -1,23 +1,24 @@
 //! The event loop itself.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use ipnet::IpNet;
 use metrics::health::BEAT_EVERY;
 use model::view::ThisNode;
-use model::{Change, IpFamily, Kind, Mode, Node, Store, Touched, V4, V6};
-use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, unbounded_channel};
+use model::{Change, Kind, Node, ServiceName, Store, Touched};
+use tokio::sync::Notify;
+use tokio::sync::mpsc::{Receiver, UnboundedReceiver};
 use tokio::time::{Instant, sleep_until};
-use tracing::{info, warn};
+use tracing::{error, info};
 
-use crate::flows::{OpenConntrack, Sweeper, Swept};
+use crate::controller::{Cluster, FamilyController, ServedFamily, Start};
 use crate::log::{log_node, millis};
 use crate::node::{NodeError, NodeState};
 use crate::notice::Notice;
-use crate::pipeline::Step;
 use crate::settings::Settings;
-use crate::side::{Side, Surroundings};
+use crate::snapshot;
 use crate::telemetry::{Events, Question, Telemetry};
-use crate::worker::{OpenKernel, Report};
 
 /// What a source tells the agent.
 #[derive(Clone, Debug)]
@@ -40,9 +41,12 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
-    /// A kernel thread ended by itself, which only a defect can cause.
-    #[error("a kernel thread ended")]
+    /// A thread ended by itself, which only a defect can cause.
+    #[error("a thread ended")]
     WorkerDied,
+    /// No family could ever be programmed, and trying again has no chance.
+    #[error("rules can't be programmed here: {0}")]
+    Refused(String),
     /// What has to be known of the Node is not known after a long time.
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -52,65 +56,18 @@ pub enum StartError {
 /// here; `None` for those that are not for the agent.
 ///
 /// # Errors
-/// A thread can't be started, or died; or the Node's pod CIDRs are needed and don't come. Failures of the kernel are not errors: they are logged and repaired.
-pub async fn run<M: Mode, E>(
-    mode: M,
+/// A thread can't be started, or died; or the Node's pod CIDRs are needed and don't come; or none of the families can ever be
+/// programmed. Other failures are not errors: they are logged and repaired.
+pub async fn run<E>(
+    families: Vec<ServedFamily>,
     settings: Settings,
-    kernel: KernelAccess<M>,
     telemetry: Telemetry,
     events: Receiver<E>,
     read: impl Fn(E) -> Option<Input>,
 ) -> Result<(), StartError> {
-    let (reports_tx, reports) = unbounded_channel();
-    let (swept_tx, swept) = unbounded_channel();
-    let (foreign_tx, foreign) = unbounded_channel();
-    let (old_rules_tx, old_rules) = unbounded_channel();
-    let sweeper = Sweeper::start(kernel.open_conntrack, swept_tx)
-        .map_err(|source| StartError::Thread { what: "flows", source })?;
-    let after_sync: Box<dyn FnOnce() + Send> = Box::new(move || {
-        (kernel.watch)(foreign_tx);
-        (kernel.synced)(old_rules_tx);
-    });
     let questions = telemetry.take_questions();
-    let agent = Agent::new(&mode, settings, &kernel.open, &reports_tx, telemetry, sweeper, after_sync)?;
-    agent
-        .serve(Inputs { events, read }, Reports { kernel: reports, swept, foreign, old_rules, questions })
-        .await
-}
-
-/// The agent's ways to the kernel.
-pub struct KernelAccess<M: Mode> {
-    /// Opens a connection to the ruleset.
-    pub open: OpenKernel<M>,
-    /// Opens a connection to the tracked flows.
-    pub open_conntrack: OpenConntrack,
-    /// Starts to tell of changes that others make to our tables. Called once, after the first complete sync: before, such
-    /// a watch would only be told of our own changes.
-    pub watch: Box<dyn FnOnce(UnboundedSender<ForeignChange>) + Send>,
-    /// Called once, after the first complete sync of all families: rules that others left can go now. Must return at once.
-    pub synced: Box<dyn FnOnce(UnboundedSender<OldRulesGone>) + Send>,
-}
-
-/// Rules that others had left are gone. Until then they may have directed flows to endpoints of long ago.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OldRulesGone;
-
-/// Somebody else changed a table of ours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ForeignChange {
-    /// The table's family; `None`: either.
-    pub family: Option<nft::Family>,
-    /// What happened, for the log.
-    pub what: &'static str,
-}
-
-/// What comes back from the threads.
-struct Reports<M: Mode> {
-    kernel: UnboundedReceiver<Report<M>>,
-    swept: UnboundedReceiver<Swept>,
-    foreign: UnboundedReceiver<ForeignChange>,
-    old_rules: UnboundedReceiver<OldRulesGone>,
-    questions: UnboundedReceiver<Question>,
+    let agent = Agent::new(families, settings, telemetry)?;
+    agent.serve(Inputs { events, read }, questions).await
 }
 
 /// The source's events as the agent's inputs.
@@ -136,141 +93,140 @@ impl<E, R: Fn(E) -> Option<Input>> Inputs<E, R> {
     }
 }
 
-/// How many changes are taken in before the kernel is looked after again: a flood of events must not starve it.
+/// How many changes are taken in at once: a flood of events must not starve anything else.
 const MAX_CHANGES_AT_ONCE: usize = 1024;
+/// How many Services are looked at in one turn of the loop.
+const MAX_SERVICES_AT_ONCE: usize = 256;
 
-struct Agent<M: Mode> {
+struct Agent {
     settings: Settings,
     this_node: ThisNode,
     node: NodeState,
     store: Store,
     /// Kinds that have not been listed completely.
     missing: BTreeSet<Kind>,
-    v4: Option<Side<M, V4>>,
-    v6: Option<Side<M, V6>>,
+    families: Vec<Box<dyn FamilyController>>,
+    /// Services that have to be looked at. Nothing else is taken in before that.
+    touched: BTreeSet<ServiceName>,
     telemetry: Telemetry,
-    sweeper: Sweeper,
-    /// What follows the first complete sync; gone once it was called.
-    after_sync: Option<Box<dyn FnOnce() + Send>>,
+    /// Something has come back from a thread.
+    wake: Arc<Notify>,
+    /// Families of which it was told that they can't be served.
+    told: BTreeSet<usize>,
     started: Instant,
 }
 
-impl<M: Mode> Agent<M> {
+impl Agent {
     fn new(
-        mode: &M,
+        families: Vec<ServedFamily>,
         settings: Settings,
-        open: &OpenKernel<M>,
-        reports: &UnboundedSender<Report<M>>,
         telemetry: Telemetry,
-        sweeper: Sweeper,
-        after_sync: Box<dyn FnOnce() + Send>,
     ) -> Result<Self, StartError> {
-        let wanted = |family| settings.families.contains(&family);
-        let v4 = wanted(IpFamily::V4)
-            .then(|| Side::start(mode, &settings, open, reports, &telemetry))
-            .transpose()?;
-        let v6 = wanted(IpFamily::V6)
-            .then(|| Side::start(mode, &settings, open, reports, &telemetry))
-            .transpose()?;
+        let wake = Arc::new(Notify::new());
+        let start = |family: ServedFamily| {
+            family.start(Start { settings: &settings, telemetry: &telemetry, wake: &wake })
+        };
+        let families = families.into_iter().map(start).collect::<Result<_, _>>()?;
         Ok(Self {
             this_node: settings.this_node(None),
             node: NodeState::new(&settings),
             settings,
             store: Store::default(),
             missing: Kind::ALL.into(),
-            v4,
-            v6,
+            families,
+            touched: BTreeSet::new(),
             telemetry,
-            sweeper,
-            after_sync: Some(after_sync),
+            wake,
+            told: BTreeSet::new(),
             started: Instant::now(),
         })
     }
 
+    /// Turn by turn. A turn takes in what is here, as much of it as is quickly done, and gives the threads what follows.
     async fn serve<E, R: Fn(E) -> Option<Input>>(
         mut self,
         mut inputs: Inputs<E, R>,
-        mut back: Reports<M>,
+        mut questions: UnboundedReceiver<Question>,
     ) -> Result<(), StartError> {
+        let wake = self.wake.clone();
         loop {
             let deadline = self.deadline();
-            self.telemetry.health.lock().beat(Instant::now());
+            let is_busy = !self.touched.is_empty();
+            let (mut input, mut question) = (None, None);
             tokio::select! {
                 biased;
-                Some(report) = back.kernel.recv() => self.take_report(report)?,
-                Some(swept) = back.swept.recv() => self.take_swept(swept),
-                Some(change) = back.foreign.recv() => self.take_foreign_change(change),
-                Some(OldRulesGone) = back.old_rules.recv() => self.sweep_again(),
-                Some(question) = back.questions.recv() => self.answer(question),
-                input = inputs.recv() => match input {
-                    Some(input) => self.take_inputs(input, &mut inputs),
+                () = wake.notified() => {}
+                Some(asked) = questions.recv() => question = Some(asked),
+                () = std::future::ready(()), if is_busy => {}
+                received = inputs.recv() => match received {
+                    Some(received) => input = Some(received),
                     None => return Ok(()),
                 },
                 () = sleep_until(deadline) => {}
             }
-            let now = Instant::now();
-            match self.node.waits_until() {
-                Some(limit) if limit <= now => return Err(self.node.error().into()),
-                None if self.missing.is_empty() => self.advance(now)?,
-                Some(_) | None => {}
+            let begun = Instant::now();
+            self.telemetry.health.lock().beat(begun);
+            if let Some(question) = question.or_else(|| questions.try_recv().ok()) {
+                self.answer(question, begun);
             }
+            self.turn(input, &mut inputs, begun)?;
+            self.telemetry.metrics.loop_turn.observe(begun.elapsed());
         }
+    }
+
+    fn turn<E, R: Fn(E) -> Option<Input>>(
+        &mut self,
+        input: Option<Input>,
+        inputs: &mut Inputs<E, R>,
+        now: Instant,
+    ) -> Result<(), StartError> {
+        let mut compared = false;
+        for family in &mut self.families {
+            compared |= family.take_reports(now)?;
+        }
+        if compared {
+            // All that is held has been read, and compared with all that should be.
+            (self.settings.release_memory)();
+        }
+        if self.touched.is_empty() {
+            self.take_inputs(input, inputs, now);
+        }
+        self.look_at_some(now);
+        if !self.touched.is_empty() || !self.missing.is_empty() {
+            return Ok(());
+        }
+        match self.node.waits_until() {
+            Some(limit) if limit <= now => return Err(self.node.error().into()),
+            Some(_) => self.families.iter_mut().for_each(|family| family.hold(now)),
+            None => self.advance(now)?,
+        }
+        self.give_up_if_hopeless()
     }
 
     /// Gives the threads something to do, if there is something.
     fn advance(&mut self, now: Instant) -> Result<(), StartError> {
-        let around = Surroundings { node: self.node.get(), store: &self.store };
-        self.v4.as_mut().map_or(Ok(()), |side| side.advance(&self.sweeper, &around, now))?;
-        self.v6.as_mut().map_or(Ok(()), |side| side.advance(&self.sweeper, &around, now))?;
-        let synced = self.v4.as_ref().is_none_or(|side| side.synced)
-            && self.v6.as_ref().is_none_or(|side| side.synced);
-        if synced && let Some(after_sync) = self.after_sync.take() {
-            after_sync();
+        let cluster = Cluster { node: self.node.get(), store: &self.store };
+        self.families.iter_mut().try_for_each(|family| family.advance(&cluster, now))
+    }
+
+    /// Ends if nothing will ever be programmed. If something is, tells once what is not.
+    fn give_up_if_hopeless(&mut self) -> Result<(), StartError> {
+        let hopeless = self.families.iter().enumerate();
+        let hopeless: Vec<(usize, &str)> =
+            hopeless.filter_map(|(idx, family)| Some((idx, family.hopeless()?))).collect();
+        if let [(_, error), ..] = hopeless[..]
+            && hopeless.len() == self.families.len()
+        {
+            return Err(StartError::Refused(error.to_owned()));
+        }
+        if self.families.iter().any(|family| family.was_synced()) {
+            for (idx, error) in hopeless {
+                if self.told.insert(idx) {
+                    error!(ipFamily = %self.families[idx].family(), error, "Only the other IP family can be served");
+                }
+            }
         }
         Ok(())
-    }
-
-    fn take_foreign_change(&mut self, change: ForeignChange) {
-        let family = change.family.map_or("either", nft::Family::as_str);
-        warn!(ipFamily = family, what = change.what, "somebody else changed our table");
-        self.doubt(change.family);
-    }
-
-    fn answer(&self, Question { service, answer }: Question) {
-        let entry = self.store.entry(&service);
-        let v4 = self.v4.as_ref().and_then(|side| side.explain(&self.this_node, &service, entry));
-        let v6 = self.v6.as_ref().and_then(|side| side.explain(&self.this_node, &service, entry));
-        let text = (v4.is_some() || v6.is_some()).then(|| [v4, v6].into_iter().flatten().collect());
-        // Whoever asked may have gone.
-        drop(answer.send(text));
-    }
-
-    fn sweep_again(&mut self) {
-        self.v4.as_mut().map(Side::sweep_again);
-        self.v6.as_mut().map(Side::sweep_again);
-    }
-
-    /// Has the table read again soon; of both families if none is given.
-    fn doubt(&mut self, family: Option<nft::Family>) {
-        let now = Instant::now();
-        if let Some(side) = &mut self.v4
-            && family != Some(nft::Family::Ip6)
-        {
-            side.pipeline.doubt(now);
-        }
-        if let Some(side) = &mut self.v6
-            && family != Some(nft::Family::Ip)
-        {
-            side.pipeline.doubt(now);
-        }
-    }
-
-    fn take_swept(&mut self, swept: Swept) {
-        let (now, Swept { family, result, took }) = (Instant::now(), swept);
-        match family {
-            nft::Family::Ip => self.v4.as_mut().map(|side| side.take_swept(result, took, now)),
-            nft::Family::Ip6 => self.v6.as_mut().map(|side| side.take_swept(result, took, now)),
-        };
     }
 
     /// When to look again without an event: when something is due, and often enough to show that the loop turns.
@@ -280,24 +236,31 @@ impl<M: Mode> Agent<M> {
             return beat;
         }
         if let Some(limit) = self.node.waits_until() {
-            return limit;
+            return limit.min(beat);
         }
-        let v4 = self.v4.as_ref().and_then(Side::deadline);
-        let v6 = self.v6.as_ref().and_then(Side::deadline);
-        v4.into_iter().chain(v6).fold(beat, Instant::min)
+        self.families.iter().filter_map(|family| family.deadline()).fold(beat, Instant::min)
     }
 
     /// Takes in what has arrived. All of it together makes one step, so that a burst costs one transaction.
-    fn take_inputs<E, R: Fn(E) -> Option<Input>>(&mut self, first: Input, inputs: &mut Inputs<E, R>) {
-        let now = Instant::now();
+    fn take_inputs<E, R: Fn(E) -> Option<Input>>(
+        &mut self,
+        first: Option<Input>,
+        inputs: &mut Inputs<E, R>,
+        now: Instant,
+    ) {
         let (mut touched, mut events) = (Touched::default(), Events::default());
         let mut completed = false;
-        let mut next = Some(first);
+        let mut next = first;
         for _ in 0..MAX_CHANGES_AT_ONCE {
             match next.take().or_else(|| inputs.try_recv()) {
                 Some(Input::Change(change)) => {
+                    let is_listing = matches!(change, Change::Replace { .. });
                     events.count(&change);
                     self.store.apply(change, &mut touched);
+                    if is_listing {
+                        // Which may have been large.
+                        break;
+                    }
                 }
                 Some(Input::Listed(kind)) => completed |= self.listed(kind),
                 None => break,
@@ -309,7 +272,8 @@ impl<M: Mode> Agent<M> {
             self.look_at(touched, now);
         }
         if completed {
-            self.request(now);
+            // From now on what is known is expected to be in force, even if that is nothing.
+            self.families.iter_mut().for_each(|family| family.request(now));
         }
     }
 
@@ -320,22 +284,7 @@ impl<M: Mode> Agent<M> {
             self.telemetry.health.lock().set_node_eligible(node.is_some_and(Node::is_eligible));
         }
         self.telemetry.take_events(events);
-        if let Some(side) = &mut self.v4 {
-            side.telemetry.take_events(events, touched, now);
-        }
-        if let Some(side) = &mut self.v6 {
-            side.telemetry.take_events(events, touched, now);
-        }
-    }
-
-    /// From now on both families are expected to have what is known in the kernel, even if that is nothing.
-    fn request(&mut self, now: Instant) {
-        if let Some(side) = &mut self.v4 {
-            side.pipeline.request(now);
-        }
-        if let Some(side) = &mut self.v6 {
-            side.pipeline.request(now);
-        }
+        self.families.iter_mut().for_each(|family| family.take_events(events, touched, now));
     }
 
     /// Notes a complete listing; true if it was the last one that was missing.
@@ -349,32 +298,31 @@ impl<M: Mode> Agent<M> {
     }
 
     fn look_at(&mut self, touched: Touched, now: Instant) {
-        let mut services = touched.services;
         if touched.node {
             self.look_at_node(now);
         }
         if touched.node || touched.service_cidrs {
-            self.look_at_config(now);
+            self.set_rules(now);
         }
+        self.touched.extend(touched.services);
         if touched.node {
             // Its zone and addresses are part of what decides about every Service.
-            services.extend(self.store.entries().map(|(name, _)| name.clone()));
+            self.touched.extend(self.store.entries().map(|(name, _)| name.clone()));
         }
-        for name in &services {
-            let entry = self.store.entry(name);
-            if let Some(side) = &mut self.v4 {
-                side.look_at(&self.this_node, name, entry, now);
+    }
+
+    /// Looks at Services that were touched, at a limited number of them in one turn.
+    fn look_at_some(&mut self, now: Instant) {
+        if self.touched.is_empty() {
+            return;
+        }
+        for name in next_services(&mut self.touched) {
+            let entry = self.store.entry(&name);
+            for family in &mut self.families {
+                family.set_service(&self.this_node, &name, entry, now);
             }
-            if let Some(side) = &mut self.v6 {
-                side.look_at(&self.this_node, name, entry, now);
-            }
         }
-        if let Some(side) = &mut self.v4 {
-            side.looked_at_all(&self.store, now);
-        }
-        if let Some(side) = &mut self.v6 {
-            side.looked_at_all(&self.store, now);
-        }
+        self.families.iter_mut().for_each(|family| family.tell_conflicts(&self.store));
     }
 
     /// Takes in the Node, and tells what is new about it.
@@ -386,27 +334,76 @@ impl<M: Mode> Agent<M> {
         }
     }
 
-    fn look_at_config(&mut self, now: Instant) {
+    fn set_rules(&mut self, now: Instant) {
         let node = self.node.get();
         self.this_node = self.settings.this_node(node);
-        let service_cidrs = self.store.service_cidrs();
-        if let Some(side) = &mut self.v4 {
-            side.set_rules(self.settings.rules::<V4>(node, &service_cidrs), now);
-        }
-        if let Some(side) = &mut self.v6 {
-            side.set_rules(self.settings.rules::<V6>(node, &service_cidrs), now);
+        let service_cidrs: BTreeSet<IpNet> = self.store.service_cidrs();
+        for family in &mut self.families {
+            family.set_rules(&self.settings, node, &service_cidrs, now);
         }
     }
 
-    fn take_report(&mut self, report: Report<M>) -> Result<(), StartError> {
-        let step = match report.family {
-            IpFamily::V4 => self.v4.as_mut().map(|side| side.take_report(report)),
-            IpFamily::V6 => self.v6.as_mut().map(|side| side.take_report(report)),
-        };
-        // A repair has read the whole table, and compared it with all that should be in it.
-        if let Some(Step::Repair(_) | Step::Unchanged(_)) = step.transpose()?.flatten() {
-            (self.settings.release_memory)();
+    /// Whoever asked may have gone.
+    fn answer(&mut self, question: Question, now: Instant) {
+        match question {
+            Question::Service { service, answer } => drop(answer.send(self.service(&service, now))),
+            Question::Services { after, limit, answer } => {
+                self.families.iter_mut().for_each(|family| family.want_traffic(now));
+                let names = self.store.names_after(after.as_ref());
+                let services = names.filter_map(|name| self.service(name, now));
+                let page = services.take(limit.min(snapshot::MAX_PAGE)).collect();
+                drop(answer.send(page));
+            }
+            Question::Overview { answer } => drop(answer.send(self.overview(now))),
         }
-        Ok(())
+    }
+
+    fn service(&self, name: &ServiceName, now: Instant) -> Option<snapshot::Service> {
+        let entry = self.store.entry(name);
+        let families = self.families.iter();
+        let families: Vec<_> =
+            families.filter_map(|family| family.service(&self.this_node, name, entry, now)).collect();
+        (!families.is_empty()).then(|| snapshot::Service {
+            namespace: name.namespace.to_string(),
+            name: name.name.to_string(),
+            families,
+        })
+    }
+
+    fn overview(&self, now: Instant) -> snapshot::Overview {
+        let families = self.families.iter();
+        snapshot::Overview {
+            node: self.settings.node_name.to_string(),
+            is_listed: self.missing.is_empty(),
+            waits_for_pod_cidrs: self.node.waits_until().is_some(),
+            services: self.store.entries().len(),
+            families: families.clone().map(|family| family.state(now)).collect(),
+            conflicts: families.clone().flat_map(|family| family.conflicts()).collect(),
+            recent_changes: families.flat_map(|family| family.recent_changes()).collect(),
+        }
+    }
+}
+
+/// The Services to look at next.
+fn next_services(touched: &mut BTreeSet<ServiceName>) -> BTreeSet<ServiceName> {
+    let rest = touched.iter().nth(MAX_SERVICES_AT_ONCE).cloned();
+    let later = rest.map(|first| touched.split_off(&first)).unwrap_or_default();
+    std::mem::replace(touched, later)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::ObjectName;
+
+    #[test]
+    fn a_turn_looks_at_a_limited_number_of_services() {
+        let all: BTreeSet<_> =
+            (0..MAX_SERVICES_AT_ONCE * 2 + 1).map(|n| ObjectName::new("ns", &format!("svc-{n}"))).collect();
+        let mut touched = all.clone();
+        let turns: Vec<_> = std::iter::repeat_with(|| next_services(&mut touched)).take(4).collect();
+        let sizes: Vec<_> = turns.iter().map(BTreeSet::len).collect();
+        assert_eq!(sizes, [MAX_SERVICES_AT_ONCE, MAX_SERVICES_AT_ONCE, 1, 0]);
+        assert_eq!(turns.into_iter().flatten().collect::<BTreeSet<_>>(), all);
     }
 }

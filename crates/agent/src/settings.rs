@@ -1,6 +1,6 @@
 //! What the operator asked for, and what follows from it together with the Node.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -15,8 +15,6 @@ use crate::notice::Notices;
 pub struct Settings {
     /// The name of this node's Node object, and the `nodeName` of local endpoints.
     pub node_name: Name,
-    /// The families to serve.
-    pub families: Vec<IpFamily>,
     /// `nodePortAddresses`.
     pub node_ports: NodePorts,
     /// Serve node ports on 127.0.0.0/8 too, for the node's own processes.
@@ -33,6 +31,8 @@ pub struct Settings {
     pub bind_address: Option<IpAddr>,
     /// `syncPeriod`: people hear of failing syncs after twice this time.
     pub sync_period: Duration,
+    /// `minSyncPeriod`: at most one sync begins in this time, and changes wait for it together. None by default.
+    pub min_sync_period: Duration,
     /// Who hears of what people should know.
     pub notices: Notices,
     /// Called when large temporary values have been freed, so that the memory can be given back to the system.
@@ -67,7 +67,6 @@ impl Settings {
     pub fn new(node_name: Name) -> Self {
         Self {
             node_name,
-            families: vec![IpFamily::V4, IpFamily::V6],
             node_ports: NodePorts::Primary,
             localhost_node_ports: false,
             external_ips: true,
@@ -76,6 +75,7 @@ impl Settings {
             masquerade_mark: 1 << 14,
             bind_address: None,
             sync_period: Duration::from_secs(30),
+            min_sync_period: Duration::ZERO,
             notices: Notices::default(),
             release_memory: || {},
         }
@@ -87,15 +87,13 @@ impl Settings {
         ThisNode { ignores_external_ips: !self.external_ips, ..this_node }
     }
 
-    /// The rules' settings for one family, given the Node as far as it is known, and the `ServiceCIDR`s; without what
-    /// depends on Services.
+    /// The rules' settings for one family, given the Node as far as it is known, and the `ServiceCIDR`s.
     pub(crate) fn rules<F: Family>(
         &self,
         node: Option<&Node>,
         service_cidrs: &BTreeSet<IpNet>,
     ) -> RuleSettings {
         RuleSettings {
-            health_check_ports: BTreeMap::new(),
             service_cidrs: service_cidrs.iter().filter(|range| F::owns(range)).copied().collect(),
             node_ports: NodePortAddresses::Within(self.node_port_ranges::<F>(node)),
             localhost_node_ports: self.localhost_node_ports,

@@ -2,6 +2,8 @@
 //!
 //! The types stand for themselves, so that they can be kept stable while what is inside changes.
 
+pub(crate) mod build;
+
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
@@ -277,9 +279,9 @@ pub enum Basis {
 }
 
 /// An endpoint.
+#[expect(clippy::struct_excessive_bools, reason = "Kubernetes' conditions are such")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[expect(clippy::struct_excessive_bools, reason = "conditions, as Kubernetes has them")]
 pub struct Endpoint {
     /// Its address and port.
     pub address: SocketAddr,

@@ -1,19 +1,20 @@
 //! The one place where the agent's progress becomes metrics and health.
 
 use std::collections::BTreeMap;
-use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use metrics::health::SharedHealth;
-use metrics::{FamilyMetrics, Metrics, ModeMetrics};
+use metrics::{FamilyMetrics, Metrics};
+use mode::{Attempt, Observer, RuleCount, Target};
 use model::view::{HealthCheck, HealthChecks, NoLocalEndpoints};
-use model::{Change, Family, IpFamily, Kind, Mode, Object, RuleCount, ServiceName, Touched};
+use model::{Change, IpFamily, Kind, Object, ServiceName, Touched};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use crate::pipeline::{Done, Failed, Failing, Pipeline, Reason, Step};
+use crate::pipeline::{Done, Failed, Failing, Reason, Step};
+use crate::snapshot;
 
 /// Where the agent tells how it gets on.
 #[derive(Clone, Debug)]
@@ -29,11 +30,12 @@ pub struct Telemetry {
     questions: Arc<Mutex<Option<UnboundedReceiver<Question>>>>,
 }
 
-/// What the node makes of a Service, asked of the agent.
+/// Something that somebody wants to know.
 #[derive(Debug)]
-pub(crate) struct Question {
-    pub(crate) service: ServiceName,
-    pub(crate) answer: oneshot::Sender<Option<String>>,
+pub(crate) enum Question {
+    Service { service: ServiceName, answer: oneshot::Sender<Option<snapshot::Service>> },
+    Services { after: Option<ServiceName>, limit: usize, answer: oneshot::Sender<Vec<snapshot::Service>> },
+    Overview { answer: oneshot::Sender<snapshot::Overview> },
 }
 
 /// How many events came in, for metrics.
@@ -92,12 +94,31 @@ impl Telemetry {
         Self { metrics, health, health_checks: watch::Sender::default(), ask, questions }
     }
 
-    /// Asks where packets for a Service go on this node, and why: text for people, `None` if there is no such Service. The
-    /// answer comes when the agent gets to it; never, if it has ended.
-    pub fn explain(&self, service: ServiceName) -> oneshot::Receiver<Option<String>> {
+    /// Asks where packets for a Service go on this node, and why; `None` if there is no such Service. The answer comes when the
+    /// agent gets to it; never, if it has ended.
+    pub fn service(&self, service: ServiceName) -> oneshot::Receiver<Option<snapshot::Service>> {
+        self.ask(|answer| Question::Service { service, answer })
+    }
+
+    /// Asks for Services in the order of their names: so many from the first one behind `after`, at most
+    /// [`snapshot::MAX_PAGE`]. Otherwise as [`Telemetry::service`].
+    pub fn services(
+        &self,
+        after: Option<ServiceName>,
+        limit: usize,
+    ) -> oneshot::Receiver<Vec<snapshot::Service>> {
+        self.ask(|answer| Question::Services { after, limit, answer })
+    }
+
+    /// Asks how everything is. Otherwise as [`Telemetry::service`].
+    pub fn overview(&self) -> oneshot::Receiver<snapshot::Overview> {
+        self.ask(|answer| Question::Overview { answer })
+    }
+
+    fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> oneshot::Receiver<T> {
         let (answer, receiver) = oneshot::channel();
         // Without an agent the answer's sender is dropped, which the receiver notices.
-        drop(self.ask.send(Question { service, answer }));
+        drop(self.ask.send(question(answer)));
         receiver
     }
 
@@ -117,10 +138,13 @@ impl Telemetry {
 const MAX_TRIGGERS: usize = 1 << 16;
 
 /// One family's part.
-pub(crate) struct FamilyTelemetry<F: Family> {
+pub(crate) struct FamilyTelemetry {
+    family: IpFamily,
     shared: Telemetry,
     metrics: FamilyMetrics,
-    /// Trigger times of changes that the kernel may not have yet, and when each became known.
+    /// What only the mode has.
+    observer: Box<dyn Observer>,
+    /// Trigger times of changes that may not be in force yet, and when each became known.
     triggers: Vec<(Instant, SystemTime)>,
     /// Older trigger times say nothing about this program.
     started: SystemTime,
@@ -130,23 +154,32 @@ pub(crate) struct FamilyTelemetry<F: Family> {
     /// A sync was asked for, and nothing has been said of its success.
     asked: bool,
     checks: HealthChecks,
-    /// `checks` differ from what has been published.
     checks_differ: bool,
-    /// Services with such ports, and the sum.
     no_local: BTreeMap<ServiceName, NoLocalEndpoints>,
     no_local_sum: NoLocalEndpoints,
-    family: PhantomData<F>,
 }
 
-impl<F: Family> FamilyTelemetry<F> {
-    pub(crate) fn start(shared: &Telemetry) -> Self {
-        let metrics = shared.metrics.family(F::FAMILY);
+/// What there is to know of a pipeline at some moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Situation {
+    pub(crate) pending_since: Option<Instant>,
+    /// Something is known that no plan has taken up.
+    pub(crate) has_waiting: bool,
+    pub(crate) conflicts: usize,
+    pub(crate) refused: usize,
+}
+
+impl FamilyTelemetry {
+    pub(crate) fn start(shared: &Telemetry, family: IpFamily, observer: Box<dyn Observer>) -> Self {
+        let metrics = shared.metrics.family(family);
         let started = SystemTime::now();
         metrics.last_queued.set(unix_seconds(started));
-        shared.health.lock().started(F::FAMILY, started);
+        shared.health.lock().started(family, started);
         Self {
+            family,
             shared: shared.clone(),
             metrics,
+            observer,
             triggers: Vec::new(),
             started,
             waiting_services: 0,
@@ -156,20 +189,19 @@ impl<F: Family> FamilyTelemetry<F> {
             checks_differ: true,
             no_local: BTreeMap::new(),
             no_local_sum: NoLocalEndpoints::default(),
-            family: PhantomData,
         }
     }
 
     /// Events came in, and touched this.
     pub(crate) fn take_events(&mut self, events: &Events, touched: &Touched, now: Instant) {
-        let slices = events.slices(F::FAMILY);
+        let slices = events.slices(self.family);
         self.waiting_services += events.services;
         self.waiting_slices += slices;
         let changes = &self.shared.metrics.changes;
         changes.services_total.inc_by(events.services as u64);
         changes.services_pending.add(signed(events.services));
         changes.endpoints_pending.add(signed(slices));
-        let own = touched.trigger_times.iter().filter(|(family, _)| *family == F::FAMILY);
+        let own = touched.trigger_times.iter().filter(|(family, _)| *family == self.family);
         let recent = own.filter(|(_, time)| *time > self.started).take(MAX_TRIGGERS - self.triggers.len());
         self.triggers.extend(recent.map(|(_, time)| (now, *time)));
         if !touched.services.is_empty() || touched.node || touched.service_cidrs {
@@ -178,8 +210,8 @@ impl<F: Family> FamilyTelemetry<F> {
         }
     }
 
-    /// A Service was looked at, and this came of it.
-    pub(crate) fn looked_at(
+    /// What this node makes of a Service besides frontends.
+    pub(crate) fn set_service(
         &mut self,
         name: &ServiceName,
         check: Option<HealthCheck>,
@@ -209,58 +241,56 @@ impl<F: Family> FamilyTelemetry<F> {
         let metrics = &self.metrics;
         let latency = done.latency.as_secs_f64();
         match done.step {
-            Step::Change | Step::Repair(Reason::Start | Reason::Failure | Reason::Settings) => {
+            Step::Change
+            | Step::Repair(Reason::Start | Reason::Failure | Reason::Settings)
+            | Step::Rebuild(Reason::Start | Reason::Settings) => metrics.commit_latency.observe(latency),
+            Step::Rebuild(Reason::Failure) => {
                 metrics.commit_latency.observe(latency);
+                metrics.rebuilds.inc();
             }
             Step::Repair(Reason::ForeignChange) => metrics.drift_repairs.inc(),
             Step::Repair(Reason::Audit) => {
                 metrics.drift_repairs.inc();
                 metrics.audit_divergences.inc();
             }
+            Step::Rebuild(Reason::ForeignChange | Reason::Audit) => {
+                metrics.drift_repairs.inc();
+                metrics.rebuilds.inc();
+            }
             Step::Unchanged(_) => {}
         }
-        if !matches!(done.step, Step::Unchanged(_)) {
+        let is_sent = !matches!(done.step, Step::Unchanged(_));
+        if is_sent {
             metrics.transactions_ok.inc();
-            metrics.elements_written.inc_by(done.elements as u64);
+            metrics.elements_written.inc_by(done.writes as u64);
         }
-        match &metrics.mode {
-            ModeMetrics::Nftables(nftables) => {
-                let observe = |time: Duration| nftables.kernel_transaction.observe(time.as_secs_f64());
-                done.kernel_time.into_iter().for_each(observe);
-            }
-            ModeMetrics::Iptables(iptables) => {
-                for RuleCount { table, held, written } in rules {
-                    let Some(table) = iptables.table(table) else { continue };
-                    table.total.set(signed(*held));
-                    table.last.set(signed(*written));
-                }
-            }
+        let is_partial = done.step == Step::Change;
+        self.observer.attempted(&Attempt {
+            is_partial,
+            is_reading: !is_sent,
+            succeeded: true,
+            kernel_time: done.kernel_time,
+            rules,
+        });
+        self.attempted(done.duration, is_partial);
+        if done.is_complete {
+            self.confirmed(done.planned);
         }
-        self.attempted(done.duration, done.step == Step::Change);
-        self.confirmed(done.planned);
     }
 
     /// An attempt failed.
-    pub(crate) fn failed<M: Mode>(&self, failed: &Failed<M>) {
-        match &self.metrics.mode {
-            ModeMetrics::Nftables(nftables) => nftables.sync_failures.inc(),
-            ModeMetrics::Iptables(iptables) => match failed.during {
-                Failing::Read => {}
-                Failing::Repair => iptables.restore_failures.inc(),
-                Failing::Change => {
-                    iptables.restore_failures.inc();
-                    iptables.partial_restore_failures.inc();
-                }
-            },
+    pub(crate) fn failed<T: Target>(&self, failed: &Failed<T>, rules: &[RuleCount]) {
+        let is_partial = failed.during == Failing::Change;
+        let is_reading = failed.during == Failing::Read;
+        let kernel_time = failed.kernel_time;
+        self.observer.attempted(&Attempt { is_partial, is_reading, succeeded: false, kernel_time, rules });
+        if is_reading {
+            self.metrics.read_failures.inc();
+        } else {
+            self.metrics.commit_failures.inc();
+            self.metrics.transactions_failed.inc();
         }
-        match failed.during {
-            Failing::Read => self.metrics.read_failures.inc(),
-            Failing::Repair | Failing::Change => {
-                self.metrics.commit_failures.inc();
-                self.metrics.transactions_failed.inc();
-            }
-        }
-        self.attempted(failed.duration, failed.during == Failing::Change);
+        self.attempted(failed.duration, is_partial);
     }
 
     /// Stale flows were looked for.
@@ -271,19 +301,34 @@ impl<F: Family> FamilyTelemetry<F> {
     }
 
     /// Something may have happened to the pipeline.
-    pub(crate) fn follow<M: Mode>(&mut self, pipeline: &Pipeline<M, F>, now: Instant) {
-        let pending = pipeline.pending_since();
-        self.shared.health.lock().pending(F::FAMILY, pending);
-        let conflicts = pipeline.table().conflict_count();
-        self.metrics.frontend_conflicts.set(signed(conflicts));
-        if !pipeline.has_waiting() {
+    pub(crate) fn follow(&mut self, situation: Situation, now: Instant) {
+        self.shared.health.lock().pending(self.family, situation.pending_since);
+        self.metrics.frontend_conflicts.set(signed(situation.conflicts));
+        self.metrics.refused.set(signed(situation.refused));
+        if !situation.has_waiting {
             let changes = &self.shared.metrics.changes;
             changes.services_pending.sub(signed(std::mem::take(&mut self.waiting_services)));
             changes.endpoints_pending.sub(signed(std::mem::take(&mut self.waiting_slices)));
         }
         // What was asked for turned out to be there already.
-        if self.asked && pending.is_none() {
+        if self.asked && situation.pending_since.is_none() {
             self.confirmed(now);
+        }
+    }
+
+    /// Nothing is expected to be in force yet.
+    pub(crate) fn nothing_expected(&self) {
+        self.shared.health.lock().pending(self.family, None);
+    }
+
+    /// What was undone of others' doings so far.
+    pub(crate) fn repairs(&self) -> snapshot::Repairs {
+        snapshot::Repairs {
+            repairs: self.metrics.drift_repairs.get(),
+            audit_divergences: self.metrics.audit_divergences.get(),
+            rebuilds: self.metrics.rebuilds.get(),
+            failed_readings: self.metrics.read_failures.get(),
+            failed_syncs: self.metrics.commit_failures.get(),
         }
     }
 
@@ -307,10 +352,10 @@ impl<F: Family> FamilyTelemetry<F> {
         }
         self.metrics.no_local_internal.set(signed(self.no_local_sum.internal));
         self.metrics.no_local_external.set(signed(self.no_local_sum.external));
-        self.shared.health.lock().synced(F::FAMILY, now);
+        self.shared.health.lock().synced(self.family, now);
         if std::mem::take(&mut self.checks_differ) {
             let checks = self.checks.clone();
-            self.shared.health_checks.send_modify(|published| _ = published.insert(F::FAMILY, checks));
+            self.shared.health_checks.send_modify(|published| _ = published.insert(self.family, checks));
         }
     }
 }

@@ -1,81 +1,91 @@
-//! The thread that talks to the kernel for one family: jobs in, answers out, nothing decided.
+//! The thread that works a family's target: jobs in, answers out, nothing decided.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use model::{IpFamily, Mode};
-use tokio::sync::mpsc::UnboundedSender;
+use mode::{Applied, OpenTarget, Reading, Target};
+use model::IpFamily;
 use tokio::time::Instant;
 
-/// Opens a connection to the kernel for a family. Called on the thread that will use it, again after a connection failed.
-pub type OpenKernel<M> =
-    Arc<dyn Fn(IpFamily) -> Result<<M as Mode>::Kernel, <M as Mode>::Error> + Send + Sync>;
-
-/// Something to do for the kernel thread.
+/// Something to do for the worker.
 #[derive(Debug)]
-pub(crate) enum Job<M: Mode> {
+pub(crate) enum Job<T: Target> {
     Read,
-    Apply(M::Changes),
+    Apply(Vec<T::Step>),
+    Count,
 }
 
 /// What came of it.
 #[derive(Debug)]
-pub(crate) enum Answer<M: Mode> {
-    Read(Result<M::Found, M::Error>),
-    /// With what the kernel itself took, if that is known.
-    Applied(Result<Option<Duration>, M::Error>),
+pub(crate) enum Answer<T: Target> {
+    /// There was no way to the target: nothing was done.
+    NotOpened(T::Error),
+    Read(Reading<T::Found, T::Error>),
+    Applied(Applied<T>),
+    Counted(Result<Option<T::Counted>, T::Error>),
 }
 
-/// An answer, whose it is and how long the job took.
+/// An answer, and how long the job took.
 #[derive(Debug)]
-pub(crate) struct Report<M: Mode> {
-    pub(crate) family: IpFamily,
-    pub(crate) answer: Answer<M>,
+pub(crate) struct Report<T: Target> {
+    pub(crate) answer: Answer<T>,
     pub(crate) took: Duration,
 }
 
-/// The sending end of a kernel thread's jobs. The thread ends when this is dropped.
+/// Steps are made for so long before they make room for others.
+const SLICE: Duration = Duration::from_millis(200);
+
+/// The sending end of a worker's jobs. The thread ends when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Worker<M: Mode> {
-    jobs: mpsc::Sender<Job<M>>,
+pub(crate) struct Worker<T: Target> {
+    jobs: mpsc::Sender<Job<T>>,
+    /// Something waits for the job under way.
+    is_waited_for: Arc<AtomicBool>,
 }
 
-impl<M: Mode> Worker<M> {
-    /// Starts the thread.
+impl<T: Target> Worker<T> {
+    /// Starts the thread. `report` gives false when nobody listens any more.
     ///
     /// # Errors
     /// The system refused a thread.
     pub(crate) fn start(
         family: IpFamily,
-        open: OpenKernel<M>,
-        reports: UnboundedSender<Report<M>>,
+        open: OpenTarget<T>,
+        report: impl Fn(Report<T>) -> bool + Send + 'static,
     ) -> std::io::Result<Self> {
         let (jobs, inbox) = mpsc::channel();
+        let is_waited_for = Arc::new(AtomicBool::new(false));
+        let flag = is_waited_for.clone();
         let work = move || {
-            let mut kernel = None;
+            let mut target = None;
             for job in inbox {
+                flag.store(false, Ordering::Relaxed);
                 let started = Instant::now();
-                let answer = perform(&job, family, &open, &mut kernel);
-                // Before anybody hears of it and gives freed memory back to the system: a job may be large.
-                drop(job);
-                let report = Report { family, answer, took: started.elapsed() };
-                if reports.send(report).is_err() {
+                let yields = || flag.load(Ordering::Relaxed) && started.elapsed() >= SLICE;
+                let answer = perform(job, &open, &mut target, &yields);
+                if !report(Report { answer, took: started.elapsed() }) {
                     break;
                 }
             }
         };
         std::thread::Builder::new().name(thread_name(family).into()).spawn(work)?;
-        Ok(Self { jobs })
+        Ok(Self { jobs, is_waited_for })
     }
 
     /// Hands a job over; false if the thread has ended.
-    pub(crate) fn submit(&self, job: Job<M>) -> bool {
+    pub(crate) fn submit(&self, job: Job<T>) -> bool {
         self.jobs.send(job).is_ok()
+    }
+
+    /// Asks the job under way to stop between two steps, if it has taken long.
+    pub(crate) fn make_room(&self) {
+        self.is_waited_for.store(true, Ordering::Relaxed);
     }
 }
 
-/// What a family's kernel thread is called.
+/// What a family's worker thread is called.
 pub(crate) fn thread_name(family: IpFamily) -> &'static str {
     match family {
         IpFamily::V4 => "kernel-ip",
@@ -83,33 +93,61 @@ pub(crate) fn thread_name(family: IpFamily) -> &'static str {
     }
 }
 
-/// Does a job. A connection is kept only after a success: whatever a failed one still holds belongs to the job that
-/// failed. A panic is a failure of the job too, since a thread that ended would leave its family unserved for good.
-fn perform<M: Mode>(
-    job: &Job<M>,
-    family: IpFamily,
-    open: &OpenKernel<M>,
-    slot: &mut Option<M::Kernel>,
-) -> Answer<M> {
-    let opened = slot.take().map_or_else(|| open(family), Ok);
-    let mut kernel = match opened {
-        Ok(kernel) => kernel,
-        Err(error) => return failed(job, error),
-    };
-    let work = AssertUnwindSafe(|| match job {
-        Job::Read => Answer::Read(M::read(&mut kernel, family)),
-        Job::Apply(changes) => Answer::Applied(M::apply(&mut kernel, changes)),
+/// Does a job. A target is kept only if it can go on: whatever a failed one still holds belongs to the job that failed. A panic is a failure of the job too, since a thread that ended would leave its family unserved for good.
+fn perform<T: Target>(
+    job: Job<T>,
+    open: &OpenTarget<T>,
+    slot: &mut Option<T>,
+    yields: &dyn Fn() -> bool,
+) -> Answer<T> {
+    let lost = lost(&job);
+    let work = AssertUnwindSafe(|| {
+        let mut target = match slot.take().map_or_else(|| open(), Ok) {
+            Ok(target) => target,
+            Err(error) => return Answer::NotOpened(error),
+        };
+        let answer = match job {
+            Job::Read => Answer::Read(target.read()),
+            Job::Apply(steps) => Answer::Applied(target.apply(steps, yields)),
+            Job::Count => Answer::Counted(target.traffic()),
+        };
+        if can_go_on(&answer) {
+            *slot = Some(target);
+        }
+        answer
     });
-    let answer = catch_unwind(work).unwrap_or_else(|_| failed(job, M::outcome_unknown("a panic")));
-    if matches!(answer, Answer::Read(Ok(_)) | Answer::Applied(Ok(_))) {
-        *slot = Some(kernel);
-    }
-    answer
+    catch_unwind(work).unwrap_or_else(|_| lost())
 }
 
-fn failed<M: Mode>(job: &Job<M>, error: M::Error) -> Answer<M> {
-    match job {
-        Job::Read => Answer::Read(Err(error)),
-        Job::Apply(_) => Answer::Applied(Err(error)),
+fn can_go_on<T: Target>(answer: &Answer<T>) -> bool {
+    match answer {
+        Answer::NotOpened(_) | Answer::Read(Reading::Failed(_)) => false,
+        Answer::Read(Reading::Whole(_) | Reading::Unstable | Reading::NotReadable) => true,
+        Answer::Applied(applied) => applied.is_usable,
+        Answer::Counted(counted) => counted.is_ok(),
+    }
+}
+
+/// What is said of a job of which nothing came back: any of its steps may have been made.
+fn lost<T: Target>(job: &Job<T>) -> impl FnOnce() -> Answer<T> + use<T> {
+    /// Of which kind the job is, without its content.
+    enum Lost {
+        Read,
+        Apply(usize),
+        Count,
+    }
+    let lost = match job {
+        Job::Read => Lost::Read,
+        Job::Apply(steps) => Lost::Apply(steps.len()),
+        Job::Count => Lost::Count,
+    };
+    let unknown = || T::outcome_unknown("a panic");
+    move || match lost {
+        Lost::Read => Answer::Read(Reading::Failed(unknown())),
+        Lost::Apply(n_steps) => {
+            let results = std::iter::repeat_with(|| Err(unknown())).take(n_steps).collect();
+            Answer::Applied(Applied { results, kernel_time: None, is_usable: false })
+        }
+        Lost::Count => Answer::Counted(Err(unknown())),
     }
 }

@@ -14,17 +14,15 @@ mod common;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
-use agent::{Input, KernelAccess};
-use common::{plain_service, settings, telemetry};
+use agent::Input;
+use common::{plain_service, served_nftables, settings, telemetry};
 use model::{
     Change, Conditions, Endpoint, EndpointSlice, Kind, Object, ObjectName, Protocol, SliceEndpoints,
     SlicePort, V4,
 };
 use nft::{Applied, Kernel, KernelError, Name, Ruleset, Transaction};
-use testkit::fake_conntrack::FakeConntrack;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
 
@@ -103,20 +101,8 @@ impl Served {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (inputs, receiver) = channel(4096);
         let (sender, committed) = unbounded_channel();
-        let access: KernelAccess<backend_nftables::Nftables> = KernelAccess {
-            open: Arc::new(move |_| Ok(Box::new(Counter(sender.clone())))),
-            open_conntrack: Arc::new(|| Ok(Box::new(FakeConntrack::new()))),
-            watch: Box::new(drop),
-            synced: Box::new(drop),
-        };
-        runtime.spawn(agent::run(
-            backend_nftables::Nftables,
-            settings(),
-            access,
-            telemetry(),
-            receiver,
-            Some,
-        ));
+        let families = served_nftables(move || Ok(Counter(sender.clone())));
+        runtime.spawn(agent::run(families, settings(), telemetry(), receiver, Some));
         let mut served = Self { runtime, inputs, committed, services };
         served.list();
         served

@@ -9,28 +9,28 @@
 
 mod common;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use agent::{ForeignChange, Input, KernelAccess, Telemetry};
-use backend_iptables::{Backend, Config, Extent, Iptables, NodePortAddresses, PREFIX};
-use common::{NODE, service, settings, slice};
+use agent::{Input, Telemetry};
+use backend_iptables::{Backend, Config, Extent, IptablesPlanner, IptablesTarget, NodePortAddresses, PREFIX};
+use common::{Given, NODE, served, service, settings, slice};
 use iptables::{Saved, TableName};
 use metrics::health::SharedHealth;
-use metrics::{IptablesMetrics, Metrics, Mode, ModeMetrics, Options};
+use metrics::{IptablesMetrics, Metrics, Options};
 use model::view::{ThisNode, frontends};
 use model::{Change, IpFamily, Kind, Object, ObjectName, Store, Table, Touched, V4};
 use testkit::fake_conntrack::FakeConntrack;
 use testkit::fake_iptables::{FakeIptables, Fault};
-use tokio::sync::mpsc::{Sender, UnboundedSender, channel};
+use tokio::sync::mpsc::{Sender, channel};
 
 /// An agent that runs, and what it has been told.
 struct Bench {
     tables: FakeIptables,
-    watcher: Arc<Mutex<Option<UnboundedSender<ForeignChange>>>>,
+    given: Given,
     inputs: Sender<Input>,
     store: Store,
-    metrics: Arc<Metrics>,
+    of_mode: IptablesMetrics,
 }
 
 /// Rules of somebody else, one of them in a chain that we write to as well.
@@ -47,19 +47,16 @@ impl Bench {
         });
         tables.fail_next(faults);
         let (inputs, receiver) = channel(1024);
-        let watcher: Arc<Mutex<Option<_>>> = Arc::default();
-        let (watch, connection) = (watcher.clone(), tables.clone());
-        let access: KernelAccess<Iptables> = KernelAccess {
-            open: Arc::new(move |_| Ok(Box::new(connection.clone()))),
-            open_conntrack: Arc::new(|| Ok(Box::new(FakeConntrack::new()))),
-            watch: Box::new(move |foreign| *watch.lock().unwrap() = Some(foreign)),
-            synced: Box::new(|_| {}),
-        };
-        let metrics = Arc::new(Metrics::new(&Options { mode: Mode::Iptables, ..Options::default() }));
-        let telemetry = Telemetry::new(metrics.clone(), SharedHealth::new(Duration::from_mins(1)));
-        let mode = Iptables { drop_invalid: true };
-        tokio::spawn(agent::run(mode, settings(), access, telemetry, receiver, Some));
-        Self { tables, watcher, inputs, store: Store::default(), metrics }
+        let (given, connection) = (Given::default(), tables.clone());
+        let metrics = Arc::new(Metrics::new(&Options::default()));
+        let of_mode = IptablesMetrics::register(&metrics)(IpFamily::V4);
+        let open: mode::OpenTarget<IptablesTarget> =
+            Arc::new(move || Ok(IptablesTarget(Box::new(connection.clone()))));
+        let (conntrack, planner) = (FakeConntrack::new(), IptablesPlanner::<V4>::new(true));
+        let family = served(planner, open, &conntrack, &given, Box::new(of_mode.clone()));
+        let telemetry = Telemetry::new(metrics, SharedHealth::new(Duration::from_mins(1)));
+        tokio::spawn(agent::run(vec![family], settings(), telemetry, receiver, Some));
+        Self { tables, given, inputs, store: Store::default(), of_mode }
     }
 
     async fn send(&mut self, change: Change) {
@@ -114,16 +111,11 @@ impl Bench {
         }
     }
 
-    fn of_mode(&self) -> IptablesMetrics {
-        let ModeMetrics::Iptables(metrics) = self.metrics.family(IpFamily::V4).mode else { panic!("mode") };
-        metrics
-    }
-
     /// Waits until the agent knows that all is well, too.
     async fn until(&self, what: &str, holds: impl Fn(&IptablesMetrics) -> bool) {
-        let metrics = self.of_mode();
+        let metrics = &self.of_mode;
         let waiting = async {
-            while !holds(&metrics) {
+            while !holds(metrics) {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
@@ -199,7 +191,7 @@ async fn foreign_changes_are_repaired() {
     bench.apply(slice(1, &[1, 2])).await;
     bench.listed().await;
     bench.converged().await;
-    while bench.watcher.lock().unwrap().is_none() {
+    while bench.given.touches.lock().unwrap().is_none() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let before = bench.tables.restored().len();
@@ -207,8 +199,7 @@ async fn foreign_changes_are_repaired() {
         chains.get_mut("PREROUTING").unwrap().retain(|rule| !rule.ends_with("-j KUBE-SERVICES"));
     });
     assert!(bench.difference().is_some());
-    let change = ForeignChange { family: Some(nft::Family::Ip), what: "staged" };
-    bench.watcher.lock().unwrap().as_ref().unwrap().send(change).unwrap();
+    assert!(bench.given.touches.lock().unwrap().as_ref().unwrap().tell("staged"));
     bench.converged().await;
     let restored = &bench.tables.restored()[before..];
     assert_eq!(
@@ -233,7 +224,7 @@ async fn rules_and_failures_are_counted() {
     // Reading failed first, which is no failure of `iptables-restore`; then the start failed behind one table.
     let filter = counted(&bench, TableName::Filter);
     bench.until("the start", |of_mode| of_mode.filter.total.get() == filter).await;
-    let of_mode = bench.of_mode();
+    let of_mode = bench.of_mode.clone();
     assert_eq!((of_mode.restore_failures.get(), of_mode.partial_restore_failures.get()), (1, 0));
     assert_eq!(of_mode.nat.total.get(), counted(&bench, TableName::Nat) - 2, "two are somebody else's");
     assert_eq!(of_mode.filter.last.get(), 0, "the first attempt wrote them");

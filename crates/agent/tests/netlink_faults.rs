@@ -5,23 +5,23 @@
     clippy::panic,
     clippy::print_stderr,
     unreachable_pub,
-    reason = "a test fails by panicking and says on the way what it tries"
+    dead_code,
+    reason = "a test fails by panicking and says on the way what it tries; not all that tests share is used here"
 )]
 
 mod common;
 
 use std::io;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agent::{Input, KernelAccess};
-use backend_nftables::{Nftables, table_name};
-use common::{difference, service, settings, slice, telemetry};
+use agent::Input;
+use backend_nftables::table_name;
+use common::{difference, served_nftables, service, settings, slice, telemetry};
 use kernel::{Channel, Socket, SocketOption, Wait};
 use model::{Change, Kind, Store, Touched};
 use nft::Kernel;
-use testkit::fake_conntrack::FakeConntrack;
 use testkit::lab::Namespace;
 use tokio::sync::mpsc::{Sender, channel};
 
@@ -161,13 +161,8 @@ struct Bench {
 impl Bench {
     fn start() -> Self {
         let (inputs, receiver) = channel(64);
-        let access: KernelAccess<Nftables> = KernelAccess {
-            open: Arc::new(|_| Ok(Box::new(kernel::Nftables::<Faulty>::over_channel()?))),
-            open_conntrack: Arc::new(|| Ok(Box::new(FakeConntrack::new()))),
-            watch: Box::new(drop),
-            synced: Box::new(drop),
-        };
-        tokio::spawn(agent::run(Nftables, settings(), access, telemetry(), receiver, Some));
+        let families = served_nftables(kernel::Nftables::<Faulty>::over_channel);
+        tokio::spawn(agent::run(families, settings(), telemetry(), receiver, Some));
         Self { inputs, store: Store::default() }
     }
 

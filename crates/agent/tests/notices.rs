@@ -9,14 +9,11 @@
 
 mod common;
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use agent::{Conflict, Input, KernelAccess, Notice, Notices, Pods, Settings, StartError};
-use backend_nftables::Nftables;
-use common::{NODE, plain_service, telemetry};
+use agent::{Conflict, Input, Notice, Notices, Pods, Settings, StartError};
+use common::{NODE, plain_service, served_nftables, telemetry};
 use model::{Change, IpFamily, Kind, Node, Object, ObjectName, Protocol, Service, Uid};
-use testkit::fake_conntrack::FakeConntrack;
 use testkit::fake_kernel::{FakeKernel, Fault};
 use tokio::sync::mpsc::{Sender, UnboundedReceiver, channel, unbounded_channel};
 use tokio::task::JoinHandle;
@@ -50,22 +47,13 @@ struct Bench {
 impl Bench {
     fn start(change: impl FnOnce(&mut Settings)) -> Self {
         let (sender, notices) = unbounded_channel();
-        let mut settings = Settings {
-            families: vec![IpFamily::V4],
-            notices: Notices::to(sender),
-            ..Settings::new(NODE.into())
-        };
+        let mut settings = Settings { notices: Notices::to(sender), ..Settings::new(NODE.into()) };
         change(&mut settings);
         let (inputs, receiver) = channel(1024);
         let kernel = FakeKernel::new();
         let connection = kernel.clone();
-        let access: KernelAccess<Nftables> = KernelAccess {
-            open: Arc::new(move |_| Ok(Box::new(connection.clone()))),
-            open_conntrack: Arc::new(|| Ok(Box::new(FakeConntrack::new()))),
-            watch: Box::new(|_foreign| {}),
-            synced: Box::new(drop),
-        };
-        let agent = tokio::spawn(agent::run(Nftables, settings, access, telemetry(), receiver, Some));
+        let families = served_nftables(move || Ok(connection.clone()));
+        let agent = tokio::spawn(agent::run(families, settings, telemetry(), receiver, Some));
         Self { kernel, inputs, notices, agent }
     }
 

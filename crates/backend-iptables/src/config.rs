@@ -1,7 +1,5 @@
 //! What the ruleset depends on besides Services.
 
-use std::collections::BTreeMap;
-
 use model::{Family, IpFamily, NodePortAddresses, PodSource};
 
 /// Settings of one family's rules.
@@ -23,8 +21,6 @@ pub struct Config {
     /// Discard forwarded packets that connection tracking calls invalid: they would reach a client untranslated, who would
     /// reset its connection. Not wanted where the kernel tracks TCP liberally (`nf_conntrack_tcp_be_liberal`).
     pub drop_invalid: bool,
-    /// `healthCheckNodePort`s that hosts that let nothing in have to accept, and the Service port to name there.
-    pub health_check_ports: BTreeMap<u16, String>,
 }
 
 /// Upstream's default `iptablesMasqueradeBit` is 14.
@@ -39,7 +35,6 @@ impl Default for Config {
             masquerade_all: false,
             masquerade_mark: DEFAULT_MASQUERADE_MARK,
             drop_invalid: true,
-            health_check_ports: BTreeMap::new(),
         }
     }
 }

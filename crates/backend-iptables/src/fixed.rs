@@ -1,10 +1,11 @@
 //! What stands in the tables whatever Services there are.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 use iptables::{ChainName, Edit, Interface, Match, Negatable, Restore, Rule, Side, TableName, Target};
-use model::{Family, IpFamily, PodSource};
+use model::{Family, IpFamily, PodSource, ServiceName};
 
 use crate::config::Config;
 use crate::names::{
@@ -63,14 +64,13 @@ fn own_external() -> Rule {
         .when(Match::IsLocal(Negatable::is_not(Side::Dest)))
 }
 
-/// The chains without.
+/// The chains without, but for that of [`health_checks`].
 pub(crate) fn chains(config: &Config) -> Objects {
     let mut objects = Objects::default();
     for table in TableName::ALL {
         objects.chain(table, ChainName::from_static(CANARY), vec![canary()]);
     }
     objects.chain(TableName::Filter, FORWARD.name(), forward(config));
-    objects.chain(TableName::Filter, NODE_PORTS.name(), health_checks(config));
     let mark = config.masquerade_mark;
     objects.chain(TableName::Nat, MARK_MASQ.name(), vec![Rule::to(Target::Mark { xor: mark, mask: mark })]);
     objects.chain(TableName::Nat, POSTROUTING.name(), masquerading(config));
@@ -94,13 +94,17 @@ fn forward(config: &Config) -> Vec<Rule> {
     config.drop_invalid.then_some(invalid).into_iter().chain([ours, known]).collect()
 }
 
-fn health_checks(config: &Config) -> Vec<Rule> {
-    let accept = |(port, name): (&u16, &String)| {
+/// The chain that lets packets to these `healthCheckNodePort`s in, where a host accepts nothing by default; each with the name
+/// of its Service.
+pub(crate) fn health_checks(ports: &BTreeMap<u16, ServiceName>) -> Objects {
+    let accept = |(port, service): (&u16, &ServiceName)| {
         Rule::to(Target::Accept)
-            .comment(&format!("{name} health check node port"))
+            .comment(&format!("{service} health check node port"))
             .to_port(model::Protocol::Tcp, *port)
     };
-    config.health_check_ports.iter().map(accept).collect()
+    let mut objects = Objects::default();
+    objects.chain(TableName::Filter, NODE_PORTS.name(), ports.iter().map(accept).collect());
+    objects
 }
 
 /// The mark is cleared, or a packet that is routed again (after encapsulation) would be masqueraded again.

@@ -24,9 +24,9 @@ mod programmed;
 mod render;
 mod repair;
 
+pub use crate::mode::{IptablesPlanner, IptablesTarget, Outcome};
 pub use config::Config;
 pub use fixed::presence;
-pub use mode::Iptables;
 pub use model::{Extent, NodePortAddresses, PodSource};
 pub use names::{CANARY, PREFIX};
 pub use plan::{Backend, Plan};

@@ -1,51 +1,45 @@
 //! The mode as the event loop sees it.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
-
-use iptables::{IptablesError, Restore, Saved};
-use model::{Extent, Family, FrontendKey, IpFamily, Mode, RuleCount, RuleSettings, Table};
+use iptables::{Iptables, IptablesError, Restore, Saved};
+use mode::{
+    Applied, Cause, NeedsReading, PlanOf, Planner, Reading, Rule, RuleCount, Settled, StepResults, Target,
+};
+use model::{Extent, Family, FrontendKey, RuleSettings, Table};
 
 use crate::config::Config;
 use crate::names::PREFIX;
 use crate::plan::{Backend, Plan};
 
-/// `iptables` mode.
-#[derive(Clone, Copy, Debug)]
-pub struct Iptables {
-    /// See [`Config::drop_invalid`].
-    pub drop_invalid: bool,
-}
+/// A family's tables. A step is one input of the program, whose sections are carried out one after the other, up to the one
+/// that is refused.
+pub struct IptablesTarget(pub Box<dyn Iptables>);
 
-impl Mode for Iptables {
-    const NAME: &'static str = "iptables";
-    type Config = Config;
-    type Changes = Restore;
+impl Target for IptablesTarget {
+    type Step = Restore;
+    type Receipt = ();
     type Found = Saved;
+    type Counted = ();
     type Error = IptablesError;
-    type Kernel = Box<dyn iptables::Iptables>;
-    type Backend<F: Family> = Backend<F>;
 
-    /// Packets to addresses that no Service has are left alone, as upstream does, so the ranges of cluster IPs do not
-    /// matter.
-    fn config(&self, settings: RuleSettings) -> Config {
-        Config {
-            node_ports: settings.node_ports,
-            localhost_node_ports: settings.localhost_node_ports,
-            pods: settings.pods,
-            masquerade_all: settings.masquerade_all,
-            masquerade_mark: settings.masquerade_mark,
-            drop_invalid: self.drop_invalid,
-            health_check_ports: settings.health_check_ports,
+    fn apply(&mut self, steps: Vec<Restore>, _yields: &dyn Fn() -> bool) -> Applied<Self> {
+        let mut applied = Applied { results: Vec::with_capacity(1), kernel_time: None, is_usable: true };
+        for restore in steps {
+            let result = self.0.restore(&restore);
+            applied.is_usable = result.is_ok();
+            applied.results.push(result);
+            if !applied.is_usable {
+                break;
+            }
         }
+        applied
     }
 
-    fn read(kernel: &mut Self::Kernel, _family: IpFamily) -> Result<Saved, IptablesError> {
-        kernel.save(PREFIX)
-    }
-
-    fn apply(kernel: &mut Self::Kernel, changes: &Restore) -> Result<Option<Duration>, IptablesError> {
-        kernel.restore(changes).map(|()| None)
+    /// A table is saved in one go, so that it is of one moment.
+    fn read(&mut self) -> Reading<Saved, IptablesError> {
+        match self.0.save(PREFIX) {
+            Ok(found) => Reading::Whole(found),
+            Err(error) => Reading::Failed(error),
+        }
     }
 
     fn is_retryable(error: &IptablesError) -> bool {
@@ -57,36 +51,86 @@ impl Mode for Iptables {
     }
 }
 
-impl<F: Family> model::Backend<F, Iptables> for Backend<F> {
-    type Plan = Plan<F>;
+/// Decides about a family's tables.
+#[derive(Debug)]
+pub struct IptablesPlanner<F: Family> {
+    backend: Backend<F>,
+    /// See [`Config::drop_invalid`].
+    drop_invalid: bool,
+}
 
-    fn new(config: Config) -> Self {
-        Self::new(config)
+impl<F: Family> IptablesPlanner<F> {
+    /// A planner that knows nothing of the tables yet. For `drop_invalid` see [`Config::drop_invalid`].
+    pub fn new(drop_invalid: bool) -> Self {
+        Self { backend: Backend::new(Config { drop_invalid, ..Config::default() }), drop_invalid }
+    }
+}
+
+/// What a plan leads to, without its changes.
+#[derive(Debug)]
+pub struct Outcome<F: Family>(Plan<F>);
+
+impl<F: Family> Planner<F> for IptablesPlanner<F> {
+    const NAME: &'static str = "iptables";
+    type Settings = Config;
+    type Target = IptablesTarget;
+    type Held = Outcome<F>;
+
+    /// Packets to addresses that no Service has are left alone, as upstream does, so the ranges of cluster IPs do not
+    /// matter.
+    fn settings(&self, rules: &RuleSettings) -> Config {
+        Config {
+            node_ports: rules.node_ports.clone(),
+            localhost_node_ports: rules.localhost_node_ports,
+            pods: rules.pods.clone(),
+            masquerade_all: rules.masquerade_all,
+            masquerade_mark: rules.masquerade_mark,
+            drop_invalid: self.drop_invalid,
+        }
     }
 
-    fn config(&self) -> &Config {
-        self.config()
+    fn held_settings(&self) -> Option<&Config> {
+        Some(self.backend.config())
     }
 
-    fn plan(&self, table: &Table<F>, keys: &BTreeSet<FrontendKey<F>>) -> Plan<F> {
-        self.plan(table, keys)
+    fn plan(
+        &self,
+        table: &Table<F>,
+        settings: &Config,
+        cause: Cause<'_, F, Saved>,
+    ) -> Result<PlanOf<Self, F>, NeedsReading> {
+        let repair = |found, extent| self.backend.repair(settings, table, found, extent);
+        let plan = match cause {
+            Cause::Changed(changed) => self.backend.plan(table, changed),
+            Cause::Found(found) => repair(found, Extent::Difference),
+            Cause::Anew(Some(found)) => repair(found, Extent::Rebuild),
+            // Which chains are stale, and which jumps there are, only the tables tell.
+            Cause::Anew(None) | Cause::Settings | Cause::Woken(_) => return Err(NeedsReading),
+        };
+        Ok(handed_over(plan))
     }
 
-    fn repair(&self, config: &Config, table: &Table<F>, found: &Saved, extent: Extent) -> Plan<F> {
-        self.repair(config, table, found, extent)
+    fn settle(&mut self, held: Outcome<F>, results: StepResults<IptablesTarget>) -> Settled<F> {
+        if results.iter().any(Result::is_err) {
+            return Settled::unknown();
+        }
+        self.backend.committed(held.0);
+        Settled::done()
     }
 
-    fn take_changes(plan: &mut Plan<F>) -> Option<(Restore, usize)> {
-        let restore = std::mem::take(&mut plan.restore);
-        let edits = restore.edit_count();
-        (edits > 0).then_some((restore, edits))
-    }
-
-    fn committed(&mut self, plan: Plan<F>) {
-        self.committed(plan);
+    fn rules(&self, key: &FrontendKey<F>) -> Vec<Rule> {
+        self.backend.explain(key)
     }
 
     fn rule_counts(&self) -> Vec<RuleCount> {
-        self.rule_counts()
+        self.backend.rule_counts()
     }
+}
+
+/// The changes go to the tables; the rest of the plan waits for the outcome.
+fn handed_over<F: Family>(mut plan: Plan<F>) -> PlanOf<IptablesPlanner<F>, F> {
+    let restore = std::mem::take(&mut plan.restore);
+    let writes = restore.edit_count();
+    let steps = if writes == 0 { Vec::new() } else { vec![restore] };
+    mode::Plan { steps, writes, held: Outcome(plan) }
 }

@@ -72,6 +72,16 @@ impl Objects {
         self.entries.insert(((table, chain.name()), text(rule)));
     }
 
+    /// All rules, as values.
+    pub(crate) fn explain(self) -> impl Iterator<Item = mode::Rule> {
+        let place = |(table, chain): &ChainId| format!("chain {chain} of table {table}");
+        let rules = self.chains.into_iter().flat_map(move |(id, rules)| {
+            rules.into_iter().map(move |rule| mode::Rule { place: place(&id), text: rule.to_string() })
+        });
+        let entry = move |(id, text): Entry| mode::Rule { place: place(&id), text: text.into() };
+        self.entries.into_iter().map(entry).chain(rules)
+    }
+
     /// Takes in another one's objects; they have none in common.
     pub(crate) fn extend(&mut self, other: Self) {
         self.chains.extend(other.chains);

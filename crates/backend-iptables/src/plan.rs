@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use iptables::{Restore, TableName};
-use model::{Family, Frontend, FrontendKey, RuleCount, ServiceName, ServicePortName, Table};
+use mode::RuleCount;
+use model::{Changed, Family, Frontend, FrontendKey, ServiceName, ServicePortName, Table};
 use rustc_hash::FxBuildHasher;
 
 use crate::changes::Changes;
 use crate::config::Config;
+use crate::fixed;
 use crate::objects::{Counts, Objects};
 use crate::programmed::Programmed;
 use crate::render;
@@ -30,12 +32,24 @@ pub(crate) struct Held<F: Family> {
     services: HashMap<ServiceName, Box<[Programmed<F>]>, FxBuildHasher>,
     /// Whose each frontend is.
     owners: HashMap<FrontendKey<F>, ServiceName, FxBuildHasher>,
+    health_check_ports: HealthCheckPorts,
+}
+
+/// Whose each `healthCheckNodePort` is.
+type HealthCheckPorts = BTreeMap<u16, ServiceName>;
+
+fn health_check_ports<F: Family>(table: &Table<F>) -> HealthCheckPorts {
+    table.health_check_ports().map(|(port, service)| (port, service.clone())).collect()
 }
 
 // The derived implementation would ask `F` itself to have a default.
 impl<F: Family> Default for Held<F> {
     fn default() -> Self {
-        Self { services: HashMap::default(), owners: HashMap::default() }
+        Self {
+            services: HashMap::default(),
+            owners: HashMap::default(),
+            health_check_ports: HealthCheckPorts::new(),
+        }
     }
 }
 
@@ -63,6 +77,8 @@ pub(crate) enum Outcome<F: Family> {
     Delta {
         services: Vec<(ServiceName, Box<[Programmed<F>]>)>,
         owners: Vec<(FrontendKey<F>, Option<ServiceName>)>,
+        /// All of them, if one differs.
+        health_check_ports: Option<HealthCheckPorts>,
     },
     /// Everything was looked at.
     Whole { held: Box<Held<F>>, config: Config },
@@ -79,9 +95,10 @@ impl<F: Family> Backend<F> {
         &self.config
     }
 
-    /// The changes that carry the frontends with these keys into the kernel. The work is proportional to the number of
-    /// frontends and endpoints of their Services.
-    pub fn plan(&self, table: &Table<F>, keys: &BTreeSet<FrontendKey<F>>) -> Plan<F> {
+    /// The changes that carry what differs into the kernel. The work is proportional to the number of frontends and endpoints
+    /// of their Services, and to that of all health check ports if one differs.
+    pub fn plan(&self, table: &Table<F>, changed: &Changed<F>) -> Plan<F> {
+        let keys = &changed.frontends;
         let mut changes = Changes::default();
         let (mut old, mut new) = (Objects::default(), Objects::default());
         let mut services = Vec::new();
@@ -102,13 +119,18 @@ impl<F: Family> Backend<F> {
                 services.push((service, wanted));
             }
         }
+        let health_check_ports = (!changed.health_check_ports.is_empty()).then(|| health_check_ports(table));
+        if let Some(ports) = &health_check_ports {
+            old.extend(fixed::health_checks(&self.held.health_check_ports));
+            new.extend(fixed::health_checks(ports));
+        }
         let mut rules = self.rules.clone();
         rules.add_objects(&new);
         rules.remove_objects(&old);
         changes.objects(old, new);
         let owner = |key: &FrontendKey<F>| table.get(key).map(|frontend| frontend.service.service.clone());
         let owners = keys.iter().map(|key| (*key, owner(key))).collect();
-        Plan::new(changes.into_restore(), Outcome::Delta { services, owners }, rules)
+        Plan::new(changes.into_restore(), Outcome::Delta { services, owners, health_check_ports }, rules)
     }
 
     /// The Services that have or had these frontends.
@@ -116,6 +138,14 @@ impl<F: Family> Backend<F> {
         let before = keys.iter().filter_map(|key| self.held.owners.get(key));
         let after = keys.iter().filter_map(|key| Some(&table.get(key)?.service.service));
         before.chain(after).cloned().collect()
+    }
+
+    /// The rules that are held for the Service port of a frontend.
+    pub(crate) fn explain(&self, key: &FrontendKey<F>) -> Vec<mode::Rule> {
+        let service = self.held.owners.get(key).and_then(|owner| self.held.services.get(owner));
+        let ports = service.into_iter().flat_map(|ports| ports.iter());
+        let objects = ports.filter(|port| port.has(key)).map(|port| render::objects(port, &self.config));
+        objects.flat_map(Objects::explain).collect()
     }
 
     /// The rules of upstream's two tables; the canary in `mangle` counts for nothing.
@@ -133,7 +163,10 @@ impl<F: Family> Backend<F> {
         self.rules = plan.rules;
         self.written = plan.written;
         match plan.outcome {
-            Outcome::Delta { services, owners } => {
+            Outcome::Delta { services, owners, health_check_ports } => {
+                if let Some(ports) = health_check_ports {
+                    self.held.health_check_ports = ports;
+                }
                 for (service, ports) in services {
                     if ports.is_empty() {
                         self.held.services.remove(&service);
@@ -160,7 +193,7 @@ impl<F: Family> Held<F> {
     /// All that the table asks for.
     pub(crate) fn of(table: &Table<F>) -> Self {
         let mut by_service: BTreeMap<&ServiceName, Vec<&Frontend<F>>> = BTreeMap::new();
-        let mut held = Self::default();
+        let mut held = Self { health_check_ports: health_check_ports(table), ..Self::default() };
         for frontend in table.iter() {
             let service = &frontend.service.service;
             held.owners.insert(frontend.key, service.clone());
@@ -170,6 +203,11 @@ impl<F: Family> Held<F> {
             held.services.insert(service.clone(), service_ports(frontends.into_iter()));
         }
         held
+    }
+
+    /// Whose each `healthCheckNodePort` is.
+    pub(crate) fn health_check_ports(&self) -> &HealthCheckPorts {
+        &self.health_check_ports
     }
 
     /// All Service ports, in the order of their names.

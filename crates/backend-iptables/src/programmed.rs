@@ -65,6 +65,16 @@ impl<F: Family> Programmed<F> {
         }
     }
 
+    /// Whether it has this frontend.
+    pub(crate) fn has(&self, key: &FrontendKey<F>) -> bool {
+        let is_internal = self.internal.as_ref().is_some_and(|internal| internal.key == *key);
+        is_internal
+            || self
+                .external
+                .as_ref()
+                .is_some_and(|external| external.entrances.iter().any(|entrance| entrance.key == *key))
+    }
+
     /// The endpoints of the chain `KUBE-SVC-`: those of the `Cluster` policy, where it is told apart.
     pub(crate) fn cluster_list(&self) -> &[Destination<F>] {
         match (&self.external, &self.internal) {

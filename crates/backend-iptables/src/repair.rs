@@ -28,6 +28,7 @@ impl<F: Family> Backend<F> {
         };
         let mut entries: BTreeMap<ChainId, BTreeSet<Box<str>>> = BTreeMap::new();
         repair.objects(&mut entries, fixed::chains(config));
+        repair.objects(&mut entries, fixed::health_checks(held.health_check_ports()));
         for port in held.ports() {
             repair.objects(&mut entries, render::objects(port, config));
         }

@@ -8,9 +8,10 @@ use std::time::Duration;
 use backend_iptables::{Backend, Config, Extent, NodePortAddresses, PREFIX};
 use iptables::{Edit, Iptables, Restore, Saved, TableName};
 use kernel::iptables::{Programs, Tables};
+use mode::RuleCount;
 use model::{
-    AddressKind, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool, Protocol,
-    RuleCount, ServicePortName, Table, V4, Verdict,
+    AddressKind, Changed, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool,
+    Protocol, ServicePortName, Table, V4, Verdict,
 };
 use proptest::prelude::*;
 use testkit::fake_iptables::{FakeIptables, Fault};
@@ -200,12 +201,12 @@ fn carry_over(tables: &mut dyn Iptables, batches: Vec<Vec<(u8, Option<State>)>>)
         for (service, state) in batch {
             dirty.extend(table.set_service(&name(service), frontends(service, state)));
         }
-        let plan = backend.plan(&table, &dirty);
+        let plan = backend.plan(&table, &Changed::frontends(dirty.clone()));
         tables.restore(&plan.restore).unwrap_or_else(|error| panic!("{error}\n{}", plan.restore));
         backend.committed(plan);
         assert_settled(tables, &table, &config());
         assert_counted(&backend, tables);
-        assert!(backend.plan(&table, &dirty).restore.is_empty());
+        assert!(backend.plan(&table, &Changed::frontends(dirty.clone())).restore.is_empty());
     }
 }
 
@@ -256,7 +257,7 @@ proptest! {
         for (service, state) in batch.into_iter().flatten() {
             dirty.extend(table.set_service(&name(service), frontends(service, state)));
         }
-        let plan = backend.plan(&table, &dirty);
+        let plan = backend.plan(&table, &Changed::frontends(dirty.clone()));
         tables.fail_next([Some(Fault::After(after))]);
         let outcome = tables.restore(&plan.restore);
         prop_assert_eq!(outcome.is_err(), after < plan.restore.sections.len());
@@ -335,7 +336,7 @@ fn what_belongs_to_others_is_left_alone() {
 
     // A chain that somebody else refers to can't be deleted: the change is refused, the repair leaves an empty chain.
     let dirty = table.set_service(&name(0), Vec::new());
-    let plan = backend.plan(&table, &dirty);
+    let plan = backend.plan(&table, &Changed::frontends(dirty.clone()));
     assert!(tables.restore(&plan.restore).is_err());
     repair(&mut tables, &table, &config(), Extent::Difference);
     let listing = tables.listing(TableName::Nat);
@@ -348,7 +349,7 @@ fn what_belongs_to_others_is_left_alone() {
     let (again, restore) = repair(&mut tables, &table, &config(), Extent::Difference);
     assert!(restore.is_empty(), "{restore}");
     backend = again;
-    assert!(backend.plan(&table, &dirty).restore.is_empty());
+    assert!(backend.plan(&table, &Changed::frontends(dirty.clone())).restore.is_empty());
 }
 
 /// The cost of a change is that of the change, however many Services there are.
@@ -364,7 +365,7 @@ fn a_change_writes_only_what_changed() {
     let (mut backend, _) = repair(&mut tables, &table, &config(), Extent::Difference);
     let mut change = |state| {
         let dirty = table.set_service(&name(1), frontends(1, state));
-        let plan = backend.plan(&table, &dirty);
+        let plan = backend.plan(&table, &Changed::frontends(dirty.clone()));
         tables.restore(&plan.restore).unwrap();
         backend.committed(plan);
         tables.restored().last().unwrap().clone()
@@ -398,7 +399,7 @@ fn a_service_is_one_chain_and_a_rule_for_each_endpoint() {
     let start = backend.repair(&config, &table, &Saved::default(), Extent::Difference);
     backend.committed(start);
     let dirty = table.set_service(&name(0), vec![frontend]);
-    let plan = backend.plan(&table, &dirty);
+    let plan = backend.plan(&table, &Changed::frontends(dirty.clone()));
     let edits: Vec<&Edit> = plan.restore.sections.iter().flat_map(|section| &section.edits).collect();
     let chains = edits.iter().filter(|edit| matches!(edit, Edit::Reset(_))).count();
     assert_eq!((chains, edits.len() - chains), (1, 12), "{}", plan.restore);

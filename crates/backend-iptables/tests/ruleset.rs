@@ -62,10 +62,18 @@ fn pool<F: Family>(endpoints: &[&str], when_empty: Verdict) -> Pool<F> {
 
 /// The input that makes the rules, which both flavours of the tools take and print as it was written.
 fn text<F: Family>(config: &Config, services: Vec<Vec<Frontend<F>>>) -> String {
+    text_of(config, with(services))
+}
+
+fn with<F: Family>(services: Vec<Vec<Frontend<F>>>) -> Table<F> {
     let mut table = Table::default();
     for frontends in services {
         table.set_service(&frontends[0].service.service.clone(), frontends);
     }
+    table
+}
+
+fn text_of<F: Family>(config: &Config, table: Table<F>) -> String {
     let backend = Backend::new(config.clone());
     let restore = |found: &Saved| backend.repair(config, &table, found, Extent::Difference).restore;
     let fresh = restore(&Saved::default());
@@ -90,7 +98,6 @@ fn ipv4() {
         node_ports: NodePortAddresses::All,
         localhost_node_ports: true,
         pods: Some(PodSource::Cidr("10.244.0.0/16".parse().unwrap())),
-        health_check_ports: [(32_000, "shop/local:main".to_owned())].into(),
         ..Config::default()
     };
     let web = Service::<V4>::new("web", Protocol::Tcp, &["10.244.0.1", "10.244.1.2", "10.244.1.3"]);
@@ -106,7 +113,9 @@ fn ipv4() {
             gone.frontend(AddressKind::NodePort, "", 30_053),
         ],
     ];
-    insta::assert_snapshot!(text(&config, services));
+    let mut table = with(services);
+    table.set_health_check_port(&ObjectName::new("shop", "local"), Some(32_000));
+    insta::assert_snapshot!(text_of(&config, table));
 }
 
 /// `externalTrafficPolicy: Local` with source ranges, and affinity.

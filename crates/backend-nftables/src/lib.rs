@@ -26,10 +26,10 @@ mod programmed;
 mod repair;
 mod shared;
 
+pub use crate::mode::{NftablesTarget, Outcome};
 pub use chains::ChainId;
 pub use config::Config;
 pub use layout::{choosing_chains, nft_family, table_name};
 pub use likely::likely_keys;
-pub use mode::Nftables;
 pub use model::{Extent, NodePortAddresses, PodSource};
 pub use plan::{Backend, Plan};

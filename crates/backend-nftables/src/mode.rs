@@ -1,43 +1,53 @@
 //! The mode as the event loop sees it.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
-
-use model::{Extent, Family, FrontendKey, IpFamily, Mode, RuleSettings, Table};
+use mode::{Applied, Cause, NeedsReading, PlanOf, Planner, Reading, Rule, Settled, StepResults, Target};
+use model::{Changed, Extent, Family, FrontendKey, RuleSettings, Table};
 use nft::{Kernel, KernelError, Ruleset, Transaction};
 
 use crate::config::Config;
 use crate::layout::table_name;
 use crate::plan::{Backend, Plan};
 
-/// `nftables` mode.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Nftables;
+/// A family's table in a kernel. Atomic: a transaction is the only step of a plan.
+pub struct NftablesTarget {
+    kernel: Box<dyn Kernel>,
+    family: nft::Family,
+}
 
-impl Mode for Nftables {
-    const NAME: &'static str = "nftables";
-    type Config = Config;
-    type Changes = Transaction;
+impl NftablesTarget {
+    /// The table of this family, through this connection.
+    pub fn new(family: nft::Family, kernel: Box<dyn Kernel>) -> Self {
+        Self { kernel, family }
+    }
+}
+
+impl Target for NftablesTarget {
+    type Step = Transaction;
+    type Receipt = ();
+    /// `None`: there is no table.
     type Found = Option<Ruleset>;
+    type Counted = ();
     type Error = KernelError;
-    type Kernel = Box<dyn Kernel>;
-    type Backend<F: Family> = Backend<F>;
 
-    /// Nothing is accepted by our table that another could refuse, so health checks are not its concern.
-    fn config(&self, settings: RuleSettings) -> Config {
-        Config { health_check_ports: BTreeMap::new(), ..settings }
+    fn apply(&mut self, steps: Vec<Transaction>, _yields: &dyn Fn() -> bool) -> Applied<Self> {
+        let mut applied = Applied { results: Vec::with_capacity(1), kernel_time: None, is_usable: true };
+        for transaction in steps {
+            let result = self.kernel.apply(&transaction);
+            applied.is_usable = result.is_ok();
+            applied.results.push(result.map(|done| applied.kernel_time = Some(done.kernel_time)));
+            if !applied.is_usable {
+                break;
+            }
+        }
+        applied
     }
 
-    fn read(kernel: &mut Self::Kernel, family: IpFamily) -> Result<Option<Ruleset>, KernelError> {
-        let family = match family {
-            IpFamily::V4 => nft::Family::Ip,
-            IpFamily::V6 => nft::Family::Ip6,
-        };
-        kernel.read(family, &table_name())
-    }
-
-    fn apply(kernel: &mut Self::Kernel, changes: &Transaction) -> Result<Option<Duration>, KernelError> {
-        kernel.apply(changes).map(|applied| Some(applied.kernel_time))
+    fn read(&mut self) -> Reading<Option<Ruleset>, KernelError> {
+        match self.kernel.read(self.family, &table_name()) {
+            Ok(found) => Reading::Whole(found),
+            Err(KernelError::Interrupted) => Reading::Unstable,
+            Err(error) => Reading::Failed(error),
+        }
     }
 
     fn is_retryable(error: &KernelError) -> bool {
@@ -49,36 +59,59 @@ impl Mode for Nftables {
     }
 }
 
-impl<F: Family> model::Backend<F, Nftables> for Backend<F> {
-    type Plan = Plan<F>;
+/// What a plan leads to, without its transaction.
+pub struct Outcome<F: Family>(Plan<F>);
 
-    fn new(config: Config) -> Self {
-        Self::new(config)
+impl<F: Family> Planner<F> for Backend<F> {
+    const NAME: &'static str = "nftables";
+    type Settings = Config;
+    type Target = NftablesTarget;
+    type Held = Outcome<F>;
+
+    fn settings(&self, rules: &RuleSettings) -> Config {
+        rules.clone()
     }
 
-    fn config(&self) -> &Config {
-        self.config()
+    fn held_settings(&self) -> Option<&Config> {
+        Some(self.config())
     }
 
-    fn plan(&self, table: &Table<F>, keys: &BTreeSet<FrontendKey<F>>) -> Plan<F> {
-        self.plan(table, keys)
+    fn plan(
+        &self,
+        table: &Table<F>,
+        settings: &Config,
+        cause: Cause<'_, F, Option<Ruleset>>,
+    ) -> Result<PlanOf<Self, F>, NeedsReading> {
+        let plan = match cause {
+            Cause::Changed(Changed { frontends, .. }) => self.plan(table, frontends),
+            Cause::Found(found) => self.repair(settings, table, found.as_ref(), Extent::Difference),
+            Cause::Anew(found) => {
+                self.repair(settings, table, found.and_then(Option::as_ref), Extent::Rebuild)
+            }
+            // Rules of chains that were made for other settings are not known any more.
+            Cause::Settings | Cause::Woken(_) => return Err(NeedsReading),
+        };
+        Ok(handed_over(plan))
     }
 
-    fn repair(&self, config: &Config, table: &Table<F>, found: &Option<Ruleset>, extent: Extent) -> Plan<F> {
-        self.repair(config, table, found.as_ref(), extent)
-    }
-
-    fn take_changes(plan: &mut Plan<F>) -> Option<(Transaction, usize)> {
-        if plan.transaction.is_empty() {
-            return None;
+    fn settle(&mut self, held: Outcome<F>, results: StepResults<NftablesTarget>) -> Settled<F> {
+        if results.iter().any(Result::is_err) {
+            return Settled::unknown();
         }
-        let nothing = Transaction::new(plan.transaction.family, plan.transaction.table.clone());
-        let transaction = std::mem::replace(&mut plan.transaction, nothing);
-        let elements = transaction.element_count();
-        Some((transaction, elements))
+        self.committed(held.0);
+        Settled::done()
     }
 
-    fn committed(&mut self, plan: Plan<F>) {
-        self.committed(plan);
+    fn rules(&self, key: &FrontendKey<F>) -> Vec<Rule> {
+        self.explain(key)
     }
+}
+
+/// The transaction goes to the kernel; the rest of the plan waits for the outcome.
+fn handed_over<F: Family>(mut plan: Plan<F>) -> PlanOf<Backend<F>, F> {
+    let nothing = Transaction::new(plan.transaction.family, plan.transaction.table.clone());
+    let transaction = std::mem::replace(&mut plan.transaction, nothing);
+    let writes = transaction.element_count();
+    let steps = if transaction.is_empty() { Vec::new() } else { vec![transaction] };
+    mode::Plan { steps, writes, held: Outcome(plan) }
 }

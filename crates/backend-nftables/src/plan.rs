@@ -10,7 +10,7 @@ use crate::chains::ChainId;
 use crate::config::Config;
 use crate::elements::ElementChanges;
 use crate::layout::{Map, address_bytes, hairpin_bytes, nft_family, table_name};
-use crate::programmed::Programmed;
+use crate::programmed::{MapElement, Programmed};
 use crate::shared::{Shared, SharedChanges};
 
 /// One family's ruleset: what it depends on, and what the kernel holds of it.
@@ -119,6 +119,21 @@ impl<F: Family> Backend<F> {
         elements.members(Map::Hairpin, &shared.hairpins, &changes.hairpins, hairpin_bytes::<F>);
         elements.members(Map::ClusterIps, &shared.cluster_ips, &changes.cluster_ips, address_bytes::<F>);
         elements.into_ops(ops);
+    }
+
+    /// The elements that are a frontend's alone, as far as they are held.
+    pub(crate) fn explain(&self, key: &FrontendKey<F>) -> Vec<mode::Rule> {
+        let held = self.held.frontends.get(key).into_iter();
+        let elements = held.flat_map(|programmed| programmed.elements(key));
+        let rule = |MapElement { map, element }: MapElement| {
+            let set = map.set();
+            let kind = set.keyword();
+            mode::Rule {
+                place: format!("{kind} {}", set.name),
+                text: set.element_text(&element, nft_family::<F>()).to_string(),
+            }
+        };
+        elements.map(rule).collect()
     }
 
     /// Takes note that the kernel took the plan's transaction.

@@ -33,7 +33,11 @@ impl<F: Family> Backend<F> {
         let kept = found.filter(|found| extent == Extent::Difference && can_be_kept::<F>(found, config));
         let mut transaction = Transaction::new(nft_family::<F>(), table_name());
         let ops = &mut transaction.ops;
-        if found.is_some() && kept.is_none() {
+        if found.is_none() && extent == Extent::Rebuild {
+            // Whether there is one may not be known, and only what is there can be deleted.
+            ops.push(Op::AddTable);
+        }
+        if extent == Extent::Rebuild || found.is_some() && kept.is_none() {
             ops.push(Op::DeleteTable);
         }
         difference(ops, kept.unwrap_or(&Ruleset::default()), config, &mut held);

@@ -36,7 +36,8 @@ use crate::file::Root;
 
 pub use error::CleanupError;
 
-const FAMILIES: [Family; 2] = [Family::Ip, Family::Ip6];
+/// Both families.
+pub const FAMILIES: [Family; 2] = [Family::Ip, Family::Ip6];
 
 /// What came of a clean-up.
 #[derive(Debug, Default)]
@@ -90,34 +91,49 @@ pub fn clean_up_other_modes(root: &Root) -> Report {
     report
 }
 
+/// Removes one family's rules of modes `iptables` and `ipvs`, and nothing else: for when its own rules are complete, and those of
+/// the other family are not. To be called only where [`is_ipvs_left`] says no.
+pub fn clean_up_rules(root: &Root, family: Family) -> Report {
+    let mut report = Report::default();
+    legacy::clean(root, family, &mut report);
+    compat::clean(family, &mut report);
+    report
+}
+
+/// Whether mode `ipvs` has left its device. If that can't be told, too.
+pub fn is_ipvs_left() -> bool {
+    ipvs::is_left()
+}
+
 /// Time for packets that are between a choice of endpoint and postrouting to get there. It takes them microseconds.
 const IN_FLIGHT: Duration = Duration::from_millis(100);
 
-/// Removes what mode `nftables` left, ours or upstream's: the tables of this name, of which `choosing` are the chains that choose
-/// endpoints. To be called when the rules of mode `iptables` are complete.
-pub fn clean_up_nftables(own_table: &Name, choosing: &[Name]) -> Report {
+/// Removes what mode `nftables` left in these families, ours or upstream's: the tables of this name, of which `choosing` are the
+/// chains that choose endpoints. To be called when their rules of mode `iptables` are complete.
+pub fn clean_up_nftables(own_table: &Name, choosing: &[Name], families: &[Family]) -> Report {
     let delete = |name: &Name| Op::DeleteChain(name.clone());
     let no_choice: Vec<Op> = choosing.iter().map(delete).collect();
     // What goes wrong here goes wrong with the whole table too, which tells it.
-    let chosen =
-        FAMILIES.map(|family| matches!(change_table(family, own_table, no_choice.clone()), Ok(true)));
-    if chosen.contains(&true) {
+    let chosen = families
+        .iter()
+        .filter(|family| matches!(change_table(**family, own_table, no_choice.clone()), Ok(true)));
+    if chosen.count() > 0 {
         thread::sleep(IN_FLIGHT);
     }
     let mut report = Report::default();
-    delete_tables(own_table, &mut report);
+    delete_tables(own_table, families, &mut report);
     report
 }
 
 /// `--cleanup`: removes what any mode left, our own tables (and upstream's of the same name) included.
 pub fn clean_up_all(root: &Root, own_table: &Name) -> Report {
     let mut report = clean_up_other_modes(root);
-    delete_tables(own_table, &mut report);
+    delete_tables(own_table, &FAMILIES, &mut report);
     report
 }
 
-fn delete_tables(table: &Name, report: &mut Report) {
-    for family in FAMILIES {
+fn delete_tables(table: &Name, families: &[Family], report: &mut Report) {
+    for &family in families {
         match change_table(family, table, vec![Op::DeleteTable]) {
             Ok(true) => report.removed("nftables", vec![format!("table {family} {table}")]),
             Ok(false) => {}

@@ -13,7 +13,10 @@ pub mod oom;
 pub mod privileges;
 pub mod route_localnet;
 
-pub use cleanup::{CleanupError, Removed, Report, clean_up_all, clean_up_nftables, clean_up_other_modes};
+pub use cleanup::{
+    CleanupError, FAMILIES, Removed, Report, clean_up_all, clean_up_nftables, clean_up_other_modes,
+    clean_up_rules, is_ipvs_left,
+};
 pub use conntrack::{ConntrackSettings, apply_conntrack};
 pub use facts::{ConntrackFacts, Facts};
 pub use file::{FileError, Root};

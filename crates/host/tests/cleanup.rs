@@ -389,7 +389,7 @@ fn tables_of_mode_nftables_go_in_two_steps() {
         (report.removed.len(), generation.read().unwrap() - before)
     };
     let choosing = ["nat-prerouting".into(), "nat-output".into()];
-    let clean = || host.net.run(|| clean_up_nftables(&"kube-proxy".into(), &choosing));
+    let clean = || host.net.run(|| clean_up_nftables(&"kube-proxy".into(), &choosing, &host::FAMILIES));
     // Two for IPv6; for IPv4 one, since a chain was missing.
     assert_eq!(commits(&clean), (2, 3));
     assert_eq!(commits(&clean), (0, 0));

@@ -64,7 +64,9 @@ impl inspect::Host for ThisHost {
         for (_, family) in FAMILIES {
             match TableReader::open().and_then(|mut reader| reader.all_chains(family)) {
                 Ok(chains) => evidence.chains.extend(chains),
-                Err(error) => evidence.unread.push(format!("chains of {family}: {}", agent::with_causes(&error))),
+                Err(error) => {
+                    evidence.unread.push(format!("chains of {family}: {}", agent::with_causes(&error)))
+                }
             }
         }
         if self.mode == Mode::NfTables {
@@ -84,7 +86,12 @@ fn walk_nftables(packet: &Packet, addresses: Vec<IpAddr>, limit: usize) -> Resul
     let mut reader = TableReader::open().map_err(told)?;
     let rules = reader.rules(family, &table).map_err(told)?;
     let rules = Arc::new(rules.ok_or_else(|| format!("there is no table {family} {table}"))?);
-    let elements = InKernel { family, table, networks: InRuleset::new(rules.clone(), family), state: Mutex::new((reader, BTreeMap::new())) };
+    let elements = InKernel {
+        family,
+        table,
+        networks: InRuleset::new(rules.clone(), family),
+        state: Mutex::new((reader, BTreeMap::new())),
+    };
     let tracer = walk::nft::Tracer::with_elements(rules, Arc::new(elements), family, addresses);
     tracer.ways(packet, limit).map_err(|error| error.to_string())
 }
@@ -109,7 +116,8 @@ impl Elements for InKernel {
         if let Some(found) = known.get(&place) {
             return Ok(found.clone());
         }
-        let found = reader.element(self.family, &self.table, set, key).map_err(|error| agent::with_causes(&error))?;
+        let found =
+            reader.element(self.family, &self.table, set, key).map_err(|error| agent::with_causes(&error))?;
         known.insert(place, found.clone());
         Ok(found)
     }
@@ -193,9 +201,12 @@ fn missing(service: &Service, family: &str, held: &BTreeSet<(String, String)>) -
     let ports = service.families.iter().filter(|own| own.family == family).flat_map(|own| &own.ports);
     let is_missing = |rule: &&agent::snapshot::Rule| !held.contains(&(rule.place.clone(), rule.text.clone()));
     let of_port = |port: &agent::snapshot::Port| {
-        let in_force = port.addresses.iter().filter(|address| address.state == agent::snapshot::AddressState::InForce);
+        let in_force =
+            port.addresses.iter().filter(|address| address.state == agent::snapshot::AddressState::InForce);
         let rules = in_force.flat_map(|address| &address.rules).filter(is_missing);
-        rules.map(|rule| (port.service_port.clone(), format!("{} of {}", rule.text, rule.place))).collect::<Vec<_>>()
+        rules
+            .map(|rule| (port.service_port.clone(), format!("{} of {}", rule.text, rule.place)))
+            .collect::<Vec<_>>()
     };
     ports.flat_map(of_port).collect()
 }

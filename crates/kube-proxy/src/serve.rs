@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use agent::{Input, Telemetry};
+use agent::Input;
 use anyhow::Context as _;
-use config::{CommandLine, Config, Mode};
+use config::{CommandLine, Config};
 use events::Recorder;
 use metrics::SourceMetrics;
 use model::Kind;
@@ -13,9 +13,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use crate::access::kernel_access;
 use crate::config_file::ConfigFile;
-use crate::{iptables_mode, notices, platform, servers, settings};
+use crate::rejections::Rejections;
+use crate::{mode, notices, platform, servers, settings};
 
 /// Events that may wait between the source and the agent.
 const EVENTS: usize = 4096;
@@ -42,15 +42,18 @@ pub(crate) async fn serve(
     let (notices, recorder, listener) =
         notices::outlets(&platform::hostname().unwrap_or_else(|_unreadable| node_name.clone()));
     let checked = settings::checked(config, families.clone());
-    let settings = settings::agent(config, &node_name, families, notices);
+    let settings = settings::agent(config, &node_name, notices);
     let (events_tx, events) = mpsc::channel(EVENTS);
     let telemetry = servers::telemetry(config, &version);
-    let mut status = servers::start(command_line, config, &telemetry, log, &recorder, &node_name)
-        .context("start the servers")?;
+    let families = mode::serve(config, &settings, &families, &telemetry.metrics)?;
+    let rejections = Rejections::default();
+    let mut status =
+        servers::start(command_line, config, &telemetry, log, &recorder, &node_name, &rejections)
+            .context("start the servers")?;
     let metrics = telemetry.metrics.source.clone();
     let mut source = start_source(config, &node_name, &version, metrics, events_tx).await?;
     notices::log_watches();
-    let read = |event| read_event(event, &recorder);
+    let read = |event| read_event(event, &recorder, &rejections);
     let file_changed = async {
         match file {
             Some(file) => file.changed(command_line, config).await,
@@ -58,7 +61,7 @@ pub(crate) async fn serve(
         }
     };
     let outcome = tokio::select! {
-        result = run(config.mode, settings, telemetry, events, read) => result,
+        result = agent::run(families, settings, telemetry, events, read) => result.context("serve"),
         error = listener.run(source.client(), &node_name, &checked) => Err(error),
         error = status.failed() => {
             recorder.send(servers::failure_event(&error, &node_name));
@@ -71,23 +74,6 @@ pub(crate) async fn serve(
     };
     recorder.flush(FLUSH).await;
     outcome
-}
-
-/// Serves in a mode.
-async fn run(
-    mode: Mode,
-    mut settings: agent::Settings,
-    telemetry: Telemetry,
-    events: mpsc::Receiver<SourceEvent>,
-    read: impl Fn(SourceEvent) -> Option<Input>,
-) -> anyhow::Result<()> {
-    let served = if mode == Mode::IpTables {
-        let (mode, access) = iptables_mode::prepare(&mut settings)?;
-        agent::run(mode, settings, access, telemetry, events, read).await
-    } else {
-        agent::run(backend_nftables::Nftables, settings, kernel_access(), telemetry, events, read).await
-    };
-    served.context("serve")
 }
 
 async fn start_source(
@@ -105,10 +91,11 @@ async fn start_source(
 }
 
 /// What an event means to the agent; what is only for people is told here.
-fn read_event(event: SourceEvent, recorder: &Recorder) -> Option<Input> {
+fn read_event(event: SourceEvent, recorder: &Recorder, rejections: &Rejections) -> Option<Input> {
     match event {
         SourceEvent::Change(change) => {
             notices::log_change(&change);
+            rejections.follow(&change);
             return Some(Input::Change(change));
         }
         SourceEvent::Listed(kind) => {
@@ -117,6 +104,7 @@ fn read_event(event: SourceEvent, recorder: &Recorder) -> Option<Input> {
         }
         SourceEvent::Rejected(rejection) => {
             warn!(%rejection, "left out what can't be used");
+            rejections.add(&rejection);
             if let Some(event) = notices::rejection_event(&rejection) {
                 recorder.send(event);
             }

@@ -1,19 +1,24 @@
 //! What the program tells about itself: metrics, health and the servers for them.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use agent::Telemetry;
-use config::{CommandLine, Config, Gate, Mode, Stage};
+use config::{CommandLine, Config, Gate, Stage};
 use events::{Event, Reason, Recorder, Regarding};
+use host::Root;
+use inspect::{About, Api};
 use metrics::health::SharedHealth;
 use metrics::{BuildInfo, Feature, Metrics, Options};
 use serde_json::json;
 use status::{Limits, ServeError, Server, Sources, Status};
 
+use crate::inspected::ThisHost;
+use crate::rejections::Rejections;
+
 /// Metrics at zero, and a proxy that is healthy so far.
 pub(crate) fn telemetry(config: &Config, version: &str) -> Telemetry {
-    let mode = if config.mode == Mode::IpTables { metrics::Mode::Iptables } else { metrics::Mode::Nftables };
-    let options = Options { mode, build: build_info(version), features: features(config) };
+    let options = Options { build: build_info(version), features: features(config) };
     Telemetry::new(Arc::new(Metrics::new(&options)), SharedHealth::new(config.health_timeout()))
 }
 
@@ -26,8 +31,15 @@ pub(crate) fn start(
     log: &logs::Handle,
     recorder: &Recorder,
     node_name: &str,
+    rejections: &Rejections,
 ) -> std::io::Result<Status> {
-    let (log, asked) = (log.clone(), telemetry.clone());
+    let log = log.clone();
+    let about = About {
+        version: command_line.version(),
+        mode: config.mode.to_string(),
+        node: node_name.to_owned(),
+        started: SystemTime::now(),
+    };
     let served = status::Config {
         metrics_address: config.metrics_bind_address,
         health_address: config.healthz_bind_address,
@@ -45,7 +57,7 @@ pub(crate) fn start(
             log.set_verbosity(u32::try_from(verbosity).unwrap_or_default());
             Ok(())
         }),
-        explain: Arc::new(move |service| asked.explain(service)),
+        more: more(api(config, telemetry, rejections.clone(), about)),
         limits: Limits::default(),
     };
     let sources = Sources {
@@ -59,6 +71,30 @@ pub(crate) fn start(
         recorder.send(Event::service_healthcheck(&node_name, &failed.service, None, failed.port, &error));
     };
     Status::start(served, sources, Arc::new(notify))
+}
+
+/// The API, and the page.
+fn api(config: &Config, telemetry: &Telemetry, rejections: Rejections, about: About) -> Api {
+    let (one, many, all) = (telemetry.clone(), telemetry.clone(), telemetry.clone());
+    Api::new(inspect::Sources {
+        service: Arc::new(move |name| one.service(name)),
+        services: Arc::new(move |(after, limit)| many.services(after, limit)),
+        overview: Arc::new(move |()| all.overview()),
+        health: telemetry.health.clone(),
+        rejections: Arc::new(move || rejections.all()),
+        host: Arc::new(ThisHost { mode: config.mode, root: Root::default() }),
+        about,
+    })
+}
+
+fn more(api: Api) -> status::More {
+    Arc::new(move |request| {
+        if !Api::serves(request.uri.path()) {
+            return None;
+        }
+        let api = api.clone();
+        Some(Box::pin(async move { api.answer(&request).await }))
+    })
 }
 
 /// The event for a main server that can't serve, which ends the program.

@@ -41,9 +41,8 @@ pub(crate) fn api(config: &Config, node_name: &str, version: &str) -> ApiConfig 
 }
 
 /// What the agent does.
-pub(crate) fn agent(config: &Config, node_name: &str, families: Vec<IpFamily>, notices: Notices) -> Settings {
+pub(crate) fn agent(config: &Config, node_name: &str, notices: Notices) -> Settings {
     Settings {
-        families,
         node_ports: node_ports(config),
         localhost_node_ports: serves_localhost(config),
         external_ips: config.gates.enabled(config::ALLOW_SERVICE_EXTERNAL_IPS),
@@ -52,6 +51,7 @@ pub(crate) fn agent(config: &Config, node_name: &str, families: Vec<IpFamily>, n
         masquerade_mark: 1 << config.masquerade_bit,
         bind_address: Some(config.bind_address),
         sync_period: config.sync_period,
+        min_sync_period: config.min_sync_period,
         notices,
         release_memory: kernel::release_memory,
         ..Settings::new(node_name.into())
@@ -82,7 +82,9 @@ pub(crate) fn checked(config: &Config, families: Vec<IpFamily>) -> Checked {
 pub(crate) fn serves_localhost(config: &Config) -> bool {
     match config.mode {
         Mode::IpTables => config.iptables_localhost_node_ports && includes_loopback(&node_ports(config)),
-        _ => config.nftables_localhost_node_ports,
+        Mode::NfTables | Mode::Ipvs | Mode::Ebpf | Mode::Userspace | Mode::Kernelspace => {
+            config.nftables_localhost_node_ports
+        }
     }
 }
 

@@ -1,46 +1,95 @@
 //! Leaving nothing behind of what other modes, or upstream's kube-proxy, did on this node; and giving up the privileges
 //! that only the start needs.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use agent::{OldRulesGone, with_causes};
+use agent::{OldRulesGone, TakeOver, with_causes};
 use config::Mode;
 use host::{Report, Root};
-use tokio::sync::mpsc::UnboundedSender;
+use model::IpFamily;
 use tracing::{debug, error, info, warn};
+
+use crate::mode;
 
 /// Pauses before another attempt at what could not be removed. After the last one it stays until the next start.
 const PAUSES: [Duration; 4] =
     [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30), Duration::from_mins(2)];
 
-/// Mode nftables: removes other modes' leftovers on a thread of its own, and tells when rules are gone. To be called when all our
-/// rules are in the kernel.
-pub(crate) fn start(gone: UnboundedSender<OldRulesGone>) {
-    spawn(|| host::clean_up_other_modes(&Root::default()), gone);
+/// What a mode removes once its own rules are complete.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Leftovers {
+    /// What modes iptables and ipvs left.
+    OfOtherModes,
+    /// The tables of mode nftables, for a mode whose own rules are iptables'.
+    OfModeNftables,
 }
 
-/// The same for mode iptables, whose rules are not to be removed, but those of mode nftables. Of both families: nobody looks
-/// after them any more, whether or not there are programs for the family.
-pub(crate) fn start_from_nftables(gone: UnboundedSender<OldRulesGone>) {
+/// The take-overs of all families. Each removes its own family's leftovers, so that none waits for another; the last one removes
+/// what is no one family's.
+pub(crate) struct TakeOvers {
+    leftovers: Leftovers,
+    /// Families whose rules are not complete.
+    incomplete: Arc<Mutex<BTreeSet<IpFamily>>>,
+}
+
+impl TakeOvers {
+    /// For these families.
+    pub(crate) fn new(leftovers: Leftovers, families: &[IpFamily]) -> Self {
+        let incomplete = families.iter().copied().collect();
+        Self { leftovers, incomplete: Arc::new(Mutex::new(incomplete)) }
+    }
+
+    /// That of a family: begins on a thread of its own when it is called.
+    pub(crate) fn of(&self, family: IpFamily) -> TakeOver {
+        let (leftovers, incomplete) = (self.leftovers, self.incomplete.clone());
+        Box::new(move |gone| {
+            let is_last = {
+                let mut incomplete = incomplete.lock().unwrap_or_else(PoisonError::into_inner);
+                incomplete.remove(&family);
+                incomplete.is_empty()
+            };
+            spawn(move || clean_up_leftovers(leftovers, family, is_last), gone);
+        })
+    }
+}
+
+fn clean_up_leftovers(leftovers: Leftovers, family: IpFamily, is_last: bool) -> Report {
+    let (root, family) = (Root::default(), nft_family(family));
     let (table, choosing) = (backend_nftables::table_name(), backend_nftables::choosing_chains());
-    spawn(move || host::clean_up_nftables(&table, &choosing), gone);
+    match (leftovers, is_last) {
+        (Leftovers::OfOtherModes, true) => host::clean_up_other_modes(&root),
+        // The rules shield the host's ports from what mode ipvs left, which is of both families.
+        (Leftovers::OfOtherModes, false) if host::is_ipvs_left() => Report::default(),
+        (Leftovers::OfOtherModes, false) => host::clean_up_rules(&root, family),
+        (Leftovers::OfModeNftables, true) => host::clean_up_nftables(&table, &choosing, &host::FAMILIES),
+        (Leftovers::OfModeNftables, false) => host::clean_up_nftables(&table, &choosing, &[family]),
+    }
 }
 
-fn spawn(clean_up: impl Fn() -> Report + Send + 'static, gone: UnboundedSender<OldRulesGone>) {
+fn nft_family(family: IpFamily) -> nft::Family {
+    match family {
+        IpFamily::V4 => nft::Family::Ip,
+        IpFamily::V6 => nft::Family::Ip6,
+    }
+}
+
+fn spawn(clean_up: impl Fn() -> Report + Send + 'static, gone: OldRulesGone) {
     let work = move || take_over(clean_up, &gone);
     if let Err(error) = thread::Builder::new().name("takeover".into()).spawn(work) {
         warn!(%error, "what other modes left can't be removed");
     }
 }
 
-fn take_over(clean_up: impl Fn() -> Report, gone: &UnboundedSender<OldRulesGone>) {
+fn take_over(clean_up: impl Fn() -> Report, gone: &OldRulesGone) {
     let mut pauses = PAUSES.into_iter();
     loop {
         let report = clean_up();
         log_removed(&report);
         // If nobody listens any more, the program ends.
-        let listening = report.removed.is_empty() || gone.send(OldRulesGone).is_ok();
+        let listening = report.removed.is_empty() || gone();
         if report.failures.is_empty() || !listening {
             return;
         }
@@ -69,7 +118,7 @@ pub(crate) fn clean_up() -> anyhow::Result<()> {
 
 /// Keeps only the capabilities that are needed as long as the program runs. To be called before there is a second thread.
 pub(crate) fn give_up_privileges(mode: Mode) {
-    for failure in host::drop_privileges(mode == Mode::IpTables) {
+    for failure in host::drop_privileges(mode::runs_programs(mode)) {
         debug!(err = with_causes(&failure), "a privilege stays");
     }
 }

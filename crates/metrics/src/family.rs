@@ -4,7 +4,6 @@ use model::IpFamily;
 use prometheus::{Gauge, Histogram, IntCounter, IntGauge};
 
 use crate::buckets;
-use crate::mode::{self, Mode, ModeMetrics};
 use crate::registrar::Registrar;
 
 /// The metrics of one family. Histograms and timestamps are in seconds.
@@ -42,6 +41,10 @@ pub struct FamilyMetrics {
     pub drift_repairs: IntCounter,
     /// Audits that found something wrong that nobody had told of.
     pub audit_divergences: IntCounter,
+    /// Times that everything was written anew.
+    pub rebuilds: IntCounter,
+    /// Frontends that were refused alone and wait for another try.
+    pub refused: IntGauge,
     /// Addresses and ports claimed by a Service but held by another.
     pub frontend_conflicts: IntGauge,
     /// Looking for stale flows and deleting them.
@@ -50,16 +53,11 @@ pub struct FamilyMetrics {
     pub conntrack_deleted: IntCounter,
     /// Flows deleted.
     pub deleted_flows: IntCounter,
-    /// What only the mode has.
-    pub mode: ModeMetrics,
 }
 
 /// Registers them; gives what makes those of one family.
 #[expect(clippy::too_many_lines, reason = "a table")]
-pub(crate) fn register(
-    registrar: &Registrar,
-    mode: Mode,
-) -> impl Fn(IpFamily) -> FamilyMetrics + Send + Sync + use<> {
+pub(crate) fn register(registrar: &Registrar) -> impl Fn(IpFamily) -> FamilyMetrics + Send + Sync + use<> {
     let histogram = |name, help, buckets: fn() -> Vec<f64>| registrar.per_family(name, help, buckets());
     let counter = |name, help| {
         let counters = registrar.counters(name, help, &["ip_family"]);
@@ -127,6 +125,15 @@ pub(crate) fn register(
         "kubeproxy_audit_divergences_total",
         "Audits that found rules wrong although no change had been noticed",
     );
+    let rebuilds = counter(
+        "kubeproxy_rebuilds_total",
+        "Times that all rules were written anew, because differences were refused or they could not be read",
+    );
+    let refused = registrar.gauges(
+        "kubeproxy_refused_frontends",
+        "Frontends that were refused alone and wait for another try",
+        &["ip_family"],
+    );
     let conflicts = registrar.gauges(
         "kubeproxy_frontend_conflicts",
         "Addresses and ports claimed by a Service but held by another",
@@ -140,7 +147,6 @@ pub(crate) fn register(
     let conntrack_deleted =
         counter("kubeproxy_conntrack_reconciler_deleted_entries_total", "[ALPHA] Stale flows deleted");
     let deleted_flows = counter("kubeproxy_conntrack_deleted_flows_total", "Stale flows deleted");
-    let of_mode = mode::register(registrar, mode);
     move |family| {
         let name = &*family.to_string();
         FamilyMetrics {
@@ -160,11 +166,12 @@ pub(crate) fn register(
             transactions_failed: transactions.with_label_values(&[name, "failed"]),
             drift_repairs: drift_repairs(name),
             audit_divergences: audit_divergences(name),
+            rebuilds: rebuilds(name),
+            refused: refused.with_label_values(&[name]),
             frontend_conflicts: conflicts.with_label_values(&[name]),
             conntrack_duration: conntrack_duration(name),
             conntrack_deleted: conntrack_deleted(name),
             deleted_flows: deleted_flows(name),
-            mode: of_mode(name),
         }
     }
 }

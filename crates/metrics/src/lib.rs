@@ -15,6 +15,7 @@ mod process;
 mod registrar;
 mod sli;
 mod source;
+mod turn;
 
 use std::sync::{Mutex, PoisonError};
 
@@ -23,11 +24,12 @@ use prometheus::{IntCounter, IntGauge};
 use tokio::time::Instant;
 
 pub use family::FamilyMetrics;
-pub use mode::{IptablesMetrics, Mode, ModeMetrics, NftablesMetrics, TableMetrics};
+pub use mode::{IptablesMetrics, NftablesMetrics, TableMetrics};
 pub use process::ProcessReading;
 pub use registrar::CONTENT_TYPE;
 pub use sli::Slis;
 pub use source::{Requests, ResourceMetrics, SourceMetrics};
+pub use turn::LoopTurn;
 
 use process::ProcessMetrics;
 use registrar::Registrar;
@@ -35,8 +37,6 @@ use registrar::Registrar;
 /// What is known of the program when it starts.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Whose metrics there are beside those of every mode.
-    pub mode: Mode,
     /// Labels of `kubernetes_build_info`.
     pub build: BuildInfo,
     /// Feature gates, for `kubernetes_feature_enabled`.
@@ -69,7 +69,7 @@ pub struct Feature {
     pub enabled: bool,
 }
 
-/// All metrics.
+/// All metrics that every mode has; see [`NftablesMetrics::register`] and the like for a mode's own.
 pub struct Metrics {
     registrar: Registrar,
     family: Box<dyn Fn(IpFamily) -> FamilyMetrics + Send + Sync>,
@@ -79,6 +79,8 @@ pub struct Metrics {
     pub health_answers: HealthAnswers,
     /// The way to the API server.
     pub source: SourceMetrics,
+    /// Turns of the event loop.
+    pub loop_turn: LoopTurn,
     /// The registry of `/metrics/slis`.
     pub slis: Slis,
     process: Mutex<ProcessMetrics>,
@@ -119,8 +121,8 @@ impl HealthAnswers {
 impl Metrics {
     /// All metrics, at zero.
     pub fn new(options: &Options) -> Self {
-        let registrar = Registrar::default();
-        let family = Box::new(family::register(&registrar, options.mode));
+        let registrar = Registrar::counted();
+        let family = Box::new(family::register(&registrar));
         let changes = ChangeMetrics {
             endpoints_pending: registrar.gauge(
                 "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
@@ -151,8 +153,8 @@ impl Metrics {
         register_static(&registrar, options);
         let source = SourceMetrics::register(&registrar);
         let process = Mutex::new(ProcessMetrics::register(&registrar));
-        registrar.count_registered();
-        Self { registrar, family, changes, health_answers, source, slis: Slis::default(), process }
+        let loop_turn = LoopTurn::register(&registrar);
+        Self { registrar, family, changes, health_answers, source, loop_turn, slis: Slis::default(), process }
     }
 
     /// The metrics of a family that is served. They are on the page from the first call on.

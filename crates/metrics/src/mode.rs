@@ -1,30 +1,12 @@
-//! What one mode has and others do not.
+//! What one mode has and others do not: registered and set by the mode.
 
-use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+use mode::{Attempt, Observer};
+use model::IpFamily;
+use prometheus::{Histogram, IntCounter, IntGauge};
 
-use crate::buckets;
-use crate::registrar::Registrar;
+use crate::{Metrics, buckets};
 
-/// A mode with metrics of its own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
-    /// `nftables`.
-    #[default]
-    Nftables,
-    /// `iptables`.
-    Iptables,
-}
-
-/// The metrics that one family has only in this mode.
-#[derive(Clone, Debug)]
-pub enum ModeMetrics {
-    /// In mode `nftables`.
-    Nftables(NftablesMetrics),
-    /// In mode `iptables`.
-    Iptables(IptablesMetrics),
-}
-
-/// What mode `nftables` has.
+/// What one family has in mode `nftables`.
 #[derive(Clone, Debug)]
 pub struct NftablesMetrics {
     /// Attempts that failed.
@@ -33,7 +15,7 @@ pub struct NftablesMetrics {
     pub kernel_transaction: Histogram,
 }
 
-/// What mode `iptables` has.
+/// What one family has in mode `iptables`.
 #[derive(Clone, Debug)]
 pub struct IptablesMetrics {
     /// Attempts in which `iptables-restore` failed.
@@ -55,113 +37,115 @@ pub struct TableMetrics {
     pub last: IntGauge,
 }
 
-/// What has been registered, for all families.
-enum Registered {
-    Nftables {
-        sync_failures: IntCounterVec,
-        cleanup_failures: IntCounterVec,
-        kernel_transaction: HistogramVec,
-    },
-    Iptables {
-        restore_failures: IntCounterVec,
-        partial_restore_failures: IntCounterVec,
-        total: IntGaugeVec,
-        last: IntGaugeVec,
-    },
-}
-
-/// Registers them; gives what makes those of a family of this name.
-pub(crate) fn register(
-    registrar: &Registrar,
-    mode: Mode,
-) -> impl Fn(&str) -> ModeMetrics + Send + Sync + use<> {
-    let registered = match mode {
-        Mode::Nftables => nftables(registrar),
-        Mode::Iptables => iptables(registrar),
-    };
-    move |family| registered.family(family)
-}
-
-fn nftables(registrar: &Registrar) -> Registered {
-    Registered::Nftables {
-        sync_failures: registrar.counters(
+impl NftablesMetrics {
+    /// Registers them; gives what makes those of a family. To be called once.
+    pub fn register(metrics: &Metrics) -> impl Fn(IpFamily) -> Self + use<> {
+        let registrar = &metrics.registrar;
+        let sync_failures = registrar.counters(
             "kubeproxy_sync_proxy_rules_nftables_sync_failures_total",
             "[ALPHA] Failed attempts to sync the nftables rules",
             &["ip_family"],
-        ),
-        cleanup_failures: registrar.counters(
+        );
+        let cleanup_failures = registrar.counters(
             "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total",
             "[ALPHA] Always 0: what is not needed goes with the same transaction",
             &["ip_family"],
-        ),
-        kernel_transaction: registrar.histograms(
+        );
+        let kernel_transaction = registrar.per_family(
             "kubeproxy_kernel_transaction_seconds",
             "Time inside the kernel for a transaction",
-            &["ip_family"],
             buckets::commit(),
-        ),
-    }
-}
-
-fn iptables(registrar: &Registrar) -> Registered {
-    Registered::Iptables {
-        restore_failures: registrar.counters(
-            "kubeproxy_sync_proxy_rules_iptables_restore_failures_total",
-            "[ALPHA] Attempts in which iptables-restore failed",
-            &["ip_family"],
-        ),
-        partial_restore_failures: registrar.counters(
-            "kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total",
-            "[ALPHA] Attempts that carried only changes and in which iptables-restore failed",
-            &["ip_family"],
-        ),
-        total: registrar.gauges(
-            "kubeproxy_sync_proxy_rules_iptables_total",
-            "[ALPHA] Rules of ours",
-            &["table", "ip_family"],
-        ),
-        last: registrar.gauges(
-            "kubeproxy_sync_proxy_rules_iptables_last",
-            "[ALPHA] Rules that the last successful sync wrote",
-            &["table", "ip_family"],
-        ),
-    }
-}
-
-impl Registered {
-    fn family(&self, family: &str) -> ModeMetrics {
-        match self {
-            Self::Nftables { sync_failures, cleanup_failures, kernel_transaction } => {
-                // Nothing counts it, but it is on the page.
-                cleanup_failures.with_label_values(&[family]);
-                ModeMetrics::Nftables(NftablesMetrics {
-                    sync_failures: sync_failures.with_label_values(&[family]),
-                    kernel_transaction: kernel_transaction.with_label_values(&[family]),
-                })
-            }
-            Self::Iptables { restore_failures, partial_restore_failures, total, last } => {
-                let table = |name: &str| TableMetrics {
-                    total: total.with_label_values(&[name, family]),
-                    last: last.with_label_values(&[name, family]),
-                };
-                ModeMetrics::Iptables(IptablesMetrics {
-                    restore_failures: restore_failures.with_label_values(&[family]),
-                    partial_restore_failures: partial_restore_failures.with_label_values(&[family]),
-                    nat: table("nat"),
-                    filter: table("filter"),
-                })
+        );
+        move |family| {
+            let family = &*family.to_string();
+            // Nothing counts it, but it is on the page.
+            cleanup_failures.with_label_values(&[family]);
+            Self {
+                sync_failures: sync_failures.with_label_values(&[family]),
+                kernel_transaction: kernel_transaction(family),
             }
         }
     }
 }
 
+impl Observer for NftablesMetrics {
+    fn attempted(&self, attempt: &Attempt<'_>) {
+        if !attempt.succeeded {
+            self.sync_failures.inc();
+        }
+        if let Some(time) = attempt.kernel_time {
+            self.kernel_transaction.observe(time.as_secs_f64());
+        }
+    }
+}
+
 impl IptablesMetrics {
-    /// The metrics of the table of this name, if it has any.
-    pub fn table(&self, name: &str) -> Option<&TableMetrics> {
+    /// Registers them; gives what makes those of a family. To be called once.
+    pub fn register(metrics: &Metrics) -> impl Fn(IpFamily) -> Self + use<> {
+        let registrar = &metrics.registrar;
+        let restore_failures = registrar.counters(
+            "kubeproxy_sync_proxy_rules_iptables_restore_failures_total",
+            "[ALPHA] Attempts in which iptables-restore failed",
+            &["ip_family"],
+        );
+        let partial_restore_failures = registrar.counters(
+            "kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total",
+            "[ALPHA] Attempts that carried only changes and in which iptables-restore failed",
+            &["ip_family"],
+        );
+        let total = registrar.gauges(
+            "kubeproxy_sync_proxy_rules_iptables_total",
+            "[ALPHA] Rules of ours",
+            &["table", "ip_family"],
+        );
+        let last = registrar.gauges(
+            "kubeproxy_sync_proxy_rules_iptables_last",
+            "[ALPHA] Rules that the last successful sync wrote",
+            &["table", "ip_family"],
+        );
+        move |family| {
+            let family = &*family.to_string();
+            let table = |name: &str| TableMetrics {
+                total: total.with_label_values(&[name, family]),
+                last: last.with_label_values(&[name, family]),
+            };
+            Self {
+                restore_failures: restore_failures.with_label_values(&[family]),
+                partial_restore_failures: partial_restore_failures.with_label_values(&[family]),
+                nat: table("nat"),
+                filter: table("filter"),
+            }
+        }
+    }
+
+    fn table(&self, name: &str) -> Option<&TableMetrics> {
         match name {
             "nat" => Some(&self.nat),
             "filter" => Some(&self.filter),
             _ => None,
         }
     }
+}
+
+impl Observer for IptablesMetrics {
+    fn attempted(&self, attempt: &Attempt<'_>) {
+        if !attempt.succeeded {
+            if !attempt.is_reading {
+                self.restore_failures.inc();
+            }
+            if attempt.is_partial {
+                self.partial_restore_failures.inc();
+            }
+            return;
+        }
+        for rules in attempt.rules {
+            let Some(table) = self.table(rules.table) else { continue };
+            table.total.set(signed(rules.held));
+            table.last.set(signed(rules.written));
+        }
+    }
+}
+
+fn signed(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }

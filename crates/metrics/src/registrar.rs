@@ -4,7 +4,6 @@ use prometheus::{
     Counter, Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
     IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The content type of a rendered page.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -14,16 +13,31 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 #[derive(Debug, Default)]
 pub(crate) struct Registrar {
     registry: Registry,
-    n_registered: AtomicU64,
+    /// Upstream's count of what is registered, on the page that has it.
+    registered: Option<IntCounter>,
 }
 
 const SOUND: &str = "the names of metrics and labels are sound and registered once";
 
 impl Registrar {
+    /// One that has upstream's count of what is registered.
+    pub(crate) fn counted() -> Self {
+        let labels = ["stability_level", "deprecated_version"];
+        let mut registrar = Self::default();
+        let counts = registrar.counters("registered_metrics_total", "[BETA] Metrics registered", &labels);
+        let registered = counts.with_label_values(&["ALPHA", ""]);
+        registered.inc();
+        registrar.registered = Some(registered);
+        for name in ["hidden_metrics_total", "disabled_metrics_total"] {
+            registrar.counter(name, "[BETA] Always 0: no metric is hidden or disabled here");
+        }
+        registrar
+    }
+
     fn add<C: Collector + Clone + 'static>(&self, collector: prometheus::Result<C>) -> C {
         let collector = collector.expect(SOUND);
         self.registry.register(Box::new(collector.clone())).expect(SOUND);
-        self.n_registered.fetch_add(1, Ordering::Relaxed);
+        self.registered.iter().for_each(IntCounter::inc);
         collector
     }
 
@@ -55,6 +69,10 @@ impl Registrar {
         self.add(GaugeVec::new(Opts::new(name, help), labels))
     }
 
+    pub(crate) fn histogram(&self, opts: HistogramOpts) -> Histogram {
+        self.add(Histogram::with_opts(opts))
+    }
+
     pub(crate) fn histograms(
         &self,
         name: &str,
@@ -73,17 +91,6 @@ impl Registrar {
     ) -> impl Fn(&str) -> Histogram + use<> {
         let histograms = self.histograms(name, help, &["ip_family"], buckets);
         move |family| histograms.with_label_values(&[family])
-    }
-
-    /// Upstream's count of what is registered.
-    pub(crate) fn count_registered(&self) {
-        let name = "registered_metrics_total";
-        let registered =
-            self.counters(name, "[BETA] Metrics registered", &["stability_level", "deprecated_version"]);
-        for name in ["hidden_metrics_total", "disabled_metrics_total"] {
-            self.counter(name, "[BETA] Always 0: no metric is hidden or disabled here");
-        }
-        registered.with_label_values(&["ALPHA", ""]).inc_by(self.n_registered.load(Ordering::Relaxed));
     }
 
     /// All of it in the text format, sorted by name.

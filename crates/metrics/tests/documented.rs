@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use metrics::{BuildInfo, Feature, Metrics, Mode, Options, ProcessReading};
+use metrics::{BuildInfo, Feature, IptablesMetrics, Metrics, NftablesMetrics, Options, ProcessReading};
 use model::{IpFamily, Kind};
 use prometheus_parse::{Scrape, Value};
 use tokio::time::Instant;
@@ -12,13 +12,35 @@ use tokio::time::Instant;
 /// Type and labels by name.
 type Catalogue = BTreeMap<String, (String, BTreeSet<String>)>;
 
+#[derive(Clone, Copy, Debug)]
+enum Mode {
+    Nftables,
+    Iptables,
+}
+
+impl Mode {
+    /// Puts the metrics of a family that is served in this mode on the page.
+    fn serve(self, metrics: &Metrics, families: &[IpFamily]) {
+        for family in families {
+            metrics.family(*family);
+        }
+        match self {
+            Self::Nftables => {
+                families.iter().copied().map(NftablesMetrics::register(metrics)).for_each(drop);
+            }
+            Self::Iptables => {
+                families.iter().copied().map(IptablesMetrics::register(metrics)).for_each(drop);
+            }
+        }
+    }
+}
+
 /// All metrics, each updated where it appears only then.
 fn metrics(mode: Mode) -> Metrics {
     let feature = Feature { name: "ComponentFlagz".into(), stage: "BETA".into(), enabled: true };
     let build = BuildInfo { git_version: "v1.2.3".into(), ..BuildInfo::default() };
-    let metrics = Metrics::new(&Options { mode, build, features: vec![feature] });
-    metrics.family(IpFamily::V4);
-    metrics.family(IpFamily::V6);
+    let metrics = Metrics::new(&Options { build, features: vec![feature] });
+    mode.serve(&metrics, &[IpFamily::V4, IpFamily::V6]);
     for kind in Kind::ALL {
         metrics.source.resource(kind).heard(Instant::now(), 1);
     }
@@ -112,7 +134,7 @@ fn every_metric_says_what_it_is() {
 #[test]
 fn all_series_of_a_family_are_there_from_the_start() {
     let metrics = Metrics::new(&Options::default());
-    metrics.family(IpFamily::V4);
+    Mode::Nftables.serve(&metrics, &[IpFamily::V4]);
     let page = metrics.render(None, Instant::now());
     for series in [
         "kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family=\"IPv4\"} 0",
@@ -126,8 +148,8 @@ fn all_series_of_a_family_are_there_from_the_start() {
         assert!(page.lines().any(|line| line == series), "no {series} in\n{page}");
     }
     assert!(!page.contains("IPv6"), "it is not served");
-    let metrics = Metrics::new(&Options { mode: Mode::Iptables, ..Options::default() });
-    metrics.family(IpFamily::V6);
+    let metrics = Metrics::new(&Options::default());
+    Mode::Iptables.serve(&metrics, &[IpFamily::V6]);
     let page = metrics.render(None, Instant::now());
     for series in [
         "kubeproxy_sync_proxy_rules_iptables_total{ip_family=\"IPv6\",table=\"filter\"} 0",

@@ -31,7 +31,7 @@ impl<F: Family> Default for Conflicts<F> {
 }
 
 /// The claims for one key: the one in force, and those that lost.
-pub(crate) type Standing<'a, F> = (&'a Frontend<F>, &'a [Frontend<F>]);
+pub(crate) type Claims<'a, F> = (&'a Frontend<F>, &'a [Frontend<F>]);
 
 impl<F: Family> Conflicts<F> {
     /// How many claims lose now.
@@ -40,7 +40,7 @@ impl<F: Family> Conflicts<F> {
     }
 
     /// Takes note of what became of the claims for a key.
-    pub(crate) fn note(&mut self, before: Standing<'_, F>, now: Option<Standing<'_, F>>) {
+    pub(crate) fn note(&mut self, before: Claims<'_, F>, now: Option<Claims<'_, F>>) {
         let (old_winner, old_losers) = before;
         let new_losers = now.map(|(_, losers)| losers).unwrap_or_default();
         self.count = self.count + new_losers.len() - old_losers.len();

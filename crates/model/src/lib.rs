@@ -7,7 +7,6 @@
 #![forbid(unsafe_code)]
 
 mod conflicts;
-mod mode;
 mod names;
 mod net;
 mod objects;
@@ -19,7 +18,6 @@ mod uid;
 pub mod view;
 
 pub use conflicts::ConflictChange;
-pub use mode::{Backend, Mode, RuleCount};
 pub use names::{Interner, Name, ObjectName, ServiceName, ServicePortName};
 pub use net::{AddrError, CidrError, Family, IpFamily, Protocol, V4, V6, parse_addr, parse_cidr};
 pub use objects::{
@@ -30,6 +28,7 @@ pub use packets::{Extent, NodePortAddresses, PodSource, RuleSettings};
 pub use slots::assign_slots;
 pub use store::{ServiceEntry, Store, Touched};
 pub use table::{
-    AddressKind, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, Pool, Table, Verdict,
+    AddressKind, Changed, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, Pool, Table,
+    Verdict,
 };
 pub use uid::Uid;

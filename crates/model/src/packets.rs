@@ -1,7 +1,5 @@
 //! How rules tell packets apart that look alike: settings that backends share.
 
-use std::collections::BTreeMap;
-
 use ipnet::IpNet;
 
 use crate::Family;
@@ -23,8 +21,6 @@ pub struct RuleSettings {
     /// Ranges that cluster IPs are allocated from, of the family: new flows to their addresses that no Service has are
     /// dropped. Empty: unknown, nothing is dropped.
     pub service_cidrs: Vec<IpNet>,
-    /// `healthCheckNodePort`s, and what a comment should call each: hosts that let nothing in by default have to accept them.
-    pub health_check_ports: BTreeMap<u16, String>,
     /// The packet mark bit, as a mask, that carries "to be masqueraded" from the nat chains to postrouting.
     pub masquerade_mark: u32,
 }
@@ -40,7 +36,6 @@ impl Default for RuleSettings {
             pods: None,
             masquerade_all: false,
             service_cidrs: Vec::new(),
-            health_check_ports: BTreeMap::new(),
             masquerade_mark: DEFAULT_MASQUERADE_MARK,
         }
     }

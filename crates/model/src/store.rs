@@ -1,6 +1,7 @@
 //! The store: every object as last accepted, gathered by Service.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 use std::time::SystemTime;
 
 use ipnet::IpNet;
@@ -61,8 +62,14 @@ impl Store {
     }
 
     /// All Services and owners of slices, by name.
-    pub fn entries(&self) -> impl Iterator<Item = (&ServiceName, &ServiceEntry)> {
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = (&ServiceName, &ServiceEntry)> {
         self.entries.iter()
+    }
+
+    /// The names of Services, and of owners of slices, behind this one, or all.
+    pub fn names_after(&self, after: Option<&ServiceName>) -> impl Iterator<Item = &ServiceName> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.entries.range((from, Bound::Unbounded)).map(|(name, _)| name)
     }
 
     /// The Node of this name.

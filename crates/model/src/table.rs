@@ -144,7 +144,46 @@ pub struct Frontend<F: Family> {
     pub flow_endpoints: Arc<[Destination<F>]>,
 }
 
-/// All frontends of one family.
+/// What differs in a table, to be looked up there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed<F: Family> {
+    /// Keys of frontends that are other ones, or gone.
+    pub frontends: BTreeSet<FrontendKey<F>>,
+    /// `healthCheckNodePort`s that are another Service's, or gone.
+    pub health_check_ports: BTreeSet<u16>,
+}
+
+// The derived implementation would ask `F` itself to have a default.
+impl<F: Family> Default for Changed<F> {
+    fn default() -> Self {
+        Self { frontends: BTreeSet::new(), health_check_ports: BTreeSet::new() }
+    }
+}
+
+impl<F: Family> Changed<F> {
+    /// Only these frontends.
+    pub fn frontends(keys: impl IntoIterator<Item = FrontendKey<F>>) -> Self {
+        Self { frontends: keys.into_iter().collect(), health_check_ports: BTreeSet::new() }
+    }
+
+    /// Whether nothing differs.
+    pub fn is_empty(&self) -> bool {
+        self.frontends.is_empty() && self.health_check_ports.is_empty()
+    }
+
+    /// How many things differ.
+    pub fn len(&self) -> usize {
+        self.frontends.len() + self.health_check_ports.len()
+    }
+
+    /// Adds what else differs.
+    pub fn extend(&mut self, other: &Self) {
+        self.frontends.extend(&other.frontends);
+        self.health_check_ports.extend(&other.health_check_ports);
+    }
+}
+
+/// All frontends of one family, and what else Services ask of a node.
 ///
 /// Several Services may claim one key (the API does not prevent it); the claim of the best [`AddressKind`], then of the
 /// first Service by name, is in force, and the next one takes over when it goes.
@@ -154,6 +193,9 @@ pub struct Table<F: Family> {
     frontends: HashMap<FrontendKey<F>, Box<Claims<F>>, FxBuildHasher>,
     by_service: BTreeMap<ServiceName, Box<[FrontendKey<F>]>>,
     conflicts: Conflicts<F>,
+    /// Who claims each; never empty.
+    health_check_ports: BTreeMap<u16, BTreeSet<ServiceName>>,
+    health_check_port_of: BTreeMap<ServiceName, u16>,
 }
 
 #[derive(Clone, Debug)]
@@ -165,7 +207,13 @@ struct Claims<F: Family> {
 
 impl<F: Family> Default for Table<F> {
     fn default() -> Self {
-        Self { frontends: HashMap::default(), by_service: BTreeMap::new(), conflicts: Conflicts::default() }
+        Self {
+            frontends: HashMap::default(),
+            by_service: BTreeMap::new(),
+            conflicts: Conflicts::default(),
+            health_check_ports: BTreeMap::new(),
+            health_check_port_of: BTreeMap::new(),
+        }
     }
 }
 
@@ -198,6 +246,45 @@ impl<F: Family> Table<F> {
         changed
     }
 
+    /// Sets the `healthCheckNodePort` of a Service; returns the ports that are another Service's than before, or gone. Of several
+    /// Services with one port, the first by name has it.
+    pub fn set_health_check_port(&mut self, service: &ServiceName, port: Option<u16>) -> BTreeSet<u16> {
+        let before = match port {
+            Some(port) => self.health_check_port_of.insert(service.clone(), port),
+            None => self.health_check_port_of.remove(service),
+        };
+        if before == port {
+            return BTreeSet::new();
+        }
+        let mut changed = BTreeSet::new();
+        if let Some(port) = before
+            && let Some(claims) = self.health_check_ports.get_mut(&port)
+        {
+            let was_first = claims.first() == Some(service);
+            claims.remove(service);
+            if claims.is_empty() {
+                self.health_check_ports.remove(&port);
+            }
+            changed.extend(was_first.then_some(port));
+        }
+        if let Some(port) = port {
+            let claims = self.health_check_ports.entry(port).or_default();
+            claims.insert(service.clone());
+            changed.extend((claims.first() == Some(service)).then_some(port));
+        }
+        changed
+    }
+
+    /// Whose `healthCheckNodePort` this is: hosts that let nothing in by default have to accept packets to it.
+    pub fn health_check_port(&self, port: u16) -> Option<&ServiceName> {
+        self.health_check_ports.get(&port).and_then(BTreeSet::first)
+    }
+
+    /// All `healthCheckNodePort`s, in their order, and whose they are.
+    pub fn health_check_ports(&self) -> impl Iterator<Item = (u16, &ServiceName)> {
+        self.health_check_ports.iter().filter_map(|(port, claims)| Some((*port, claims.first()?)))
+    }
+
     /// The frontend in force for a key.
     pub fn get(&self, key: &FrontendKey<F>) -> Option<&Frontend<F>> {
         self.frontends.get(key).map(|claims| &claims.winner)
@@ -206,6 +293,23 @@ impl<F: Family> Table<F> {
     /// The claims for a key that lost against the one in force.
     pub fn conflicts(&self, key: &FrontendKey<F>) -> &[Frontend<F>] {
         self.frontends.get(key).map_or(&[], |claims| &claims.others)
+    }
+
+    /// How many frontends are in force.
+    pub fn len(&self) -> usize {
+        self.frontends.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.frontends.is_empty()
+    }
+
+    /// The claims that lose, each with the one in force, in the order of the Services that have that.
+    pub fn lost_claims(&self) -> impl Iterator<Item = (&Frontend<F>, &Frontend<F>)> {
+        let is_contested = self.conflict_count() > 0;
+        let winners = is_contested.then(|| self.iter()).into_iter().flatten();
+        winners.flat_map(|winner| self.conflicts(&winner.key).iter().map(move |loser| (loser, winner)))
     }
 
     /// How many claims lose against another Service's now.
@@ -362,6 +466,24 @@ mod tests {
         assert_eq!(changes(&mut table), [""; 0]);
         set(&mut table, "b", vec![]);
         assert_eq!((changes(&mut table), table.conflict_count()), (vec!["b: a -> None".to_owned()], 0));
+    }
+
+    #[test]
+    fn a_health_check_port_is_the_first_services_by_name() {
+        let mut table = Table::<V4>::default();
+        let mut set = |service: &str, port| {
+            let changed = table.set_health_check_port(&ObjectName::new("ns", service), port);
+            let owner = table.health_check_port(7).map(|owner| owner.name.to_string());
+            (changed.into_iter().collect::<Vec<_>>(), owner)
+        };
+        assert_eq!(set("b", Some(7)), (vec![7], Some("b".to_owned())));
+        assert_eq!(set("b", Some(7)), (vec![], Some("b".to_owned())));
+        assert_eq!(set("c", Some(7)), (vec![], Some("b".to_owned())));
+        assert_eq!(set("a", Some(7)), (vec![7], Some("a".to_owned())));
+        assert_eq!(set("a", Some(8)), (vec![7, 8], Some("b".to_owned())));
+        assert_eq!(set("c", None), (vec![], Some("b".to_owned())));
+        assert_eq!(set("b", None), (vec![7], None));
+        assert_eq!(table.health_check_ports().map(|(port, _)| port).collect::<Vec<_>>(), [8]);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use backend_nftables::{Config, Nftables, NodePortAddresses};
+use backend_nftables::{Backend, Config, NftablesTarget, NodePortAddresses};
+use mode::Reading;
 use model::{
     AddressKind, Destination, FrontendAddress, Masquerade, ObjectName, Pool, ServicePortName, V4, Verdict,
 };
@@ -10,10 +11,11 @@ use model::{
 use nft::KernelError;
 
 use super::*;
+use crate::worker::Answer;
 
 /// A pipeline and its clock.
 struct Bench {
-    pipeline: Pipeline<Nftables, V4>,
+    pipeline: Pipeline<V4, Backend<V4>>,
     begin: Instant,
 }
 
@@ -45,21 +47,28 @@ fn name() -> ServiceName {
     ObjectName::new("ns", "svc")
 }
 
+fn applied(result: Result<(), KernelError>) -> Answer<NftablesTarget> {
+    Answer::Applied(Applied::whole(result, None))
+}
+
 fn refused() -> KernelError {
-    KernelError::refused("batch".into(), 1, None)
+    KernelError::refused("batch".into(), 16, None)
 }
 
 impl Bench {
     fn new() -> Self {
         let begin = Instant::now();
-        Self { pipeline: Pipeline::new(config(1), begin), begin }
+        Self {
+            pipeline: Pipeline::new(Backend::new(Config::default()), config(1), Duration::ZERO, begin),
+            begin,
+        }
     }
 
     /// One that has its rules in the kernel at second 1.
     fn synced() -> Self {
         let mut bench = Self::new();
         assert!(bench.next(0).is_some_and(|job| matches!(job, Job::Read)));
-        assert!(bench.report(1, Answer::Read(Ok(None))).is_some());
+        assert!(bench.report(1, Answer::Read(Reading::Whole(None))).is_some());
         bench.applied(1);
         bench
     }
@@ -68,22 +77,22 @@ impl Bench {
         self.begin + Duration::from_secs(second)
     }
 
-    fn next(&mut self, second: u64) -> Option<Job<Nftables>> {
-        self.pipeline.next(self.at(second))
+    fn next(&mut self, second: u64) -> Option<Job<NftablesTarget>> {
+        self.pipeline.next(self.at(second), 0.0).1
     }
 
-    fn report(&mut self, second: u64, answer: Answer<Nftables>) -> Option<Job<Nftables>> {
+    fn report(&mut self, second: u64, answer: Answer<NftablesTarget>) -> Option<Job<NftablesTarget>> {
         let (_, job) = self.pipeline.report(answer, Duration::ZERO, self.at(second), 0.0);
         job
     }
 
     fn applied(&mut self, second: u64) {
-        assert!(self.report(second, Answer::Applied(Ok(None))).is_none());
+        assert!(self.report(second, applied(Ok(()))).is_none());
     }
 
     fn change(&mut self, second: u64, endpoint: u8) {
         let now = self.at(second);
-        self.pipeline.set_service(&name(), vec![frontend(endpoint)], now);
+        self.pipeline.set_service(&name(), vec![frontend(endpoint)], None, now);
     }
 
     #[track_caller]
@@ -114,32 +123,131 @@ fn what_failed_waits_since_it_was_asked_for() {
     bench.change(10, 1);
     assert!(bench.next(11).is_some());
     bench.change(12, 2);
-    bench.report(13, Answer::Applied(Err(refused())));
+    bench.report(13, applied(Err(refused())));
     bench.waits_since(Some(10));
     // One reading takes up both.
     assert!(bench.next(20).is_some_and(|job| matches!(job, Job::Read)));
-    assert!(bench.report(21, Answer::Read(Ok(None))).is_some());
+    assert!(bench.report(21, Answer::Read(Reading::Whole(None))).is_some());
     bench.waits_since(Some(10));
     bench.applied(22);
     bench.waits_since(None);
 }
 
+/// An audit that comes to nothing leaves a healthy pipeline at work: nothing waits for it, and changes go on.
 #[test]
-fn a_failure_that_nobody_asked_for_waits_since_it_happened() {
-    let mut bench = Bench::synced();
+fn a_failed_audit_holds_nothing_up() {
     let hour = 3600;
-    assert!(bench.next(hour).is_some_and(|job| matches!(job, Job::Read)), "an audit");
+    for unread in [|| Reading::Unstable, || Reading::Failed(refused())] {
+        let mut bench = Bench::synced();
+        let mut now = hour;
+        for change in 1..10 {
+            assert!(bench.next(now).is_some_and(|job| matches!(job, Job::Read)), "an audit, again and again");
+            bench.report(now, Answer::Read(unread()));
+            bench.waits_since(None);
+            bench.change(now, change);
+            assert!(bench.next(now).is_some_and(|job| matches!(job, Job::Apply(_))), "a change");
+            bench.applied(now);
+            bench.waits_since(None);
+            now += 10;
+        }
+        assert!(bench.next(now).is_some_and(|job| matches!(job, Job::Read)));
+        bench.report(now, Answer::Read(Reading::Whole(None)));
+        assert!(bench.pipeline.is_known(), "what an audit finds is made right, not built anew");
+    }
+}
+
+/// Likewise a reading that a foreign change or other settings ask for, but that waits until it succeeds.
+#[test]
+fn changes_go_on_while_a_repair_can_not_read() {
+    let mut bench = Bench::synced();
+    let now = bench.at(10);
+    bench.pipeline.note_foreign_change(now);
+    bench.pipeline.set_settings(&config(2), now);
+    for second in (20..200).step_by(20) {
+        assert!(bench.next(second).is_some_and(|job| matches!(job, Job::Read)));
+        bench.report(second, Answer::Read(Reading::Unstable));
+        bench.waits_since(Some(10));
+        bench.change(second, u8::try_from(second).unwrap());
+        assert!(bench.next(second).is_some_and(|job| matches!(job, Job::Apply(_))));
+        bench.applied(second);
+        bench.waits_since(Some(10));
+    }
+    assert!(bench.next(300).is_some_and(|job| matches!(job, Job::Read)));
+    assert!(bench.report(300, Answer::Read(Reading::Whole(None))).is_some());
+    bench.applied(300);
     bench.waits_since(None);
-    bench.report(hour + 1, Answer::Read(Err(refused())));
-    bench.waits_since(Some(hour + 1));
-    assert!(bench.next(hour + 2).is_some());
-    bench.report(hour + 3, Answer::Read(Err(refused())));
-    bench.waits_since(Some(hour + 1));
-    assert!(bench.next(hour + 20).is_some());
-    // Everything is gone from the kernel.
-    assert!(bench.report(hour + 21, Answer::Read(Ok(None))).is_some());
-    bench.waits_since(Some(hour + 1));
-    bench.applied(hour + 22);
+    assert!(bench.pipeline.is_settled());
+}
+
+/// A start that finds no quiet moment to read writes everything anew, soon.
+#[test]
+fn a_start_that_can_not_read_builds_anew() {
+    let mut bench = Bench::new();
+    bench.change(0, 1);
+    for attempt in 0..u64::from(ANEW_AFTER) {
+        assert!(bench.next(attempt).is_some_and(|job| matches!(job, Job::Read)));
+        assert!(bench.report(attempt, Answer::Read(Reading::Unstable)).is_none());
+    }
+    let at = u64::from(ANEW_AFTER);
+    let Some(Job::Apply(steps)) = bench.next(at) else { panic!("everything anew") };
+    assert!(steps[0].to_string().contains("delete table ip kube-proxy"));
+    bench.applied(at);
+    bench.waits_since(None);
+}
+
+/// The last resort after failed applies needs no reading.
+#[test]
+fn what_is_refused_again_and_again_is_built_anew() {
+    let mut bench = Bench::synced();
+    bench.change(10, 1);
+    assert!(bench.next(10).is_some());
+    bench.report(10, applied(Err(refused())));
+    for attempt in [20, 30] {
+        assert!(bench.next(attempt).is_some_and(|job| matches!(job, Job::Read)));
+        assert!(bench.report(attempt, Answer::Read(Reading::Whole(None))).is_some());
+        bench.report(attempt, applied(Err(refused())));
+        bench.waits_since(Some(10));
+    }
+    assert!(bench.next(40).is_some_and(|job| matches!(job, Job::Apply(_))));
+    bench.applied(40);
+    bench.waits_since(None);
+}
+
+/// `minSyncPeriod`: what changes within one goes together.
+#[test]
+fn at_most_one_sync_begins_in_a_period() {
+    let begin = Instant::now();
+    let period = Duration::from_secs(10);
+    let pipeline = Pipeline::new(Backend::new(Config::default()), config(1), period, begin);
+    let mut bench = Bench { pipeline, begin };
+    assert!(bench.next(0).is_some());
+    assert!(bench.report(0, Answer::Read(Reading::Whole(None))).is_some());
+    bench.applied(1);
+    for second in 1..10 {
+        bench.change(second, u8::try_from(second).unwrap());
+        assert!(bench.next(second).is_none(), "second {second}");
+        assert_eq!(bench.pipeline.deadline(), Some(bench.at(10)));
+    }
+    assert!(bench.next(10).is_some());
+    bench.applied(11);
+    bench.change(19, 200);
+    assert!(bench.next(19).is_none());
+    assert!(bench.next(20).is_some());
+    bench.applied(20);
+    bench.waits_since(None);
+}
+
+/// No way to the kernel: nothing was done, so that nothing has become unknown.
+#[test]
+fn a_change_that_was_not_tried_is_tried_again() {
+    let mut bench = Bench::synced();
+    bench.change(10, 1);
+    assert!(bench.next(10).is_some());
+    bench.report(10, Answer::NotOpened(refused()));
+    bench.waits_since(Some(10));
+    assert!(bench.pipeline.is_known());
+    assert!(bench.next(20).is_some_and(|job| matches!(job, Job::Apply(_))));
+    bench.applied(20);
     bench.waits_since(None);
 }
 
@@ -147,14 +255,14 @@ fn a_failure_that_nobody_asked_for_waits_since_it_happened() {
 fn a_foreign_change_waits_for_its_repair() {
     let mut bench = Bench::synced();
     let now = bench.at(10);
-    bench.pipeline.doubt(now);
+    bench.pipeline.note_foreign_change(now);
     bench.waits_since(Some(10));
     assert!(bench.next(11).is_some_and(|job| matches!(job, Job::Read)));
     bench.waits_since(Some(10));
     // Another one, while the table is read.
     let now = bench.at(12);
-    bench.pipeline.doubt(now);
-    assert!(bench.report(13, Answer::Read(Ok(None))).is_some());
+    bench.pipeline.note_foreign_change(now);
+    assert!(bench.report(13, Answer::Read(Reading::Whole(None))).is_some());
     bench.waits_since(Some(10));
     bench.applied(14);
     bench.waits_since(Some(12));
@@ -165,16 +273,16 @@ fn what_is_as_it_was_does_not_wait() {
     let mut bench = Bench::synced();
     let (first, second) = (config(1), config(2));
     let now = bench.at(10);
-    bench.pipeline.set_config(second.clone(), now);
+    bench.pipeline.set_settings(&second, now);
     bench.waits_since(Some(10));
-    bench.pipeline.set_config(first.clone(), now);
+    bench.pipeline.set_settings(&first, now);
     bench.waits_since(None);
     // The same while a transaction is in flight.
     bench.change(20, 1);
     assert!(bench.next(20).is_some());
     let now = bench.at(21);
-    bench.pipeline.set_config(second, now);
-    bench.pipeline.set_config(first, now);
+    bench.pipeline.set_settings(&second, now);
+    bench.pipeline.set_settings(&first, now);
     bench.applied(22);
     bench.waits_since(None);
     // And a Service that changed back is found to need nothing.
@@ -193,7 +301,7 @@ fn a_request_waits_for_a_look_at_the_kernel_even_if_there_is_nothing_to_do() {
     bench.pipeline.request(now);
     assert!(bench.next(6).is_some());
     bench.waits_since(Some(5));
-    assert!(bench.report(7, Answer::Read(Ok(None))).is_some());
+    assert!(bench.report(7, Answer::Read(Reading::Whole(None))).is_some());
     bench.waits_since(Some(5));
     bench.applied(8);
     bench.waits_since(None);

@@ -1,23 +1,77 @@
 //! What the tests share: settings, objects, and what a kernel should hold for them.
 
+use std::marker::PhantomData;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agent::{Settings, Telemetry};
-use backend_nftables::{Backend, Config, Extent, NodePortAddresses};
+use agent::{FamilyMode, OldRulesGone, ServedFamily, Settings, Telemetry};
+use backend_nftables::{Backend, Config, Extent, NftablesTarget, NodePortAddresses};
 use metrics::health::SharedHealth;
-use metrics::{Metrics, Options};
+use metrics::{Metrics, NftablesMetrics, Options};
+use mode::{Observer, Planner, Touches, Unobserved};
 use model::view::{ThisNode, frontends};
 use model::{
     Conditions, Endpoint, EndpointSlice, IpFamily, Object, ObjectName, Protocol, Service, ServicePort,
     SliceEndpoints, SlicePort, Store, Table, TrafficPolicy, V4,
 };
+use nft::{Kernel, KernelError};
+use testkit::fake_conntrack::FakeConntrack;
 
 pub const NODE: &str = "node-1";
 
 pub fn settings() -> Settings {
-    Settings { families: vec![IpFamily::V4], ..Settings::new(NODE.into()) }
+    Settings::new(NODE.into())
+}
+
+/// What a mode has been given by the agent after its first sync.
+#[derive(Clone, Default)]
+pub struct Given {
+    /// Where foreign changes are told, once the agent wants to know.
+    pub touches: Arc<Mutex<Option<Touches>>>,
+    /// By which the agent hears that others' rules are gone; one for each time that it told of its first sync.
+    pub gone: Arc<Mutex<Vec<OldRulesGone>>>,
+}
+
+/// IPv4 in a mode whose target is opened so.
+pub fn served<P: Planner<V4>>(
+    planner: P,
+    open: mode::OpenTarget<P::Target>,
+    conntrack: &FakeConntrack,
+    given: &Given,
+    observer: Box<dyn Observer>,
+) -> ServedFamily {
+    let (touches, gone, flows) = (given.touches.clone(), given.gone.clone(), conntrack.clone());
+    ServedFamily::new(FamilyMode {
+        planner,
+        open,
+        watch: Some(Box::new(move |told| *touches.lock().unwrap() = Some(told))),
+        flows: Some(Arc::new(move || Ok(Box::new(flows.clone())))),
+        take_over: Some(Box::new(move |told| gone.lock().unwrap().push(told))),
+        observer,
+        family: PhantomData,
+    })
+}
+
+/// Opens a kernel for mode nftables.
+pub fn nftables_target<K: Kernel + 'static>(
+    open: impl Fn() -> Result<K, KernelError> + Send + Sync + 'static,
+) -> mode::OpenTarget<NftablesTarget> {
+    Arc::new(move || Ok(NftablesTarget::new(nft::Family::Ip, Box::new(open()?))))
+}
+
+/// IPv4 in mode nftables, and nobody looks.
+pub fn served_nftables<K: Kernel + 'static>(
+    open: impl Fn() -> Result<K, KernelError> + Send + Sync + 'static,
+) -> Vec<ServedFamily> {
+    let (conntrack, given) = (FakeConntrack::new(), Given::default());
+    let planner = Backend::<V4>::new(Config::default());
+    vec![served(planner, nftables_target(open), &conntrack, &given, Box::new(Unobserved))]
+}
+
+/// The metrics of mode nftables for IPv4.
+pub fn of_nftables(metrics: &Metrics) -> NftablesMetrics {
+    NftablesMetrics::register(metrics)(IpFamily::V4)
 }
 
 pub fn service(n: u8) -> Object {

@@ -4,6 +4,7 @@
     clippy::panic,
     clippy::print_stderr,
     unreachable_pub,
+    dead_code,
     reason = "a test fails by panicking and says on the way what it tries"
 )]
 
@@ -14,60 +15,62 @@ mod telemetry;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agent::{ForeignChange, Input, KernelAccess, OldRulesGone, OpenKernel, Telemetry};
-use backend_nftables::{Nftables, table_name};
-use common::{difference, service, settings, slice};
-use model::{Change, Kind, Object, ObjectName, Protocol, Store, Touched};
+use agent::{Input, Settings, StartError, Telemetry};
+use backend_nftables::{Backend, Config, table_name};
+use common::{Given, difference, nftables_target, of_nftables, served, service, settings, slice};
+use metrics::NftablesMetrics;
+use model::{Change, Kind, Object, ObjectName, Protocol, Store, Touched, V4};
+use nft::{Kernel, KernelError};
 use testkit::fake_conntrack::{FakeConntrack, flow};
 use testkit::fake_kernel::{FakeKernel, Fault};
-use tokio::sync::mpsc::{Sender, UnboundedSender, channel};
-
-/// Where foreign changes are told, once the agent wants to know.
-type Watcher = Arc<Mutex<Option<UnboundedSender<ForeignChange>>>>;
-
-type Synced = Arc<Mutex<Vec<UnboundedSender<OldRulesGone>>>>;
+use tokio::sync::mpsc::{Sender, channel};
+use tokio::task::JoinHandle;
 
 /// An agent that runs, and what it has been told.
 struct Bench {
     kernel: FakeKernel,
     conntrack: FakeConntrack,
-    watcher: Watcher,
-    /// Through which the agent hears that others' rules are gone; one for each time that it told of its first sync.
-    synced: Synced,
+    given: Given,
     inputs: Sender<Input>,
     store: Store,
     telemetry: Telemetry,
+    of_mode: NftablesMetrics,
+    agent: JoinHandle<Result<(), StartError>>,
 }
 
 impl Bench {
     fn start(kernel: &FakeKernel) -> Self {
         let connection = kernel.clone();
-        Self::start_on(kernel, Arc::new(move |_| Ok(Box::new(connection.clone()))))
+        Self::start_on(kernel, move || Ok(connection.clone()))
     }
 
-    fn start_on(kernel: &FakeKernel, open: OpenKernel<Nftables>) -> Self {
+    fn start_on<K: Kernel + 'static>(
+        kernel: &FakeKernel,
+        open: impl Fn() -> Result<K, KernelError> + Send + Sync + 'static,
+    ) -> Self {
+        Self::start_with(kernel, open, settings())
+    }
+
+    fn start_with<K: Kernel + 'static>(
+        kernel: &FakeKernel,
+        open: impl Fn() -> Result<K, KernelError> + Send + Sync + 'static,
+        settings: Settings,
+    ) -> Self {
         let (inputs, receiver) = channel(1024);
-        let conntrack = FakeConntrack::new();
-        let flows = conntrack.clone();
-        let watcher: Watcher = Arc::default();
-        let (watch, synced) = (watcher.clone(), Synced::default());
-        let told = synced.clone();
-        let access: KernelAccess<Nftables> = KernelAccess {
-            open,
-            open_conntrack: Arc::new(move || Ok(Box::new(flows.clone()))),
-            watch: Box::new(move |foreign| *watch.lock().unwrap() = Some(foreign)),
-            synced: Box::new(move |gone| told.lock().unwrap().push(gone)),
-        };
-        let telemetry = common::telemetry();
-        tokio::spawn(agent::run(Nftables, settings(), access, telemetry.clone(), receiver, Some));
+        let (conntrack, given, telemetry) = (FakeConntrack::new(), Given::default(), common::telemetry());
+        let of_mode = of_nftables(&telemetry.metrics);
+        let planner = Backend::<V4>::new(Config::default());
+        let family = served(planner, nftables_target(open), &conntrack, &given, Box::new(of_mode.clone()));
+        let agent = tokio::spawn(agent::run(vec![family], settings, telemetry.clone(), receiver, Some));
         Self {
             kernel: kernel.clone(),
             conntrack,
-            watcher,
-            synced,
+            given,
             inputs,
             store: Store::default(),
             telemetry,
+            of_mode,
+            agent,
         }
     }
 
@@ -99,11 +102,10 @@ impl Bench {
 
     /// Tells the agent that somebody else changed its table.
     async fn foreign_change(&self) {
-        let change = ForeignChange { family: Some(nft::Family::Ip), what: "staged" };
-        while self.watcher.lock().unwrap().is_none() {
+        while self.given.touches.lock().unwrap().is_none() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        self.watcher.lock().unwrap().as_ref().unwrap().send(change).unwrap();
+        assert!(self.given.touches.lock().unwrap().as_ref().unwrap().tell("staged"));
     }
 
     /// Waits until the kernel is right.
@@ -139,7 +141,7 @@ async fn nothing_is_programmed_before_every_kind_is_complete() {
 async fn the_first_complete_sync_is_told_once_and_not_before_it_succeeded() {
     let kernel = FakeKernel::new();
     let mut bench = Bench::start(&kernel);
-    let told = |bench: &Bench| bench.synced.lock().unwrap().len();
+    let told = |bench: &Bench| bench.given.gone.lock().unwrap().len();
     // The reading passes; the transaction fails twice, with a reading in between.
     kernel.fail_next([None, Some(Fault::Errno(16)), None, Some(Fault::Errno(16))]);
     bench.apply(service(1)).await;
@@ -370,7 +372,7 @@ async fn flows_that_old_rules_directed_are_forgotten_once_those_are_gone() {
     bench.conntrack.add(to(7));
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(bench.conntrack.deleted().len(), 1, "nothing has said that it is to go");
-    let gone = bench.synced.lock().unwrap().pop().unwrap();
-    gone.send(OldRulesGone).unwrap();
+    let gone = bench.given.gone.lock().unwrap().pop().unwrap();
+    assert!(gone());
     tokio::time::timeout(Duration::from_secs(10), deleted(2)).await.unwrap();
 }

@@ -3,10 +3,9 @@
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
-use metrics::{FamilyMetrics, ModeMetrics, NftablesMetrics};
 use model::view::{HealthCheck, HealthChecks};
 use model::{EndpointSlice, IpFamily, Node, Object, Service, SliceEndpoints, TrafficPolicy};
-use nft::{Applied, Kernel, KernelError, Name, Ruleset, Transaction};
+use nft::{Applied, Name, Ruleset, Transaction};
 use tokio::time::Instant;
 
 use super::common::NODE;
@@ -33,9 +32,7 @@ impl Bench {
     fn start_slow(kernel: &FakeKernel) -> (Self, mpsc::Sender<()>) {
         let (permit, permissions) = mpsc::channel();
         let (connection, permissions) = (kernel.clone(), Arc::new(Mutex::new(permissions)));
-        let open: OpenKernel<Nftables> = Arc::new(move |_| {
-            Ok(Box::new(Slow { kernel: connection.clone(), permissions: permissions.clone() }))
-        });
+        let open = move || Ok(Slow { kernel: connection.clone(), permissions: permissions.clone() });
         (Self::start_on(kernel, open), permit)
     }
 
@@ -54,11 +51,6 @@ impl Bench {
         };
         assert!(tokio::time::timeout(Duration::from_secs(30), waiting).await.is_ok(), "{what}");
     }
-}
-
-fn of_nftables(metrics: &FamilyMetrics) -> &NftablesMetrics {
-    let ModeMetrics::Nftables(nftables) = &metrics.mode else { panic!("{:?}", metrics.mode) };
-    nftables
 }
 
 /// A change that arrives during a commit is not excused by that commit's success.
@@ -92,11 +84,11 @@ async fn what_waits_is_known_until_the_kernel_has_it() {
 #[tokio::test]
 async fn failures_wait_for_their_repair_and_are_counted() {
     let kernel = FakeKernel::new();
-    kernel.fail_next([Some(Fault::Errno(1)); 3]);
+    kernel.fail_next([Some(Fault::Errno(16)); 3]);
     let mut bench = Bench::start(&kernel);
     bench.listed().await;
     let metrics = bench.telemetry.metrics.family(IpFamily::V4);
-    bench.until("two failures", |_| of_nftables(&metrics).sync_failures.get() >= 2).await;
+    bench.until("two failures", |bench| bench.of_mode.sync_failures.get() >= 2).await;
     assert!(bench.pending_since().is_some());
     bench.converged().await;
     bench.until("all is well", |bench| bench.pending_since().is_none()).await;
@@ -108,7 +100,7 @@ async fn failures_wait_for_their_repair_and_are_counted() {
     bench.converged().await;
     bench.until("all is well", |bench| bench.pending_since().is_none()).await;
     assert_eq!((metrics.commit_failures.get(), metrics.transactions_failed.get()), (1, 1));
-    assert_eq!(of_nftables(&metrics).sync_failures.get(), 4);
+    assert_eq!(bench.of_mode.sync_failures.get(), 4);
     // The repair of a failure is no drift.
     assert_eq!(metrics.drift_repairs.get(), 0);
 }
@@ -131,7 +123,7 @@ async fn progress_is_counted() {
     bench.until("the repair", |_| metrics.drift_repairs.get() == 1).await;
     assert_eq!(metrics.sync_duration.get_sample_count(), 3);
     assert_eq!(metrics.transactions_ok.get(), 3);
-    assert_eq!(of_nftables(&metrics).kernel_transaction.get_sample_count(), 3);
+    assert_eq!(bench.of_mode.kernel_transaction.get_sample_count(), 3);
     assert_eq!(metrics.commit_latency.get_sample_count(), 2, "a repair is no change");
     let elements: usize = kernel.applied().iter().map(Transaction::element_count).sum();
     assert_eq!(metrics.elements_written.get(), elements as u64);

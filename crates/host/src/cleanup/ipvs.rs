@@ -27,6 +27,12 @@ pub(super) fn remove_servers(root: &Root, report: &mut Report) {
     }
 }
 
+/// Whether the device is there, or that can't be told.
+pub(super) fn is_left() -> bool {
+    let found = open(Protocol::Route).and_then(|mut route| device(&mut route));
+    !matches!(found, Ok(None))
+}
+
 fn try_remove_servers(root: &Root, report: &mut Report) -> Result<(), CleanupError> {
     let mut route = open(Protocol::Route)?;
     let Some(index) = device(&mut route)? else { return Ok(()) };

@@ -1,12 +1,10 @@
-//! Why new flows to a Service go where they go on this node, in words: worked out on demand by the functions that decide.
+//! Why new flows to a Service go where they go on this node, as values: worked out on demand by the functions that decide.
 
-use std::fmt;
-
-use super::endpoints::{self, Basis, Candidate, List, TopologyReason};
+use super::endpoints::{self, Basis, Candidate, List};
 use super::{Addresses, Policies, ThisNode};
-use crate::{Family, Service, ServiceEntry, ServicePort, ServicePortName, TrafficPolicy};
+use crate::{Conditions, Family, Service, ServiceEntry, ServicePort, ServicePortName, TrafficPolicy};
 
-/// What this node makes of a Service in one family. Prints as text for people.
+/// What this node makes of a Service in one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Explanation<F: Family> {
     /// There is no such Service, or none that is ours to serve.
@@ -52,6 +50,8 @@ pub struct EndpointExplanation<F: Family> {
     pub port: u16,
     /// Whether it runs on this node.
     pub local: bool,
+    /// What the slice says of it.
+    pub conditions: Conditions,
     /// The slice that it is from.
     pub slice: String,
     /// Its use, by policy.
@@ -107,6 +107,7 @@ fn explain_port<F: Family>(
         address: *address,
         port: *port,
         local: candidate.local,
+        conditions: candidate.conditions,
         slice: candidate.slice().to_string(),
         uses: chosen
             .iter()
@@ -159,88 +160,5 @@ fn usage<F: Family>(address: F::Addr, port: u16, candidate: &Candidate<'_>, list
         Use::Ending
     } else {
         Use::NotReady
-    }
-}
-
-impl<F: Family> fmt::Display for Explanation<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoService => f.write_str("no Service of this name that is ours to serve\n"),
-            Self::NoClusterIp => writeln!(f, "no cluster IP of family {}", F::FAMILY),
-            Self::Ports(ports) => ports.iter().try_for_each(|port| port.fmt(f)),
-        }
-    }
-}
-
-impl<F: Family> fmt::Display for PortExplanation<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} {}", self.port, F::FAMILY)?;
-        for list in &self.lists {
-            let outcome = match (list.size, list.drops) {
-                (0, true) => "dropped".to_owned(),
-                (0, false) => "refused".to_owned(),
-                (1, _) => "1 endpoint".to_owned(),
-                (n, _) => format!("{n} endpoints"),
-            };
-            let addresses = list.addresses.join(", ");
-            writeln!(f, "  policy {}: {outcome}: {} ({addresses})", policy_name(list.policy), list.basis)?;
-        }
-        for endpoint in &self.endpoints {
-            let place = if endpoint.local { "this node" } else { "another node" };
-            let uses: Vec<String> = endpoint
-                .uses
-                .iter()
-                .map(|(policy, usage)| format!("{}: {usage}", policy_name(*policy)))
-                .collect();
-            let socket = std::net::SocketAddr::new(endpoint.address.into(), endpoint.port);
-            writeln!(f, "  {socket} on {place} (slice {}): {}", endpoint.slice, uses.join("; "))?;
-        }
-        Ok(())
-    }
-}
-
-fn policy_name(policy: TrafficPolicy) -> &'static str {
-    match policy {
-        TrafficPolicy::Cluster => "Cluster",
-        TrafficPolicy::Local => "Local",
-    }
-}
-
-impl fmt::Display for Basis {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ready(topology) => write!(f, "those that are ready{topology}"),
-            Self::ReadyHere => f.write_str("those of this node that are ready"),
-            Self::Ending => f.write_str("none is ready, so those that still serve while they shut down"),
-            Self::EndingHere => f.write_str(
-                "none of this node is ready, so those of it that still serve while they shut down",
-            ),
-            Self::Nobody => f.write_str("no endpoint is usable"),
-            Self::NobodyHere => f.write_str("no endpoint of this node is usable"),
-        }
-    }
-}
-
-impl fmt::Display for TopologyReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::SameNode => " and hinted for this node",
-            Self::SameZone => " and hinted for this node's zone",
-            Self::HintsIncomplete => ", wherever they are, since not every one has a hint",
-            Self::ZoneUnknown => ", wherever they are, since this node's zone is not known",
-            Self::NoneForThisZone => ", wherever they are, since none is hinted for this node's zone",
-        })
-    }
-}
-
-impl fmt::Display for Use {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Serves => "takes new flows",
-            Self::OtherNode => "not used, it is on another node",
-            Self::Ending => "not used, it is shutting down",
-            Self::NotReady => "not used, it is not ready",
-            Self::HintedElsewhere => "not used, it is hinted for elsewhere",
-        })
     }
 }

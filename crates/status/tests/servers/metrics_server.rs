@@ -181,7 +181,11 @@ fn further_paths_are_answered_in_one_piece_or_in_pieces() {
     let bench = Bench::start();
     let address = bench.address(Server::Metrics);
     check(&get(address, "/more/whole"), "text/plain; charset=utf-8", "all of it");
-    check(&get(address, "/more/pieces"), "text/plain; charset=utf-8", "6\r\npiece \r\n3\r\nby \r\n5\r\npiece\r\n0\r\n\r\n");
+    check(
+        &get(address, "/more/pieces"),
+        "text/plain; charset=utf-8",
+        "6\r\npiece \r\n3\r\nby \r\n5\r\npiece\r\n0\r\n\r\n",
+    );
     assert_eq!(get(address, "/else").status, 404);
     // Upstream's paths are upstream's.
     check(&get(address, "/proxyMode"), "text/plain; charset=utf-8", "nftables");

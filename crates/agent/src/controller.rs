@@ -1,0 +1,539 @@
+//! One family: its pipeline, its worker, and the flows that its changes leave behind. The event loop knows it as a
+//! [`FamilyController`], whatever its mode and its addresses.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use ipnet::IpNet;
+use mode::{Observer, OpenTarget, Planner, Traffic, Watch};
+use model::view::{self, Explanation, ThisNode};
+use model::{
+    ConflictChange, Family, Frontend, FrontendAddress, FrontendKey, IpFamily, Node, NodePortAddresses,
+    ServiceEntry, ServiceName, Store, Touched,
+};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tracing::{debug, info, trace, warn};
+
+use crate::flows::{self, OpenConntrack, Sweeps, Swept};
+use crate::history::History;
+use crate::inbox::{Event, Inbox};
+use crate::log::{log_conflict, log_done, log_failed};
+use crate::notice::{Conflict, Notice, Notices};
+use crate::outage::Outage;
+use crate::pipeline::{Failing, Pipeline, Progress, Step, Turn};
+use crate::run::StartError;
+use crate::settings::{self, Settings};
+use crate::snapshot::{self, AddressState, Failure, FamilyState, ServiceFamily, build};
+use crate::telemetry::{Events, FamilyTelemetry, Situation, Telemetry};
+use crate::worker::{self, Job, Worker};
+
+/// What serves one family in a mode.
+pub struct FamilyMode<F: Family, P: Planner<F>> {
+    /// What decides.
+    pub planner: P,
+    /// Opens what does the work.
+    pub open: OpenTarget<P::Target>,
+    /// Tells when somebody else changes what is ours.
+    pub watch: Option<Watch>,
+    /// Opens a connection to the tracked flows, in a mode that leaves stale ones behind.
+    pub flows: Option<OpenConntrack>,
+    /// Removes what other modes left.
+    pub take_over: Option<TakeOver>,
+    /// Hears of each attempt, for the mode's own metrics.
+    pub observer: Box<dyn Observer>,
+    /// The family.
+    pub family: std::marker::PhantomData<F>,
+}
+
+/// Called once, after the family's first complete sync: rules of the family that others left can go now. Must return at once.
+pub type TakeOver = Box<dyn FnOnce(OldRulesGone) + Send>;
+
+/// To be called when rules that others had left are gone. Until then they may have directed flows to endpoints of long ago.
+/// False: nobody listens any more.
+pub type OldRulesGone = Box<dyn Fn() -> bool + Send>;
+
+/// A family that is to be served.
+pub struct ServedFamily {
+    family: IpFamily,
+    start: Box<dyn FnOnce(Start<'_>) -> Started + Send>,
+}
+
+type Started = Result<Box<dyn FamilyController>, StartError>;
+
+/// What a family begins with.
+#[derive(Clone, Copy)]
+pub(crate) struct Start<'a> {
+    pub(crate) settings: &'a Settings,
+    pub(crate) telemetry: &'a Telemetry,
+    pub(crate) wake: &'a Arc<Notify>,
+}
+
+impl ServedFamily {
+    /// Serves a family in a mode.
+    pub fn new<F: Family, P: Planner<F>>(mode: FamilyMode<F, P>) -> Self {
+        let start = |start: Start<'_>| -> Started { Ok(Box::new(Controller::start(mode, start)?)) };
+        Self { family: F::FAMILY, start: Box::new(start) }
+    }
+
+    /// Which.
+    pub fn family(&self) -> IpFamily {
+        self.family
+    }
+
+    pub(crate) fn start(self, start: Start<'_>) -> Started {
+        (self.start)(start)
+    }
+}
+
+/// What decides about flows besides frontends.
+pub(crate) struct Cluster<'a> {
+    pub(crate) node: Option<&'a Node>,
+    pub(crate) store: &'a Store,
+}
+
+/// One family, as the event loop sees it.
+pub(crate) trait FamilyController: Send {
+    /// Events came in, and touched this.
+    fn take_events(&mut self, events: &Events, touched: &Touched, now: Instant);
+
+    /// Takes in what there is of a Service now.
+    fn set_service(
+        &mut self,
+        node: &ThisNode,
+        name: &ServiceName,
+        entry: Option<&ServiceEntry>,
+        now: Instant,
+    );
+
+    /// Tells what changed about Services that claim the same.
+    fn tell_conflicts(&mut self, store: &Store);
+
+    /// Takes in what rules depend on besides Services.
+    fn set_rules(
+        &mut self,
+        settings: &Settings,
+        node: Option<&Node>,
+        service_cidrs: &BTreeSet<IpNet>,
+        now: Instant,
+    );
+
+    /// From now on everything is expected to be in force, even if that is nothing.
+    fn request(&mut self, now: Instant);
+
+    /// Takes in what has come back from the threads. True: a large temporary value has been freed.
+    fn take_reports(&mut self, now: Instant) -> Result<bool, StartError>;
+
+    /// Gives the threads something to do, if there is something.
+    fn advance(&mut self, cluster: &Cluster<'_>, now: Instant) -> Result<(), StartError>;
+
+    /// Nothing may be programmed yet, so that nothing is expected to be in force.
+    fn hold(&mut self, now: Instant);
+
+    /// When to advance again, if nothing happens before.
+    fn deadline(&self) -> Option<Instant>;
+
+    /// Which it is.
+    fn family(&self) -> IpFamily;
+
+    /// Whether all has been in force at least once.
+    fn was_synced(&self) -> bool;
+
+    /// Why nothing will ever be programmed, as far as one can tell.
+    fn hopeless(&self) -> Option<&str>;
+
+    /// How the family is.
+    fn state(&self, now: Instant) -> FamilyState;
+
+    /// Claims that lose.
+    fn conflicts(&self) -> Vec<snapshot::Conflict>;
+
+    /// The last changes.
+    fn recent_changes(&self) -> Vec<snapshot::RecentChange>;
+
+    /// What this node makes of a Service; `None` if it makes nothing of it.
+    fn service(
+        &self,
+        node: &ThisNode,
+        name: &ServiceName,
+        entry: Option<&ServiceEntry>,
+        now: Instant,
+    ) -> Option<ServiceFamily>;
+
+    /// Counters are wanted soon.
+    fn want_traffic(&mut self, now: Instant);
+}
+
+/// One family in a mode.
+struct Controller<F: Family, P: Planner<F>> {
+    pipeline: Pipeline<F, P>,
+    telemetry: FamilyTelemetry,
+    inbox: Inbox<P::Target>,
+    worker: Worker<P::Target>,
+    sweeps: Option<Sweeps<F>>,
+    /// What follows the first complete sync; gone once it was called.
+    watch: Option<Watch>,
+    take_over: Option<TakeOver>,
+    /// All has been in force at least once.
+    was_synced: bool,
+    outage: Outage,
+    notices: Notices,
+    history: History,
+    failure: Option<Failure>,
+    /// Failures in a row, before anything was in force, after which trying again has no chance.
+    hopeless_in_a_row: u32,
+    traffic: Option<(Instant, Traffic)>,
+}
+
+/// From so many failures in a row a start is given up that has no chance.
+const HOPELESS_AFTER: u32 = 3;
+/// Counters are not read more often.
+const TRAFFIC_PAUSE: Duration = Duration::from_secs(1);
+/// So many reports are taken in before the event loop looks after others.
+const MAX_EVENTS_AT_ONCE: usize = 16;
+
+impl<F: Family, P: Planner<F>> Controller<F, P> {
+    fn start(mode: FamilyMode<F, P>, start: Start<'_>) -> Result<Self, StartError> {
+        let Start { settings, telemetry, wake } = start;
+        let FamilyMode { planner, open, watch, flows, take_over, observer, family: _ } = mode;
+        let (inbox, now) = (Inbox::new(wake.clone()), Instant::now());
+        let sender = inbox.sender();
+        let worker = Worker::start(F::FAMILY, open, move |report| sender.send(Event::Report(report)))
+            .map_err(|source| StartError::Thread { what: worker::thread_name(F::FAMILY), source })?;
+        let sweeps = |open| {
+            let sender = inbox.sender();
+            Sweeps::start(open, move |swept| sender.send(Event::Swept(swept)), now)
+                .map_err(|source| StartError::Thread { what: flows::thread_name(F::FAMILY), source })
+        };
+        let sweeps = flows.map(sweeps).transpose()?;
+        let rules = planner.settings(&settings.rules::<F>(None, &BTreeSet::new()));
+        Ok(Self {
+            pipeline: Pipeline::new(planner, rules, settings.min_sync_period, now),
+            telemetry: FamilyTelemetry::start(telemetry, F::FAMILY, observer),
+            inbox,
+            worker,
+            sweeps,
+            watch,
+            take_over,
+            was_synced: false,
+            outage: Outage::new(settings.sync_period * 2),
+            notices: settings.notices.clone(),
+            history: History::default(),
+            failure: None,
+            hopeless_in_a_row: 0,
+            traffic: None,
+        })
+    }
+
+    /// Says what something came to, and hands over what follows. True: everything was compared.
+    fn carry_on(&mut self, turn: Turn<P::Target>, took: Duration, now: Instant) -> Result<bool, StartError> {
+        let (progress, job) = turn;
+        let mut compared = false;
+        match progress {
+            Progress::Working => {}
+            Progress::Done(done) => {
+                compared = done.step != Step::Change;
+                log_done(F::FAMILY, &done, took, self.pipeline.is_settled());
+                self.telemetry.done(&done, &self.pipeline.rule_counts());
+                let (pipeline, table) = (&self.pipeline, self.pipeline.table());
+                self.history.in_force(done.planned, now, |service| {
+                    table.of_service(service).all(|frontend| pipeline.is_in_force(&frontend.key))
+                });
+                self.worked(done.is_complete, now);
+            }
+            Progress::Failed(failed) => {
+                log_failed(F::FAMILY, &failed, self.was_synced);
+                self.telemetry.failed(&failed, &self.pipeline.rule_counts());
+                let is_harmless = failed.during == Failing::Read && failed.is_known;
+                if !is_harmless {
+                    self.failed(failed.text(), failed.failures, failed.retry_in, failed.is_hopeless(), now);
+                }
+            }
+            Progress::Counted(traffic) => self.traffic = Some((now, traffic)),
+        }
+        self.submit(job)?;
+        Ok(compared)
+    }
+
+    fn worked(&mut self, is_complete: bool, now: Instant) {
+        self.failure = None;
+        self.hopeless_in_a_row = 0;
+        if is_complete && !std::mem::replace(&mut self.was_synced, true) {
+            self.first_synced();
+        }
+        if let Some(lasted) = self.outage.worked(now) {
+            info!(ipFamily = %F::FAMILY, ?lasted, "The kernel takes the rules again");
+            self.notices.tell(Notice::SyncsWork { family: F::FAMILY, lasted });
+        }
+    }
+
+    fn failed(&mut self, error: String, times: u32, retry_in: Duration, is_hopeless: bool, now: Instant) {
+        if let Some(lasting) = self.outage.failed(now) {
+            self.notices.tell(Notice::SyncsFail { family: F::FAMILY, lasting, error: error.clone() });
+        }
+        self.hopeless_in_a_row = if is_hopeless && !self.was_synced { self.hopeless_in_a_row + 1 } else { 0 };
+        self.failure = Some(Failure { error, times, retry_in_seconds: retry_in.as_secs_f64() });
+    }
+
+    fn first_synced(&mut self) {
+        if let Some(watch) = self.watch.take() {
+            watch(self.inbox.sender().touches());
+        }
+        if let Some(take_over) = self.take_over.take() {
+            let sender = self.inbox.sender();
+            take_over(Box::new(move || sender.send(Event::OldRulesGone)));
+        }
+    }
+
+    fn submit(&self, job: Option<Job<P::Target>>) -> Result<(), StartError> {
+        if let Some(Job::Apply(steps)) = &job {
+            for step in steps {
+                trace!(v = 9, ipFamily = %F::FAMILY, %step, "Running {} transaction", P::NAME);
+            }
+        }
+        let accepted = job.is_none_or(|job| self.worker.submit(job));
+        if accepted { Ok(()) } else { Err(StartError::WorkerDied) }
+    }
+
+    fn take_swept(&mut self, swept: &Swept, now: Instant) {
+        let Some(sweeps) = &mut self.sweeps else { return };
+        let deleted = sweeps.take(&swept.result, now);
+        self.telemetry.swept(deleted, swept.took);
+        if let Err(error) = &swept.result {
+            warn!(ipFamily = %F::FAMILY, %error, deleted, "stale flows can't be forgotten");
+        } else if deleted > 0 {
+            debug!(ipFamily = %F::FAMILY, deleted, "forgot stale flows");
+        }
+    }
+
+    /// Has the flows looked at that changes may have left behind; the first time, all flows to Services.
+    fn sweep(&mut self, cluster: &Cluster<'_>, now: Instant) -> Result<(), StartError> {
+        let keys = self.pipeline.take_ready_flows();
+        let Some(sweeps) = self.sweeps.as_mut() else { return Ok(()) };
+        sweeps.want(keys);
+        if !self.was_synced {
+            return Ok(());
+        }
+        let node_addresses = cluster.node.map(|node| &*node.addresses).unwrap_or_default();
+        let service_cidrs = || cluster.store.service_cidrs().into_iter().filter(F::owns).collect();
+        let is_alive = sweeps.next(self.pipeline.table(), node_addresses, service_cidrs, now);
+        if is_alive { Ok(()) } else { Err(StartError::WorkerDied) }
+    }
+
+    fn situation(&self) -> Situation {
+        Situation {
+            pending_since: self.pipeline.pending_since(),
+            has_waiting: self.pipeline.has_waiting(),
+            conflicts: self.pipeline.table().conflict_count(),
+            refused: self.pipeline.refused(),
+        }
+    }
+
+    fn address_state(&self, frontend: &Frontend<F>) -> AddressState {
+        match self.pipeline.table().get(&frontend.key) {
+            Some(winner) if winner.service != frontend.service => {
+                AddressState::Lost { winner: winner.service.to_string() }
+            }
+            Some(_) if self.pipeline.is_in_force(&frontend.key) => AddressState::InForce,
+            Some(_) | None => AddressState::Waiting,
+        }
+    }
+
+    fn address(&self, frontend: &Frontend<F>) -> snapshot::Address {
+        let state = self.address_state(frontend);
+        let is_served = !matches!(state, AddressState::Lost { .. });
+        let rules = if is_served { self.pipeline.rules(&frontend.key) } else { Vec::new() };
+        build::address(frontend, state, rules)
+    }
+
+    fn traffic_of(&self, port: &model::ServicePortName, now: Instant) -> Option<snapshot::Traffic> {
+        let (at, traffic) = self.traffic.as_ref()?;
+        let mode::Counters { connections, packets, bytes } = *traffic.0.get(port)?;
+        let age_seconds = now.saturating_duration_since(*at).as_secs_f64();
+        Some(snapshot::Traffic { connections, packets, bytes, age_seconds })
+    }
+}
+
+impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
+    fn take_events(&mut self, events: &Events, touched: &Touched, now: Instant) {
+        self.telemetry.take_events(events, touched, now);
+    }
+
+    fn set_service(
+        &mut self,
+        node: &ThisNode,
+        name: &ServiceName,
+        entry: Option<&ServiceEntry>,
+        now: Instant,
+    ) {
+        let frontends = entry.map(|entry| view::frontends::<F>(node, entry)).unwrap_or_default();
+        let check = entry.and_then(|entry| view::health_check::<F>(node, entry));
+        self.telemetry.set_service(name, check, view::NoLocalEndpoints::of(&frontends));
+        let service = entry.and_then(|entry| entry.service.as_ref());
+        let health_check_port = service.and_then(|service| service.health_check_node_port);
+        let has_changed = self.pipeline.set_service(name, frontends, health_check_port, now);
+        if has_changed && self.was_synced {
+            self.history.changed(name, now, SystemTime::now());
+        }
+    }
+
+    fn tell_conflicts(&mut self, store: &Store) {
+        for ConflictChange { key, loser, before, now } in self.pipeline.take_conflict_changes() {
+            let is_new = now.is_some();
+            let Some(winner) = now.or(before) else { continue };
+            let address = match key.address {
+                FrontendAddress::Ip(address) => Some(address.into()),
+                FrontendAddress::Node => None,
+            };
+            let entry = store.entry(&loser.service).and_then(|entry| entry.service.as_ref());
+            let uid = entry.and_then(|service| service.uid);
+            let FrontendKey { protocol, port, .. } = key;
+            let conflict = Conflict { family: F::FAMILY, address, protocol, port, loser, uid, winner };
+            log_conflict(&conflict, is_new);
+            self.notices.tell(if is_new {
+                Notice::ConflictBegan(conflict)
+            } else {
+                Notice::ConflictEnded(conflict)
+            });
+        }
+    }
+
+    fn set_rules(
+        &mut self,
+        settings: &Settings,
+        node: Option<&Node>,
+        service_cidrs: &BTreeSet<IpNet>,
+        now: Instant,
+    ) {
+        let rules = settings.rules::<F>(node, service_cidrs);
+        self.telemetry.set_ranges(match &rules.node_ports {
+            NodePortAddresses::All => vec![settings::everything::<F>()],
+            NodePortAddresses::Within(ranges) => ranges.clone(),
+        });
+        self.pipeline.set_settings(&rules, now);
+    }
+
+    fn request(&mut self, now: Instant) {
+        self.pipeline.request(now);
+    }
+
+    fn take_reports(&mut self, now: Instant) -> Result<bool, StartError> {
+        let mut compared = false;
+        for _ in 0..MAX_EVENTS_AT_ONCE {
+            match self.inbox.try_recv() {
+                Some(Event::Report(report)) => {
+                    let turn = self.pipeline.report(report.answer, report.took, now, fastrand::f64());
+                    compared |= self.carry_on(turn, report.took, now)?;
+                }
+                Some(Event::Swept(swept)) => self.take_swept(&swept, now),
+                Some(Event::Touched(what)) => {
+                    warn!(ipFamily = %F::FAMILY, what, "somebody else changed our rules");
+                    self.pipeline.note_foreign_change(now);
+                }
+                Some(Event::OldRulesGone) => {
+                    if let Some(sweeps) = &mut self.sweeps {
+                        sweeps.want_all(self.pipeline.table());
+                    }
+                }
+                None => return Ok(compared),
+            }
+        }
+        // The rest has its turn.
+        self.inbox.wake();
+        Ok(compared)
+    }
+
+    fn advance(&mut self, cluster: &Cluster<'_>, now: Instant) -> Result<(), StartError> {
+        let turn = self.pipeline.next(now, fastrand::f64());
+        self.carry_on(turn, Duration::ZERO, now)?;
+        if self.pipeline.wants_room() {
+            self.worker.make_room();
+        }
+        self.telemetry.follow(self.situation(), now);
+        self.sweep(cluster, now)
+    }
+
+    fn hold(&mut self, now: Instant) {
+        self.pipeline.hold(now);
+        self.telemetry.nothing_expected();
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let sweep = self.sweeps.as_ref().filter(|_| self.was_synced).and_then(Sweeps::deadline);
+        self.pipeline.deadline().into_iter().chain(sweep).min()
+    }
+
+    fn family(&self) -> IpFamily {
+        F::FAMILY
+    }
+
+    fn was_synced(&self) -> bool {
+        self.was_synced
+    }
+
+    fn hopeless(&self) -> Option<&str> {
+        let failure = self.failure.as_ref().filter(|_| self.hopeless_in_a_row >= HOPELESS_AFTER);
+        failure.map(|failure| failure.error.as_str())
+    }
+
+    fn state(&self, now: Instant) -> FamilyState {
+        let waiting = |since| now.saturating_duration_since(since).as_secs_f64();
+        FamilyState {
+            family: F::FAMILY.to_string(),
+            mode: P::NAME.to_owned(),
+            is_known: self.pipeline.is_known(),
+            was_synced: self.was_synced,
+            waiting_seconds: self.pipeline.pending_since().map(waiting),
+            refused: self.pipeline.refused(),
+            failure: self.failure.clone(),
+            frontends: self.pipeline.table().len(),
+            rules: self.pipeline.rule_counts().into_iter().map(build::rule_count).collect(),
+            repairs: self.telemetry.repairs(),
+        }
+    }
+
+    fn conflicts(&self) -> Vec<snapshot::Conflict> {
+        let claims = self.pipeline.table().lost_claims();
+        claims.map(|(loser, winner)| build::conflict(loser, winner)).collect()
+    }
+
+    fn recent_changes(&self) -> Vec<snapshot::RecentChange> {
+        self.history.all(F::FAMILY).collect()
+    }
+
+    fn service(
+        &self,
+        node: &ThisNode,
+        name: &ServiceName,
+        entry: Option<&ServiceEntry>,
+        now: Instant,
+    ) -> Option<ServiceFamily> {
+        let ports = match view::explain::<F>(node, entry) {
+            Explanation::NoService => return None,
+            Explanation::NoClusterIp => None,
+            Explanation::Ports(ports) => Some(ports),
+        };
+        let frontends = entry.map(|entry| view::frontends::<F>(node, entry)).unwrap_or_default();
+        let has_cluster_ip = ports.is_some();
+        let port = |explained: view::PortExplanation<F>| {
+            let own = || frontends.iter().filter(|frontend| frontend.service == explained.port);
+            let addresses = own().map(|frontend| self.address(frontend)).collect();
+            let affinity = own().next().and_then(|frontend| frontend.affinity);
+            let traffic = self.traffic_of(&explained.port, now);
+            build::port(explained, addresses, affinity.map(|affinity| affinity.as_secs()), traffic)
+        };
+        Some(ServiceFamily {
+            family: F::FAMILY.to_string(),
+            has_cluster_ip,
+            ports: ports.unwrap_or_default().into_iter().map(port).collect(),
+            last_change: self.history.last_of(name, F::FAMILY),
+        })
+    }
+
+    fn want_traffic(&mut self, now: Instant) {
+        if self.traffic.as_ref().is_none_or(|(at, _)| now >= *at + TRAFFIC_PAUSE) {
+            self.pipeline.want_traffic();
+        }
+    }
+}

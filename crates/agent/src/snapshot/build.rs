@@ -1,0 +1,130 @@
+//! From what decides to what is told.
+
+use std::net::SocketAddr;
+
+use model::view::{self, EndpointExplanation, ListExplanation, PortExplanation, TopologyReason};
+use model::{Family, Frontend, FrontendAddress};
+
+use super::{
+    Address, AddressKind, AddressState, Basis, Conflict, Endpoint, Policy, Port, Rule, RuleCount, Traffic,
+    TrafficPolicy, Usage, Use,
+};
+
+/// A port with what is known besides its explanation: its addresses and what went through.
+pub(crate) fn port<F: Family>(
+    explained: PortExplanation<F>,
+    addresses: Vec<Address>,
+    affinity_seconds: Option<u64>,
+    traffic: Option<Traffic>,
+) -> Port {
+    Port {
+        service_port: explained.port.to_string(),
+        protocol: explained.port.protocol.to_string(),
+        addresses,
+        affinity_seconds,
+        policies: explained.lists.into_iter().map(policy).collect(),
+        endpoints: explained.endpoints.into_iter().map(endpoint).collect(),
+        traffic,
+    }
+}
+
+/// The address of a frontend.
+pub(crate) fn address<F: Family>(
+    frontend: &Frontend<F>,
+    state: AddressState,
+    rules: Vec<mode::Rule>,
+) -> Address {
+    let rule = |mode::Rule { place, text }| Rule { place, text };
+    Address {
+        kind: match frontend.kind {
+            model::AddressKind::ClusterIp => AddressKind::ClusterIp,
+            model::AddressKind::LoadBalancerIp => AddressKind::LoadBalancerIp,
+            model::AddressKind::ExternalIp => AddressKind::ExternalIp,
+            model::AddressKind::NodePort => AddressKind::NodePort,
+        },
+        address: ip(frontend.key.address),
+        port: frontend.key.port,
+        state,
+        rules: rules.into_iter().map(rule).collect(),
+    }
+}
+
+/// A claim that loses.
+pub(crate) fn conflict<F: Family>(loser: &Frontend<F>, winner: &Frontend<F>) -> Conflict {
+    Conflict {
+        family: F::FAMILY.to_string(),
+        address: ip(loser.key.address),
+        protocol: loser.key.protocol.to_string(),
+        port: loser.key.port,
+        winner: winner.service.to_string(),
+        loser: loser.service.to_string(),
+    }
+}
+
+/// A table's rules.
+pub(crate) fn rule_count(count: mode::RuleCount) -> RuleCount {
+    let mode::RuleCount { table, held, written } = count;
+    RuleCount { table: table.to_owned(), held, written }
+}
+
+fn ip<F: Family>(address: FrontendAddress<F>) -> Option<std::net::IpAddr> {
+    match address {
+        FrontendAddress::Ip(address) => Some(address.into()),
+        FrontendAddress::Node => None,
+    }
+}
+
+fn policy(list: ListExplanation) -> Policy {
+    Policy {
+        policy: traffic_policy(list.policy),
+        governs: list.addresses,
+        endpoints: list.size,
+        basis: basis(list.basis),
+        drops: list.drops,
+    }
+}
+
+fn endpoint<F: Family>(explained: EndpointExplanation<F>) -> Endpoint {
+    let usage = |(policy, usage)| Use { policy: traffic_policy(policy), usage: self::usage(usage) };
+    Endpoint {
+        address: SocketAddr::new(explained.address.into(), explained.port),
+        is_local: explained.local,
+        is_ready: explained.conditions.ready,
+        is_serving: explained.conditions.serving,
+        is_terminating: explained.conditions.terminating,
+        slice: explained.slice,
+        uses: explained.uses.into_iter().map(usage).collect(),
+    }
+}
+
+fn traffic_policy(policy: model::TrafficPolicy) -> TrafficPolicy {
+    match policy {
+        model::TrafficPolicy::Cluster => TrafficPolicy::Cluster,
+        model::TrafficPolicy::Local => TrafficPolicy::Local,
+    }
+}
+
+fn basis(basis: view::Basis) -> Basis {
+    match basis {
+        view::Basis::Ready(TopologyReason::SameNode) => Basis::ReadySameNode,
+        view::Basis::Ready(TopologyReason::SameZone) => Basis::ReadySameZone,
+        view::Basis::Ready(TopologyReason::HintsIncomplete) => Basis::ReadyHintsIncomplete,
+        view::Basis::Ready(TopologyReason::ZoneUnknown) => Basis::ReadyZoneUnknown,
+        view::Basis::Ready(TopologyReason::NoneForThisZone) => Basis::ReadyNoneForThisZone,
+        view::Basis::ReadyHere => Basis::ReadyLocal,
+        view::Basis::Ending => Basis::Terminating,
+        view::Basis::EndingHere => Basis::TerminatingLocal,
+        view::Basis::Nobody => Basis::None,
+        view::Basis::NobodyHere => Basis::NoneLocal,
+    }
+}
+
+fn usage(usage: view::Use) -> Usage {
+    match usage {
+        view::Use::Serves => Usage::Serves,
+        view::Use::OtherNode => Usage::OtherNode,
+        view::Use::Ending => Usage::Terminating,
+        view::Use::NotReady => Usage::NotReady,
+        view::Use::HintedElsewhere => Usage::HintedElsewhere,
+    }
+}

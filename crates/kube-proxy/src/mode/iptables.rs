@@ -1,0 +1,112 @@
+//! Mode iptables: rules written by iptables' programs.
+
+use std::marker::PhantomData;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::mode::Touches;
+use agent::{FamilyMode, ServedFamily, Settings};
+use anyhow::Context as _;
+use backend_iptables::{CANARY, IptablesPlanner, IptablesTarget, presence};
+use kernel::iptables::{Programs, Tables, wait_for_loss};
+use metrics::{IptablesMetrics, Metrics};
+use model::{Family, IpFamily, V4, V6};
+use tracing::info;
+
+use super::spawn_watch;
+use crate::takeover::{Leftovers, TakeOvers};
+
+/// What serves these families, as far as the host has programs that work for them.
+///
+/// # Errors
+/// No family can be served.
+pub(super) fn serve(
+    settings: &Settings,
+    families: &[IpFamily],
+    metrics: &Metrics,
+) -> anyhow::Result<Vec<ServedFamily>> {
+    let programs = working_programs(families)?;
+    let observer = IptablesMetrics::register(metrics);
+    let served: Vec<IpFamily> = programs.iter().map(|(family, _)| *family).collect();
+    // Of both families: nobody looks after them any more, whether or not there are programs for the family.
+    let take_overs = TakeOvers::new(Leftovers::OfModeNftables, &served);
+    let shared = Shared { drop_invalid: !tracks_liberally(), period: settings.sync_period };
+    let family = |(family, programs): (IpFamily, Programs)| {
+        let observer = observer(family);
+        match family {
+            IpFamily::V4 => ServedFamily::new(shared.served::<V4>(programs, observer, &take_overs)),
+            IpFamily::V6 => ServedFamily::new(shared.served::<V6>(programs, observer, &take_overs)),
+        }
+    };
+    Ok(programs.into_iter().map(family).collect())
+}
+
+/// The programs of each family whose programs work.
+fn working_programs(families: &[IpFamily]) -> anyhow::Result<Vec<(IpFamily, Programs)>> {
+    let (mut working, mut failed) = (Vec::new(), None);
+    for family in families {
+        match Programs::find(*family) {
+            Ok(programs) => {
+                info!(ipFamily = %family, version = %programs.version, "iptables works");
+                working.push((*family, programs));
+            }
+            Err(error) => {
+                info!(ipFamily = %family, %error, "no support for this IP family");
+                failed = Some(error);
+            }
+        }
+    }
+    match failed {
+        Some(error) if working.is_empty() => Err(error).context("iptables is not available on this host"),
+        Some(_) | None => Ok(working),
+    }
+}
+
+/// Whether connection tracking takes packets out of their window for valid; read once, as upstream does.
+fn tracks_liberally() -> bool {
+    let path = Path::new("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal");
+    std::fs::read_to_string(path).is_ok_and(|value| value.trim() != "0")
+}
+
+/// What both families have.
+struct Shared {
+    drop_invalid: bool,
+    /// `syncPeriod`: how often canaries are looked for.
+    period: Duration,
+}
+
+impl Shared {
+    fn served<F: Family>(
+        &self,
+        programs: Programs,
+        observer: IptablesMetrics,
+        take_overs: &TakeOvers,
+    ) -> FamilyMode<F, IptablesPlanner<F>> {
+        let (period, tables) = (self.period, Tables::new(programs));
+        let watched = tables.clone();
+        FamilyMode {
+            planner: IptablesPlanner::new(self.drop_invalid),
+            open: Arc::new(move || Ok(IptablesTarget(Box::new(tables.clone())))),
+            watch: Some(Box::new(move |touches| spawn_watch(move || watch(&watched, period, &touches)))),
+            flows: Some(Arc::new(|| Ok(Box::new(kernel::Flows::open()?)))),
+            take_over: Some(take_overs.of(F::FAMILY)),
+            observer: Box::new(observer),
+            family: PhantomData,
+        }
+    }
+}
+
+/// Tells when somebody has emptied tables or deleted jumps, for as long as somebody wants to know.
+fn watch(tables: &Tables, period: Duration, touches: &Touches) {
+    let (presence, mut checked) = (presence(), tables.clone());
+    loop {
+        let has_canary = |table| tables.has_rules(table, CANARY);
+        wait_for_loss(period, || checked.hold(&presence), has_canary, std::thread::sleep);
+        if !touches.tell("a canary or a jump is gone") {
+            return;
+        }
+        // Until then the rules are there again.
+        std::thread::sleep(period);
+    }
+}
