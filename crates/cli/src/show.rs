@@ -216,8 +216,13 @@ pub fn findings(list: &FindingList, colours: bool) -> String {
     }
     let count = |severity| list.items.iter().filter(|finding| finding.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
-    lines.push(format!("{errors} errors, {warnings} warnings. Looked at: {}.", list.looked_at.join("; ")));
+    let found = format!("{}, {}", counted(errors, "error"), counted(warnings, "warning"));
+    lines.push(format!("{found}. Looked at: {}.", list.looked_at.join("; ")));
     text(&lines)
+}
+
+fn counted(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
 fn text(lines: &[String]) -> String {

@@ -96,7 +96,7 @@ pub struct ServiceRow {
     pub external_policy: Option<TrafficPolicy>,
     /// How long a client stays with its endpoint.
     pub affinity_seconds: Option<u64>,
-    /// Its endpoints, each pair of address and port once.
+    /// Its endpoints, each once, however many ports it has.
     pub endpoints: EndpointCounts,
     /// Its addresses that another Service has.
     pub conflicts: usize,

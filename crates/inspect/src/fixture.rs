@@ -1,8 +1,8 @@
 //! A small cluster for tests.
 
 use agent::snapshot::{
-    Address, AddressKind, AddressState, Basis, Endpoint, FamilyState, Overview, Policy, Port, Repairs,
-    Service, ServiceFamily, TrafficPolicy, Usage, Use,
+    Address, AddressKind, AddressState, Basis, Conflict, Endpoint, Failure, FamilyState, Overview, Policy,
+    Port, RecentChange, Repairs, RuleCount, Service, ServiceFamily, TrafficPolicy, Usage, Use,
 };
 
 /// A node where all is well.
@@ -27,6 +27,31 @@ pub(crate) fn overview() -> Overview {
         conflicts: Vec::new(),
         recent_changes: Vec::new(),
     }
+}
+
+/// A node where something of everything has happened.
+pub(crate) fn eventful_overview() -> Overview {
+    let mut overview = overview();
+    let family = &mut overview.families[0];
+    family.failure = Some(Failure { error: "x".into(), times: 2, retry_in_seconds: 0.5 });
+    family.waiting_seconds = Some(1.5);
+    family.rules = vec![RuleCount { table: "nat".into(), held: 3, written: 1 }];
+    overview.conflicts.push(Conflict {
+        family: "IPv4".into(),
+        address: None,
+        protocol: "TCP".into(),
+        port: 30080,
+        winner: "a/b:c".into(),
+        loser: "d/e:f".into(),
+    });
+    overview.recent_changes.push(RecentChange {
+        family: "IPv4".into(),
+        namespace: "shop".into(),
+        name: "web".into(),
+        known_at: 5.5,
+        latency_seconds: None,
+    });
+    overview
 }
 
 /// `shop/NAME` with a cluster IP, a node port, a ready endpoint here and one elsewhere that is ending.

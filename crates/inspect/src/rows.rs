@@ -1,9 +1,9 @@
 //! A Service in one line.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 
-use agent::snapshot::{Address, AddressKind, AddressState, Endpoint, Service, TrafficPolicy, Usage};
+use agent::snapshot::{Address, AddressKind, AddressState, Service, TrafficPolicy, Usage};
 
 use crate::document::{EndpointCounts, EndpointRow, ServiceRow};
 use crate::select::ports;
@@ -70,23 +70,36 @@ fn port_texts(service: &Service) -> Vec<String> {
     texts
 }
 
-/// Endpoints that several ports or policies share count once.
+/// An endpoint counts once, however many ports it has.
 fn counts(service: &Service) -> EndpointCounts {
-    let mut by_address: BTreeMap<SocketAddr, (&Endpoint, bool)> = BTreeMap::new();
+    let mut by_address: BTreeMap<IpAddr, EndpointState> = BTreeMap::new();
     for endpoint in ports(service).flat_map(|port| &port.endpoints) {
-        let known = by_address.entry(endpoint.address).or_insert((endpoint, false));
-        known.1 |= endpoint.uses.iter().any(|used| used.usage == Usage::Serves);
+        let state = by_address.entry(endpoint.address.ip()).or_default();
+        state.ready |= endpoint.is_ready;
+        state.terminating |= endpoint.is_terminating;
+        let serves = endpoint.uses.iter().any(|used| used.usage == Usage::Serves);
+        state.serves |= serves;
+        state.serves_here |= serves && endpoint.is_local;
     }
-    let count = |is_meant: &dyn Fn(&Endpoint, bool) -> bool| {
-        by_address.values().filter(|(endpoint, serves)| is_meant(endpoint, *serves)).count()
-    };
+    let count =
+        |is_meant: fn(&EndpointState) -> bool| by_address.values().filter(|state| is_meant(state)).count();
     EndpointCounts {
         total: by_address.len(),
-        ready: count(&|endpoint, _| endpoint.is_ready),
-        serving: count(&|_, serves| serves),
-        local: count(&|endpoint, serves| serves && endpoint.is_local),
-        terminating: count(&|endpoint, _| endpoint.is_terminating),
+        ready: count(|state| state.ready),
+        serving: count(|state| state.serves),
+        local: count(|state| state.serves_here),
+        terminating: count(|state| state.terminating),
     }
+}
+
+/// What holds for some port of an endpoint.
+#[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is counted by itself")]
+struct EndpointState {
+    ready: bool,
+    terminating: bool,
+    serves: bool,
+    serves_here: bool,
 }
 
 /// The lines of a Service's endpoints.

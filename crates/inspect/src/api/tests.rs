@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use walk::{Outcome, Step, Way};
 
 use super::*;
-use crate::document::{PacketReport, Severity};
+use crate::document::{FlowRow, PacketReport, Severity};
 use crate::fixture;
 
 struct FakeHost;
@@ -34,7 +34,16 @@ impl Host for FakeHost {
     }
 
     fn flows(&self, _limit: usize) -> Result<FlowList, String> {
-        Ok(FlowList::default())
+        let address = |text: &str| text.parse().unwrap();
+        let flow = FlowRow {
+            protocol: "TCP".into(),
+            source: address("10.244.0.9:5"),
+            destination: address("10.96.0.10:80"),
+            endpoint: address("10.244.0.2:8080"),
+            replied: true,
+            masqueraded: false,
+        };
+        Ok(FlowList { items: vec![flow], truncated: false })
     }
 
     fn limits(&self) -> Vec<Limit> {
@@ -63,6 +72,11 @@ fn services() -> BTreeMap<ServiceName, Service> {
     all.into_iter().map(|service| (ObjectName::new(&service.namespace, &service.name), service)).collect()
 }
 
+fn rejection() -> Rejection {
+    let [kind, namespace, name, field, reason] = ["Service", "shop", "bad", "spec", "x"].map(str::to_owned);
+    Rejection { kind, namespace, name, field, reason }
+}
+
 fn answered<A>(value: A) -> oneshot::Receiver<A> {
     let (sender, receiver) = oneshot::channel();
     drop(sender.send(value));
@@ -87,7 +101,7 @@ fn api() -> (Api, Arc<Mutex<Overview>>) {
         }),
         overview: Arc::new(move |()| answered(told.lock().unwrap().clone())),
         health: SharedHealth::new(Duration::from_mins(1)),
-        rejections: Arc::new(Vec::new),
+        rejections: Arc::new(|| vec![rejection()]),
         host: Arc::new(FakeHost),
         about,
     };
@@ -320,5 +334,93 @@ fn paths_of_upstream_are_left_alone() {
     }
     for path in ["/metrics", "/healthz", "/apis", "/uix", "/debug/pprof", "/explained"] {
         assert!(!Api::serves(path), "{path}");
+    }
+}
+
+/// `docs/openapi.json` describes exactly the paths that there are, and exactly the fields that are sent.
+#[tokio::test]
+async fn the_description_is_true() {
+    let description: Value = serde_json::from_str(include_str!("../../../../docs/openapi.json")).unwrap();
+    let schemas = &description["components"]["schemas"];
+    let (api, overview) = api();
+    *overview.lock().unwrap() = fixture::eventful_overview();
+    let examples = [
+        ("/api/v1/status", ""),
+        ("/api/v1/services", "?name=web"),
+        ("/api/v1/services/{namespace}/{name}", ""),
+        ("/api/v1/endpoints", "?name=web"),
+        ("/api/v1/conflicts", ""),
+        ("/api/v1/rejections", ""),
+        ("/api/v1/flows", ""),
+        ("/api/v1/packet", "?source=10.244.0.9&destination=10.96.0.10:80&from=pod"),
+        ("/api/v1/findings", ""),
+    ];
+    let mut documented: Vec<&String> = description["paths"].as_object().unwrap().keys().collect();
+    documented.retain(|path| *path != "/api/v1/events");
+    assert_eq!(documented.len(), examples.len());
+    for (path, query) in examples {
+        let response = &description["paths"][path]["get"]["responses"]["200"]["content"]["application/json"];
+        let real = path.replace("{namespace}", "shop").replace("{name}", "web");
+        let (status, body) = ask_with(&api, Request::get(format!("{real}{query}"))).await;
+        assert_eq!(status, 200, "{path}: {body}");
+        conforms(&body, &response["schema"], schemas, path);
+    }
+    conforms(&ask("/api/v1/none").await.1, &schemas["Problem"], schemas, "an error");
+}
+
+/// Fails unless a value is as a schema says, field by field.
+#[track_caller]
+fn conforms(value: &Value, schema: &Value, schemas: &Value, at: &str) {
+    if let Some(name) = schema["$ref"].as_str() {
+        let name = name.rsplit('/').next().unwrap();
+        assert!(schemas.get(name).is_some(), "{at}: no schema {name}");
+        return conforms(value, &schemas[name], schemas, at);
+    }
+    if let Some(choices) = schema["oneOf"].as_array() {
+        let fits = |choice: &&Value| match (choice["$ref"].is_string(), value) {
+            (true, Value::Null) => false,
+            (true, _) => true,
+            (false, Value::Object(fields)) => choice["properties"]["state"]["const"] == fields["state"],
+            (false, other) => choice["type"] == "null" && other.is_null(),
+        };
+        let choice = choices.iter().find(fits).unwrap_or_else(|| panic!("{at}: {value} is none of {schema}"));
+        return conforms(value, choice, schemas, at);
+    }
+    if let Some(constant) = schema.get("const") {
+        assert_eq!(value, constant, "{at}");
+        return;
+    }
+    let kinds = schema["type"].as_array().cloned().unwrap_or_else(|| vec![schema["type"].clone()]);
+    let is = |kind: &str| kinds.iter().any(|known| known == kind);
+    match value {
+        Value::Null => assert!(is("null"), "{at} is null"),
+        Value::Bool(_) => assert!(is("boolean"), "{at} is a boolean"),
+        Value::Number(number) => {
+            assert!(is("number") || is("integer") && number.is_u64(), "{at} is {number}")
+        }
+        Value::String(text) => {
+            assert!(is("string"), "{at} is {text:?}");
+            let words = schema["enum"].as_array();
+            assert!(words.is_none_or(|words| words.iter().any(|word| word == text)), "{at} is {text:?}");
+        }
+        Value::Array(items) => {
+            assert!(is("array"), "{at} is a list");
+            items.iter().for_each(|item| conforms(item, &schema["items"], schemas, &format!("{at}[]")));
+        }
+        Value::Object(fields) => {
+            assert!(is("object"), "{at} is an object");
+            let known = schema["properties"].as_object().cloned().unwrap_or_default();
+            for name in schema["required"].as_array().into_iter().flatten() {
+                assert!(fields.contains_key(name.as_str().unwrap()), "{at} lacks {name}");
+            }
+            for (name, value) in fields {
+                let further = &schema["additionalProperties"];
+                let own = known.get(name).unwrap_or_else(|| {
+                    assert!(further.is_object(), "{at}.{name} is not described");
+                    further
+                });
+                conforms(value, own, schemas, &format!("{at}.{name}"));
+            }
+        }
     }
 }

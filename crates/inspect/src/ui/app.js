@@ -227,12 +227,12 @@ const changeRow = (change) => [
 // Bars, on a logarithmic scale from 10 µs to 10 s.
 function latencies(changes) {
   if (!changes.length) return h("p", { class: "empty" }, "No change since the start.");
-  const [width, height, left] = [600, 96, 44];
+  const [width, height, left] = [440, 110, 50];
   const level = (seconds) => Math.min(1, Math.max(0.02, (Math.log10(Math.max(seconds, 1e-5)) + 5) / 6));
   const step = (width - left) / Math.max(changes.length, 24);
-  const lines = [0.001, 0.1, 10].map((seconds) => {
+  const lines = [[0.001, "1 ms"], [0.1, "100 ms"], [10, "10 s"]].map(([seconds, label]) => {
     const y = height - level(seconds) * (height - 8);
-    return [svg("line", { x1: left, x2: width, y1: y, y2: y }), svg("text", { x: 0, y: y + 4 }, duration(seconds))];
+    return [svg("line", { x1: left, x2: width, y1: y, y2: y }), svg("text", { x: 0, y: y + 4 }, label)];
   });
   const bars = changes.map((change, n) => {
     const size = level(change.latencySeconds ?? 10) * (height - 8);
@@ -241,7 +241,7 @@ function latencies(changes) {
     bar.append(svg("title", {}, `${keyOf(change)} ${change.family}: ${change.latencySeconds === null ? "not in force" : duration(change.latencySeconds)}`));
     return bar;
   });
-  return svg("svg", { class: "bars", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Latency of the last changes", preserveAspectRatio: "none" }, ...lines.flat(), ...bars);
+  return svg("svg", { class: "bars", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Latency of the last changes" }, ...lines.flat(), ...bars);
 }
 
 // === Services ===
@@ -373,7 +373,7 @@ function explained(service) {
     h("div", { class: "head" }, h("h1", null, `${service.namespace}/${service.name}`), h("a", { href: "#/services" }, "all Services"),
       missing.length ? h("span", { class: "sub" }, `no cluster IP in ${missing.join(", ")}`) : null),
     ...ports.map(({ family, port }) => h("section", { class: "panel flush" },
-      h("h2", null, `${port.servicePort} ${port.protocol} ${family.family} `, family.lastChange ? chip(`changed ${ago(family.lastChange.knownAt)}${family.lastChange.latencySeconds === null ? ", not in force" : `, in force after ${duration(family.lastChange.latencySeconds)}`}`, family.lastChange.latencySeconds === null ? "warn" : "") : null),
+      h("h2", { class: "name" }, `${port.servicePort} ${port.protocol} ${family.family} `, family.lastChange ? chip(`changed ${ago(family.lastChange.knownAt)}${family.lastChange.latencySeconds === null ? ", not in force" : `, in force after ${duration(family.lastChange.latencySeconds)}`}`, family.lastChange.latencySeconds === null ? "warn" : "") : null),
       table(["Address", "Kind", "State", ""], port.addresses.map((address) => addressRow(port, address))),
       table(["Policy", "Endpoints", "Why these", "Governs"], port.policies.map((policy) => [
         chip(policy.policy, "accent"), policy.endpoints ? String(policy.endpoints) : chip(policy.drops ? "dropped" : "refused", "bad"), BASIS[policy.basis] ?? policy.basis, policy.governs.join(", ")])),
