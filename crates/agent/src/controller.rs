@@ -140,6 +140,9 @@ pub(crate) trait FamilyController: Send {
     /// Whether all has been in force at least once.
     fn was_synced(&self) -> bool;
 
+    /// Whether all that is known is in force.
+    fn is_settled(&self) -> bool;
+
     /// Why nothing will ever be programmed, as far as one can tell.
     fn hopeless(&self) -> Option<&str>;
 
@@ -428,7 +431,7 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
                 }
                 Some(Event::Swept(swept)) => self.take_swept(&swept, now),
                 Some(Event::Touched(what)) => {
-                    warn!(ipFamily = %F::FAMILY, what, "somebody else changed our rules");
+                    warn!(ipFamily = %F::FAMILY, what, "somebody else changed our table");
                     self.pipeline.note_foreign_change(now);
                 }
                 Some(Event::OldRulesGone) => {
@@ -470,6 +473,10 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
 
     fn was_synced(&self) -> bool {
         self.was_synced
+    }
+
+    fn is_settled(&self) -> bool {
+        self.pipeline.is_settled()
     }
 
     fn hopeless(&self) -> Option<&str> {

@@ -98,6 +98,9 @@ const MAX_CHANGES_AT_ONCE: usize = 1024;
 /// How many Services are looked at in one turn of the loop.
 const MAX_SERVICES_AT_ONCE: usize = 256;
 
+/// Below this many Services no memory is worth giving back.
+const MANY_SERVICES: usize = 1024;
+
 struct Agent {
     settings: Settings,
     this_node: ThisNode,
@@ -111,6 +114,8 @@ struct Agent {
     telemetry: Telemetry,
     /// Something has come back from a thread.
     wake: Arc<Notify>,
+    /// The most Services there have been since memory was last given back.
+    most_services: usize,
     /// Families of which it was told that they can't be served.
     told: BTreeSet<usize>,
     started: Instant,
@@ -137,6 +142,7 @@ impl Agent {
             touched: BTreeSet::new(),
             telemetry,
             wake,
+            most_services: 0,
             told: BTreeSet::new(),
             started: Instant::now(),
         })
@@ -169,38 +175,53 @@ impl Agent {
             if let Some(question) = question.or_else(|| questions.try_recv().ok()) {
                 self.answer(question, begun);
             }
-            self.turn(input, &mut inputs, begun)?;
-            self.telemetry.metrics.loop_turn.observe(begun.elapsed());
+            let looked_at = self.turn(input, &mut inputs, begun)?;
+            self.telemetry.metrics.loop_turn.observe(begun.elapsed(), looked_at);
         }
     }
 
+    /// Gives how many Services were looked at.
     fn turn<E, R: Fn(E) -> Option<Input>>(
         &mut self,
         input: Option<Input>,
         inputs: &mut Inputs<E, R>,
         now: Instant,
-    ) -> Result<(), StartError> {
+    ) -> Result<usize, StartError> {
         let mut compared = false;
         for family in &mut self.families {
             compared |= family.take_reports(now)?;
         }
-        if compared {
-            // All that is held has been read, and compared with all that should be.
+        // All that is held has been read, and compared with all that should be; or most of what there was is gone.
+        if compared || self.has_shrunk() {
             (self.settings.release_memory)();
         }
         if self.touched.is_empty() {
             self.take_inputs(input, inputs, now);
         }
-        self.look_at_some(now);
+        let looked_at = self.look_at_some(now);
         if !self.touched.is_empty() || !self.missing.is_empty() {
-            return Ok(());
+            return Ok(looked_at);
         }
         match self.node.waits_until() {
             Some(limit) if limit <= now => return Err(self.node.error().into()),
             Some(_) => self.families.iter_mut().for_each(|family| family.hold(now)),
             None => self.advance(now)?,
         }
-        self.give_up_if_hopeless()
+        self.give_up_if_hopeless()?;
+        Ok(looked_at)
+    }
+
+    /// Whether there are far fewer Services than there were, and their frontends are gone.
+    fn has_shrunk(&mut self) -> bool {
+        let services = self.store.entries().len();
+        self.most_services = self.most_services.max(services);
+        let is_settled = self.touched.is_empty() && self.families.iter().all(|family| family.is_settled());
+        let has_shrunk =
+            is_settled && self.most_services > MANY_SERVICES && services < self.most_services / 2;
+        if has_shrunk {
+            self.most_services = services;
+        }
+        has_shrunk
     }
 
     /// Gives the threads something to do, if there is something.
@@ -311,18 +332,19 @@ impl Agent {
         }
     }
 
-    /// Looks at Services that were touched, at a limited number of them in one turn.
-    fn look_at_some(&mut self, now: Instant) {
-        if self.touched.is_empty() {
-            return;
-        }
-        for name in next_services(&mut self.touched) {
-            let entry = self.store.entry(&name);
+    /// Looks at Services that were touched, at a limited number of them in one turn; gives that number.
+    fn look_at_some(&mut self, now: Instant) -> usize {
+        let names = next_services(&mut self.touched);
+        for name in &names {
+            let entry = self.store.entry(name);
             for family in &mut self.families {
-                family.set_service(&self.this_node, &name, entry, now);
+                family.set_service(&self.this_node, name, entry, now);
             }
         }
-        self.families.iter_mut().for_each(|family| family.tell_conflicts(&self.store));
+        if !names.is_empty() {
+            self.families.iter_mut().for_each(|family| family.tell_conflicts(&self.store));
+        }
+        names.len()
     }
 
     /// Takes in the Node, and tells what is new about it.
@@ -399,7 +421,7 @@ mod tests {
     #[test]
     fn a_turn_looks_at_a_limited_number_of_services() {
         let all: BTreeSet<_> =
-            (0..MAX_SERVICES_AT_ONCE * 2 + 1).map(|n| ObjectName::new("ns", &format!("svc-{n}"))).collect();
+            (0..=MAX_SERVICES_AT_ONCE * 2).map(|n| ObjectName::new("ns", &format!("svc-{n}"))).collect();
         let mut touched = all.clone();
         let turns: Vec<_> = std::iter::repeat_with(|| next_services(&mut touched)).take(4).collect();
         let sizes: Vec<_> = turns.iter().map(BTreeSet::len).collect();

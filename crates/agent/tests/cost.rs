@@ -22,7 +22,7 @@ use model::{
     Change, Conditions, Endpoint, EndpointSlice, Kind, Object, ObjectName, Protocol, SliceEndpoints,
     SlicePort, V4,
 };
-use nft::{Applied, Kernel, KernelError, Name, Ruleset, Transaction};
+use nft::{Applied, Kernel, KernelError, Name, Reading, Transaction};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
 
@@ -83,8 +83,8 @@ impl Kernel for Counter {
         Ok(Applied { batches: encoded.batches.len(), messages, bytes, ..Applied::default() })
     }
 
-    fn read(&mut self, _family: nft::Family, _table: &Name) -> Result<Option<Ruleset>, KernelError> {
-        Ok(None)
+    fn read(&mut self, _family: nft::Family, _table: &Name) -> Result<Reading, KernelError> {
+        Ok(Reading::Whole(None))
     }
 }
 
@@ -128,7 +128,8 @@ impl Served {
     /// Lets the agent work until it has committed and has nothing left to do.
     fn settle(&mut self) -> Cost {
         self.runtime.block_on(async {
-            let mut cost = self.committed.recv().await.unwrap();
+            let first = tokio::time::timeout(PATIENCE, self.committed.recv()).await;
+            let mut cost = first.expect("a transaction").unwrap();
             // A second transaction for the same change would be found here.
             while let Ok(more) = tokio::time::timeout(REST, self.committed.recv()).await {
                 let more = more.unwrap();
@@ -161,6 +162,8 @@ impl Served {
     }
 }
 
+/// For a transaction, on a machine that may be busy.
+const PATIENCE: Duration = Duration::from_mins(1);
 /// After this time without a transaction there is none to come.
 const REST: Duration = Duration::from_millis(2);
 

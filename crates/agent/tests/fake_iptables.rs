@@ -191,9 +191,7 @@ async fn foreign_changes_are_repaired() {
     bench.apply(slice(1, &[1, 2])).await;
     bench.listed().await;
     bench.converged().await;
-    while bench.given.touches.lock().unwrap().is_none() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    bench.until("the watch begins", |_| bench.given.touches.lock().unwrap().is_some()).await;
     let before = bench.tables.restored().len();
     bench.tables.tamper(TableName::Nat, |chains| {
         chains.get_mut("PREROUTING").unwrap().retain(|rule| !rule.ends_with("-j KUBE-SERVICES"));

@@ -176,7 +176,7 @@ impl Bench {
         let mut kernel = kernel::Nftables::open().unwrap();
         let mut left = None;
         for _ in 0..10_000 {
-            let found = kernel.read(nft::Family::Ip, &table_name()).unwrap();
+            let found = kernel.read(nft::Family::Ip, &table_name()).unwrap().whole().unwrap();
             left = difference(&self.store, found.as_ref());
             if left.is_none() {
                 return;

@@ -7,6 +7,8 @@ mod node;
 mod service;
 mod slice;
 
+use std::net::IpAddr;
+
 use model::{Interner, Kind, Name, Object, ObjectName, Protocol};
 
 use crate::raw;
@@ -14,6 +16,12 @@ use crate::report::{IgnoreReason, Notes, Outcome, Parsed, Rejection, quoted};
 
 /// Longest name that the API allows for anything (a DNS subdomain, RFC 1123).
 const MAX_NAME: usize = 253;
+
+/// An address of a Service or an endpoint, or why it can't be one.
+fn served_address(text: &str) -> Result<IpAddr, String> {
+    let addr = model::parse_addr(text).map_err(|error| error.to_string())?;
+    model::special_use(addr).map_or(Ok(addr), |what| Err(format!("{} is {what}", quoted(text))))
+}
 
 /// What a kind's conversion comes to, apart from the notes.
 pub(crate) type Converted = Result<Object, Refusal>;

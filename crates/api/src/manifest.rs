@@ -60,19 +60,41 @@ pub fn parse_manifests(
     Ok(manifests)
 }
 
+/// A manifest of more values than this is refused: some 30,000 Services with ten endpoints each.
+const MAX_NODES: usize = 5_000_000;
+/// Values beyond one for each byte of the text, which only aliases can bring about.
+const ALIAS_ROOM: usize = 10_000;
+
+/// The default budget would refuse a folder's worth of Services in one file, and let a few hundred bytes stand for a million
+/// values. A text without aliases has fewer values than bytes, and no more characters in them than it has itself.
 fn yaml_documents(text: &str) -> Result<Vec<Value>, ManifestError> {
-    // The default budget would refuse a folder's worth of Services in one file. The text is the operator's own, so only
-    // the guards against expansion stay as they are.
+    let allowed = text.len() + ALIAS_ROOM;
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
-            max_events: 100_000_000,
-            max_nodes: 50_000_000,
-            max_documents: 10_000_000,
-            max_total_scalar_bytes: 1 << 30,
+            max_nodes: allowed.min(MAX_NODES),
+            // A collection has an end, too, and so has each document.
+            max_events: (3 * allowed).min(3 * MAX_NODES),
+            max_documents: MAX_NODES,
+            max_total_scalar_bytes: allowed,
+            // How often is enough to know; one anchor may serve many.
+            enforce_alias_anchor_ratio: false,
         },
     };
-    serde_saphyr::from_multiple_with_options(text, options)
-        .map_err(|error| ManifestError(bounded(error.to_string().lines().next().unwrap_or_default())))
+    serde_saphyr::from_multiple_with_options(text, options).map_err(|error| yaml_error(&error))
+}
+
+/// The first line of the parser's message; in words where it speaks of its own limits.
+fn yaml_error(error: &serde_saphyr::Error) -> ManifestError {
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    let is_limit = line.contains("budget breached") || line.contains("alias replay limit");
+    let place = error.location().map_or(0, |place| place.line());
+    if is_limit {
+        return ManifestError(format!(
+            "line {place}: too much for a text of its size: repeated by aliases, nested too deeply, or more than {MAX_NODES} values"
+        ));
+    }
+    ManifestError(bounded(line))
 }
 
 fn read_document(

@@ -254,6 +254,45 @@ fn addresses_from_outside_are_parsed_one_by_one() {
     service(&patch, &["keep", &note]);
 }
 
+/// Addresses that mean something on every node are not translated, whoever claims them; what else the object says counts.
+#[test]
+fn special_addresses_are_left_out() {
+    for (family, special, usual, what) in [
+        ("IPv4", "127.0.0.1", "10.96.0.9", "a loopback address"),
+        ("IPv4", "127.1.2.3", "10.96.0.9", "a loopback address"),
+        ("IPv4", "0.0.0.0", "10.96.0.9", "the unspecified address"),
+        ("IPv4", "169.254.169.254", "10.96.0.9", "a link-local address"),
+        ("IPv4", "224.0.0.1", "10.96.0.9", "a multicast address"),
+        ("IPv4", "239.1.2.3", "10.96.0.9", "a multicast address"),
+        ("IPv4", "255.255.255.255", "240.0.0.9", "the broadcast address"),
+        ("IPv6", "::1", "fd00::9", "a loopback address"),
+        ("IPv6", "::", "fd00::9", "the unspecified address"),
+        ("IPv6", "fe80::1", "fd00::9", "a link-local address"),
+        ("IPv6", "ff02::1", "fd00::9", "a multicast address"),
+    ] {
+        let reason = format!("{special:?} is {what}");
+        let noted = |path: &str| format!("Service shop/web: {path}: {reason}");
+        let cluster = |families: Value, ips: Value| json!({"spec": {"ipFamilies": families, "clusterIP": ips[0], "clusterIPs": ips}});
+        let rejected = ["reject", &noted("spec.clusterIPs"), &noted("spec.clusterIPs[0]")];
+        check(Kind::Service, &cluster(json!([family]), json!([special])), &rejected);
+        let old = json!({"spec": {"ipFamilies": [], "clusterIP": special, "clusterIPs": []}});
+        check(Kind::Service, &old, &["reject", &noted("spec.clusterIP")]);
+
+        let patch = json!({"spec": {"externalIPs": [special, usual]}});
+        let kept = service(&patch, &["keep", &noted("spec.externalIPs[0]")]);
+        assert_eq!(kept.external_ips.iter().map(ToString::to_string).collect::<Vec<_>>(), [usual]);
+        let patch = json!({"status": {"loadBalancer": {"ingress": [{"ip": special}, {"ip": usual}]}}});
+        let kept = service(&patch, &["keep", &noted("status.loadBalancer.ingress[0].ip")]);
+        assert_eq!(kept.load_balancer_ips.iter().map(ToString::to_string).collect::<Vec<_>>(), [usual]);
+        let patch =
+            json!({"addressType": family, "endpoints": [{"addresses": [special]}, {"addresses": [usual]}]});
+        slice(&patch, &["keep", &format!("EndpointSlice shop/web-abc: endpoints[0].addresses[0]: {reason}")]);
+    }
+    let dual = json!({"spec": {"ipFamilies": ["IPv4", "IPv6"], "clusterIPs": ["127.0.0.1", "fd00::9"]}});
+    let note = "Service shop/web: spec.clusterIPs[0]: \"127.0.0.1\" is a loopback address";
+    assert_eq!(service(&dual, &["keep", note]).cluster_ips.len(), 1);
+}
+
 #[test]
 fn source_ranges_are_lenient_as_upstream() {
     let ranges = |texts: Value, notes: &[&str]| {

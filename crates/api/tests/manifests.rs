@@ -97,3 +97,43 @@ fn a_large_file_is_read() {
     let text = documents.join("---\n");
     assert_eq!(yaml(&text).objects.len(), 20_000);
 }
+
+/// A few hundred bytes that stand for millions of values, and other texts that would cost more than they are worth.
+#[test]
+fn texts_that_grow_are_refused() {
+    let list = |i: usize| format!("l{i}: &l{i} [{}]\n", vec![format!("*l{}", i - 1); 10].join(", "));
+    let lists = "l0: &l0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned() + &(1..7).map(list).collect::<String>();
+    let merge = |i: usize| format!("m{i}: &m{i} {{a{i}: *m{0}, b{i}: *m{0}}}\n", i - 1);
+    let merges = "m0: &m0 {a: b}\n".to_owned() + &(1..30).map(merge).collect::<String>();
+    let scalar = format!("s: &s {}\nall: [{}]\n", "x".repeat(10_000), vec!["*s"; 2_000].join(", "));
+    let many_documents = format!("{lists}---\n").repeat(3);
+    for text in [&lists, &merges, &scalar, &many_documents] {
+        let text = format!("kind: Service\n{text}");
+        let error = parse_manifests(&text, ManifestFormat::Yaml, &mut Interner::default()).unwrap_err();
+        assert!(error.to_string().contains("repeated by aliases"), "{error}");
+    }
+    for (deep, format) in [
+        (format!("kind: {}x{}", "[".repeat(100_000), "]".repeat(100_000)), ManifestFormat::Yaml),
+        ((0..300).map(|depth| " ".repeat(depth) + "a:\n").collect(), ManifestFormat::Yaml),
+        ("[".repeat(100_000), ManifestFormat::Json),
+        ("{\"a\":".repeat(100_000), ManifestFormat::Json),
+    ] {
+        assert!(parse_manifests(&deep, format, &mut Interner::default()).is_err());
+    }
+}
+
+/// Anchors are for people, and stay useful.
+#[test]
+fn aliases_are_read_where_they_are_meant() {
+    let slice = "kind: EndpointSlice\nmetadata: {name: NAME, labels: {kubernetes.io/service-name: web}}\naddressType: IPv4\n\
+                 ports: &ports [{port: 80, name: a}, {port: 81, name: b}]\nendpoints: [{addresses: [10.0.0.1]}]\nmore: {ports: *ports}\n---\n";
+    let text: String = (0..500).map(|i| slice.replace("NAME", &format!("web-{i}"))).collect();
+    assert_eq!(yaml(&text).objects.len(), 500);
+    let services: Vec<String> =
+        (0..500).map(|i| format!("- {{kind: Service, metadata: {{name: s{i}}}, spec: *spec}}\n")).collect();
+    let text = format!(
+        "spec: &spec {{clusterIP: 10.96.0.9, ports: [{{port: 80}}]}}\nkind: List\nitems:\n{}",
+        services.concat()
+    );
+    assert_eq!(yaml(&text).objects.len(), 500);
+}

@@ -46,7 +46,8 @@ fn decode_all(bytes: &[u8], chunk: usize) {
         let mut reader = FrameReader::new(format, 1 << 20);
         'stream: for chunk in bytes.chunks(chunk.max(1)) {
             reader.push(chunk);
-            loop {
+            // Each event takes a byte at least.
+            for _ in 0..=bytes.len() {
                 match reader.next_event(Kind::Service, &mut interner) {
                     Ok(Some(_)) => {}
                     Ok(None) => break,

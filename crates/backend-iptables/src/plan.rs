@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use iptables::{Restore, TableName};
 use mode::RuleCount;
-use model::{Changed, Family, Frontend, FrontendKey, ServiceName, ServicePortName, Table};
+use model::{Changed, Family, Frontend, FrontendKey, ServiceName, ServicePortName, Table, shrink_if_sparse};
 use rustc_hash::FxBuildHasher;
 
 use crate::changes::Changes;
@@ -180,6 +180,8 @@ impl<F: Family> Backend<F> {
                         None => self.held.owners.remove(&key),
                     };
                 }
+                shrink_if_sparse(&mut self.held.services);
+                shrink_if_sparse(&mut self.held.owners);
             }
             Outcome::Whole { held, config } => {
                 self.held = *held;

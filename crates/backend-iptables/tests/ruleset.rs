@@ -62,7 +62,7 @@ fn pool<F: Family>(endpoints: &[&str], when_empty: Verdict) -> Pool<F> {
 
 /// The input that makes the rules, which both flavours of the tools take and print as it was written.
 fn text<F: Family>(config: &Config, services: Vec<Vec<Frontend<F>>>) -> String {
-    text_of(config, with(services))
+    text_of(config, &with(services))
 }
 
 fn with<F: Family>(services: Vec<Vec<Frontend<F>>>) -> Table<F> {
@@ -73,9 +73,9 @@ fn with<F: Family>(services: Vec<Vec<Frontend<F>>>) -> Table<F> {
     table
 }
 
-fn text_of<F: Family>(config: &Config, table: Table<F>) -> String {
+fn text_of<F: Family>(config: &Config, table: &Table<F>) -> String {
     let backend = Backend::new(config.clone());
-    let restore = |found: &Saved| backend.repair(config, &table, found, Extent::Difference).restore;
+    let restore = |found: &Saved| backend.repair(config, table, found, Extent::Difference).restore;
     let fresh = restore(&Saved::default());
     for flavour in ["nft", "legacy"] {
         let name = match F::FAMILY {
@@ -115,7 +115,7 @@ fn ipv4() {
     ];
     let mut table = with(services);
     table.set_health_check_port(&ObjectName::new("shop", "local"), Some(32_000));
-    insta::assert_snapshot!(text_of(&config, table));
+    insta::assert_snapshot!(text_of(&config, &table));
 }
 
 /// `externalTrafficPolicy: Local` with source ranges, and affinity.

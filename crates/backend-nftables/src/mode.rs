@@ -44,8 +44,8 @@ impl Target for NftablesTarget {
 
     fn read(&mut self) -> Reading<Option<Ruleset>, KernelError> {
         match self.kernel.read(self.family, &table_name()) {
-            Ok(found) => Reading::Whole(found),
-            Err(KernelError::Interrupted) => Reading::Unstable,
+            Ok(nft::Reading::Whole(found)) => Reading::Whole(found),
+            Ok(nft::Reading::Unstable) => Reading::Unstable,
             Err(error) => Reading::Failed(error),
         }
     }

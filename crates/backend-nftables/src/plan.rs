@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use model::{Family, FrontendKey, Table};
+use model::{Family, FrontendKey, Table, shrink_if_sparse};
 use nft::{Op, Transaction};
 use rustc_hash::FxBuildHasher;
 
@@ -148,6 +148,7 @@ impl<F: Family> Backend<F> {
                         None => self.held.frontends.remove(&key),
                     };
                 }
+                shrink_if_sparse(&mut self.held.frontends);
             }
             Outcome::Whole { held, config } => {
                 self.held = *held;

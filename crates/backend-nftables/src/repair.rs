@@ -130,7 +130,7 @@ fn difference<F: Family>(ops: &mut Vec<Op>, found: &Ruleset, config: &Config, he
     held.chains.extend(found.chains.keys().filter_map(|name| ChainId::parse(name)));
     held.chains.extend(ChainId::prepared());
     let chains = chains::all::<F>(config, held.chains.iter().copied());
-    if found.sets.is_empty() && found.chains.is_empty() || found.dormant {
+    if *found == Ruleset::default() || found.dormant {
         ops.push(Op::AddTable);
     }
     for map in Map::all().into_iter().filter(|map| !found.sets.contains_key(&map.name())) {
@@ -189,7 +189,8 @@ fn element_difference<F: Family>(found: &Ruleset, held: &Held<F>) -> ElementChan
     changes
 }
 
-/// The table is ours: sets and chains that we did not write go. A foreign base chain could eat packets.
+/// The table is ours: what we did not write goes. A foreign base chain could eat packets, and a counter or flowtable would
+/// otherwise stay for good. All rules are ours or gone before, so nothing refers to those any more.
 fn remove_foreign(ops: &mut Vec<Op>, found: &Ruleset, chains: &BTreeMap<nft::Name, ChainSpec>) {
     let foreign: Vec<_> = found.chains.keys().filter(|name| !chains.contains_key(*name)).collect();
     // Emptied first, since they may refer to one another.
@@ -198,4 +199,6 @@ fn remove_foreign(ops: &mut Vec<Op>, found: &Ruleset, chains: &BTreeMap<nft::Nam
     let known: Vec<_> = Map::all().into_iter().map(Map::name).collect();
     let foreign = found.sets.keys().filter(|name| !known.contains(name));
     ops.extend(foreign.map(|name| Op::DeleteSet(name.clone())));
+    ops.extend(found.objects.iter().map(|(kind, name)| Op::DeleteObject(*kind, name.clone())));
+    ops.extend(found.flowtables.iter().map(|name| Op::DeleteFlowtable(name.clone())));
 }

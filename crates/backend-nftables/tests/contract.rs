@@ -20,7 +20,7 @@ fn tracer<F: Family>(store: &Store, config: &Config, places: &Places) -> Tracer 
     let plan = Backend::new(config.clone()).repair(config, &table, None, Extent::Difference);
     let mut kernel = FakeKernel::new();
     kernel.apply(&plan.transaction).unwrap();
-    let ruleset = kernel.read(nft_family::<F>(), &table_name()).unwrap().unwrap();
+    let ruleset = kernel.read(nft_family::<F>(), &table_name()).unwrap().whole().unwrap().unwrap();
     Tracer::new(ruleset, nft_family::<F>(), [places.node])
 }
 

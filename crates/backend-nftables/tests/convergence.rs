@@ -97,14 +97,14 @@ fn frontends(service: u8, state: Option<State>) -> Vec<Frontend<V4>> {
 
 /// Nothing is left to do, also for a backend that starts now and knows nothing.
 fn assert_settled<F: Family>(kernel: &mut dyn Kernel, table: &Table<F>, config: &Config) {
-    let found = kernel.read(nft::Family::Ip, &table_name()).unwrap();
+    let found = kernel.read(nft::Family::Ip, &table_name()).unwrap().whole().unwrap();
     let plan = Backend::<F>::new(config.clone()).repair(config, table, found.as_ref(), Extent::Difference);
     assert!(plan.transaction.is_empty(), "left to do:\n{}", plan.transaction);
 }
 
 fn started(kernel: &mut dyn Kernel, table: &Table<V4>, config: &Config) -> Backend<V4> {
     let mut backend = Backend::new(config.clone());
-    let found = kernel.read(nft::Family::Ip, &table_name()).unwrap();
+    let found = kernel.read(nft::Family::Ip, &table_name()).unwrap().whole().unwrap();
     let plan = backend.repair(config, table, found.as_ref(), Extent::Difference);
     if !plan.transaction.is_empty() {
         kernel.apply(&plan.transaction).unwrap();
@@ -129,7 +129,7 @@ const NODE: [u8; 4] = [192, 168, 50, 1];
 
 /// Every frontend's packets go where its pools say: from outside, where the source is allowed, and from the node itself.
 fn assert_packets_follow(kernel: &mut dyn Kernel, table: &Table<V4>) {
-    let ruleset = kernel.read(nft::Family::Ip, &table_name()).unwrap().unwrap();
+    let ruleset = kernel.read(nft::Family::Ip, &table_name()).unwrap().whole().unwrap().unwrap();
     let tracer = Tracer::new(ruleset, nft::Family::Ip, [NODE.into()]);
     for frontend in table.iter() {
         let destination = match frontend.key.address {
@@ -223,7 +223,7 @@ proptest! {
         for (service, state) in after.into_iter().flatten() {
             table.set_service(&name(service), frontends(service, state));
         }
-        let found = kernel.read(nft::Family::Ip, &table_name()).unwrap();
+        let found = kernel.read(nft::Family::Ip, &table_name()).unwrap().whole().unwrap();
         let plan = Backend::new(config()).repair(&config(), &table, found.as_ref(), Extent::Difference);
         if pieces {
             apply_in_pieces(&mut kernel, &plan.transaction);
@@ -234,7 +234,7 @@ proptest! {
     }
 
     #[test]
-    fn tampering_is_repaired(batches in batches(), damage in proptest::collection::vec((0usize..6, any::<prop::sample::Index>()), 1..6)) {
+    fn tampering_is_repaired(batches in batches(), damage in proptest::collection::vec((0usize..7, any::<prop::sample::Index>()), 1..6)) {
         let mut kernel = FakeKernel::new();
         let mut table = Table::default();
         for (service, state) in batches.into_iter().flatten() {
@@ -247,7 +247,7 @@ proptest! {
         started(&mut kernel, &table, &config());
         assert_settled(&mut kernel, &table, &config());
         for extent in [Extent::Difference, Extent::Rebuild] {
-            let found = kernel.read(nft::Family::Ip, &table_name()).unwrap();
+            let found = kernel.read(nft::Family::Ip, &table_name()).unwrap().whole().unwrap();
             let plan = Backend::new(config()).repair(&config(), &table, found.as_ref(), extent);
             if !plan.transaction.is_empty() {
                 kernel.apply(&plan.transaction).unwrap();
@@ -285,11 +285,52 @@ fn tamper(ruleset: &mut nft::Ruleset, kind: usize, at: prop::sample::Index) {
             let again = chain.rules.clone();
             chain.rules.extend(again);
         }
+        5 => {
+            ruleset.objects.insert((nft::ObjectType(1), nft::Name::from_static("hits")));
+            ruleset.flowtables.insert(nft::Name::from_static("fast"));
+        }
         _ => {
             if let Some(set) = sets.into_iter().next() {
                 set.elements.clear();
             }
         }
+    }
+}
+
+/// Counters and the like that others put into our table go, also those that rules and maps use; rules of ours are as they were.
+#[test]
+fn objects_of_others_are_deleted() {
+    let table_of = |ruleset: &nft::Ruleset| (ruleset.sets.len(), ruleset.chains.len());
+    let mut table = Table::default();
+    let state = State { endpoints: 7, node_port: true, drop: false, masquerade_never: false, inside: 5 };
+    table.set_service(&name(0), frontends(0, Some(state)));
+    let namespace = Namespace::new("objects").unwrap();
+    let mut kernel = namespace.run(kernel::Nftables::open).unwrap();
+    started(&mut kernel, &table, &config());
+    let read = |kernel: &mut kernel::Nftables| {
+        kernel.read(nft::Family::Ip, &table_name()).unwrap().whole().unwrap().unwrap()
+    };
+    let before = read(&mut kernel);
+    let foreign = "
+        add counter ip kube-proxy unused
+        add counter ip kube-proxy hits
+        add quota ip kube-proxy much { over 10 mbytes }
+        add limit ip kube-proxy few { rate 400/minute }
+        add ct timeout ip kube-proxy short { protocol tcp; policy = { established: 100 }; }
+        add rule ip kube-proxy nat-prerouting counter name hits
+        add chain ip kube-proxy theirs { type filter hook input priority 7; }
+        add rule ip kube-proxy theirs quota name much drop
+        add map ip kube-proxy limits { type ipv4_addr : limit; elements = { 10.0.0.1 : few }; }
+        add rule ip kube-proxy theirs limit name ip saddr map @limits
+    ";
+    for commands in [foreign, "add counter ip kube-proxy alone"] {
+        namespace.exec_with_input("nft", &["-f", "-"], commands).unwrap();
+        let found = read(&mut kernel);
+        assert!(!found.objects.is_empty(), "{found:?}");
+        started(&mut kernel, &table, &config());
+        let after = read(&mut kernel);
+        assert!(after == before, "{:?} and not {:?}", table_of(&after), table_of(&before));
+        assert_settled(&mut kernel, &table, &config());
     }
 }
 

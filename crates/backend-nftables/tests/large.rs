@@ -54,8 +54,11 @@ fn a_large_table_reads_the_same_by_key_as_whole() {
         let mut by_key = by_key.expecting(likely_keys);
         whole.apply(&plan.transaction).unwrap();
         let mut check = || {
-            let found = by_key.read(Family::Ip, &table_name()).unwrap().unwrap();
-            assert!(found == whole.read(Family::Ip, &table_name()).unwrap().unwrap(), "they differ");
+            let found = by_key.read(Family::Ip, &table_name()).unwrap().whole().unwrap().unwrap();
+            assert!(
+                found == whole.read(Family::Ip, &table_name()).unwrap().whole().unwrap().unwrap(),
+                "they differ"
+            );
             found
         };
         let found = check();

@@ -9,16 +9,14 @@ use crate::mode::Mode;
 use crate::note::Note;
 use crate::v1alpha1::KubeProxyConfiguration;
 
-const AT_ONCE: &str = "changes are applied at once, and those that come during a commit go together";
 const FEW_REQUESTS: &str = "there are few requests: one list and one watch for each kind";
 const WINDOWS: &str = "it concerns Windows";
 
 /// Fields, and what all fields of an object have in common, with the reason why they do nothing in any mode.
-const WITHOUT_EFFECT: [(&str, &str); 6] = [
+const WITHOUT_EFFECT: [(&str, &str); 5] = [
     ("clientConnection.burst", FEW_REQUESTS),
     ("clientConnection.qps", FEW_REQUESTS),
     ("configSyncPeriod", "changes are watched, and the kernel's state is audited by itself"),
-    ("nftables.minSyncPeriod", AT_ONCE),
     ("portRange", "it is obsolete"),
     ("showHiddenMetricsForVersion", "no metric is hidden"),
 ];
@@ -144,7 +142,7 @@ mod tests {
     #[test]
     fn shared_values_count_where_upstream_reads_them() {
         assert_eq!(why("iptables.masqueradeAll", "", Mode::NfTables), None);
-        assert_eq!(why("iptables.minSyncPeriod", "", Mode::NfTables).as_deref(), Some(AT_ONCE));
+        assert_eq!(why("iptables.minSyncPeriod", "", Mode::NfTables), None);
         assert!(why("nftables.masqueradeAll", "", Mode::NfTables).is_some());
         assert!(why("iptables.masqueradeAll", "nftables", Mode::NfTables).is_some());
         assert_eq!(why("nftables.masqueradeAll", "nftables", Mode::NfTables), None);

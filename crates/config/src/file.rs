@@ -8,6 +8,9 @@ use crate::decode::{self, Report};
 use crate::field::FieldErrors;
 use crate::v1alpha1::{API_VERSION, KIND, KubeProxyConfiguration};
 
+/// Values in a file. All fields together are about a hundred.
+const MAX_NODES: usize = 10_000;
+
 /// A file that was read.
 #[derive(Debug)]
 pub(crate) struct Decoded {
@@ -64,6 +67,12 @@ fn first_document(text: &str, report: &mut Report) -> Result<Value, FileError> {
 /// The first document, and whether it is the only one.
 fn parse_first(text: &str, duplicate_keys: DuplicateKeyPolicy) -> Result<(Value, bool), serde_saphyr::Error> {
     let options = serde_saphyr::options! {
+        // A configuration is small, whatever its aliases stand for.
+        budget: serde_saphyr::budget! {
+            max_events: 3 * MAX_NODES,
+            max_nodes: MAX_NODES,
+            max_total_scalar_bytes: 1 << 20,
+        },
         duplicate_keys: duplicate_keys,
         legacy_octal_numbers: true,
         with_snippet: false,
@@ -224,6 +233,20 @@ mod tests {
         assert_eq!(file.logging.options.json.info_buffer_size.to_string(), "1Ki");
         assert_eq!(file.logging.options.text.info_buffer_size.to_string(), "512");
         assert!(decode(&head("logging: {options: {json: {infoBufferSize: 1K}}}")).is_err());
+    }
+
+    #[test]
+    fn texts_that_grow_are_refused() {
+        let list = |i: usize| format!("l{i}: &l{i} [{}]\n", vec![format!("*l{}", i - 1); 10].join(", "));
+        let bomb =
+            "l0: &l0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned() + &(1..7).map(list).collect::<String>();
+        let deep = format!("mode: {}{}\n", "[".repeat(100_000), "]".repeat(100_000));
+        let long = format!("mode: {}\n", "x".repeat(2 << 20));
+        for text in [bomb, deep, long] {
+            let error = decode(&head(&text)).unwrap_err();
+            assert!(matches!(error, FileError::Syntax(_)), "{error}");
+            assert!(error.to_string().len() < 400, "{error}");
+        }
     }
 
     #[test]

@@ -77,6 +77,8 @@ pub(crate) struct OwnFlags {
     pub(crate) manifests: String,
     pub(crate) healthz_port: i32,
     pub(crate) metrics_port: i32,
+    /// `minSyncPeriod` was said, by a flag or in the file: upstream's default of it is not honoured.
+    pub(crate) says_min_sync_period: bool,
 }
 
 impl Default for OwnFlags {
@@ -91,6 +93,7 @@ impl Default for OwnFlags {
             manifests: String::new(),
             healthz_port: crate::v1alpha1::HEALTHZ_PORT.into(),
             metrics_port: crate::v1alpha1::METRICS_PORT.into(),
+            says_min_sync_period: false,
         }
     }
 }

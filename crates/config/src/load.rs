@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use crate::command_line::CommandLine;
+use crate::duration::GoDuration;
 use crate::effects;
 use crate::field::{FieldError, FieldErrors};
 use crate::file::{self, Decoded, FileError};
@@ -145,6 +146,7 @@ fn from_flags(command_line: &CommandLine) -> Given {
     given.file =
         KubeProxyConfiguration { mode, ..KubeProxyConfiguration::defaults_at(&given.file.bind_address) };
     command_line.apply(&mut given, |_| true);
+    given.own.says_min_sync_period = command_line.flags().any(|flag| flag.name.ends_with("min-sync-period"));
     let OwnFlags { healthz_port, metrics_port, .. } = given.own;
     apply_port(&mut given.file.healthz_bind_address, healthz_port);
     apply_port(&mut given.file.metrics_bind_address, metrics_port);
@@ -184,8 +186,9 @@ fn from_file(
     if !ignored.is_empty() {
         notes.push(Note::IgnoredFlags(ignored));
     }
+    let says_min_sync_period = *file.shared_mut().min_sync_period != GoDuration::ZERO;
     file.set_defaults();
-    let mut given = Given { file, own: OwnFlags::default() };
+    let mut given = Given { file, own: OwnFlags { says_min_sync_period, ..OwnFlags::default() } };
     command_line.apply(&mut given, |flag| flag.with_config != WithConfig::Ignored);
     Ok(given)
 }

@@ -43,7 +43,7 @@ pub struct Config {
     pub config_sync_period: Duration,
     /// Longest time between full syncs. A sync may take twice this before the health server reports it.
     pub sync_period: Duration,
-    /// Shortest time between syncs.
+    /// Shortest time between syncs; zero unless it was said.
     pub min_sync_period: Duration,
     /// How pods' traffic is recognised.
     pub detect_local: DetectLocal,

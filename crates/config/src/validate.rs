@@ -31,7 +31,7 @@ const INTERFACE_NAME_BYTES: usize = 15;
 
 /// The configuration of a file that was completed for a mode.
 pub(crate) fn config(
-    file: KubeProxyConfiguration,
+    mut file: KubeProxyConfiguration,
     own: &OwnFlags,
     mode: Mode,
     gates: Gates,
@@ -53,6 +53,11 @@ pub(crate) fn config(
     let client_connection = client_connection(&file, own, check);
     let config_sync_period = check.positive("configSyncPeriod", file.config_sync_period);
     let (sync_period, min_sync_period) = sync_periods(&file, mode, check);
+    let min_sync_period = if own.says_min_sync_period { min_sync_period } else { Duration::ZERO };
+    if !own.says_min_sync_period {
+        // Written as what it is, so that it is not taken for a wish when it is read again.
+        *file.shared_mut().min_sync_period = GoDuration::ZERO;
+    }
     let bind_address = model::parse_addr(&file.bind_address).unwrap_or_else(|_no_ip| {
         let reason = "not a valid textual representation of an IP address";
         check.failed(FieldError::invalid("bindAddress", file.bind_address.as_str(), reason));

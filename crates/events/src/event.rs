@@ -34,6 +34,8 @@ pub enum Reason {
     FrontendConflict,
     /// An object, or a part of it, can't be used.
     InvalidObject,
+    /// The configuration file was changed to something that can't be used.
+    InvalidConfiguration,
 }
 
 /// Whether there is something to do for somebody.
@@ -57,7 +59,7 @@ impl EventType {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Starting,
         Self::FailedToStartProxierHealthcheck,
         Self::FailedToStartMetricServer,
@@ -67,6 +69,7 @@ impl Reason {
         Self::SyncedProxyRules,
         Self::FrontendConflict,
         Self::InvalidObject,
+        Self::InvalidConfiguration,
     ];
 
     /// `reason`, as upstream spells it where it has the same.
@@ -81,6 +84,7 @@ impl Reason {
             Self::SyncedProxyRules => "SyncedProxyRules",
             Self::FrontendConflict => "FrontendConflict",
             Self::InvalidObject => "InvalidObject",
+            Self::InvalidConfiguration => "InvalidConfiguration",
         }
     }
 
@@ -96,6 +100,7 @@ impl Reason {
                 "SyncProxyRules"
             }
             Self::InvalidObject => "Decode",
+            Self::InvalidConfiguration => "ReloadConfiguration",
         }
     }
 

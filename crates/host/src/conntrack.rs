@@ -1,6 +1,6 @@
 //! Conntrack's settings (`setupConntrack` of `cmd/kube-proxy/app/server_linux.go`), except that nothing is ever lowered
-//! that an administrator set higher, that `min` is a minimum whatever the number of processors, and that a hash table that
-//! can't be resized is no reason not to start.
+//! that an administrator set higher, that `min` is a minimum whatever the number of processors, and that a setting that can't
+//! be changed is no reason not to start.
 
 use std::fmt;
 use std::time::Duration;
@@ -68,16 +68,6 @@ impl Setting {
             Self::TcpEstablished | Self::TcpCloseWait | Self::Udp | Self::UdpStream => current == wanted,
         }
     }
-
-    /// The program works without it: the hash table only gets slower, and the maximum may be the system's, which a
-    /// namespace can't change.
-    fn is_optional(self, error: &FileError) -> bool {
-        match self {
-            Self::HashSize => true,
-            Self::Max => error.is_read_only_file(),
-            _ => false,
-        }
-    }
 }
 
 impl fmt::Display for Setting {
@@ -114,26 +104,22 @@ pub fn wanted(settings: &ConntrackSettings, cpus: u64) -> Vec<(Setting, u64)> {
 pub struct Applied {
     /// What was written.
     pub written: Vec<(Setting, u64)>,
-    /// What could not be, although it would be better.
-    pub warnings: Vec<FileError>,
+    /// What could not be read or written; each names its file.
+    pub failures: Vec<FileError>,
 }
 
 /// Brings conntrack's settings to what is wanted; those that suffice are not written, so that a second, less privileged
-/// start works where `/proc/sys` is read-only.
-///
-/// # Errors
-/// The first setting that is wrong and can't be set; it names the file. Those before it are set.
-pub fn apply_conntrack(root: &Root, settings: &ConntrackSettings) -> Result<Applied, FileError> {
+/// start works where `/proc/sys` is read-only. Each is tried, whatever came of the others.
+pub fn apply_conntrack(root: &Root, settings: &ConntrackSettings) -> Applied {
     let mut applied = Applied::default();
     for (setting, value) in wanted(settings, cpus(root)) {
         match apply(root, setting, value) {
             Ok(true) => applied.written.push((setting, value)),
             Ok(false) => {}
-            Err(error) if setting.is_optional(&error) => applied.warnings.push(error),
-            Err(error) => return Err(error),
+            Err(error) => applied.failures.push(error),
         }
     }
-    Ok(applied)
+    applied
 }
 
 /// Sets one setting; false if it suffices as it is.
@@ -244,7 +230,7 @@ mod tests {
     #[test]
     fn what_differs_is_written_and_nothing_is_lowered() {
         let (_dir, root) = host([65_536, 16_384, 432_000, 60, 0, 30, 120]);
-        let applied = apply_conntrack(&root, &defaults()).unwrap();
+        let applied = apply_conntrack(&root, &defaults());
         let expected = [
             (Setting::Max, 131_072),
             (Setting::HashSize, 32_768),
@@ -253,30 +239,25 @@ mod tests {
         ];
         assert_eq!(applied.written, expected);
         assert_eq!(std::fs::read_to_string(root.path(Setting::Max.file())).unwrap(), "131072");
-        assert_eq!(apply_conntrack(&root, &defaults()).unwrap().written, []);
+        assert_eq!(apply_conntrack(&root, &defaults()).written, []);
 
         let (_dir, root) = host([262_144, 262_144, 86_400, 3_600, 1, 30, 120]);
         let settings = ConntrackSettings { tcp_be_liberal: true, ..defaults() };
-        assert_eq!(apply_conntrack(&root, &settings).unwrap().written, []);
+        assert_eq!(apply_conntrack(&root, &settings).written, []);
     }
 
     #[test]
-    fn a_hash_table_that_cant_be_resized_is_a_warning() {
-        let (_dir, root) = host([65_536, 16_384, 86_400, 3_600, 0, 30, 120]);
+    fn what_cant_be_set_is_told_with_its_file_and_costs_only_itself() {
+        let (_dir, root) = host([65_536, 16_384, 1, 1, 0, 30, 120]);
         std::fs::remove_file(root.path(Setting::HashSize.file())).unwrap();
-        let applied = apply_conntrack(&root, &defaults()).unwrap();
-        assert_eq!(applied.written, [(Setting::Max, 131_072)]);
-        let [warning] = &applied.warnings[..] else { panic!("{:?}", applied.warnings) };
-        assert!(warning.to_string().ends_with("parameters/hashsize"), "{warning}");
-    }
-
-    #[test]
-    fn errors_name_the_file() {
-        let (_dir, root) = host([262_144, 262_144, 1, 1, 0, 30, 120]);
-        put(&root, Setting::TcpCloseWait.file(), "many");
-        let error = apply_conntrack(&root, &defaults()).unwrap_err();
-        assert!(error.to_string().contains("nf_conntrack_tcp_timeout_close_wait holds \"many\""), "{error}");
-        assert!(matches!(error, FileError::NoNumber { .. }));
+        put(&root, Setting::TcpEstablished.file(), "many");
+        let applied = apply_conntrack(&root, &defaults());
+        assert_eq!(applied.written, [(Setting::Max, 131_072), (Setting::TcpCloseWait, 3_600)]);
+        let [missing, no_number] = &applied.failures[..] else { panic!("{:?}", applied.failures) };
+        assert!(missing.to_string().ends_with("parameters/hashsize"), "{missing}");
+        let text = no_number.to_string();
+        assert!(text.contains("nf_conntrack_tcp_timeout_established holds \"many\""), "{text}");
+        assert!(matches!(no_number, FileError::NoNumber { .. }));
     }
 
     #[test]

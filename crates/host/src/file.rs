@@ -60,17 +60,6 @@ pub enum FileError {
     },
 }
 
-impl FileError {
-    /// The kernel does not offer the file for writing, whatever the privileges: a network namespace that is not the first
-    /// shows some settings of the whole system this way.
-    pub fn is_read_only_file(&self) -> bool {
-        use std::os::unix::fs::PermissionsExt as _;
-        let Self::Write { path, source, .. } = self else { return false };
-        let has_write_bit = |meta: std::fs::Metadata| meta.permissions().mode() & 0o222 != 0;
-        source.kind() == io::ErrorKind::PermissionDenied && !path.metadata().is_ok_and(has_write_bit)
-    }
-}
-
 /// The number in a file.
 pub(crate) fn read_number<N: FromStr>(path: &Path) -> Result<N, FileError> {
     let text =

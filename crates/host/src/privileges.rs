@@ -20,6 +20,26 @@ pub struct PrivilegeError {
     source: Errno,
 }
 
+/// The process may not change rules, now or later: no capability comes back to a process that lacks it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "no permission to change packet filter rules: user {uid} without the capability CAP_NET_ADMIN; run as root, or give it that \
+     capability"
+)]
+pub struct NoPermission {
+    uid: u32,
+}
+
+/// Sees whether the process has what it can't work without, `CAP_NET_ADMIN`, by its own set and not by trying: in effect, or
+/// permitted, so that [`drop_privileges`] puts it into effect.
+///
+/// # Errors
+/// It has not. A system that does not tell is believed to allow it; what it refuses shows later.
+pub fn require_net_admin() -> Result<(), NoPermission> {
+    let lacks_it = capabilities(None).is_ok_and(|held| !(held.effective | held.permitted).contains(NEEDED));
+    if lacks_it { Err(NoPermission { uid: rustix::process::geteuid().as_raw() }) } else { Ok(()) }
+}
+
 /// Keeps `CAP_NET_ADMIN`, if the process has it, and gives up all other capabilities for good, also for programs that it
 /// executes (credential plugins). A container that refuses one of the steps is no reason not to go on: the steps that failed
 /// are returned.
@@ -75,6 +95,7 @@ mod tests {
     fn only_net_admin_is_left() {
         std::thread::spawn(|| {
             assert!(shown("CapPrm") & 1 << 12 != 0, "this test needs CAP_NET_ADMIN and CAP_SETPCAP");
+            assert_eq!(require_net_admin(), Ok(()));
             assert_eq!(drop_privileges(false), []);
             for set in ["CapEff", "CapPrm", "CapBnd"] {
                 assert_eq!(shown(set), 1 << 12, "{set}");
@@ -84,6 +105,17 @@ mod tests {
             let failed: Vec<_> = drop_privileges(false).iter().map(ToString::to_string).collect();
             assert_eq!(failed, ["narrow the bounding set"]);
             assert_eq!(shown("CapEff"), 1 << 12);
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn a_process_without_net_admin_is_told_so() {
+        std::thread::spawn(|| {
+            give_up(CapabilitySet::empty()).unwrap();
+            let error = require_net_admin().unwrap_err();
+            assert!(error.to_string().contains("without the capability CAP_NET_ADMIN"), "{error}");
         })
         .join()
         .unwrap();

@@ -142,13 +142,8 @@ impl Api {
         }
     }
 
-    /// Whether a path is the API's or the page's.
-    pub fn serves(path: &str) -> bool {
-        let below = |folder: &str| {
-            path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
-        path == "/" || below("/ui") || below("/api") || below("/explain")
-    }
+    /// The paths that it answers, with `{*rest}` for whatever is below.
+    pub const PATHS: [&'static str; 4] = ["/", "/ui/{*rest}", "/api/{*rest}", "/explain/{*rest}"];
 
     /// The answer to a request, whose body is not looked at.
     pub async fn answer(&self, request: &Parts) -> Response<Body> {

@@ -4,7 +4,8 @@
 #![expect(clippy::print_stdout, reason = "prints its measurements")]
 
 use std::error::Error;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use kernel::Nftables;
@@ -52,11 +53,42 @@ fn main() -> Result<(), Box<dyn Error>> {
         let op = Op::ReplaceElements { set: Arc::clone(&ips), elements: vec![goto(services / 2, count)] };
         measure(&mut kernel, "one count changed", vec![op])?;
     }
-    let started = Instant::now();
-    let ruleset = kernel.read(Family::Ip, &"kube-proxy".into())?.ok_or("the table is gone")?;
-    let elements: usize = ruleset.sets.values().map(|set| set.elements.len()).sum();
-    println!("{:<24} {:>9.3} ms, {elements} elements", "read back", millis(started.elapsed()));
+    read_back(&mut kernel, "read back")?;
+    let (stop, stopped) = mpsc::channel::<()>();
+    let other = thread::spawn(move || disturb(&stopped));
+    for _ in 0..5 {
+        read_back(&mut kernel, "read back, disturbed")?;
+    }
+    drop(stop);
+    other.join().map_err(|_panic| "the other program panicked")??;
     measure(&mut kernel, "delete", vec![Op::DeleteTable])
+}
+
+fn read_back(kernel: &mut Nftables, what: &str) -> Result<(), Box<dyn Error>> {
+    let started = Instant::now();
+    let ruleset = kernel.read(Family::Ip, &"kube-proxy".into())?.whole()?.ok_or("the table is gone")?;
+    let took = millis(started.elapsed());
+    let elements: usize = ruleset.sets.values().map(|set| set.elements.len()).sum();
+    println!("{what:<24} {took:>9.3} ms, {elements} elements");
+    Ok(())
+}
+
+/// Another program that commits to its own table 20 times a second.
+fn disturb(stopped: &mpsc::Receiver<()>) -> Result<(), nft::KernelError> {
+    let set = Arc::new(Set::new("addresses".into(), vec![Field::DestAddr], SetData::None));
+    let mut kernel = Nftables::open()?;
+    let mut apply =
+        |ops| kernel.apply(&Transaction { family: Family::Ip, table: "other".into(), ops }).map(drop);
+    apply(vec![Op::AddTable, Op::AddSet(Arc::clone(&set))])?;
+    for n in 0_u32.. {
+        let key = Bytes::new().addr(n.to_be_bytes().into());
+        let element = Element { key, data: Data::None, comment: None };
+        apply(vec![Op::AddElements { set: Arc::clone(&set), elements: vec![element] }])?;
+        if stopped.recv_timeout(Duration::from_millis(50)) != Err(mpsc::RecvTimeoutError::Timeout) {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn measure(kernel: &mut Nftables, what: &str, ops: Vec<Op>) -> Result<(), Box<dyn Error>> {

@@ -10,6 +10,7 @@ mod lookup;
 mod netlink;
 mod nftables;
 mod socket;
+mod touches;
 mod watch;
 mod xtables;
 

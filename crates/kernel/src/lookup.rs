@@ -53,13 +53,23 @@ impl<C: Channel> TableReader<C> {
     /// # Errors
     /// The kernel does not answer, or the rules of the network namespace kept changing.
     pub fn rules(&mut self, family: Family, table: &Name) -> Result<Option<Ruleset>, KernelError> {
+        let mut previous = None;
         for _ in 0..ATTEMPTS {
-            match self.rules_once(family, table) {
-                Err(KernelError::Interrupted) => {}
-                other => return other,
+            let before = self.generation()?;
+            let read = match self.rules_once(family, table) {
+                // What was there a moment ago and is not any more was deleted meanwhile.
+                Err(error) if error.errno() == Some(libc::ENOENT) => None,
+                other => Some(other?),
+            };
+            // Others may commit to tables of theirs all the time: two equal readings are believed.
+            match read {
+                Some(read) if self.generation()? == before || previous.as_ref() == Some(&read) => {
+                    return Ok(read);
+                }
+                read => previous = read,
             }
         }
-        Err(KernelError::Interrupted)
+        Err(KernelError::Unstable)
     }
 
     /// The element with this key of a set of [`SetKind::Exact`] or [`SetKind::Learnt`], if there is one.
@@ -91,12 +101,11 @@ impl<C: Channel> TableReader<C> {
     /// The kernel does not answer.
     pub fn all_chains(&mut self, family: Family) -> Result<Vec<AnyChain>, KernelError> {
         let mut chains = Vec::new();
-        self.ask(&Request::Chains(family), |message| chains.extend(nft::any_chain(message)))?;
+        self.ask(&Request::AllChains(family), |message| chains.extend(nft::any_chain(message)))?;
         Ok(chains)
     }
 
     fn rules_once(&mut self, family: Family, table: &Name) -> Result<Option<Ruleset>, KernelError> {
-        let before = self.generation()?;
         let mut reader = RulesetReader::new(family, table);
         match self.ask(&Request::Table(family, table), |message| reader.add(message)) {
             Err(error) if error.errno() == Some(libc::ENOENT) => return Ok(None),
@@ -108,11 +117,8 @@ impl<C: Channel> TableReader<C> {
                 self.ask(&Request::Elements(family, table, &set.name), |message| reader.add(message))?;
             }
         }
-        self.ask(&Request::Chains(family), |message| reader.add(message))?;
         self.ask(&Request::Rules(family, table), |message| reader.add(message))?;
-        if self.generation()? != before {
-            return Err(KernelError::Interrupted);
-        }
+        self.ask(&Request::AllChains(family), |message| reader.add(message))?;
         Ok(Some(reader.finish().ruleset))
     }
 
@@ -122,17 +128,16 @@ impl<C: Channel> TableReader<C> {
         generation.ok_or(KernelError::Decode { what: "no generation in the answer" })
     }
 
-    /// Sends a request and passes on the messages of its answer.
+    /// Sends a request and passes on the messages of its answer. That something was committed meanwhile is seen by the
+    /// generation.
     fn ask(&mut self, request: &Request<'_>, mut take: impl FnMut(&Message<'_>)) -> Result<(), KernelError> {
         self.seq = self.seq.wrapping_add(1);
         let bytes = request.encode(self.seq);
         self.socket.send(&bytes).map_err(|source| KernelError::Send { bytes: bytes.len(), source })?;
-        let mut disturbed = false;
         loop {
             let received = self.socket.receive(&mut self.received, Wait::Block);
             let received = received.map_err(|source| KernelError::Receive { source })?;
             for message in messages(received).filter(|message| message.seq == self.seq) {
-                disturbed |= message.is_interrupted();
                 if let Some(ack) = message.ack().filter(|ack| ack.errno != 0) {
                     return Err(KernelError::refused(request.to_string(), ack.errno, ack.message));
                 }
@@ -140,7 +145,7 @@ impl<C: Channel> TableReader<C> {
                     take(&message);
                 }
                 if request.ends_with(&message) {
-                    return if disturbed { Err(KernelError::Interrupted) } else { Ok(()) };
+                    return Ok(());
                 }
             }
         }

@@ -4,13 +4,15 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
-use nft::dump::{MAX_KEYS, Message, Reading, Request, RulesetReader, messages};
+use nft::dump::{MAX_CHAINS, MAX_KEYS, Message, Request, RulesetReader, messages};
 use nft::{
-    Applied, Batch, Bytes, Encoder, Family, Kernel, KernelError, Name, Ruleset, Set, SetKind, Transaction,
+    Applied, Batch, Bytes, Encoder, Family, Kernel, KernelError, Name, Reading, Ruleset, Set, SetKind,
+    Transaction,
 };
 use tokio::time::Instant;
 
 use crate::socket::{Channel, Socket, SocketOption, Wait};
+use crate::touches::{Touched, Touches};
 use crate::watch::OwnPort;
 
 /// The kernel fills dumps into datagrams of at most 32 KiB (`netlink_dump` of `net/netlink/af_netlink.c`).
@@ -23,7 +25,7 @@ const SEND_OVERHEAD_BYTES: usize = 32;
 const MIN_LIMIT_BYTES: usize = 4096;
 /// Requests have this bit in their sequence numbers, batches have not: neither takes the other's stale answers.
 const REQUEST_SEQ: u32 = 0x8000_0000;
-/// How often a table is read when it keeps changing meanwhile, or when its hash tables are just being resized.
+/// How often a table is read when others keep changing it meanwhile, or when its hash tables are just being resized.
 const READ_ATTEMPTS: u32 = 10;
 /// Pauses between attempts grow by this much; together they are 0.9 s.
 const READ_PAUSE: Duration = Duration::from_millis(20);
@@ -118,27 +120,18 @@ impl<C: Channel> Kernel for Nftables<C> {
         }
     }
 
-    fn read(&mut self, family: Family, table: &Name) -> Result<Option<Ruleset>, KernelError> {
-        let mut previous = None;
-        for attempt in 0..READ_ATTEMPTS {
-            match self.read_once(family, table) {
-                // Where the kernel does not tell how many elements there are, two equal readings are believed.
-                Ok(Some(reading)) if reading.counted || previous.as_ref() == Some(&reading.ruleset) => {
-                    return Ok(Some(reading.ruleset));
-                }
-                Ok(None) => return Ok(None),
-                Ok(Some(reading)) => previous = Some(reading.ruleset),
-                Err(KernelError::Interrupted) => previous = None,
-                Err(error) => {
-                    // The rest of a dump may still be under way; a new socket has no past.
-                    (self.socket, self.own_port) = open_own_socket()?;
-                    return Err(error);
-                }
-            }
-            thread::sleep(READ_PAUSE * attempt);
+    fn read(&mut self, family: Family, table: &Name) -> Result<Reading, KernelError> {
+        let reading = self.read_repeatedly(family, table);
+        if reading.is_err() {
+            // The rest of a dump may still be under way; a new socket has no past.
+            (self.socket, self.own_port) = open_own_socket()?;
         }
-        Err(KernelError::Interrupted)
+        reading
     }
+}
+
+fn is_absent(error: &KernelError) -> bool {
+    matches!(error, KernelError::Refused { errno: libc::ENOENT, .. })
 }
 
 fn open_own_socket<C: Channel>() -> Result<(C, OwnPort), KernelError> {
@@ -254,35 +247,112 @@ impl<C: Channel> Nftables<C> {
 
 // === read ===
 
+/// What one attempt to read came to.
+enum Attempt {
+    /// The table at one moment.
+    Whole(Option<Ruleset>),
+    /// Probably that, but something may be missing, or it can't be told whether the table changed.
+    Unsure(Ruleset),
+    /// The table changed meanwhile.
+    Torn,
+}
+
 impl<C: Channel> Nftables<C> {
-    /// Reads the table, provided that nothing in the network namespace is committed meanwhile.
-    fn read_once(&mut self, family: Family, table: &Name) -> Result<Option<Reading>, KernelError> {
+    /// Reads the table until an attempt succeeds, or two that leave a doubt agree.
+    fn read_repeatedly(&mut self, family: Family, table: &Name) -> Result<Reading, KernelError> {
+        let mut previous = None;
+        for attempt in 0..READ_ATTEMPTS {
+            match self.read_once(family, table)? {
+                Attempt::Whole(found) => return Ok(Reading::Whole(found)),
+                Attempt::Unsure(found) if previous.as_ref() == Some(&found) => {
+                    return Ok(Reading::Whole(Some(found)));
+                }
+                Attempt::Unsure(found) => previous = Some(found),
+                Attempt::Torn => previous = None,
+            }
+            thread::sleep(READ_PAUSE * attempt);
+        }
+        Ok(Reading::Unstable)
+    }
+
+    fn read_once(&mut self, family: Family, table: &Name) -> Result<Attempt, KernelError> {
+        let mut touches = Touches::open(family, table)?;
         let before = self.generation()?;
         let mut reader = RulesetReader::new(family, table);
         match self.ask(&Request::Table(family, table), |message| reader.add(message)) {
-            Err(KernelError::Refused { errno: libc::ENOENT, .. }) => return Ok(None),
+            Err(error) if is_absent(&error) => return Ok(Attempt::Whole(None)),
             other => other?,
         }
-        self.ask_existing(&Request::Sets(family, table), &mut reader)?;
+        match self.collect(family, table, &mut reader, &mut touches) {
+            Ok(true) => {}
+            Ok(false) => return Ok(Attempt::Torn),
+            // What was there a moment ago and is not any more was deleted meanwhile.
+            Err(error) if is_absent(&error) => return Ok(Attempt::Torn),
+            Err(error) => return Err(error),
+        }
+        let after = self.generation()?;
+        let touched = touches.between(before, after)?;
+        let collected = reader.finish();
+        Ok(match touched {
+            Touched::Yes => Attempt::Torn,
+            Touched::No if collected.is_complete => Attempt::Whole(Some(collected.ruleset)),
+            Touched::No | Touched::Unknown => Attempt::Unsure(collected.ruleset),
+        })
+    }
+
+    /// Asks for everything in the table; false if it is known already that this was in vain.
+    fn collect(
+        &mut self,
+        family: Family,
+        table: &Name,
+        reader: &mut RulesetReader<'_>,
+        touches: &mut Touches<'_, C>,
+    ) -> Result<bool, KernelError> {
+        self.ask(&Request::Sets(family, table), |message| reader.add(message))?;
         for (set, count) in reader.sets() {
-            let likely = count.filter(|count| *count >= LARGE && set.kind == SetKind::Exact);
-            let keys = likely.map(|count| (count, (self.likely_keys)(&set.name, reader.so_far())));
-            let is_read = match keys {
-                Some((count, keys)) if keys.len() == count => {
-                    self.read_keys(family, table, &set, &keys, &mut reader)?
-                }
-                _ => false,
-            };
-            if !is_read {
-                self.ask_existing(&Request::Elements(family, table, &set.name), &mut reader)?;
+            if touches.take_in()? {
+                return Ok(false);
             }
+            self.read_elements(family, table, (&set, count), reader, touches)?;
         }
-        self.ask_existing(&Request::Chains(family), &mut reader)?;
-        self.ask_existing(&Request::Rules(family, table), &mut reader)?;
-        if self.generation()? != before {
-            return Err(KernelError::Interrupted);
+        for request in [
+            Request::Rules(family, table),
+            Request::Objects(family, table),
+            Request::Flowtables(family, table),
+        ] {
+            self.ask(&request, |message| reader.add(message))?;
         }
-        Ok(Some(reader.finish()))
+        // The kernel can't list one table's chains. Ours have rules, so asking for those by name is enough unless others
+        // have made one without.
+        for names in reader.chains_with_rules().chunks(MAX_CHAINS) {
+            self.ask(&Request::Chains(family, table, names), |message| reader.add(message))?;
+        }
+        if !reader.has_all_members() {
+            self.ask(&Request::AllChains(family), |message| reader.add(message))?;
+        }
+        Ok(!touches.take_in()?)
+    }
+
+    fn read_elements(
+        &mut self,
+        family: Family,
+        table: &Name,
+        (set, count): (&Set, Option<usize>),
+        reader: &mut RulesetReader<'_>,
+        touches: &mut Touches<'_, C>,
+    ) -> Result<(), KernelError> {
+        let likely = count.filter(|count| *count >= LARGE && set.kind == SetKind::Exact);
+        let keys = likely.map(|count| (count, (self.likely_keys)(&set.name, reader.so_far())));
+        let is_read = match keys {
+            Some((count, keys)) if keys.len() == count => {
+                self.read_keys(family, table, set, &keys, reader, touches)?
+            }
+            _ => false,
+        };
+        if is_read {
+            return Ok(());
+        }
+        self.ask(&Request::Elements(family, table, &set.name), |message| reader.add(message))
     }
 
     /// Reads a set by its keys; false if one of them is not in it, and then nothing is read.
@@ -293,11 +363,13 @@ impl<C: Channel> Nftables<C> {
         set: &Set,
         keys: &[Bytes],
         reader: &mut RulesetReader<'_>,
+        touches: &mut Touches<'_, C>,
     ) -> Result<bool, KernelError> {
         let room =
             self.socket.get(SocketOption::ReceiveBuffer).ok().and_then(|room| usize::try_from(room).ok());
         let at_once = (room.unwrap_or_default() / KEY_ANSWER_BYTES).clamp(1, MAX_KEYS);
         for keys in keys.chunks(at_once) {
+            touches.take_in()?;
             match self.ask(&Request::Keys(family, table, set, keys), |message| reader.add(message)) {
                 Err(KernelError::Refused { .. }) => {
                     reader.forget_elements(&set.name);
@@ -315,28 +387,15 @@ impl<C: Channel> Nftables<C> {
         generation.ok_or(KernelError::Decode { what: "no generation in the answer" })
     }
 
-    /// What was there a moment ago and is not any more was deleted meanwhile.
-    fn ask_existing(
-        &mut self,
-        request: &Request<'_>,
-        reader: &mut RulesetReader<'_>,
-    ) -> Result<(), KernelError> {
-        match self.ask(request, |message| reader.add(message)) {
-            Err(KernelError::Refused { errno: libc::ENOENT, .. }) => Err(KernelError::Interrupted),
-            other => other,
-        }
-    }
-
-    /// Sends a request and passes on the messages of its answer.
+    /// Sends a request and passes on the messages of its answer. The kernel marks a dump during which anything in the network
+    /// namespace was committed (`NLM_F_DUMP_INTR`); that says nothing about our table, so it is not looked at.
     fn ask(&mut self, request: &Request<'_>, mut take: impl FnMut(&Message<'_>)) -> Result<(), KernelError> {
         self.seq = self.seq.wrapping_add(1) | REQUEST_SEQ;
         self.send(&request.encode(self.seq))?;
-        let mut disturbed = false;
         loop {
             let received = self.socket.receive(&mut self.received, Wait::Block);
             let received = received.map_err(|source| KernelError::Receive { source })?;
             for message in messages(received).filter(|message| message.seq == self.seq) {
-                disturbed |= message.is_interrupted();
                 if let Some(ack) = message.ack().filter(|ack| ack.errno != 0) {
                     return Err(KernelError::refused(request.to_string(), ack.errno, ack.message));
                 }
@@ -344,7 +403,7 @@ impl<C: Channel> Nftables<C> {
                     take(&message);
                 }
                 if request.ends_with(&message) {
-                    return if disturbed { Err(KernelError::Interrupted) } else { Ok(()) };
+                    return Ok(());
                 }
             }
         }

@@ -6,6 +6,7 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
+use std::time::Duration;
 
 /// `AF_NETLINK` as a field of addresses.
 const AF_NETLINK: libc::sa_family_t = 16;
@@ -79,6 +80,8 @@ impl SocketOption {
 pub enum Wait {
     /// Until something comes.
     Block,
+    /// For this long: `WouldBlock` when nothing has come by then.
+    For(Duration),
     /// Not at all: `WouldBlock` when there is nothing.
     Never,
 }
@@ -159,8 +162,11 @@ impl Socket {
     /// Length of the datagram (which may exceed the buffer) and the sender's port.
     fn receive_from(&self, buffer: &mut [u8], wait: Wait) -> io::Result<(usize, u32)> {
         let mut flags = libc::MSG_TRUNC;
-        if wait == Wait::Never {
+        if wait != Wait::Block {
             flags |= libc::MSG_DONTWAIT;
+        }
+        if let Wait::For(limit) = wait {
+            self.wait_readable(limit)?;
         }
         // SAFETY: all fields of the address are integers, for which zero is valid.
         let mut sender: libc::sockaddr_nl = unsafe { mem::zeroed() };
@@ -173,6 +179,19 @@ impl Socket {
             libc::recvfrom(fd, data, len, flags, sender_data, &raw mut sender_len)
         })?;
         Ok((len, sender.nl_pid))
+    }
+}
+
+impl Socket {
+    /// Waits until there is something to receive, an error included, or the time is over. A signal ends it early.
+    fn wait_readable(&self, limit: Duration) -> io::Result<()> {
+        let mut polled = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let millis = limit.as_micros().div_ceil(1000).try_into().unwrap_or(libc::c_int::MAX);
+        // SAFETY: the pointer is to one live `pollfd`, as the number says.
+        match check(unsafe { libc::poll(&raw mut polled, 1, millis) }) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use netlink::{Message, messages};
 use nft::{Family, KernelError, Name};
 
-use crate::socket::{Channel as _, Socket, SocketOption, Wait};
+use crate::socket::{Channel, Socket, SocketOption, Wait};
 
 /// Netlink ports of this process's sockets that change tables. Notifications carry the port of who caused them.
 static OWN_PORTS: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
@@ -48,14 +48,16 @@ pub struct TableWatch {
     socket: Socket,
     table: Name,
     received: Vec<u8>,
+    /// Size of the socket's buffer.
+    room_bytes: i32,
 }
 
 /// `NFNLGRP_NFTABLES` (`linux/netfilter/nfnetlink.h`).
 const GROUP: libc::c_int = 7;
 /// Notifications come in datagrams of at most a page or two, but nothing says so.
-const RECEIVE_BYTES: usize = 64 * 1024;
+pub(crate) const RECEIVE_BYTES: usize = 64 * 1024;
 /// Room for the description of a large change; what does not fit is dropped, which is noticed.
-const BUFFER_BYTES: libc::c_int = 8 * 1024 * 1024;
+pub(crate) const BUFFER_BYTES: i32 = 8 * 1024 * 1024;
 
 impl TableWatch {
     /// Begins to listen in the network namespace of the calling thread.
@@ -63,19 +65,16 @@ impl TableWatch {
     /// # Errors
     /// When the system has no netfilter sockets for us.
     pub fn open(table: Name) -> Result<Self, KernelError> {
-        let socket = Self::listen().map_err(|source| KernelError::Open { source })?;
-        Ok(Self { socket, table, received: vec![0; RECEIVE_BYTES] })
+        Self::with_room(table, BUFFER_BYTES)
     }
 
-    fn listen() -> std::io::Result<Socket> {
-        let socket = Socket::open()?;
-        socket
-            .set(SocketOption::ForceReceiveBuffer, BUFFER_BYTES)
-            .or_else(|_denied| socket.set(SocketOption::ReceiveBuffer, BUFFER_BYTES))?;
-        // A socket without a port would be left out, as if it were the sender (`do_one_broadcast`, af_netlink.c).
-        socket.port()?;
-        socket.set(SocketOption::Membership, GROUP)?;
-        Ok(socket)
+    /// As [`TableWatch::open`], with this much room for what has not been looked at yet.
+    ///
+    /// # Errors
+    /// As [`TableWatch::open`].
+    pub fn with_room(table: Name, bytes: i32) -> Result<Self, KernelError> {
+        let socket = listen(bytes).map_err(|source| KernelError::Open { source })?;
+        Ok(Self { socket, table, received: vec![0; RECEIVE_BYTES], room_bytes: bytes })
     }
 
     /// Waits for a change that is not ours.
@@ -87,6 +86,9 @@ impl TableWatch {
             let received = match self.socket.receive(&mut self.received, Wait::Block) {
                 Ok(received) => received,
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    // Until its queue has been empty once, the kernel does not tell of further losses (`netlink_overrun` of
+                    // `net/netlink/af_netlink.c`). A new socket has lost nothing.
+                    self.socket = listen(self.room_bytes).map_err(|source| KernelError::Open { source })?;
                     return Ok(ForeignChange { family: None, what: "notifications were lost" });
                 }
                 Err(source) => return Err(KernelError::Receive { source }),
@@ -98,8 +100,26 @@ impl TableWatch {
     }
 }
 
+/// A socket that is told of each change in the network namespace of the calling thread.
+pub(crate) fn listen<C: Channel>(buffer_bytes: i32) -> std::io::Result<C> {
+    let socket = C::open()?;
+    socket
+        .set(SocketOption::ForceReceiveBuffer, buffer_bytes)
+        .or_else(|_denied| socket.set(SocketOption::ReceiveBuffer, buffer_bytes))?;
+    // A socket without a port would be left out, as if it were the sender (`do_one_broadcast`, af_netlink.c).
+    socket.port()?;
+    socket.set(SocketOption::Membership, GROUP)?;
+    Ok(socket)
+}
+
 /// What a notification says, if it is about our table and somebody else's doing.
 fn foreign(message: &Message<'_>, table: &Name) -> Option<ForeignChange> {
+    let (family, what) = change_of(message, table)?;
+    (!is_own(message.port)).then_some(ForeignChange { family: Some(family), what })
+}
+
+/// What a notification says, if it is about a table of this name, and that table's family.
+pub(crate) fn change_of(message: &Message<'_>, table: &Name) -> Option<(Family, &'static str)> {
     let what = meaning(message.kind)?;
     let family = match message.family()? {
         2 => Family::Ip,
@@ -107,8 +127,7 @@ fn foreign(message: &Message<'_>, table: &Name) -> Option<ForeignChange> {
         _ => return None,
     };
     // The attribute with the table's name has this number in messages about every kind of object.
-    let is_ours = message.attrs()?.text(1)? == table.as_str();
-    (is_ours && !is_own(message.port)).then_some(ForeignChange { family: Some(family), what })
+    (message.attrs()?.text(1)? == table.as_str()).then_some((family, what))
 }
 
 /// `NFT_MSG_*` (`linux/netfilter/nf_tables.h`) with `NFNL_SUBSYS_NFTABLES` in the upper byte.

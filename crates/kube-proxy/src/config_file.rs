@@ -4,13 +4,16 @@
 //! Upstream watches the file itself and misses what kubelet does to a mounted `ConfigMap`: it swaps the symbolic link
 //! `..data`, which leads to the file. Here the folders on the way are watched too, and what counts is the content.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use config::{CommandLine, Config};
 use futures_util::StreamExt as _;
 use inotify::{Inotify, WatchMask};
+use source::read_text;
+use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
 /// The wait after an event: writers need more than one step.
@@ -19,18 +22,39 @@ const SETTLE: Duration = Duration::from_millis(250);
 const POLL: Duration = Duration::from_mins(1);
 /// Room for events of one read. They are not looked at.
 const EVENT_BYTES: usize = 4096;
+/// What a `ConfigMap` can hold.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// The file of `--config` as it was read.
 #[derive(Debug)]
 pub(crate) struct ConfigFile {
     path: PathBuf,
     text: io::Result<String>,
+    /// Another file can be read only once.
+    is_regular: bool,
+}
+
+type Events = inotify::EventStream<Vec<u8>>;
+
+/// What a look at the file found.
+struct Look {
+    watch: io::Result<Events>,
+    /// The text, or why there is none.
+    text: Result<String, String>,
+    /// What the text means; `None` if it is that of the last look.
+    config: Option<Result<Config, String>>,
 }
 
 impl ConfigFile {
-    /// Reads a file; that it can't be read is told later.
+    /// Reads a file; that it can't be read is told later. Now it may also be a pipe.
     pub(crate) fn read(path: &Path) -> Self {
-        Self { path: path.to_owned(), text: std::fs::read_to_string(path) }
+        let mut text = String::new();
+        let read = File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text));
+        let text = match read {
+            Ok(_) if text.len() as u64 > MAX_BYTES => Err(io::ErrorKind::FileTooLarge.into()),
+            read => read.map(|_| text),
+        };
+        Self { path: path.to_owned(), text, is_regular: path.is_file() }
     }
 
     /// What was read.
@@ -39,22 +63,39 @@ impl ConfigFile {
         self.text.as_ref().map(String::clone).map_err(|error| io::Error::new(error.kind(), error.to_string()))
     }
 
-    /// Returns when the file means another configuration than this one. A file that can't be used is told, and the one in
-    /// force stays.
-    pub(crate) async fn changed(self, command_line: &CommandLine, config: &Config) {
-        let mut last = self.text.ok();
+    /// Returns when the file means another configuration than this one. Before, `tell` learns of each change whether the file
+    /// can be used: if not, why, and the configuration in force stays.
+    pub(crate) async fn changed(
+        self,
+        command_line: &CommandLine,
+        config: &Config,
+        tell: impl Fn(Result<(), &str>),
+    ) {
+        let Self { path, text, is_regular } = self;
+        if !is_regular {
+            info!(file = %path.display(), "the configuration is no regular file; changes of it are not seen");
+            return std::future::pending().await;
+        }
+        let mut last = text.map_err(|error| error.to_string());
         let mut is_watched = true;
         loop {
-            let watch = watch(&self.path);
+            let (look_at, known, with) = (path.clone(), last.clone(), command_line.clone());
+            let look = spawn_blocking(move || look(&look_at, &known, &with)).await;
+            let Ok(Look { watch, text, config: new }) = look else {
+                // The parser has a fault, which is no reason to end what works.
+                tokio::time::sleep(POLL).await;
+                continue;
+            };
             if let Err(error) = &watch
                 && std::mem::replace(&mut is_watched, false)
             {
-                warn!(%error, file = %self.path.display(), "the configuration file can't be watched; looking at it every minute");
+                warn!(%error, file = %path.display(), "the configuration file can't be watched; looking at it every minute");
             }
-            // After the watch was set up, so that no change falls in between.
-            let text = std::fs::read_to_string(&self.path).ok();
-            if text != last && is_other(command_line, config, &self.path, text.as_deref()) {
-                return;
+            if let Some(new) = new {
+                if is_other(config, &path, &new) {
+                    return;
+                }
+                tell(new.as_ref().map(drop).map_err(String::as_str));
             }
             last = text;
             // Whatever the event was, the file is read again; an error is answered by a new watch.
@@ -64,15 +105,25 @@ impl ConfigFile {
     }
 }
 
-/// Whether a new text means another configuration; says so if it means none.
-fn is_other(command_line: &CommandLine, config: &Config, path: &Path, text: Option<&str>) -> bool {
-    let file = path.display();
-    let Some(text) = text else {
-        error!(%file, "the configuration file is gone; what it said stays in force");
-        return false;
+/// Reads the file anew, and what it means if it is not `known`. Blocks for as long as the file system does.
+fn look(path: &Path, known: &Result<String, String>, command_line: &CommandLine) -> Look {
+    // Before it is read, so that no change falls in between.
+    let watch = watch(path);
+    let text = read_text(path, MAX_BYTES).map_err(|error| error.to_string());
+    let load = |text: &String| {
+        config::load(command_line, Some(Ok(text.clone())), &crate::platform::modes())
+            .config
+            .map_err(|error| error.to_string())
     };
-    match config::load(command_line, Some(Ok(text.to_owned())), &crate::platform::modes()).config {
-        Ok(new) if new == *config => {
+    let config = (text != *known).then(|| text.as_ref().map_err(String::clone).and_then(load));
+    Look { watch, text, config }
+}
+
+/// Whether the file means another configuration; says so if it does not.
+fn is_other(config: &Config, path: &Path, new: &Result<Config, String>) -> bool {
+    let file = path.display();
+    match new {
+        Ok(new) if new == config => {
             info!(%file, "the configuration file was changed, but not what it means");
             false
         }
@@ -84,7 +135,7 @@ fn is_other(command_line: &CommandLine, config: &Config, path: &Path, text: Opti
     }
 }
 
-async fn next_event(watch: io::Result<inotify::EventStream<Vec<u8>>>) {
+async fn next_event(watch: io::Result<Events>) {
     match watch {
         Ok(mut events) => drop(events.next().await),
         Err(_) => std::future::pending().await,
@@ -92,7 +143,7 @@ async fn next_event(watch: io::Result<inotify::EventStream<Vec<u8>>>) {
 }
 
 /// Watches the file that the path leads to, its folder, and the folder that the path names.
-fn watch(path: &Path) -> io::Result<inotify::EventStream<Vec<u8>>> {
+fn watch(path: &Path) -> io::Result<Events> {
     let folder = WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::MOVED_FROM | WatchMask::DELETE;
     let file = WatchMask::MODIFY | WatchMask::CLOSE_WRITE | WatchMask::MOVE_SELF | WatchMask::DELETE_SELF;
     let inotify = Inotify::init()?;
@@ -137,7 +188,7 @@ mod tests {
         tokio::select! {
             // The watch is set up first, so that it is the event that is seen.
             biased;
-            () = read.changed(&command_line, &config) => true,
+            () = read.changed(&command_line, &config, |_| {}) => true,
             () = unchanged => false,
         }
     }
@@ -199,6 +250,20 @@ mod tests {
             std::fs::write(&path, file("oomScoreAdj: 2")).unwrap();
         })
         .await;
+    }
+
+    /// Such as `--config <(render)` in a shell.
+    #[tokio::test(start_paused = true)]
+    async fn a_pipe_is_read_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let writer = {
+            let path = path.clone();
+            std::thread::spawn(move || std::fs::write(path, file("")).unwrap())
+        };
+        assert!(!ends(&path, async || {}).await);
+        writer.join().unwrap();
     }
 
     #[tokio::test(start_paused = true)]

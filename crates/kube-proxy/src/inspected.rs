@@ -65,7 +65,7 @@ impl inspect::Host for ThisHost {
             match TableReader::open().and_then(|mut reader| reader.all_chains(family)) {
                 Ok(chains) => evidence.chains.extend(chains),
                 Err(error) => {
-                    evidence.unread.push(format!("chains of {family}: {}", agent::with_causes(&error)))
+                    evidence.unread.push(format!("chains of {family}: {}", agent::with_causes(&error)));
                 }
             }
         }
@@ -96,13 +96,16 @@ fn walk_nftables(packet: &Packet, addresses: Vec<IpAddr>, limit: usize) -> Resul
     tracer.ways(packet, limit).map_err(|error| error.to_string())
 }
 
+/// What was found for keys of sets.
+type Found = BTreeMap<(Name, Bytes), Option<Element>>;
+
 /// Elements that are asked of the kernel when they are needed, each once.
 struct InKernel {
     family: Family,
     table: Name,
     /// The kernel finds no networks by an address in them; those were read with the rules.
     networks: InRuleset,
-    state: Mutex<(TableReader, BTreeMap<(Name, Bytes), Option<Element>>)>,
+    state: Mutex<(TableReader, Found)>,
 }
 
 impl Elements for InKernel {
@@ -173,7 +176,8 @@ fn row(flow: &conntrack::Flow, protocol: Protocol) -> FlowRow {
 fn compare(services: &[Service], evidence: &mut Evidence<'_>) {
     for (ip_family, family) in FAMILIES {
         let table = backend_nftables::table_name();
-        match kernel::Nftables::open().and_then(|mut kernel| kernel.read(family, &table)) {
+        let read = || kernel::Nftables::open()?.read(family, &table)?.whole();
+        match read() {
             Ok(found) => {
                 let held = found.as_ref().map(|ruleset| texts(ruleset, family)).unwrap_or_default();
                 let name = ip_family.to_string();

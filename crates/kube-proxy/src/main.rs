@@ -23,6 +23,9 @@ use config::{Action, CommandLine, Config, Level, Parsed};
 use config_file::ConfigFile;
 use tracing::{error, info, warn};
 
+/// What failed if the log can't be written.
+const LOG_THREAD: &str = "start the thread log";
+
 fn main() -> ExitCode {
     kernel::share_heap();
     let arguments: Vec<String> =
@@ -42,15 +45,15 @@ fn main() -> ExitCode {
 }
 
 fn run(command_line: &CommandLine) -> ExitCode {
-    for line in command_line.deprecations() {
-        drop(writeln!(std::io::stderr(), "{line}"));
-    }
     let file = command_line.config().map(ConfigFile::read);
     let loaded = config::load(command_line, file.as_ref().map(ConfigFile::text), &platform::modes());
     let log = match logs::init(settings::logs(&loaded.logging)) {
         Ok(log) => log,
         Err(error) => return complain(&error),
     };
+    for line in command_line.deprecations() {
+        log.write_line(&line);
+    }
     for (name, value) in command_line.values() {
         info!(v = 1, "FLAG: --{name}={value:?}");
     }
@@ -85,20 +88,28 @@ fn act(
     file: Option<ConfigFile>,
     log: &logs::Handle,
 ) -> anyhow::Result<()> {
+    if command_line.action() != Action::Serve {
+        log.start_writing().context(LOG_THREAD)?;
+    }
     match command_line.action() {
         Action::WriteConfig(path) => write_config(path, config),
         Action::Cleanup => takeover::clean_up(),
-        Action::InitOnly => prepare::init_only(config),
+        Action::InitOnly => {
+            prepare::set_host(config);
+            Ok(())
+        }
         Action::Serve => {
+            host::require_net_admin()?;
             prepare::before_serving(config);
             takeover::give_up_privileges(config.mode);
             // Threads keep the privileges that they were started with.
-            log.flush_regularly().context("start the thread log-flush")?;
+            log.start_writing().context(LOG_THREAD)?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let outcome = runtime
-                .context("start the runtime")
-                .and_then(|runtime| runtime.block_on(serve::serve(command_line, config, file, log)));
-            outcome.inspect_err(|error| error!(err = format!("{error:#}"), "Error running ProxyServer"))
+            let runtime = runtime.context("start the runtime")?;
+            let outcome = runtime.block_on(serve::serve(command_line, config, file, log));
+            // A thread may wait for a name server or a file system for ever.
+            runtime.shutdown_background();
+            outcome
         }
     }
 }

@@ -14,15 +14,15 @@ use model::IpFamily;
 ///
 /// # Errors
 /// No family can be served.
-pub(crate) fn serve(
+pub(crate) async fn serve(
     config: &Config,
     settings: &Settings,
-    families: &[IpFamily],
+    families: Vec<IpFamily>,
     metrics: &Metrics,
 ) -> anyhow::Result<Vec<ServedFamily>> {
     match config.mode {
-        Mode::NfTables => Ok(nftables::serve(families, metrics)),
-        Mode::IpTables => iptables::serve(settings, families, metrics),
+        Mode::NfTables => Ok(nftables::serve(&families, metrics)),
+        Mode::IpTables => iptables::serve(settings, families, metrics).await,
         mode @ (Mode::Ipvs | Mode::Ebpf | Mode::Userspace | Mode::Kernelspace) => not_built_in(mode),
     }
 }

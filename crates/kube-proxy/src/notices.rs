@@ -3,6 +3,7 @@
 use agent::{Conflict, Notice, Notices};
 use api::Rejection;
 use events::{Event, Reason, Recorder, Regarding, Worker};
+use metrics::Metrics;
 use model::{Change, IpFamily, Kind, Node};
 use source::Client;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -130,6 +131,23 @@ pub(crate) fn log_change(change: &Change) {
         Change::Apply(object) => trace!(kind = %object.kind(), name = %object.name(), "Object changed"),
         Change::Delete(kind, name) => trace!(%kind, %name, "Object deleted"),
         Change::Replace { kind, objects, .. } => trace!(%kind, n = objects.len(), "Objects listed"),
+    }
+}
+
+/// Tells whether the changed configuration file can be used, and if not, why.
+pub(crate) fn tell_config_file(
+    usable: Result<(), &str>,
+    metrics: &Metrics,
+    recorder: &Recorder,
+    node_name: &str,
+) {
+    metrics.config_file_usable.set(i64::from(usable.is_ok()));
+    if let Err(error) = usable {
+        let note = format!(
+            "the changed configuration file can't be used; the former configuration stays in force: {error}"
+        );
+        let regarding = Regarding::Node(node_name.to_owned());
+        recorder.send(Event::new(Reason::InvalidConfiguration, regarding).note(note));
     }
 }
 

@@ -2,44 +2,34 @@
 
 use agent::with_causes;
 use config::Config;
-use host::{ConntrackSettings, FileError, Root};
-use tracing::{error, info, warn};
+use host::{ConntrackSettings, Root};
+use tracing::{info, warn};
 
 use crate::settings;
 
-/// `--init-only`: sets everything, and fails if something can't be set.
-pub(crate) fn init_only(config: &Config) -> anyhow::Result<()> {
-    prepare(config).map_or(Ok(()), |error| Err(anyhow::Error::from(error)))
+/// `--init-only`: sets everything that is the host's. A node whose settings can't be changed (by a container with a read-only
+/// `/proc/sys`, say) is served all the same, with a warning for each: upstream ends here.
+pub(crate) fn set_host(config: &Config) {
+    let root = Root::default();
+    let applied = host::apply_conntrack(&root, &conntrack(config));
+    for (entry, value) in applied.written {
+        info!(%entry, value, "Set sysctl");
+    }
+    let localnet = settings::serves_localhost(config).then(|| host::set_route_localnet(&root));
+    for failure in applied.failures.into_iter().chain(localnet.and_then(Result::err)) {
+        warn!(err = with_causes(&failure), "a setting of the host can't be changed; it stays as it is");
+    }
 }
 
-/// Sets what can be set. A node whose settings can't be changed (by a container with a read-only `/proc/sys`, say) is served
-/// all the same: upstream ends here.
+/// Sets what is the host's, and what is this process's.
 pub(crate) fn before_serving(config: &Config) {
-    if let Some(failure) = prepare(config) {
-        error!(err = with_causes(&failure), "the host's settings could not be changed");
-    }
+    set_host(config);
     if let Err(failure) = host::set_oom_score(&Root::default(), config.oom_score_adj) {
         info!(v = 2, err = with_causes(&failure), "Failed to set oom_score_adj for kube-proxy");
     }
-}
-
-/// The first failure; what comes after it is tried all the same.
-fn prepare(config: &Config) -> Option<FileError> {
-    let root = Root::default();
-    let conntrack = match host::apply_conntrack(&root, &conntrack(config)) {
-        Ok(applied) => {
-            for (entry, value) in applied.written {
-                info!(%entry, value, "Set sysctl");
-            }
-            for warning in &applied.warnings {
-                warn!(err = with_causes(warning), "conntrack works all the same");
-            }
-            None
-        }
-        Err(error) => Some(error),
-    };
-    let localnet = settings::serves_localhost(config).then(|| host::set_route_localnet(&root));
-    conntrack.or(localnet.and_then(Result::err))
+    if let Err(failure) = host::raise_descriptor_limit() {
+        info!(v = 2, err = with_causes(&failure), "the limit of open files stays as it is");
+    }
 }
 
 fn conntrack(config: &Config) -> ConntrackSettings {

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use agent::Input;
+use agent::{Input, Settings, Telemetry};
 use anyhow::Context as _;
 use config::{CommandLine, Config};
 use events::Recorder;
 use metrics::SourceMetrics;
-use model::Kind;
+use model::{IpFamily, Kind};
 use source::{Source, SourceEvent};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -22,7 +22,7 @@ const EVENTS: usize = 4096;
 /// How long the end of the program waits for events to be written.
 const FLUSH: Duration = Duration::from_secs(1);
 
-/// Serves until a signal asks to end. The rules stay in the kernel, so that traffic goes on until the next start, which
+/// Serves until a signal asks to end, or the configuration file does by meaning something else. The rules stay in the kernel, so that traffic goes on until the next start, which
 /// takes them over.
 pub(crate) async fn serve(
     command_line: &CommandLine,
@@ -45,35 +45,53 @@ pub(crate) async fn serve(
     let settings = settings::agent(config, &node_name, notices);
     let (events_tx, events) = mpsc::channel(EVENTS);
     let telemetry = servers::telemetry(config, &version);
-    let families = mode::serve(config, &settings, &families, &telemetry.metrics)?;
     let rejections = Rejections::default();
     let mut status =
         servers::start(command_line, config, &telemetry, log, &recorder, &node_name, &rejections)
             .context("start the servers")?;
-    let metrics = telemetry.metrics.source.clone();
-    let mut source = start_source(config, &node_name, &version, metrics, events_tx).await?;
+    let lost = telemetry.metrics.log_records_lost.clone();
+    log.on_loss(Box::new(move |records| lost.inc_by(records)));
+    let metrics = telemetry.metrics.clone();
+    let mut source = start_source(config, &node_name, &version, metrics.source.clone(), events_tx).await?;
     notices::log_watches();
     let read = |event| read_event(event, &recorder, &rejections);
+    let tell = |usable: Result<(), &str>| notices::tell_config_file(usable, &metrics, &recorder, &node_name);
     let file_changed = async {
         match file {
-            Some(file) => file.changed(command_line, config).await,
+            Some(file) => file.changed(command_line, config, tell).await,
             None => std::future::pending().await,
         }
     };
     let outcome = tokio::select! {
-        result = agent::run(families, settings, telemetry, events, read) => result.context("serve"),
+        result = run(config, families, settings, telemetry, events, read) => result,
         error = listener.run(source.client(), &node_name, &checked) => Err(error),
         error = status.failed() => {
             recorder.send(servers::failure_event(&error, &node_name));
             Err(error.into())
         }
         () = source.ended() => Err(anyhow::anyhow!("the source ended")),
-        () = file_changed => Err(anyhow::anyhow!("content of the proxy server's configuration file was updated")),
+        () = file_changed => {
+            info!("content of the proxy server's configuration file was updated; ending, to be started with it");
+            Ok(())
+        }
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
     recorder.flush(FLUSH).await;
     outcome
+}
+
+/// Serves in the mode that was chosen.
+async fn run(
+    config: &Config,
+    families: Vec<IpFamily>,
+    settings: Settings,
+    telemetry: Telemetry,
+    events: mpsc::Receiver<SourceEvent>,
+    read: impl Fn(SourceEvent) -> Option<Input>,
+) -> anyhow::Result<()> {
+    let families = mode::serve(config, &settings, families, &telemetry.metrics).await?;
+    agent::run(families, settings, telemetry, events, read).await.context("serve")
 }
 
 async fn start_source(

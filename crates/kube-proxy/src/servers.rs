@@ -22,6 +22,20 @@ pub(crate) fn telemetry(config: &Config, version: &str) -> Telemetry {
     Telemetry::new(Arc::new(Metrics::new(&options)), SharedHealth::new(config.health_timeout()))
 }
 
+/// Descriptors for everything but clients: the runtime, the API server, the kernel, programs, service health checks.
+const OWN_DESCRIPTORS: u64 = 64;
+/// The limit of descriptors where the system does not tell.
+const DESCRIPTORS: u64 = 1024;
+/// Clients that are served however few descriptors there are.
+const MIN_CONNECTIONS: usize = 8;
+
+/// What clients may take, given how many descriptors the process may have: at most half of those that are left.
+fn limits(descriptors: u64) -> Limits {
+    let defaults = Limits::default();
+    let left = usize::try_from(descriptors.saturating_sub(OWN_DESCRIPTORS) / 2).unwrap_or(usize::MAX);
+    Limits { connections: left.clamp(MIN_CONNECTIONS, defaults.connections), ..defaults }
+}
+
 /// Starts the servers, before anything else can take long. A Service whose health check can't be served hears of it by an
 /// Event.
 pub(crate) fn start(
@@ -57,8 +71,8 @@ pub(crate) fn start(
             log.set_verbosity(u32::try_from(verbosity).unwrap_or_default());
             Ok(())
         }),
-        more: more(api(config, telemetry, rejections.clone(), about)),
-        limits: Limits::default(),
+        further: further(api(config, telemetry, rejections.clone(), about)),
+        limits: limits(host::descriptor_limit().unwrap_or(DESCRIPTORS)),
     };
     let sources = Sources {
         metrics: telemetry.metrics.clone(),
@@ -87,14 +101,12 @@ fn api(config: &Config, telemetry: &Telemetry, rejections: Rejections, about: Ab
     })
 }
 
-fn more(api: Api) -> status::More {
-    Arc::new(move |request| {
-        if !Api::serves(request.uri.path()) {
-            return None;
-        }
+fn further(api: Api) -> status::Further {
+    let answer = move |request| -> status::Answering {
         let api = api.clone();
-        Some(Box::pin(async move { api.answer(&request).await }))
-    })
+        Box::pin(async move { api.answer(&request).await })
+    };
+    status::Further { paths: &Api::PATHS, answer: Arc::new(answer) }
 }
 
 /// The event for a main server that can't serve, which ends the program.
@@ -132,5 +144,17 @@ fn build_info(version: &str) -> BuildInfo {
         compiler: "rustc".into(),
         platform: format!("{}/{arch}", std::env::consts::OS),
         ..BuildInfo::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_leave_descriptors_for_the_work() {
+        for (descriptors, connections) in [(1 << 20, 256), (1024, 256), (256, 96), (64, 8), (0, 8)] {
+            assert_eq!(limits(descriptors).connections, connections, "{descriptors}");
+        }
     }
 }

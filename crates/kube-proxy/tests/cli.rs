@@ -98,3 +98,22 @@ fn flags_are_logged_at_level_1() {
     assert!(stderr(&output).contains(r#"FLAG: --bind-address=\"0.0.0.0\""#));
     assert!(!stderr(&run(&[&flag])).contains("FLAG"));
 }
+
+/// By a real process of another user: one message, and the end. (As root it gives up its privileges for that.)
+#[test]
+fn without_permission_it_says_so_once_and_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("kube-proxy");
+    std::fs::copy(env!("CARGO_BIN_EXE_kube-proxy"), &program).unwrap();
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let output = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"])
+        .arg(&program)
+        .args(["--manifests", "/", "--hostname-override", "node"])
+        .output()
+        .expect("run setpriv");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let errors: Vec<&str> = stderr(&output).lines().filter(|line| !line.starts_with('I')).collect();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].contains("user 65534 without the capability CAP_NET_ADMIN"), "{errors:?}");
+}

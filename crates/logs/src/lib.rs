@@ -13,23 +13,33 @@
 //! | a library's `trace!` | never: it shows what goes over the wire, credentials included | |
 //!
 //! Spans are not recorded. A record that no verbosity asked for and that comes too often is counted instead of written
-//! (`limit`).
+//! (`limit`). A thread of its own writes, so that nobody waits for whoever reads the streams; if they don't, records are lost
+//! and counted (`queue`).
 #![forbid(unsafe_code)]
 
 mod json;
 mod limit;
+mod queue;
 mod record;
 mod sink;
 mod subscriber;
 mod text;
 mod verbosity;
+mod writer;
 
-use std::sync::Arc;
+use std::backtrace::BacktraceStatus;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use tracing::error;
 
 pub use verbosity::{PatternError, Vmodule};
 
+use record::Severity;
+use sink::Sink;
 use subscriber::Klog;
+use writer::Writer;
 
 /// How records are written.
 #[derive(Clone, Debug)]
@@ -78,23 +88,50 @@ pub enum Format {
 #[error("logging is set up already")]
 pub struct InitError(#[from] tracing::subscriber::SetGlobalDefaultError);
 
-/// Makes the program's records go to its standard streams from now on. [`Handle::flush_regularly`] is to follow once the
-/// program may have more than one thread.
+/// Is told how many records are lost.
+pub type OnLoss = Box<dyn Fn(u64) + Send + Sync>;
+
+/// How long the end of the program, or of a thread that panics, waits for whoever reads the streams.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Makes the program's records, and its panics, go to its standard streams. They are kept until
+/// [`Handle::start_writing`], which is to follow once the program may have more than one thread.
 ///
 /// # Errors
 /// It has been called before.
 pub fn init(config: Config) -> Result<Handle, InitError> {
-    let flush_every = config.flush_every;
-    let klog = Arc::new(Klog::new(config));
+    let (flush_every, errors) = (config.flush_every, Box::new(std::io::stderr()));
+    let sink = if config.split_stream {
+        Sink::split(errors, Box::new(std::io::stdout()), config.info_buffer_bytes)
+    } else {
+        Sink::single(errors)
+    };
+    let klog = Arc::new(Klog::new(config, TimeZone::system()));
     tracing::subscriber::set_global_default(klog.clone())?;
-    Ok(Handle { klog, flush_every })
+    let writer = Writer { klog: klog.clone(), sink, flush_every };
+    let handle = Handle { klog, writer: Arc::new(Mutex::new(Some(writer))) };
+    log_panics(handle.clone());
+    Ok(handle)
+}
+
+/// The default hook writes to standard error itself, and would wait for a reader.
+fn log_panics(handle: Handle) {
+    std::panic::set_hook(Box::new(move |panic| {
+        let payload = panic.payload_as_str().unwrap_or("(no text)");
+        let backtrace = std::backtrace::Backtrace::capture();
+        let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+        let (thread, place) = (std::thread::current(), panic.location().map(ToString::to_string));
+        error!(err = payload, thread = thread.name(), place, backtrace, "panic");
+        handle.flush();
+    }));
 }
 
 /// Changes how records are written while the program runs. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Handle {
     klog: Arc<Klog>,
-    flush_every: Duration,
+    /// Until its thread is started.
+    writer: Arc<Mutex<Option<Writer>>>,
 }
 
 impl Handle {
@@ -108,21 +145,33 @@ impl Handle {
         self.klog.set_verbosity(verbosity);
     }
 
-    /// Starts the thread that writes what was kept back, and sums up what was left out, every `flush_every`.
+    /// Has this told how many records are lost from now on. Only the first call counts. It is called by whoever logs, so it must
+    /// neither wait nor log.
+    pub fn on_loss(&self, on_loss: OnLoss) {
+        self.klog.on_loss(on_loss);
+    }
+
+    /// Writes a line that is no record to standard error, in its order among them.
+    pub fn write_line(&self, line: &str) {
+        self.klog.push(Severity::Error, format!("{line}\n"));
+    }
+
+    /// Starts the thread that writes, once.
     ///
     /// # Errors
     /// The system refuses a thread.
-    pub fn flush_regularly(&self) -> std::io::Result<()> {
-        let Self { klog, flush_every } = self.clone();
-        let flush = move || loop {
-            std::thread::sleep(flush_every);
-            klog.flush();
-        };
-        std::thread::Builder::new().name("log-flush".into()).spawn(flush).map(drop)
+    pub fn start_writing(&self) -> std::io::Result<()> {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let start = |writer: Writer| std::thread::Builder::new().name("log".into()).spawn(|| writer.run());
+        writer.map_or(Ok(()), |writer| start(writer).map(drop))
     }
 
-    /// Writes what was kept back. To be called before the program ends.
+    /// Writes everything; what was left out is summed up. To be called before the program ends. Does not wait for long if
+    /// nobody reads.
     pub fn flush(&self) {
-        self.klog.flush_all();
+        self.klog.sum_up_all();
+        if self.start_writing().is_ok() {
+            _ = self.klog.queue().flush(LAST_WORDS);
+        }
     }
 }

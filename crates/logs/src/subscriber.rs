@@ -2,7 +2,7 @@
 
 use std::hash::{Hash as _, Hasher as _};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,10 +14,10 @@ use tracing::subscriber::Interest;
 use tracing::{Event, Metadata, Subscriber};
 
 use crate::limit::{LeftOut, Limiter, WINDOW};
+use crate::queue::{Line, Queue};
 use crate::record::{Content, Number, Place, Record, Severity, Value};
-use crate::sink::Sink;
 use crate::verbosity::{ALWAYS, default_of, lowest_of};
-use crate::{Config, Format, Vmodule, json, text};
+use crate::{Config, Format, OnLoss, Vmodule, json, text};
 
 /// The receiver of all events.
 #[derive(Debug)]
@@ -28,17 +28,18 @@ pub(crate) struct Klog {
     pid: u32,
     zone: TimeZone,
     started: Instant,
-    state: Mutex<State>,
+    limiter: Mutex<Limiter<Kind, Record>>,
+    queue: Queue,
+    on_loss: Told,
 }
 
-struct State {
-    sink: Sink,
-    limiter: Limiter<Kind, Record>,
-}
+/// Who is told of losses.
+#[derive(Default)]
+struct Told(OnceLock<OnLoss>);
 
-impl std::fmt::Debug for State {
+impl std::fmt::Debug for Told {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("State").field("limiter", &self.limiter).finish_non_exhaustive()
+        f.debug_tuple("Told").field(&self.0.get().is_some()).finish()
     }
 }
 
@@ -52,18 +53,7 @@ struct Kind {
 }
 
 impl Klog {
-    /// One that writes to the program's standard streams.
-    pub(crate) fn new(config: Config) -> Self {
-        let errors = Box::new(std::io::stderr());
-        let sink = if config.split_stream {
-            Sink::split(errors, Box::new(std::io::stdout()), config.info_buffer_bytes)
-        } else {
-            Sink::single(errors)
-        };
-        Self::with_sink(config, sink, TimeZone::system())
-    }
-
-    pub(crate) fn with_sink(config: Config, sink: Sink, zone: TimeZone) -> Self {
+    pub(crate) fn new(config: Config, zone: TimeZone) -> Self {
         Self {
             verbosity: AtomicU32::new(config.verbosity),
             vmodule: config.vmodule,
@@ -71,7 +61,35 @@ impl Klog {
             pid: std::process::id(),
             zone,
             started: Instant::now(),
-            state: Mutex::new(State { sink, limiter: Limiter::default() }),
+            limiter: Mutex::default(),
+            queue: Queue::default(),
+            on_loss: Told::default(),
+        }
+    }
+
+    /// The lines that wait to be written.
+    pub(crate) fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// Has this told of losses from now on. Only the first call counts.
+    pub(crate) fn on_loss(&self, on_loss: OnLoss) {
+        drop(self.on_loss.0.set(on_loss));
+    }
+
+    /// Tells that so many records are lost.
+    pub(crate) fn lose(&self, records: u64) {
+        if let Some(on_loss) = self.on_loss.0.get()
+            && records > 0
+        {
+            on_loss(records);
+        }
+    }
+
+    /// Has a line written soon, or loses it.
+    pub(crate) fn push(&self, severity: Severity, text: String) {
+        if !self.queue.push(Line { severity, text }) {
+            self.lose(1);
         }
     }
 
@@ -84,35 +102,31 @@ impl Klog {
         tracing::callsite::rebuild_interest_cache();
     }
 
-    /// Writes what was kept back, and sums up what was left out in windows that have ended.
-    pub(crate) fn flush(&self) {
-        let mut state = self.lock();
-        let ended = state.limiter.ended(self.now());
-        self.sum_up(&mut state, ended);
-        state.sink.flush();
+    /// Sums up what was left out in windows that have ended.
+    pub(crate) fn sum_up_ended(&self) {
+        let ended = self.limiter().ended(self.now());
+        self.sum_up(ended);
     }
 
     /// The same for all that was left out, since there will be no other occasion.
-    pub(crate) fn flush_all(&self) {
-        let mut state = self.lock();
-        let rest = state.limiter.finish();
-        self.sum_up(&mut state, rest);
-        state.sink.flush();
+    pub(crate) fn sum_up_all(&self) {
+        let rest = self.limiter().finish();
+        self.sum_up(rest);
     }
 
-    fn sum_up(&self, state: &mut State, left_out: Vec<LeftOut<Record>>) {
+    fn sum_up(&self, left_out: Vec<LeftOut<Record>>) {
         for LeftOut { count, sample } in left_out {
             let fields = vec![
                 ("leftOut", Value::Uint(count)),
                 ("within", Value::Text(format!("{WINDOW:?}"))),
                 ("oneOfThem", Value::Text(self.line(&sample).trim_end().to_owned())),
             ];
-            let record = Record { time: Timestamp::now(), fields, ..sample };
-            state.sink.write(record.severity, &self.line(&record));
+            self.write(&Record { time: Timestamp::now(), fields, ..sample });
         }
     }
 
-    fn line(&self, record: &Record) -> String {
+    /// A record as it is written.
+    pub(crate) fn line(&self, record: &Record) -> String {
         match self.format {
             Format::Text => text::line(record, self.pid, &self.zone),
             Format::Json => json::line(record),
@@ -123,9 +137,9 @@ impl Klog {
         self.started.elapsed()
     }
 
-    /// A panic of another thread leaves the state usable: lines are written as a whole.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A panic of another thread leaves it usable.
+    fn limiter(&self) -> MutexGuard<'_, Limiter<Kind, Record>> {
+        self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The verbosity for a callsite.
@@ -133,14 +147,17 @@ impl Klog {
         self.vmodule.verbosity(metadata).unwrap_or_else(|| self.verbosity())
     }
 
-    fn write(&self, record: &Record) {
-        let mut state = self.lock();
+    fn take(&self, record: &Record) {
         // Who asks for more gets all of it.
         let is_limited = record.v == ALWAYS;
-        if is_limited && !state.limiter.admit(Kind::of(record), self.now(), || record.clone()) {
+        if is_limited && !self.limiter().admit(Kind::of(record), self.now(), || record.clone()) {
             return;
         }
-        state.sink.write(record.severity, &self.line(record));
+        self.write(record);
+    }
+
+    fn write(&self, record: &Record) {
+        self.push(record.severity, self.line(record));
     }
 }
 
@@ -194,7 +211,7 @@ impl Subscriber for Klog {
         event.record(&mut content);
         let Content { message, fields } = content;
         let place = Place::of(metadata);
-        self.write(&Record { time: Timestamp::now(), severity, v, place, message, fields });
+        self.take(&Record { time: Timestamp::now(), severity, v, place, message, fields });
     }
 
     // Spans are not enabled, so nothing of them is ever kept.
@@ -209,7 +226,6 @@ impl Subscriber for Klog {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
     use std::sync::Arc;
 
     use tracing::{debug, error, info, trace, warn};
@@ -217,31 +233,17 @@ mod tests {
     use super::*;
     use crate::limit::SHOWN;
 
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
+    fn klog(config: Config) -> Arc<Klog> {
+        Arc::new(Klog::new(config, TimeZone::UTC))
     }
 
-    fn klog(config: Config) -> (Lines, Arc<Klog>) {
-        let lines = Lines::default();
-        let klog = Klog::with_sink(config, Sink::single(Box::new(lines.clone())), TimeZone::UTC);
-        (lines, Arc::new(klog))
+    fn text(klog: &Klog) -> String {
+        klog.queue.take(Duration::ZERO).lines.into_iter().map(|line| line.text).collect()
     }
 
-    impl Lines {
-        /// The messages so far, without what comes before and after.
-        fn take(&self) -> Vec<String> {
-            let text = String::from_utf8(std::mem::take(&mut self.0.lock().unwrap())).unwrap();
-            text.lines().map(|line| line.split('"').nth(1).unwrap_or_default().to_owned()).collect()
-        }
+    /// The messages so far, without what comes before and after.
+    fn messages(klog: &Klog) -> Vec<String> {
+        text(klog).lines().map(|line| line.split('"').nth(1).unwrap_or_default().to_owned()).collect()
     }
 
     fn speak() {
@@ -258,7 +260,7 @@ mod tests {
 
     #[test]
     fn verbosity_decides_and_changes_at_run_time() {
-        let (lines, klog) = klog(Config::default());
+        let klog = klog(Config::default());
         tracing::subscriber::with_default(klog.clone(), || {
             let mut shown = vec!["error", "warn", "info"];
             for (verbosity, more) in [
@@ -274,7 +276,7 @@ mod tests {
                 assert_eq!(klog.verbosity(), verbosity);
                 speak();
                 shown.extend(more);
-                let mut lines = lines.take();
+                let mut lines = messages(&klog);
                 lines.sort();
                 shown.sort_unstable();
                 assert_eq!(lines, shown, "at {verbosity}");
@@ -288,15 +290,15 @@ mod tests {
             [(0, "subscriber=4", 8), (4, "subscriber=0", 3), (0, "other=9", 3)]
         {
             let config = Config { verbosity, vmodule: patterns.parse().unwrap(), ..Config::default() };
-            let (lines, klog) = klog(config);
-            tracing::subscriber::with_default(klog, speak);
-            assert_eq!(lines.take().len(), n_lines, "{patterns}");
+            let klog = klog(config);
+            tracing::subscriber::with_default(klog.clone(), speak);
+            assert_eq!(messages(&klog).len(), n_lines, "{patterns}");
         }
     }
 
     #[test]
     fn floods_are_summed_up_and_new_errors_shown() {
-        let (lines, klog) = klog(Config { verbosity: 2, ..Config::default() });
+        let klog = klog(Config { verbosity: 2, ..Config::default() });
         tracing::subscriber::with_default(klog.clone(), || {
             for i in 0..SHOWN + 5 {
                 warn!(i, "flood");
@@ -316,13 +318,13 @@ mod tests {
         });
         let count =
             |message: &str, lines: &[String]| lines.iter().filter(|line| *line == message).count() as u64;
-        let shown = lines.take();
+        let shown = messages(&klog);
         assert_eq!(count("flood", &shown), SHOWN);
         assert_eq!(count("repeated", &shown), SHOWN);
         assert_eq!(count("asked for", &shown), 2 * SHOWN);
         assert_eq!(count("new", &shown), 2 * SHOWN);
-        klog.flush_all();
-        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        klog.sum_up_all();
+        let text = text(&klog);
         assert!(text.contains("\"flood\" leftOut=5 within=\"60s\" oneOfThem=\"W"), "{text}");
         assert!(text.contains("\"repeated\" leftOut=1 "), "{text}");
         assert_eq!(text.lines().count(), 2, "{text}");
@@ -330,11 +332,11 @@ mod tests {
 
     #[test]
     fn the_form_can_be_json() {
-        let (lines, klog) = klog(Config { format: Format::Json, ..Config::default() });
-        tracing::subscriber::with_default(klog, || {
+        let klog = klog(Config { format: Format::Json, ..Config::default() });
+        tracing::subscriber::with_default(klog.clone(), || {
             error!(error = %"broke", family = ?1, "what");
         });
-        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let text = text(&klog);
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(
             (&json["msg"], &json["err"], &json["family"]),

@@ -77,6 +77,10 @@ pub struct Metrics {
     pub changes: ChangeMetrics,
     /// Answers of the health server.
     pub health_answers: HealthAnswers,
+    /// Log records that nobody took.
+    pub log_records_lost: IntCounter,
+    /// 1 while the configuration file, as it is now, can be used; 0 while the one before stays in force.
+    pub config_file_usable: IntGauge,
     /// The way to the API server.
     pub source: SourceMetrics,
     /// Turns of the event loop.
@@ -150,11 +154,29 @@ impl Metrics {
             ),
             livez: by_code("kubeproxy_proxy_livez_total", "[ALPHA] Answers of the health server's /livez"),
         };
+        let log_records_lost = registrar
+            .counter("kubeproxy_log_records_lost_total", "[ALPHA] Log records that nobody read in time");
+        let config_file_usable = registrar.gauge(
+            "kubeproxy_config_file_usable",
+            "[ALPHA] 0 while the configuration file was changed to something that can't be used, else 1",
+        );
+        config_file_usable.set(1);
         register_static(&registrar, options);
         let source = SourceMetrics::register(&registrar);
         let process = Mutex::new(ProcessMetrics::register(&registrar));
         let loop_turn = LoopTurn::register(&registrar);
-        Self { registrar, family, changes, health_answers, source, loop_turn, slis: Slis::default(), process }
+        Self {
+            registrar,
+            family,
+            changes,
+            health_answers,
+            log_records_lost,
+            config_file_usable,
+            source,
+            loop_turn,
+            slis: Slis::default(),
+            process,
+        }
     }
 
     /// The metrics of a family that is served. They are on the page from the first call on.

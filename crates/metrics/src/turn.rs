@@ -1,6 +1,6 @@
 //! How long the event loop's turns take: nothing else is done meanwhile.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use prometheus::{Gauge, Histogram, HistogramOpts};
@@ -14,6 +14,7 @@ pub struct LoopTurn {
     durations: Histogram,
     longest: Gauge,
     longest_nanos: AtomicU64,
+    most_services: AtomicUsize,
 }
 
 impl LoopTurn {
@@ -29,17 +30,24 @@ impl LoopTurn {
                 "The longest turn of the event loop since the start",
             ),
             longest_nanos: AtomicU64::new(0),
+            most_services: AtomicUsize::new(0),
         }
     }
 
-    /// A turn took so long.
-    pub fn observe(&self, took: Duration) {
+    /// A turn took so long, and looked at so many Services.
+    pub fn observe(&self, took: Duration, services: usize) {
+        self.most_services.fetch_max(services, Ordering::Relaxed);
         self.durations.observe(took.as_secs_f64());
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let before = self.longest_nanos.fetch_max(nanos, Ordering::Relaxed);
         if nanos > before {
             self.longest.set(took.as_secs_f64());
         }
+    }
+
+    /// The most Services that one turn looked at.
+    pub fn most_services(&self) -> usize {
+        self.most_services.load(Ordering::Relaxed)
     }
 
     /// The longest turn so far.

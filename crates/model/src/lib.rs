@@ -6,25 +6,29 @@
 //! (crate `api`), and backends see only [`Frontend`]s, never a Service or an `EndpointSlice`.
 #![forbid(unsafe_code)]
 
+mod capacity;
 mod conflicts;
 mod names;
 mod net;
 mod objects;
-mod packets;
+mod rule_settings;
 mod slots;
 mod store;
 mod table;
 mod uid;
 pub mod view;
 
+pub use capacity::shrink_if_sparse;
 pub use conflicts::ConflictChange;
 pub use names::{Interner, Name, ObjectName, ServiceName, ServicePortName};
-pub use net::{AddrError, CidrError, Family, IpFamily, Protocol, V4, V6, parse_addr, parse_cidr};
+pub use net::{
+    AddrError, CidrError, Family, IpFamily, Protocol, V4, V6, parse_addr, parse_cidr, special_use,
+};
 pub use objects::{
     Change, Conditions, Endpoint, EndpointSlice, Hints, Kind, Node, Object, Service, ServiceCidr,
     ServicePort, SliceEndpoints, SlicePort, TrafficPolicy,
 };
-pub use packets::{Extent, NodePortAddresses, PodSource, RuleSettings};
+pub use rule_settings::{Extent, NodePortAddresses, PodSource, RuleSettings};
 pub use slots::assign_slots;
 pub use store::{ServiceEntry, Store, Touched};
 pub use table::{

@@ -184,6 +184,31 @@ pub fn parse_cidr(text: &str) -> Result<IpNet, CidrError> {
     parse().ok_or_else(|| CidrError(shorten(text)))
 }
 
+/// What makes an address useless for a Service or an endpoint: it means something on every node, or is not one host. To
+/// translate it would take that away. Addresses of class E (`240.0.0.0/4`) serve some clusters and are none of these.
+///
+/// Source of the rule: `ValidateNonSpecialIP` of `pkg/apis/core/validation/validation.go`, which the API holds external IPs and
+/// endpoints to (but not cluster IPs and load balancers' addresses); and beyond it all multicast, and broadcast.
+pub fn special_use(addr: IpAddr) -> Option<&'static str> {
+    let is_link_local = match addr {
+        IpAddr::V4(addr) => addr.is_link_local(),
+        IpAddr::V6(addr) => addr.is_unicast_link_local(),
+    };
+    if addr.is_unspecified() {
+        Some("the unspecified address")
+    } else if addr.is_loopback() {
+        Some("a loopback address")
+    } else if is_link_local {
+        Some("a link-local address")
+    } else if addr.is_multicast() {
+        Some("a multicast address")
+    } else if addr == IpAddr::V4(Ipv4Addr::BROADCAST) {
+        Some("the broadcast address")
+    } else {
+        None
+    }
+}
+
 fn shorten(text: &str) -> String {
     text.chars().take(64).collect()
 }
@@ -260,6 +285,29 @@ mod tests {
         assert_eq!(show("fd00::1/64").as_deref(), Some("fd00::/64"));
         for bad in ["10.0.0.0", "10.0.0.0/33", "10.0.0.0/", "fd00::/129", "10.0.0.0/-1", "/8"] {
             assert_eq!(show(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn special_addresses_are_known() {
+        for (special, usual) in [
+            ("0.0.0.0", "0.0.0.1"),
+            ("127.0.0.1", "126.255.255.255"),
+            ("127.255.255.255", "128.0.0.0"),
+            ("169.254.169.254", "169.255.0.0"),
+            ("224.0.0.251", "223.255.255.255"),
+            ("239.1.1.1", "240.0.0.1"),
+            ("255.255.255.255", "255.255.255.254"),
+            ("::", "::2"),
+            ("::1", "2001:db8::1"),
+            ("fe80::1", "fec0::1"),
+            ("febf::1", "fd00::1"),
+            ("ff02::fb", "fe00::1"),
+            ("ff0e::1", "64:ff9b::1"),
+            ("::ffff:127.0.0.1", "::ffff:10.0.0.1"),
+        ] {
+            assert!(special_use(parse_addr(special).unwrap()).is_some(), "{special}");
+            assert_eq!(special_use(parse_addr(usual).unwrap()), None, "{usual}");
         }
     }
 

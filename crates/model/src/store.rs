@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 use rustc_hash::FxBuildHasher;
 
+use crate::capacity::shrink_if_sparse;
 use crate::{
     Change, EndpointSlice, IpFamily, Kind, Name, Node, Object, ObjectName, Service, ServiceCidr, ServiceName,
 };
@@ -144,6 +145,7 @@ impl Store {
 
     fn delete_slice(&mut self, name: &ObjectName, touched: &mut Touched) {
         let Some(owner) = self.slice_owners.remove(name) else { return };
+        shrink_if_sparse(&mut self.slice_owners);
         if let Some(entry) = self.entries.get_mut(&owner) {
             entry.slices.retain(|slice| slice.name != *name);
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rustc_hash::FxBuildHasher;
 
+use crate::capacity::shrink_if_sparse;
 use crate::conflicts::{ConflictChange, Conflicts};
 use crate::{Family, Protocol, ServiceName, ServicePortName};
 
@@ -368,6 +369,7 @@ impl<F: Family> Table<F> {
         let is_in_force = claims.winner.service.service == *service;
         if is_in_force && claims.others.is_empty() {
             self.frontends.remove(key);
+            shrink_if_sparse(&mut self.frontends);
             return true;
         }
         let before = claims.clone();
@@ -466,6 +468,25 @@ mod tests {
         assert_eq!(changes(&mut table), [""; 0]);
         set(&mut table, "b", vec![]);
         assert_eq!((changes(&mut table), table.conflict_count()), (vec!["b: a -> None".to_owned()], 0));
+    }
+
+    #[test]
+    fn memory_is_given_back_when_services_go() {
+        let mut table = Table::default();
+        let one = |n: u32| {
+            let mut frontend = frontend("a", AddressKind::ClusterIp, "10.96.0.1", 80);
+            frontend.service.service = ObjectName::new("ns", &format!("svc-{n}"));
+            frontend.key.address = FrontendAddress::Ip(std::net::Ipv4Addr::from(0x0a60_0000 + n));
+            frontend
+        };
+        for n in 0..20_000 {
+            table.set_service(&one(n).service.service.clone(), vec![one(n)]);
+        }
+        let full = table.frontends.capacity();
+        for n in 0..20_000 {
+            table.set_service(&one(n).service.service, Vec::new());
+        }
+        assert!(table.is_empty() && table.frontends.capacity() < full / 8, "{}", table.frontends.capacity());
     }
 
     #[test]

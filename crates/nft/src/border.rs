@@ -11,8 +11,33 @@ pub trait Kernel: Send {
     /// how many). An empty one does nothing.
     fn apply(&mut self, tx: &Transaction) -> Result<Applied, KernelError>;
 
-    /// Reads one table; `None` when there is none.
-    fn read(&mut self, family: Family, table: &Name) -> Result<Option<Ruleset>, KernelError>;
+    /// Reads one table. What others do to other tables meanwhile makes no difference.
+    ///
+    /// # Errors
+    /// The kernel can't be asked. [`KernelError::Unstable`] is no error here, but [`Reading::Unstable`].
+    fn read(&mut self, family: Family, table: &Name) -> Result<Reading, KernelError>;
+}
+
+/// What came of reading a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// The table as it was at one moment; `None`: there was none.
+    Whole(Option<Ruleset>),
+    /// Somebody kept changing the table itself while it was read, again and again: it says nothing about the table.
+    Unstable,
+}
+
+impl Reading {
+    /// The table, for those to whom an unstable reading is a failure like others.
+    ///
+    /// # Errors
+    /// [`KernelError::Unstable`].
+    pub fn whole(self) -> Result<Option<Ruleset>, KernelError> {
+        match self {
+            Self::Whole(found) => Ok(found),
+            Self::Unstable => Err(KernelError::Unstable),
+        }
+    }
 }
 
 /// What applying a transaction took.
@@ -86,9 +111,9 @@ pub enum KernelError {
         /// What was wrong with it.
         what: &'static str,
     },
-    /// The rulesets of this network namespace kept changing while they were read.
-    #[error("ruleset kept changing while it was read")]
-    Interrupted,
+    /// See [`Reading::Unstable`].
+    #[error("the table kept changing while it was read")]
+    Unstable,
 }
 
 impl KernelError {
@@ -105,7 +130,7 @@ impl KernelError {
             }
             Self::Refused { errno, .. } => Some(*errno),
             Self::Partial { source, .. } => source.errno(),
-            Self::OutcomeUnknown { .. } | Self::Decode { .. } | Self::Interrupted => None,
+            Self::OutcomeUnknown { .. } | Self::Decode { .. } | Self::Unstable => None,
         }
     }
 
@@ -113,7 +138,7 @@ impl KernelError {
     /// kernel that lacks a feature, or a message that it can't parse.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Interrupted | Self::OutcomeUnknown { .. } => true,
+            Self::Unstable | Self::OutcomeUnknown { .. } => true,
             Self::Decode { .. } => false,
             Self::Partial { source, .. } => source.is_retryable(),
             Self::Open { .. } | Self::Send { .. } | Self::Receive { .. } | Self::Refused { .. } => {
@@ -148,7 +173,7 @@ mod tests {
     fn only_errors_that_may_pass_are_retryable() {
         assert!(KernelError::refused("chain x".to_owned(), 16, None).is_retryable());
         assert!(!KernelError::refused("chain x".to_owned(), 1, None).is_retryable());
-        assert!(KernelError::Interrupted.is_retryable());
+        assert!(KernelError::Unstable.is_retryable());
         assert!(!KernelError::Decode { what: "short" }.is_retryable());
         let inner = KernelError::refused("chain x".to_owned(), 95, None);
         let partial = KernelError::Partial { applied: 1, source: Box::new(inner) };

@@ -6,8 +6,8 @@ use crate::encode::elements::INTERVAL_END;
 use crate::encode::objects::{data_type, set_flags, type_number};
 use crate::wire::{Attrs, attr, be_u32, set_flag};
 use crate::{
-    BaseChain, Bytes, ChainState, ChainType, Data, Element, Expr, Family, Hook, Name, Set, SetData, SetKind,
-    SetState, udata,
+    BaseChain, Bytes, ChainState, ChainType, Data, Element, Expr, Family, Hook, Name, ObjectType, Set,
+    SetData, SetKind, SetState, udata,
 };
 use exprs::parse_verdict;
 
@@ -22,8 +22,7 @@ pub(crate) fn is_dormant(attrs: &Attrs<'_>) -> bool {
 }
 
 /// A set or map with a name of its own; `None` for an anonymous one.
-pub(crate) fn set(attrs: &Attrs<'_>, family: Family) -> Option<(Name, SetState)> {
-    let name = Name::from(attrs.text(attr::SET_NAME)?);
+pub(crate) fn set(attrs: &Attrs<'_>, name: &Name, family: Family) -> Option<SetState> {
     let flags = attrs.u32(attr::SET_FLAGS).unwrap_or_default();
     if flags & set_flag::ANONYMOUS != 0 {
         return None;
@@ -38,7 +37,7 @@ pub(crate) fn set(attrs: &Attrs<'_>, family: Family) -> Option<(Name, SetState)>
     let declared = Set { name: name.clone(), key, data, kind: set_kind(attrs, flags), comment };
     let foreign = !is_as_declared(attrs, &declared, family);
     let set = if foreign { as_foreign(declared) } else { declared };
-    Some((name, SetState { set, foreign, elements: Vec::new() }))
+    Some(SetState { set, foreign, elements: Vec::new() })
 }
 
 /// What is left of a declaration that is not ours.
@@ -155,6 +154,11 @@ fn base_chain(hook: &Attrs<'_>, kind: Option<&str>) -> Option<BaseChain> {
     let number = hook.u32(attr::HOOK_NUMBER)?;
     let priority = hook.find(attr::HOOK_PRIORITY).and_then(be_u32)?.cast_signed();
     Some(BaseChain { kind, hook: Hook::from_number(number)?, priority })
+}
+
+/// A stateful object.
+pub(crate) fn object(attrs: &Attrs<'_>) -> Option<(ObjectType, Name)> {
+    Some((ObjectType(attrs.u32(attr::OBJECT_TYPE)?), attrs.text(attr::OBJECT_NAME)?.into()))
 }
 
 /// The expressions of a rule.

@@ -1,13 +1,13 @@
 //! Requests for what the kernel has, and its answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::decode;
 use crate::decode::Told;
 use crate::encode::elements::put_keys;
-use crate::wire::{Writer, attr, flag, kind};
-use crate::{Bytes, Element, Family, Name, Ruleset, Set, SetKind, SetState};
+use crate::wire::{Attrs, Writer, attr, flag, kind};
+use crate::{Bytes, Element, Expr, Family, Name, Ruleset, Set, SetKind, SetState};
 
 pub use netlink::{Ack, Message, messages};
 
@@ -29,11 +29,21 @@ pub enum Request<'a> {
     /// elements: for each message of a dump the kernel walks the hash table from its start (`nft_rhash_walk` of
     /// `net/netfilter/nft_set_hash.c`).
     Keys(Family, &'a Name, &'a Set, &'a [Bytes]),
-    /// The chains of all tables of the family: the kernel can't tell tables apart here, [`RulesetReader`] does.
-    Chains(Family),
-    /// The rules of a table.
+    /// The rules of a table, with the names of the chains that they are in.
     Rules(Family, &'a Name),
+    /// The chains of a table that have these names, [`MAX_CHAINS`] at most; refused with ENOENT if there is none of one name.
+    Chains(Family, &'a Name, &'a [Name]),
+    /// The chains of all tables of the family: the kernel can't tell tables apart here, [`RulesetReader`] does. If chains of
+    /// others come and go meanwhile, some of ours may be left out.
+    AllChains(Family),
+    /// The stateful objects of a table.
+    Objects(Family, &'a Name),
+    /// The flowtables of a table.
+    Flowtables(Family, &'a Name),
 }
+
+/// So many chains are asked for at once.
+pub const MAX_CHAINS: usize = 200;
 
 /// So many keys of any set fit into one attribute.
 pub const MAX_KEYS: usize = 1000;
@@ -41,22 +51,31 @@ pub const MAX_KEYS: usize = 1000;
 impl Request<'_> {
     /// The message to send.
     pub fn encode(&self, seq: u32) -> Vec<u8> {
+        if let Self::Chains(family, table, names) = self {
+            return encode_chains(*family, table, names, seq);
+        }
         let (kind, flags, family) = match self {
             Self::Generation => (kind::GET_GENERATION, 0, 0),
             Self::Table(family, _) => (kind::GET_TABLE, 0, family.nfproto()),
             Self::Sets(family, _) => (kind::GET_SET, flag::DUMP, family.nfproto()),
             Self::Elements(family, ..) => (kind::GET_ELEMENT, flag::DUMP, family.nfproto()),
             Self::Keys(family, ..) => (kind::GET_ELEMENT, flag::ACK, family.nfproto()),
-            Self::Chains(family) => (kind::GET_CHAIN, flag::DUMP, family.nfproto()),
+            Self::Chains(family, ..) | Self::AllChains(family) => {
+                (kind::GET_CHAIN, flag::DUMP, family.nfproto())
+            }
             Self::Rules(family, _) => (kind::GET_RULE, flag::DUMP, family.nfproto()),
+            Self::Objects(family, _) => (kind::GET_OBJECT, flag::DUMP, family.nfproto()),
+            Self::Flowtables(family, _) => (kind::GET_FLOWTABLE, flag::DUMP, family.nfproto()),
         };
         let mut out = Writer::default();
         let start = out.begin_message(kind, flag::REQUEST | flags, seq, family, 0);
         match self {
-            Self::Generation | Self::Chains(_) => {}
+            Self::Generation | Self::Chains(..) | Self::AllChains(_) => {}
             Self::Table(_, table) => out.text(attr::TABLE_NAME, table),
             Self::Sets(_, table) => out.text(attr::SET_TABLE, table),
             Self::Rules(_, table) => out.text(attr::RULE_TABLE, table),
+            Self::Objects(_, table) => out.text(attr::OBJECT_TABLE, table),
+            Self::Flowtables(_, table) => out.text(attr::FLOWTABLE_TABLE, table),
             Self::Elements(_, table, set) => {
                 out.text(attr::ELEM_LIST_TABLE, table);
                 out.text(attr::ELEM_LIST_SET, set);
@@ -75,8 +94,13 @@ impl Request<'_> {
     pub fn ends_with(&self, message: &Message<'_>) -> bool {
         match self {
             Self::Generation | Self::Table(..) => true,
-            Self::Keys(..) => message.ack().is_some(),
-            Self::Sets(..) | Self::Elements(..) | Self::Chains(_) | Self::Rules(..) => message.is_done(),
+            Self::Keys(..) | Self::Chains(..) => message.ack().is_some(),
+            Self::Sets(..)
+            | Self::Elements(..)
+            | Self::AllChains(_)
+            | Self::Rules(..)
+            | Self::Objects(..)
+            | Self::Flowtables(..) => message.is_done(),
         }
     }
 }
@@ -91,13 +115,31 @@ impl fmt::Display for Request<'_> {
             Self::Keys(family, table, set, _) => {
                 write!(f, "reading of elements of set {} of table {family} {table}", set.name)
             }
-            Self::Chains(family) => write!(f, "reading of the chains of family {family}"),
+            Self::Chains(family, table, _) => write!(f, "reading of the chains of table {family} {table}"),
+            Self::AllChains(family) => write!(f, "reading of the chains of family {family}"),
+            Self::Objects(family, table) => write!(f, "reading of the objects of table {family} {table}"),
+            Self::Flowtables(family, table) => {
+                write!(f, "reading of the flowtables of table {family} {table}")
+            }
             Self::Rules(family, table) => write!(f, "reading of the rules of table {family} {table}"),
         }
     }
 }
 
-/// The generation, if the message is the answer to [`Request::Generation`].
+/// A message for each chain; the last one asks for an acknowledgement.
+fn encode_chains(family: Family, table: &Name, names: &[Name], seq: u32) -> Vec<u8> {
+    let mut out = Writer::default();
+    for (idx, name) in names.iter().enumerate() {
+        let ack = if idx + 1 == names.len() { flag::ACK } else { 0 };
+        let start = out.begin_message(kind::GET_CHAIN, flag::REQUEST | ack, seq, family.nfproto(), 0);
+        out.text(attr::CHAIN_TABLE, table);
+        out.text(attr::CHAIN_NAME, name);
+        out.end_message(start);
+    }
+    out.out
+}
+
+/// The generation, if the message is the answer to [`Request::Generation`], or the end of a commit in notifications.
 pub fn generation(message: &Message<'_>) -> Option<u32> {
     (message.kind == kind::NEW_GENERATION).then(|| message.attrs()?.u32(attr::GENERATION_ID))?
 }
@@ -119,31 +161,46 @@ pub struct RulesetReader<'a> {
     family: Family,
     table: &'a Name,
     ruleset: Ruleset,
+    /// How many sets, chains, objects and flowtables there are in the table.
+    members: Option<u32>,
+    anonymous_sets: BTreeSet<Name>,
+    /// Number of elements by set.
     counts: BTreeMap<Name, usize>,
+    /// The rules of each chain.
+    rules: BTreeMap<Name, Vec<Vec<Expr>>>,
     /// The keys behind the ranges of a set, where the kernel tells of them as elements.
     ends: BTreeMap<Name, Vec<Bytes>>,
 }
 
-/// One table as it was read.
+/// One table as it was told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reading {
+pub struct Collected {
     /// The table, with elements in the order of their keys.
     pub ruleset: Ruleset,
-    /// The kernel told the number of elements of each set, and that many were read.
+    /// As many things were told as the kernel says there are: elements of each set, and what is in the table.
     ///
-    /// Kernels before 6.17 or so don't tell. It matters because a dump of a hash table that is being resized, which
-    /// goes on for a while after many elements were added, leaves elements out and does not say so.
-    pub counted: bool,
+    /// Kernels before 6.17 or so don't say it of sets. It matters because a dump of a hash table that is being resized, which
+    /// goes on for a while after many elements were added, leaves elements out and does not say so; and because chains that
+    /// others make and delete can hide ours from [`Request::AllChains`].
+    pub is_complete: bool,
 }
 
 impl<'a> RulesetReader<'a> {
     /// Nothing collected yet.
     pub fn new(family: Family, table: &'a Name) -> Self {
-        Self { family, table, ruleset: Ruleset::default(), counts: BTreeMap::new(), ends: BTreeMap::new() }
+        Self {
+            family,
+            table,
+            ruleset: Ruleset::default(),
+            members: None,
+            anonymous_sets: BTreeSet::new(),
+            counts: BTreeMap::new(),
+            rules: BTreeMap::new(),
+            ends: BTreeMap::new(),
+        }
     }
 
-    /// Takes in one message; what is about another table or unknown is left out. Chains are to be read before rules
-    /// and sets before elements.
+    /// Takes in one message; what is about another table or unknown is left out. Sets are to be read before elements.
     pub fn add(&mut self, message: &Message<'_>) {
         let Some(attrs) = message.attrs() else { return };
         // Every object's attribute 1 is the table that it is in, or its own name if it is a table.
@@ -152,17 +209,11 @@ impl<'a> RulesetReader<'a> {
             return;
         }
         match message.kind {
-            kind::NEW_TABLE => self.ruleset.dormant = decode::is_dormant(&attrs),
-            kind::NEW_SET => {
-                if let Some((name, state)) = decode::set(&attrs, self.family) {
-                    if let Some(count) =
-                        attrs.u32(attr::SET_COUNT).and_then(|count| usize::try_from(count).ok())
-                    {
-                        self.counts.insert(name.clone(), count);
-                    }
-                    self.ruleset.sets.insert(name, state);
-                }
+            kind::NEW_TABLE => {
+                self.ruleset.dormant = decode::is_dormant(&attrs);
+                self.members = attrs.u32(attr::TABLE_USE);
             }
+            kind::NEW_SET => self.add_set(&attrs),
             kind::NEW_ELEMENT => {
                 let set = attrs.text(attr::ELEM_LIST_SET).and_then(|name| self.ruleset.sets.get_mut(name));
                 if let Some(state) = set {
@@ -170,19 +221,42 @@ impl<'a> RulesetReader<'a> {
                     decode::elements(&attrs).for_each(|told| take_in(told, state, ends, self.family));
                 }
             }
-            kind::NEW_CHAIN => {
-                if let Some((name, state)) = decode::chain(&attrs) {
-                    self.ruleset.chains.insert(name, state);
+            kind::NEW_CHAIN => self.ruleset.chains.extend(decode::chain(&attrs)),
+            kind::NEW_RULE => {
+                if let Some(chain) = attrs.text(attr::RULE_CHAIN) {
+                    self.rules.entry(chain.into()).or_default().push(decode::rule(&attrs));
                 }
             }
-            kind::NEW_RULE => {
-                let chain = attrs.text(attr::RULE_CHAIN).and_then(|name| self.ruleset.chains.get_mut(name));
-                if let Some(state) = chain {
-                    state.rules.push(decode::rule(&attrs));
-                }
+            kind::NEW_OBJECT => self.ruleset.objects.extend(decode::object(&attrs)),
+            kind::NEW_FLOWTABLE => {
+                self.ruleset.flowtables.extend(attrs.text(attr::FLOWTABLE_NAME).map(Name::from));
             }
             _ => {}
         }
+    }
+
+    fn add_set(&mut self, attrs: &Attrs<'_>) {
+        let Some(name) = attrs.text(attr::SET_NAME).map(Name::from) else { return };
+        let Some(state) = decode::set(attrs, &name, self.family) else {
+            self.anonymous_sets.insert(name);
+            return;
+        };
+        if let Some(count) = attrs.u32(attr::SET_COUNT).and_then(|count| usize::try_from(count).ok()) {
+            self.counts.insert(name.clone(), count);
+        }
+        self.ruleset.sets.insert(name, state);
+    }
+
+    /// The chains that have rules, which were read before.
+    pub fn chains_with_rules(&self) -> Vec<Name> {
+        self.rules.keys().cloned().collect()
+    }
+
+    /// Whether all that is in the table was told: sets, chains, objects and flowtables.
+    pub fn has_all_members(&self) -> bool {
+        let Ruleset { sets, chains, objects, flowtables, dormant: _ } = &self.ruleset;
+        let told = self.anonymous_sets.len() + sets.len() + chains.len() + objects.len() + flowtables.len();
+        self.members.and_then(|members| usize::try_from(members).ok()) == Some(told)
     }
 
     /// The sets whose elements are still to be asked for, those with the fewest first, with the number of elements where the
@@ -208,8 +282,14 @@ impl<'a> RulesetReader<'a> {
     }
 
     /// What was collected.
-    pub fn finish(mut self) -> Reading {
-        let mut counted = true;
+    pub fn finish(mut self) -> Collected {
+        let mut is_complete = self.has_all_members();
+        for (chain, rules) in std::mem::take(&mut self.rules) {
+            match self.ruleset.chains.get_mut(&chain) {
+                Some(state) => state.rules = rules,
+                None => is_complete = false,
+            }
+        }
         for (name, state) in &mut self.ruleset.sets {
             state.elements.sort_unstable();
             // A hash table that is resized can also yield an element twice.
@@ -224,9 +304,9 @@ impl<'a> RulesetReader<'a> {
             }
             // The kernel does not count the catch-all element, which has an empty key and sorts first.
             let catch_all = usize::from(state.elements.first().is_some_and(|element| element.key.is_empty()));
-            counted &= self.counts.get(name) == Some(&(state.elements.len() - catch_all));
+            is_complete &= self.counts.get(name) == Some(&(state.elements.len() - catch_all));
         }
-        Reading { ruleset: self.ruleset, counted }
+        Collected { ruleset: self.ruleset, is_complete }
     }
 }
 

@@ -30,7 +30,7 @@ pub struct Attached {
     pub drops: bool,
 }
 
-/// The chain in an answer to [`Request::Chains`](crate::dump::Request::Chains); none in any other message.
+/// The chain in an answer to [`Request::AllChains`](crate::dump::Request::AllChains); none in any other message.
 pub fn any_chain(message: &Message<'_>) -> Option<AnyChain> {
     if message.kind != kind::NEW_CHAIN {
         return None;

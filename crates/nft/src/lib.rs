@@ -7,7 +7,7 @@
 //! compared with a rule wanted in the kernel's own terms.
 //!
 //! Deliberately absent: anonymous sets, intervals other than networks, counters and other objects. Nothing here needs
-//! them, and what is not written need not be recognised: it reads back as foreign.
+//! them, and what is not written need not be recognised: it reads back as foreign, or only by its name.
 #![forbid(unsafe_code)]
 
 mod border;
@@ -20,6 +20,7 @@ mod encode;
 mod expr;
 mod hooked;
 mod name;
+mod object;
 mod rule_text;
 mod ruleset;
 mod set;
@@ -29,7 +30,7 @@ mod transaction;
 mod udata;
 mod wire;
 
-pub use border::{Applied, Kernel, KernelError};
+pub use border::{Applied, Kernel, KernelError, Reading};
 pub use bytes::{Bytes, Reader};
 pub use chain::{BaseChain, Chain, ChainType, Hook, Rule};
 pub use encode::{Batch, Cursor, Encoded, Encoder, encode};
@@ -37,6 +38,7 @@ pub use expr::{CmpOp, CtKey, DynsetOp, Expr, LookupResult, MetaKey, PayloadBase,
 pub use hooked::{AnyChain, Attached, any_chain};
 pub use name::{Name, NameError};
 pub use netlink::Family;
+pub use object::ObjectType;
 pub use rule_text::rule_text;
 pub use ruleset::{ChainState, Ruleset, SetState};
 pub use set::{Data, Element, Field, Set, SetData, SetKind, Verdict};

@@ -1,8 +1,8 @@
 //! The state of a table as read from the kernel, in canonical order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{BaseChain, Element, Expr, Family, Name, Rule, Set};
+use crate::{BaseChain, Element, Expr, Family, Name, ObjectType, Rule, Set};
 
 /// State of one table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -11,6 +11,10 @@ pub struct Ruleset {
     pub sets: BTreeMap<Name, SetState>,
     /// Chains.
     pub chains: BTreeMap<Name, ChainState>,
+    /// Stateful objects, such as counters and quotas. This crate writes none, so they are somebody else's.
+    pub objects: BTreeSet<(ObjectType, Name)>,
+    /// Flowtables, of which the same is true.
+    pub flowtables: BTreeSet<Name>,
     /// Somebody switched the table off (`flags dormant`); [`Op::AddTable`](crate::Op::AddTable) wakes it.
     pub dormant: bool,
 }

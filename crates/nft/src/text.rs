@@ -37,6 +37,8 @@ fn write_op(f: &mut Formatter<'_>, tx: &Transaction, op: &Op) -> fmt::Result {
             writeln!(f, "add chain {family} {table} {name} {{ {base} policy accept; }}")
         }
         Op::DeleteChain(name) => writeln!(f, "delete chain {family} {table} {name}"),
+        Op::DeleteObject(kind, name) => writeln!(f, "delete {kind} {family} {table} {name}"),
+        Op::DeleteFlowtable(name) => writeln!(f, "delete flowtable {family} {table} {name}"),
         Op::SetRules { chain, rules } => {
             writeln!(f, "flush chain {family} {table} {chain}")?;
             rules

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{BaseChain, Bytes, Element, Family, Name, Rule, Set};
+use crate::{BaseChain, Bytes, Element, Family, Name, ObjectType, Rule, Set};
 
 /// One change. A transaction is applied in order and atomically, unless it has to be cut to fit a socket buffer:
 /// then only between operations and inside the lists of elements. Whoever makes one orders it so that every prefix
@@ -26,6 +26,10 @@ pub enum Op {
     },
     /// Deletes a chain with its rules; refused while a rule or element refers to it.
     DeleteChain(Name),
+    /// Deletes a stateful object; refused while a rule or element uses it.
+    DeleteObject(ObjectType, Name),
+    /// Deletes a flowtable; refused while a rule uses it.
+    DeleteFlowtable(Name),
     /// Replaces all rules of a chain.
     SetRules {
         /// The chain.

@@ -32,12 +32,19 @@ pub(crate) mod kind {
     pub(crate) const DEL_ELEMENT: u16 = nft(14);
     pub(crate) const NEW_GENERATION: u16 = nft(15);
     pub(crate) const GET_GENERATION: u16 = nft(16);
+    pub(crate) const NEW_OBJECT: u16 = nft(18);
+    pub(crate) const GET_OBJECT: u16 = nft(19);
+    pub(crate) const DEL_OBJECT: u16 = nft(20);
+    pub(crate) const NEW_FLOWTABLE: u16 = nft(22);
+    pub(crate) const GET_FLOWTABLE: u16 = nft(23);
+    pub(crate) const DEL_FLOWTABLE: u16 = nft(24);
 }
 
 /// Attribute numbers, grouped as in `linux/netfilter/nf_tables.h`.
 pub(crate) mod attr {
     pub(crate) const TABLE_NAME: u16 = 1;
     pub(crate) const TABLE_FLAGS: u16 = 2;
+    pub(crate) const TABLE_USE: u16 = 3;
 
     pub(crate) const CHAIN_TABLE: u16 = 1;
     pub(crate) const CHAIN_NAME: u16 = 3;
@@ -85,6 +92,13 @@ pub(crate) mod attr {
     pub(crate) const ELEM_FLAGS: u16 = 3;
     pub(crate) const ELEM_USERDATA: u16 = 6;
     pub(crate) const ELEM_KEY_END: u16 = 10;
+
+    pub(crate) const OBJECT_TABLE: u16 = 1;
+    pub(crate) const OBJECT_NAME: u16 = 2;
+    pub(crate) const OBJECT_TYPE: u16 = 3;
+
+    pub(crate) const FLOWTABLE_TABLE: u16 = 1;
+    pub(crate) const FLOWTABLE_NAME: u16 = 2;
 
     pub(crate) const GENERATION_ID: u16 = 1;
 }

@@ -3,10 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use nft::dump::{RulesetReader, generation, messages};
+use nft::dump::{Collected, RulesetReader, generation, messages};
 use nft::{
-    Bytes, Data, Element, Family, Field, Name, Op, Rule, Ruleset, Set, SetData, SetKind, Statement,
-    Transaction, Verdict, encode,
+    Bytes, Data, Element, Family, Field, Name, ObjectType, Op, Rule, Ruleset, Set, SetData, SetKind,
+    Statement, Transaction, Verdict, encode,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -221,4 +221,45 @@ fn answers_of_the_kernel_are_understood() {
     error.extend([8, 0, 2, 0, 20, 0, 0, 0]);
     let ack = messages(&error).next().unwrap().ack().unwrap();
     assert_eq!((ack.errno, ack.offset, ack.message), (2, Some(20), None));
+}
+
+/// Made by hand after `linux/netfilter/nf_tables.h`: a table that says it has four things in it, a counter, a flowtable, a
+/// chain without rules and a set without a name.
+#[test]
+fn what_others_made_is_read_by_its_name_and_counted() {
+    const NEW_TABLE: u16 = 10 << 8;
+    let message = |kind: u16, attrs: &[(u16, &[u8])]| {
+        let mut writer = netlink::Writer::default();
+        let start = writer.begin_message(NEW_TABLE + kind, 2, 7, 2, 0);
+        writer.text(1, TABLE);
+        for (kind, value) in attrs {
+            writer.bytes(*kind, value);
+        }
+        writer.end_message(start);
+        writer.out
+    };
+    let told = [
+        message(0, &[(2, &[0; 4]), (3, &4_u32.to_be_bytes())]),
+        message(9, &[(2, b"__set0\0"), (3, &3_u32.to_be_bytes())]),
+        message(18, &[(2, b"hits\0"), (3, &1_u32.to_be_bytes())]),
+        message(22, &[(2, b"fast\0")]),
+        message(3, &[(3, b"empty\0")]),
+    ];
+    let table = Name::from(TABLE);
+    let read = |told: &[Vec<u8>]| {
+        let mut reader = RulesetReader::new(Family::Ip, &table);
+        for message in told.iter().flat_map(|bytes| messages(bytes)) {
+            reader.add(&message);
+        }
+        reader.finish()
+    };
+    let Collected { ruleset, is_complete } = read(&told);
+    assert!(is_complete);
+    assert_eq!(ruleset.objects, [(ObjectType(1), Name::from("hits"))].into());
+    assert_eq!(ruleset.flowtables, [Name::from("fast")].into());
+    assert!(ruleset.chains["empty"].rules.is_empty() && ruleset.sets.is_empty());
+    for missing in 1..told.len() {
+        let rest = [&told[..missing], &told[missing + 1..]].concat();
+        assert!(!read(&rest).is_complete, "{missing} is missing");
+    }
 }

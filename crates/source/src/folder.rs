@@ -35,7 +35,8 @@ type FileEvents = EventStream<Box<[u8]>>;
 pub(crate) struct Folder {
     dir: PathBuf,
     events: FileEvents,
-    scanner: Scanner,
+    /// Away while it scans.
+    scanner: Option<Scanner>,
     /// Files written to since they were last closed.
     busy: BTreeSet<String>,
 }
@@ -55,7 +56,7 @@ impl Folder {
     pub(crate) fn open(dir: PathBuf) -> Result<Self, FolderError> {
         match watch(&dir) {
             Ok(events) => {
-                let scanner = Scanner::new(dir.clone());
+                let scanner = Some(Scanner::new(dir.clone()));
                 Ok(Self { dir, events, scanner, busy: BTreeSet::new() })
             }
             Err(source) => Err(FolderError { dir, source }),
@@ -65,8 +66,8 @@ impl Folder {
     /// Runs until the receiver is gone.
     pub(crate) async fn run(mut self, tx: Events) {
         loop {
-            // Files are local and read only when they change, so this is done in place.
-            for event in self.scanner.scan(&self.busy) {
+            let Some(events) = self.scan().await else { return };
+            for event in events {
                 if tx.send(event).await.is_err() {
                     return;
                 }
@@ -76,6 +77,19 @@ impl Folder {
                 () = tx.closed() => return,
             }
         }
+    }
+
+    /// Looks at the folder, on a thread of its own: whatever is in it, and wherever it is mounted from, nobody else waits.
+    /// `None` if that ended by a fault in the program.
+    async fn scan(&mut self) -> Option<Vec<SourceEvent>> {
+        let (mut scanner, busy) = (self.scanner.take()?, self.busy.clone());
+        let scan = move || {
+            let events = scanner.scan(&busy);
+            (scanner, events)
+        };
+        let (scanner, events) = tokio::task::spawn_blocking(scan).await.ok()?;
+        self.scanner = Some(scanner);
+        Some(events)
     }
 
     /// Returns when there is a reason to look at the folder. All events that wait already are taken in at once, so that
@@ -140,7 +154,8 @@ impl Folder {
         }
         self.busy.clear();
         loop {
-            if let Ok(events) = watch(&self.dir) {
+            let dir = self.dir.clone();
+            if let Ok(Ok(events)) = tokio::task::spawn_blocking(move || watch(&dir)).await {
                 self.events = events;
                 return;
             }

@@ -10,6 +10,7 @@ mod client;
 mod config;
 mod drive;
 mod event;
+mod file;
 mod folder;
 mod listing;
 mod machine;
@@ -28,6 +29,7 @@ pub use client::{Client, Method, WriteError};
 pub use config::{ApiConfig, ContentType, Timings, user_agent};
 use event::Events;
 pub use event::SourceEvent;
+pub use file::{ReadError, read_text};
 pub use folder::FolderError;
 pub use transport::ConnectError;
 

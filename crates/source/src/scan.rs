@@ -10,6 +10,10 @@ use api::{ManifestFormat, Outcome, Parsed, Rejection, parse_manifests};
 use model::{Change, Interner, Kind, Object, ObjectName};
 
 use crate::SourceEvent;
+use crate::file::read_text;
+
+/// The largest file that is read: some 10,000 Services with ten endpoints each.
+const MAX_FILE_BYTES: u64 = 16 << 20;
 
 /// What a folder is known to hold.
 #[derive(Debug)]
@@ -90,7 +94,12 @@ impl Scanner {
             Err(text) => {
                 // The hash is forgotten, so that the former content is noticed when it comes back.
                 file.hash = 0;
-                let text = format!("{}: {text}; its last good content stays in force", path.display());
+                let rest = if file.objects.is_empty() {
+                    "passed over"
+                } else {
+                    "its last good content stays in force"
+                };
+                let text = format!("{}: {text}; {rest}", path.display());
                 if file.problem.as_ref() != Some(&text) {
                     file.problem = Some(text.clone());
                     out.push(problem(text));
@@ -163,7 +172,7 @@ fn read_manifest(
     known: u64,
     interner: &mut Interner,
 ) -> Result<Option<(u64, Vec<Parsed>)>, String> {
-    let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let text = read_text(path, MAX_FILE_BYTES).map_err(|error| error.to_string())?;
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);
     // 0 stands for no content.

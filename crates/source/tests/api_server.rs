@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use source::{ApiConfig, ContentType, Source, SourceEvent, Timings, spawn_api};
 use testkit::apiserver::{ApiServer, Auth, Config, Disorder, Fault, ProtobufSupport, Verb};
 use tokio::sync::mpsc::{Receiver, channel};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 type ServerKind = testkit::apiserver::Kind;
 
@@ -145,9 +145,10 @@ impl Client {
     #[track_caller]
     fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) -> impl Future<Output = ()> {
         let what = format!("{what} ({})", std::panic::Location::caller());
+        let deadline = tokio::time::Instant::now() + 4 * LIMIT;
         async move {
             while !done(self) {
-                let Ok(event) = timeout(LIMIT, self.events.recv()).await else {
+                let Ok(event) = timeout_at(deadline, self.events.recv()).await else {
                     panic!("timed out: {what}; problems {:?}; store {:#?}", self.problems, self.store)
                 };
                 self.take(event.unwrap());

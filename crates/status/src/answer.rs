@@ -1,14 +1,16 @@
 //! Answers, with the headers that upstream's have.
 
+use std::convert::Infallible;
+
 use http::header::{CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use http::{Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 
-use crate::Body;
-
-/// What a server sends.
-pub(crate) type Answer = Response<Body>;
+/// What a server sends: a body that is there, or one that comes piece by piece (`http_body_util::StreamBody`). A client that takes
+/// no further piece is left after [`Limits::answer`](crate::Limits), and any after the age of a connection.
+pub(crate) type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 pub(crate) const TEXT: &str = "text/plain; charset=utf-8";
 pub(crate) const JSON: &str = "application/json";

@@ -15,10 +15,11 @@ use metrics::health::SharedHealth;
 use model::view::HealthChecks;
 use model::{IpFamily, ServiceName};
 use serde::Serialize;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::addresses::{AddressWatch, listen_addresses, local_addresses};
 use crate::answer::{Answer, JSON, answer, ok_or_unavailable};
@@ -76,13 +77,28 @@ async fn addresses_changed(watch: Option<&AddressWatch>) {
     }
 }
 
+/// A listener that is served.
+struct Open {
+    socket: Arc<TcpListener>,
+    task: JoinHandle<()>,
+}
+
+impl Open {
+    async fn close(self) -> io::Result<()> {
+        self.task.abort();
+        // It must not see what happens to the socket.
+        drop(self.task.await);
+        listen::stop(&self.socket)
+    }
+}
+
 /// The listeners there are, and what is wrong with those that there are not.
 struct Listeners {
     health: SharedHealth,
     notify: Notify,
     pool: Pool,
     counts: Counts,
-    open: BTreeMap<Wanted, JoinHandle<()>>,
+    open: BTreeMap<Wanted, Open>,
     failed: BTreeMap<Wanted, String>,
     /// Families whose ranges hold no address, although there are checks to serve.
     without_address: BTreeSet<IpFamily>,
@@ -106,12 +122,15 @@ impl Listeners {
         self.failed.retain(|listener, _| wanted.contains(listener));
         // A listener that has failed is opened again.
         let closing =
-            self.open.extract_if(.., |listener, task| !wanted.contains(listener) || task.is_finished());
-        for (((_, service), address), task) in closing.collect::<Vec<_>>() {
-            task.abort();
+            self.open.extract_if(.., |listener, open| !wanted.contains(listener) || open.task.is_finished());
+        for (((_, service), address), open) in closing.collect::<Vec<_>>() {
             // Its port may be another's in a moment.
-            drop(task.await);
-            info!(%service, %address, "closed a service health check");
+            match open.close().await {
+                Ok(()) => info!(%service, %address, "closed a service health check"),
+                Err(error) => {
+                    debug!(%service, %address, %error, "closed a service health check that had failed");
+                }
+            }
         }
         for listener in wanted {
             if !self.open.contains_key(&listener) {
@@ -164,14 +183,15 @@ impl Listeners {
             Ok(socket) => {
                 info!(%service, %address, "opened a service health check");
                 self.failed.remove(&listener);
+                let socket = Arc::new(socket);
                 let task = tokio::spawn(answer_checks(
-                    socket,
+                    socket.clone(),
                     listener.0.clone(),
                     self.health.clone(),
                     self.counts.clone(),
                     self.pool.clone(),
                 ));
-                self.open.insert(listener, task);
+                self.open.insert(listener, Open { socket, task });
             }
             Err(error) => self.note_failure(listener, &error),
         }
@@ -204,7 +224,7 @@ fn counts(checks: &BTreeMap<IpFamily, HealthChecks>) -> BTreeMap<Check, usize> {
 }
 
 async fn answer_checks(
-    socket: tokio::net::TcpListener,
+    socket: Arc<TcpListener>,
     check: Check,
     health: SharedHealth,
     counts: Counts,

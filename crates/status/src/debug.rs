@@ -8,38 +8,50 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 
 use crate::SetVerbosity;
-use crate::answer::{Answer, HTML, TEXT, answer, not_found};
+use crate::answer::{Answer, HTML, TEXT, answer};
+use crate::routes::Routes;
 
 /// A number is short.
 const MAX_BODY_BYTES: usize = 64;
 /// For a client to send it.
 const BODY_LIMIT: Duration = Duration::from_secs(10);
 
-/// The answer for a path below `/debug/`.
-pub(crate) async fn respond(request: Request<Incoming>, set_verbosity: &SetVerbosity) -> Answer {
-    match request.uri().path() {
-        "/debug/pprof" => {
-            let mut answer = answer(StatusCode::FOUND, TEXT, "");
-            answer.headers_mut().insert(LOCATION, HeaderValue::from_static("/debug/pprof/"));
-            answer
-        }
-        path if path.starts_with("/debug/pprof/") => answer(
-            StatusCode::NOT_IMPLEMENTED,
-            TEXT,
-            "this program writes no Go profiles; use perf on the node: perf record -g -p PID\n",
-        ),
-        "/debug/flags" | "/debug/flags/" => answer(
-            StatusCode::OK,
-            HTML,
-            "<html><head><title>/debug/flags/</title></head><body>/debug/flags/<br><a href=\"v\">v</a>: PUT a number to \
-             set the verbosity of the log</body></html>\n",
-        ),
-        "/debug/flags/v" => verbosity(request, set_verbosity).await,
-        _ => not_found(),
-    }
+/// Adds the paths below `/debug/`.
+pub(crate) fn add_routes(routes: Routes, set_verbosity: &SetVerbosity) -> Routes {
+    let set_verbosity = set_verbosity.clone();
+    routes
+        .now("/debug/pprof", |_| to_profiles())
+        .now("/debug/pprof/", |_| no_profiles())
+        .now("/debug/pprof/{*profile}", |_| no_profiles())
+        .now("/debug/flags", |_| flags())
+        .now("/debug/flags/", |_| flags())
+        .at("/debug/flags/v", move |call| verbosity(call.request, set_verbosity.clone()))
 }
 
-async fn verbosity(request: Request<Incoming>, set_verbosity: &SetVerbosity) -> Answer {
+fn to_profiles() -> Answer {
+    let mut answer = answer(StatusCode::FOUND, TEXT, "");
+    answer.headers_mut().insert(LOCATION, HeaderValue::from_static("/debug/pprof/"));
+    answer
+}
+
+fn no_profiles() -> Answer {
+    answer(
+        StatusCode::NOT_IMPLEMENTED,
+        TEXT,
+        "this program writes no Go profiles; use perf on the node: perf record -g -p PID\n",
+    )
+}
+
+fn flags() -> Answer {
+    answer(
+        StatusCode::OK,
+        HTML,
+        "<html><head><title>/debug/flags/</title></head><body>/debug/flags/<br><a href=\"v\">v</a>: PUT a number to \
+         set the verbosity of the log</body></html>\n",
+    )
+}
+
+async fn verbosity(request: Request<Incoming>, set_verbosity: SetVerbosity) -> Answer {
     if request.method() != Method::PUT {
         return answer(StatusCode::NOT_ACCEPTABLE, TEXT, "unsupported http method: use PUT\n");
     }

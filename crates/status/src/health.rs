@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::Request;
 use jiff::Timestamp;
 use metrics::Metrics;
 use metrics::health::{Report, SharedHealth};
@@ -12,7 +11,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::Sources;
-use crate::answer::{Answer, JSON, answer, not_found, ok_or_unavailable};
+use crate::answer::{Answer, JSON, answer, ok_or_unavailable};
+use crate::routes::Routes;
 
 /// What the server needs for its answers.
 pub(crate) struct HealthServer {
@@ -25,23 +25,29 @@ impl HealthServer {
         Self { metrics: sources.metrics.clone(), health: sources.health.clone() }
     }
 
-    pub(crate) fn answer<B>(&self, request: &Request<B>) -> Answer {
-        let report = || self.health.lock().report(Instant::now());
-        match request.uri().path() {
-            "/healthz" => {
-                let (ok, body) = healthz(&report(), SystemTime::now());
-                self.metrics.health_answers.healthz(ok);
-                self.metrics.slis.record("proxy", "healthz", ok);
-                answer(ok_or_unavailable(ok), JSON, body)
-            }
-            "/livez" => {
-                let (ok, body) = livez(&report(), SystemTime::now());
-                self.metrics.health_answers.livez(ok);
-                self.metrics.slis.record("proxy", "livez", ok);
-                answer(ok_or_unavailable(ok), JSON, body)
-            }
-            _ => not_found(),
-        }
+    /// All its paths.
+    pub(crate) fn routes(self) -> Routes {
+        let this = Arc::new(self);
+        let also = this.clone();
+        Routes::default().now("/healthz", move |_| this.healthz()).now("/livez", move |_| also.livez())
+    }
+
+    fn report(&self) -> Report {
+        self.health.lock().report(Instant::now())
+    }
+
+    fn healthz(&self) -> Answer {
+        let (ok, body) = healthz(&self.report(), SystemTime::now());
+        self.metrics.health_answers.healthz(ok);
+        self.metrics.slis.record("proxy", "healthz", ok);
+        answer(ok_or_unavailable(ok), JSON, body)
+    }
+
+    fn livez(&self) -> Answer {
+        let (ok, body) = livez(&self.report(), SystemTime::now());
+        self.metrics.health_answers.livez(ok);
+        self.metrics.slis.record("proxy", "livez", ok);
+        answer(ok_or_unavailable(ok), JSON, body)
     }
 }
 

@@ -14,9 +14,10 @@ mod checks;
 mod debug;
 mod health;
 mod listen;
+mod metrics_server;
 mod negotiate;
-mod page;
 mod process;
+mod routes;
 mod serve;
 mod zpages;
 
@@ -24,10 +25,10 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use futures_util::future::BoxFuture;
 use http::Response;
 use http::request::Parts;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -63,17 +64,23 @@ pub struct Config {
     pub version: String,
     /// Sets the verbosity of the log, for `/debug/flags/v`.
     pub set_verbosity: SetVerbosity,
-    /// Answers further paths of the metrics server.
-    pub more: More,
+    /// Further paths of the metrics server.
+    pub further: Further,
     /// What clients may take.
     pub limits: Limits,
 }
 
-/// A body of an answer: all of it at once, or pieces as they come.
-pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+/// Paths of the metrics server that are not upstream's, and who answers them.
+#[derive(Clone)]
+pub struct Further {
+    /// Paths, which may have parts such as `{name}`, or `{*rest}` at their end.
+    pub paths: &'static [&'static str],
+    /// Answers a request to one of them; its body is not looked at.
+    pub answer: Arc<dyn Fn(Parts) -> Answering + Send + Sync>,
+}
 
-/// Answers requests to paths that are not upstream's; `None`: there is no such path.
-pub type More = Arc<dyn Fn(Parts) -> Option<BoxFuture<'static, Response<Body>>> + Send + Sync>;
+/// An answer that may take its time, and come piece by piece.
+pub type Answering = Pin<Box<dyn Future<Output = Response<UnsyncBoxBody<Bytes, Infallible>>> + Send>>;
 
 /// Sets the verbosity of the log, or says why not.
 pub type SetVerbosity = Arc<dyn Fn(i32) -> Result<(), String> + Send + Sync>;
@@ -170,12 +177,11 @@ impl Status {
                 })
             };
             if let Some(server) = server(Server::Metrics, config.metrics_address, metrics_tx) {
-                let page = Arc::new(page::MetricsServer::new(&config, &sources, SystemTime::now()));
-                tokio::spawn(server.run(move |request| page.clone().answer(request)));
+                let pages = metrics_server::MetricsServer::new(&config, &sources, SystemTime::now());
+                tokio::spawn(server.run(pages.routes()));
             }
             if let Some(server) = server(Server::Health, config.health_address, health_tx) {
-                let pages = Arc::new(health::HealthServer::new(&sources));
-                tokio::spawn(server.run(move |request| std::future::ready(pages.answer(&request))));
+                tokio::spawn(server.run(health::HealthServer::new(&sources).routes()));
             }
             tokio::spawn(checks::serve(sources.health, sources.health_checks, notify, pool));
             // Ends also when the sender is dropped, which is all that it is for.

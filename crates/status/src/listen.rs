@@ -1,9 +1,9 @@
 //! Listening sockets.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::TcpListener;
 
 /// Connections that may wait to be accepted.
@@ -25,6 +25,12 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// Listens on an address of one family, also if it is the unspecified one.
 pub(crate) fn bind_family(address: SocketAddr) -> io::Result<TcpListener> {
     listen(address, false)
+}
+
+/// Stops to listen, so that somebody else can listen there at once. To drop the socket is not enough: a process that is being
+/// started has a copy of it until it runs its own program.
+pub(crate) fn stop(listener: &TcpListener) -> io::Result<()> {
+    SockRef::from(listener).shutdown(Shutdown::Both)
 }
 
 fn is_family_missing(error: &io::Error) -> bool {

@@ -20,10 +20,12 @@ use nix::errno::Errno;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio_io_timeout::TimeoutStream;
 use tracing::{debug, error, info};
 
 use crate::answer::Answer;
 use crate::listen::bind;
+use crate::routes::Routes;
 use crate::{ServeError, Server};
 
 /// What clients of all listeners together may take.
@@ -33,13 +35,16 @@ pub struct Limits {
     pub connections: usize,
     /// Until a request's head has arrived, also on a connection that had one before.
     pub head: Duration,
+    /// Until a client takes the next piece of an answer.
+    pub answer: Duration,
     /// The age at which a connection is closed after its present request.
     pub age: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 256, head: Duration::from_secs(30), age: Duration::from_mins(5) }
+        let patience = Duration::from_secs(30);
+        Self { connections: 256, head: patience, answer: patience, age: Duration::from_mins(5) }
     }
 }
 
@@ -92,11 +97,9 @@ pub(crate) struct Persistent {
 
 impl Persistent {
     /// Serves until it fails where failure is final, else for ever.
-    pub(crate) async fn run<H, A>(self, handler: H)
-    where
-        H: Fn(Request<Incoming>) -> A + Clone + Send + Sync + 'static,
-        A: Future<Output = Answer> + Send + 'static,
-    {
+    pub(crate) async fn run(self, routes: Routes) {
+        let routes = Arc::new(routes);
+        let handler = move |request| routes.answer(request);
         let Self { server, address, .. } = self;
         let mut last_error = String::new();
         loop {
@@ -141,6 +144,8 @@ where
             Ok((stream, _)) => {
                 while connections.try_join_next().is_some() {}
                 pool.add(connections.spawn(connection(stream, pool.limits, handler.clone())));
+                // It gets its turn before further ones can drive it out: most have sent their request already.
+                tokio::task::yield_now().await;
             }
             Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
@@ -168,6 +173,8 @@ where
         let answer = handler(request);
         async { Ok::<_, Infallible>(answer.await) }
     };
+    let mut stream = Box::pin(TimeoutStream::new(stream));
+    stream.as_mut().set_write_timeout_pinned(Some(limits.answer));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)
@@ -186,5 +193,48 @@ where
     };
     if let Err(error) = ended {
         debug!(%error, "a client's connection ended badly");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::answer::{TEXT, answer};
+    use futures_util::{StreamExt as _, stream};
+    use http::StatusCode;
+    use http_body_util::{BodyExt as _, StreamBody};
+    use hyper::body::{Bytes, Frame};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    /// A body comes as it is made, piece by piece, and ends with the client.
+    #[tokio::test]
+    async fn an_answer_may_be_a_stream() {
+        let (pieces, mut source) = mpsc::channel::<Bytes>(1);
+        let made = stream::poll_fn(move |context| source.poll_recv(context));
+        let body = StreamBody::new(made.map(|piece| Ok::<_, Infallible>(Frame::data(piece))));
+        let once = Arc::new(Mutex::new(Some(body.boxed_unsync())));
+        let routes = Routes::default().now("/events/{name}", move |call| {
+            let body = once.lock().unwrap().take().unwrap();
+            answer(StatusCode::OK, TEXT, call.parameter("name").to_owned()).map(|_| body)
+        });
+        let listener = bind((std::net::Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (pool, routes) = (Pool::new(Limits::default()), Arc::new(routes));
+        let server =
+            tokio::spawn(async move { serve(&listener, &pool, move |request| routes.answer(request)).await });
+        client.write_all(b"GET /events/all HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut received = String::new();
+        for piece in ["data: one\n\n", "data: two\n\n"] {
+            pieces.send(piece.into()).await.unwrap();
+            while !received.contains(piece) {
+                let mut buffer = [0; 1024];
+                let n = client.read(&mut buffer).await.unwrap();
+                assert_ne!(n, 0, "{received}");
+                received.push_str(&String::from_utf8_lossy(&buffer[..n]));
+            }
+        }
+        drop(client);
+        pieces.closed().await;
+        server.abort();
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nft::{
     Applied, BaseChain, ChainState, ChainType, Data, Element, Expr, Family, Hook, Kernel, KernelError,
-    LookupResult, Name, Op, Rule, Ruleset, Set, SetState, Transaction, Verdict,
+    LookupResult, Name, Op, Reading, Rule, Ruleset, Set, SetState, Transaction, Verdict,
 };
 
 const ENOENT: i32 = 2;
@@ -37,7 +37,7 @@ struct State {
 pub enum Fault {
     /// The call fails with this error number, nothing is done.
     Errno(i32),
-    /// The call is carried out, but the answer is lost.
+    /// A transaction is carried out, but the answer is lost; a reading is unstable.
     AnswerLost,
     /// The call panics before it does anything.
     Panic,
@@ -104,13 +104,13 @@ impl Kernel for FakeKernel {
         Ok(Applied { batches: 1, messages: tx.ops.len(), ..Applied::default() })
     }
 
-    fn read(&mut self, family: Family, table: &Name) -> Result<Option<Ruleset>, KernelError> {
+    fn read(&mut self, family: Family, table: &Name) -> Result<Reading, KernelError> {
         let mut state = self.state();
         match state.faults.pop_front().flatten() {
             Some(Fault::Errno(errno)) => Err(KernelError::refused("dump".into(), errno, None)),
-            Some(Fault::AnswerLost) => Err(KernelError::Interrupted),
+            Some(Fault::AnswerLost) => Ok(Reading::Unstable),
             Some(Fault::Panic) => panic_on_request(),
-            None => Ok(state.tables.get(&(family, table.clone())).cloned()),
+            None => Ok(Reading::Whole(state.tables.get(&(family, table.clone())).cloned())),
         }
     }
 }
@@ -147,6 +147,12 @@ fn apply_op(family: Family, table: &mut Ruleset, op: &Op) -> Result<(), KernelEr
         Op::DeleteSet(name) => delete_set(table, name),
         Op::AddChain { name, base } => add_chain(table, name, base.as_ref()),
         Op::DeleteChain(name) => delete_chain(table, name),
+        Op::DeleteObject(kind, name) => {
+            let found = table.objects.remove(&(*kind, name.clone()));
+            if found { Ok(()) } else { Err(refused(name, ENOENT)) }
+        }
+        Op::DeleteFlowtable(name) if table.flowtables.remove(name) => Ok(()),
+        Op::DeleteFlowtable(name) => Err(refused(name, ENOENT)),
         Op::SetRules { chain, rules } => set_rules(family, table, chain, rules),
         Op::AddElements { set, elements } => {
             elements.iter().try_for_each(|element| add_element(table, &set.name, element))

@@ -92,7 +92,7 @@ fn check(what: &str, transactions: Vec<Vec<Op>>, refused: Option<(usize, i32)>) 
         let expected = refused.filter(|(at, _)| *at == idx).map(|(_, errno)| Some(errno));
         assert_eq!(in_real, expected, "{what}: real kernel, transaction {idx}");
         assert_eq!(in_fake, expected, "{what}: kernel in memory, transaction {idx}");
-        let read = |kernel: &mut dyn Kernel| kernel.read(Family::Ip, &table()).unwrap();
+        let read = |kernel: &mut dyn Kernel| kernel.read(Family::Ip, &table()).unwrap().whole().unwrap();
         assert_eq!(read(&mut fake), read(&mut real), "{what}: after transaction {idx}");
     }
 }
@@ -114,6 +114,9 @@ fn tables_and_chains() {
         vec![vec![AddTable, chain("a")], vec![DeleteTable, AddTable, chain("b")]],
         None,
     );
+    let counter = Op::DeleteObject(nft::ObjectType(1), name("a"));
+    check("delete no counter", vec![vec![AddTable, counter]], Some((0, ENOENT)));
+    check("delete no flowtable", vec![vec![AddTable, Op::DeleteFlowtable(name("a"))]], Some((0, ENOENT)));
     check("delete no chain", vec![vec![AddTable, DeleteChain(name("a"))]], Some((0, ENOENT)));
     check("delete chain", vec![vec![AddTable, chain("a")], vec![DeleteChain(name("a"))]], None);
     let jump = || rules("a", vec![vec![Statement::Jump(name("b"))]]);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use testkit::client::{Load, LoadGenerator, Transport, tcp_once};
 use testkit::echo::{EchoServer, Mode};
 use testkit::lab::{Config, Lab};
+use testkit::proxy::wait_until;
 
 /// What a laboratory could leave on the host.
 #[derive(Debug, PartialEq)]
@@ -52,9 +53,7 @@ fn use_a_lab() {
     lab.node().run(|| tcp_once(target, Duration::from_secs(5))).unwrap();
     let load = Load { target, transport: Transport::Tcp, rate: 1000, timeout: Duration::from_secs(5) };
     let generator = LoadGenerator::start(lab.node(), load).unwrap();
-    while generator.snapshot().succeeded == 0 {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    assert!(wait_until(Duration::from_secs(30), || generator.snapshot().succeeded > 0), "nobody answers");
     drop(generator);
 }
 
@@ -66,11 +65,6 @@ fn forty_labs_leave_nothing_behind() {
         use_a_lab();
     }
     // A joined thread may still be listed for a moment while it exits.
-    for _ in 0..100 {
-        if count("/proc/self/task") == before.2 {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_until(Duration::from_secs(30), || count("/proc/self/task") == before.2);
     assert_eq!((host(), count("/proc/self/fd"), count("/proc/self/task")), before);
 }

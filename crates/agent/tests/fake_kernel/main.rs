@@ -11,6 +11,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod telemetry;
+mod turns;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -102,10 +103,18 @@ impl Bench {
 
     /// Tells the agent that somebody else changed its table.
     async fn foreign_change(&self) {
-        while self.given.touches.lock().unwrap().is_none() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        self.until("the watch begins", |bench| bench.given.touches.lock().unwrap().is_some()).await;
         assert!(self.given.touches.lock().unwrap().as_ref().unwrap().tell("staged"));
+    }
+
+    /// Waits for something that the agent does by itself.
+    async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let waiting = async {
+            while !condition(self) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        assert!(tokio::time::timeout(Duration::from_secs(30), waiting).await.is_ok(), "{what}");
     }
 
     /// Waits until the kernel is right.
@@ -147,9 +156,7 @@ async fn the_first_complete_sync_is_told_once_and_not_before_it_succeeded() {
     bench.apply(service(1)).await;
     assert_eq!(told(&bench), 0);
     bench.listed().await;
-    while told(&bench) == 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    bench.until("the first sync is told", |bench| told(bench) > 0).await;
     assert_eq!(kernel.applied().len(), 1);
     bench.assert_right();
     bench.apply(slice(1, &[1])).await;

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use model::view::{HealthCheck, HealthChecks};
 use model::{EndpointSlice, IpFamily, Node, Object, Service, SliceEndpoints, TrafficPolicy};
-use nft::{Applied, Name, Ruleset, Transaction};
+use nft::{Applied, Name, Reading, Transaction};
 use tokio::time::Instant;
 
 use super::common::NODE;
@@ -23,7 +23,7 @@ impl Kernel for Slow {
         self.kernel.apply(tx)
     }
 
-    fn read(&mut self, family: nft::Family, table: &Name) -> Result<Option<Ruleset>, KernelError> {
+    fn read(&mut self, family: nft::Family, table: &Name) -> Result<Reading, KernelError> {
         self.kernel.read(family, table)
     }
 }
@@ -37,19 +37,9 @@ impl Bench {
     }
 
     /// Since when something has been waiting for the kernel.
-    fn pending_since(&self) -> Option<Instant> {
+    pub(super) fn pending_since(&self) -> Option<Instant> {
         let report = self.telemetry.health.lock().report(Instant::now());
         report.families.get(&IpFamily::V4).and_then(|family| family.pending_since)
-    }
-
-    /// Waits for something that the agent does by itself.
-    async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
-        let waiting = async {
-            while !condition(self) {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
-        assert!(tokio::time::timeout(Duration::from_secs(30), waiting).await.is_ok(), "{what}");
     }
 }
 

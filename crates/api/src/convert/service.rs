@@ -6,7 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use model::{Interner, IpFamily, Object, ObjectName, Service, ServicePort, TrafficPolicy, Uid};
 
-use super::{Converted, Refusal, cidrs, item_name, port_number, protocol};
+use super::{Converted, Refusal, cidrs, item_name, port_number, protocol, served_address};
 use crate::raw;
 use crate::report::{IgnoreReason, Notes, quoted};
 
@@ -65,10 +65,9 @@ fn ignored(raw: &raw::Service<'_>) -> Option<IgnoreReason> {
 /// to reject, so that a slip does not take a working Service away.
 fn cluster_ips(spec: &raw::ServiceSpec<'_>, notes: &mut Notes) -> Result<Vec<IpAddr>, Refusal> {
     if spec.ip_families.is_empty() {
-        let parsed = model::parse_addr(&spec.cluster_ip);
-        return match parsed {
+        return match served_address(&spec.cluster_ip) {
             Ok(addr) => Ok(vec![addr]),
-            Err(error) => Err(Refusal::Reject { path: "spec.clusterIP", reason: error.to_string() }),
+            Err(reason) => Err(Refusal::Reject { path: "spec.clusterIP", reason }),
         };
     }
     let (mut addrs, mut last_fault) = (Vec::new(), None);
@@ -98,7 +97,7 @@ fn cluster_ip(spec: &raw::ServiceSpec<'_>, i: usize, family: &str) -> Result<Opt
         other => return Err(format!("its family {} is neither IPv4 nor IPv6", quoted(other))),
     };
     let Some(text) = spec.cluster_ips.get(i).filter(|text| !text.is_empty()) else { return Ok(None) };
-    let addr = model::parse_addr(text).map_err(|error| error.to_string())?;
+    let addr = served_address(text)?;
     if IpFamily::of(addr) == family {
         Ok(Some(addr))
     } else {
@@ -143,7 +142,7 @@ fn service_port(
 fn external_ips(texts: &[raw::Text<'_>], notes: &mut Notes) -> Vec<IpAddr> {
     let mut addrs = Vec::with_capacity(texts.len());
     for (i, text) in texts.iter().enumerate().filter(|(_, text)| !text.trim().is_empty()) {
-        match model::parse_addr(text) {
+        match served_address(text) {
             Ok(addr) if addrs.contains(&addr) => {}
             Ok(addr) => addrs.push(addr),
             Err(error) => notes.add(format_args!("spec.externalIPs[{i}]"), error),
@@ -160,7 +159,7 @@ fn load_balancer_ips(ingress: &[raw::Ingress<'_>], notes: &mut Notes) -> Vec<IpA
         if ingress.ip.is_empty() || !is_vip(&ingress.ip_mode) {
             continue;
         }
-        match model::parse_addr(&ingress.ip) {
+        match served_address(&ingress.ip) {
             Ok(addr) if addrs.contains(&addr) => {}
             Ok(addr) => addrs.push(addr),
             Err(error) => notes.add(format_args!("status.loadBalancer.ingress[{i}].ip"), error),

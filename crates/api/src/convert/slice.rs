@@ -7,7 +7,7 @@ use model::{
     SlicePort, V4, V6,
 };
 
-use super::{Converted, Refusal, item_name, port_number, protocol};
+use super::{Converted, Refusal, item_name, port_number, protocol, served_address};
 use crate::raw;
 use crate::report::{IgnoreReason, Notes, quoted};
 
@@ -122,7 +122,7 @@ fn address<F: Family>(raw: &raw::Endpoint<'_>, i: usize, notes: &mut Notes) -> O
         notes.add(format_args!("endpoints[{i}].addresses"), "is empty");
         return None;
     };
-    match model::parse_addr(text).map(F::narrow) {
+    match served_address(text).map(F::narrow) {
         Ok(Some(address)) => return Some(address),
         Ok(None) => {
             let reason = format_args!("{} is not an {} address", quoted(text), F::FAMILY);

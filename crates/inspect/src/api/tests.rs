@@ -327,16 +327,6 @@ async fn a_service_is_explained_as_text() {
     }
 }
 
-#[test]
-fn paths_of_upstream_are_left_alone() {
-    for path in ["/", "/ui/app.js", "/api", "/api/v1/status", "/explain/a/b"] {
-        assert!(Api::serves(path), "{path}");
-    }
-    for path in ["/metrics", "/healthz", "/apis", "/uix", "/debug/pprof", "/explained"] {
-        assert!(!Api::serves(path), "{path}");
-    }
-}
-
 /// `docs/openapi.json` describes exactly the paths that there are, and exactly the fields that are sent.
 #[tokio::test]
 async fn the_description_is_true() {

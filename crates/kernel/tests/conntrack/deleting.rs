@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use conntrack::{Conntrack, Family, Flow};
 use kernel::Flows;
 
-use crate::site::{FAMILIES, Site, command, count, exchange, in_netns, listed, port, udp};
+use crate::site::{FAMILIES, PATIENCE, Site, command, count, exchange, in_netns, listed, port, udp};
 
 /// The endpoint of a Service is replaced while clients of it and of others go on sending.
 #[test]
@@ -23,6 +23,7 @@ fn flows_to_an_endpoint_that_is_gone_go_and_no_others() {
             let tcp = TcpListener::bind(old_endpoint).unwrap();
             let mut connection = TcpStream::connect(site.service(53)).unwrap();
             let (mut accepted, _) = tcp.accept().unwrap();
+            accepted.set_read_timeout(Some(PATIENCE)).unwrap();
             let [stale, stale_too, other_port, direct, fresh] = [(); 5].map(|()| site.client());
             for client in [&stale, &stale_too] {
                 exchange(client, site.service(53), &old);

@@ -67,6 +67,7 @@ fn a_table_in_motion_loses_what_is_stale_and_nothing_else() {
                     restless_maker.delete((0..500).map(restless));
                 }
             });
+            let _ends_when_this_panics = Ends(&is_over);
             let mut flows = Flows::open().unwrap();
             let filter = Filter::new(Family::Ip, UDP).to(stale(0).service);
             let is_stale = |endpoint: SocketAddr| endpoint == stale(0).endpoint;
@@ -80,6 +81,15 @@ fn a_table_in_motion_loses_what_is_stale_and_nothing_else() {
             assert_eq!(left.len(), 5_000);
         });
     });
+}
+
+/// Says that it is over when it is dropped.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Prints what a deletion costs in a table of 100,000 flows; see with `--nocapture --test-threads=1`.

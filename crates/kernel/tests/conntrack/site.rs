@@ -14,7 +14,7 @@ use nix::sched::{CloneFlags, unshare};
 pub(crate) const UDP: u8 = 17;
 pub(crate) const FAMILIES: [Family; 2] = [Family::Ip, Family::Ip6];
 /// Longer than any answer on a loopback interface takes.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs the closure on a thread in a network namespace that ends with it.
 pub(crate) fn in_netns<T: Send>(run: impl FnOnce() -> T + Send) -> T {

@@ -58,7 +58,7 @@ pub(crate) fn listing() -> String {
 
 #[track_caller]
 pub(crate) fn read(family: Family) -> Ruleset {
-    Nftables::open().unwrap().read(family, &TABLE.into()).unwrap().expect("the table exists")
+    Nftables::open().unwrap().read(family, &TABLE.into()).unwrap().whole().unwrap().expect("the table exists")
 }
 
 #[track_caller]
@@ -368,6 +368,15 @@ pub(crate) fn fixture(family: Family) -> Transaction {
     ops.extend(chains.into_iter().map(|chain| Op::SetRules { chain: chain.name, rules: chain.rules }));
     ops.extend(elements(family).into_iter().map(|(set, elements)| Op::AddElements { set, elements }));
     tx(family, ops)
+}
+
+/// Adds an element to either of two sets of the fixture, which had as many of each before.
+pub(crate) fn pair(n: u32) -> Transaction {
+    let (family, sets) = (Family::Ip, Sets::new());
+    let key = Bytes::new().addr(addr(family, n));
+    let add =
+        |set, key| Op::AddElements { set, elements: vec![Element { key, data: Data::None, comment: None }] };
+    tx(family, vec![add(sets.node_ips, key), add(sets.hairpin, key.addr(addr(family, n)))])
 }
 
 /// The ruleset that the fixture should read back as.

@@ -116,7 +116,7 @@ fn apply_with_limited_buffer() {
     let applied = kernel.apply(&tx).unwrap();
     let limit = kernel.batch_limit().expect("the send buffer is limited");
     assert!(applied.batches > 1 && applied.bytes > limit, "{applied:?}, limit {limit}");
-    let ruleset = kernel.read(Family::Ip, &TABLE.into()).unwrap().unwrap();
+    let ruleset = kernel.read(Family::Ip, &TABLE.into()).unwrap().whole().unwrap().unwrap();
     assert_eq!(ruleset.sets["service-ips"].elements.len(), 50_002);
     // What fits is still sent in one piece.
     let one = goto(Sets::first_key(), "service-3-endpoints");

@@ -1,10 +1,10 @@
 //! Changes that others make to our table are seen.
 
 use kernel::Nftables;
-use nft::{Data, Expr, Family, Kernel, KernelError, Op, Ruleset};
+use nft::{Data, Expr, Family, Kernel, Op, Ruleset};
 
 use crate::common::{
-    FAMILIES, Sets, TABLE, apply, assert_is_fixture, chains, fixture, in_netns, nft, read, tx,
+    FAMILIES, Sets, TABLE, apply, assert_is_fixture, chains, fixture, in_netns, nft, pair, read, tx,
 };
 
 const FAMILY: Family = Family::Ip;
@@ -178,49 +178,39 @@ fn foreign_elements_are_seen_and_can_be_deleted() {
 }
 
 /// Two sets change together in every commit; a reading that saw them differ would have mixed two states.
+///
+/// For each reading the writer commits so many times and then rests, so that an attempt that was disturbed is followed by one
+/// that is not, however slow either is.
 #[test]
 fn a_reading_is_of_one_state() {
+    const READINGS: u32 = 20;
+    const COMMITS: u32 = 50;
     in_netns(|| {
         for family in FAMILIES {
             apply(&fixture(family));
         }
         let mut writer = Nftables::open().unwrap();
         let mut reader = Nftables::open().unwrap();
-        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let (begin, beginnings) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
             scope.spawn(move || {
-                let sets = Sets::new();
-                let key = |n| nft::Bytes::new().addr(crate::common::addr(FAMILY, n));
-                let plain = |key| nft::Element { key, data: Data::None, comment: None };
-                for n in 1000.. {
-                    let (pair, one) = (key(n).addr(crate::common::addr(FAMILY, n)), key(n));
-                    let add = |set: &std::sync::Arc<nft::Set>, key| Op::AddElements {
-                        set: std::sync::Arc::clone(set),
-                        elements: vec![plain(key)],
-                    };
-                    writer
-                        .apply(&tx(FAMILY, vec![add(&sets.node_ips, one), add(&sets.hairpin, pair)]))
-                        .unwrap();
-                    // Pauses of all lengths, so that some readings get through.
-                    let pause = std::time::Duration::from_micros(u64::from(n % 32) * 100);
-                    match stopped.recv_timeout(pause) {
-                        Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
-                        _ => return,
+                for first in beginnings {
+                    for n in first..first + COMMITS {
+                        writer.apply(&pair(n)).unwrap();
+                        std::thread::sleep(std::time::Duration::from_micros(u64::from(n % 32) * 100));
                     }
                 }
             });
-            let mut readings = 0;
-            while readings < 20 {
-                match reader.read(FAMILY, &TABLE.into()) {
-                    Ok(ruleset) => {
-                        let sets = ruleset.unwrap().sets;
-                        assert_eq!(sets["hairpin"].elements.len(), sets["nodeport-ips"].elements.len());
-                        readings += 1;
-                    }
-                    Err(error) => assert!(matches!(error, KernelError::Interrupted), "{error}"),
-                }
+            // Dropped in here even by a panic, which ends the writer.
+            let begin = begin;
+            for n in 0..READINGS {
+                begin.send(1000 + n * COMMITS).unwrap();
+                // Each attempt in vain takes a commit at least.
+                let ruleset =
+                    (0..=COMMITS).find_map(|_| reader.read(FAMILY, &TABLE.into()).unwrap().whole().ok());
+                let sets = ruleset.flatten().expect("a reading that is not disturbed").sets;
+                assert_eq!(sets["hairpin"].elements.len(), sets["nodeport-ips"].elements.len());
             }
-            drop(stop);
         });
     });
 }

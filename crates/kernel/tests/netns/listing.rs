@@ -101,10 +101,10 @@ fn a_table_that_is_absent_or_deleted_reads_as_none() {
     for family in FAMILIES {
         in_netns(|| {
             let mut kernel = Nftables::open().unwrap();
-            assert_eq!(kernel.read(family, &TABLE.into()).unwrap(), None);
+            assert_eq!(kernel.read(family, &TABLE.into()).unwrap().whole().unwrap(), None);
             kernel.apply(&fixture(family)).unwrap();
             kernel.apply(&tx(family, vec![Op::DeleteTable])).unwrap();
-            assert_eq!(kernel.read(family, &TABLE.into()).unwrap(), None);
+            assert_eq!(kernel.read(family, &TABLE.into()).unwrap().whole().unwrap(), None);
             assert_eq!(nft(&["list", "ruleset"], ""), "");
         });
     }
@@ -145,7 +145,7 @@ fn a_big_set_is_read_whole_right_after_loading() {
         tx.ops.push(Op::AddElements { set: Sets::new().services, elements });
         let mut kernel = Nftables::open().unwrap();
         kernel.apply(&tx).unwrap();
-        let ruleset = kernel.read(family, &TABLE.into()).unwrap().unwrap();
+        let ruleset = kernel.read(family, &TABLE.into()).unwrap().whole().unwrap().unwrap();
         assert_eq!(ruleset.sets["service-ips"].elements.len(), 100_002);
     });
 }

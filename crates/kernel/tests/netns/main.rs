@@ -8,6 +8,8 @@ mod common;
 #[cfg(test)]
 mod cutting;
 #[cfg(test)]
+mod disturbed;
+#[cfg(test)]
 mod drift;
 #[cfg(test)]
 mod listing;
@@ -17,3 +19,5 @@ mod lookup;
 mod networks;
 #[cfg(test)]
 mod refusal;
+#[cfg(test)]
+mod watching;

@@ -21,12 +21,14 @@ use crate::takeover::{Leftovers, TakeOvers};
 ///
 /// # Errors
 /// No family can be served.
-pub(super) fn serve(
+pub(super) async fn serve(
     settings: &Settings,
-    families: &[IpFamily],
+    families: Vec<IpFamily>,
     metrics: &Metrics,
 ) -> anyhow::Result<Vec<ServedFamily>> {
-    let programs = working_programs(families)?;
+    // Programs are run, which may take long where somebody else holds their lock.
+    let find = tokio::task::spawn_blocking(move || working_programs(&families));
+    let programs = find.await.context("look for iptables")??;
     let observer = IptablesMetrics::register(metrics);
     let served: Vec<IpFamily> = programs.iter().map(|(family, _)| *family).collect();
     // Of both families: nobody looks after them any more, whether or not there are programs for the family.

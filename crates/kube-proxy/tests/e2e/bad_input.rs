@@ -31,6 +31,12 @@ fn broken() -> Vec<(Value, &'static str)> {
         (service("protocol", &|s| s["spec"]["ports"][0]["protocol"] = json!("ICMP")), "default/protocol"),
         (service("bad-ip", &|s| s["spec"]["clusterIPs"][0] = json!("10.96.0.999")), "default/bad-ip"),
         (service("long-ip", &|s| s["spec"]["externalIPs"] = json!(["9".repeat(1 << 20)])), "default/long-ip"),
+        // Were it served, the node would lose its localhost.
+        (service("loopback", &|s| s["spec"]["clusterIPs"] = json!(["127.0.0.1"])), "default/loopback"),
+        (
+            slice("loopback", &|s| s["endpoints"][0]["addresses"] = json!(["127.0.0.1"])),
+            "default/web-loopback",
+        ),
         (
             slice("bad-address", &|s| s["endpoints"][0]["addresses"] = json!(["nonsense"])),
             "default/web-bad-address",

@@ -90,12 +90,12 @@ fn a_restart_catches_up() {
 }
 
 #[test]
-fn sigterm_ends_it_at_once_with_0_and_leaves_the_rules() {
+fn sigterm_ends_it_with_0_and_leaves_the_rules() {
     let cluster = cluster(1, 0);
     apply_web(&cluster);
     let mut proxy = start(&cluster);
     wait_for_any(&cluster);
-    let status = proxy.terminate(Duration::from_secs(2)).unwrap();
+    let status = proxy.terminate(PATIENCE).unwrap();
     assert_eq!(status.code(), Some(0));
     wait_for_any(&cluster);
     check_listable(&cluster);
@@ -118,7 +118,7 @@ fn sigterm_ends_it_as_process_1_too() {
     assert!(inner.ends_with("\t1"), "it is process 1 of its namespace: {inner}");
     kill(Pid::from_raw(child.trim().parse().unwrap()), Signal::SIGTERM).unwrap();
     // Its parent ends with its exit code.
-    assert_eq!(parent.wait(Duration::from_secs(2)).unwrap().code(), Some(0));
+    assert_eq!(parent.wait(PATIENCE).unwrap().code(), Some(0));
 }
 
 /// The API server may come up after the proxy.
@@ -175,8 +175,12 @@ fn tampering_is_repaired_at_once() {
         "add chain ip kube-proxy foreign { type filter hook input priority 3; policy drop; }",
         "delete table ip kube-proxy",
     ];
-    // The watch begins after the first sync.
-    std::thread::sleep(Duration::from_millis(300));
+    // The watch begins after the first sync; what happens before it is not seen.
+    let watched = wait_until(PATIENCE, || {
+        node.nft("add chain ip kube-proxy probe").unwrap();
+        wait_until(Duration::from_millis(300), || !table(&cluster).contains("probe"))
+    });
+    assert!(watched, "{}", proxy.log().join("\n"));
     for command in tampering {
         node.nft(command).unwrap_or_else(|error| panic!("{command}: {error}"));
         let repaired = || table(&cluster) == before;

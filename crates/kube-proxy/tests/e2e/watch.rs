@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use testkit::apiserver::{ApiServer, Auth, Config, Disorder, Fault, Kind, ProtobufSupport, Verb};
+use testkit::apiserver::{ApiServer, Auth, Config, Disorder, Fault, Kind, ProtobufSupport};
 use testkit::client::{FailureClass, Transport};
 use testkit::cluster::Cluster;
 use testkit::lab::{Config as LabConfig, Lab};
@@ -114,13 +114,13 @@ fn service_cidrs_may_be_absent() {
 fn nothing_is_programmed_before_all_kinds_are_known() {
     let cluster = cluster(1, 0);
     apply_web(&cluster);
-    let late = Fault::Delay(Duration::from_secs(2));
-    cluster.api.faults().next_of(Kind::EndpointSlice, Verb::Watch, 1, late);
+    cluster.api.faults().always(Kind::EndpointSlice, Fault::Status { code: 503, retry_after: None });
     let mut proxy = cluster.start_proxy(crate::support::program()).unwrap();
     std::thread::sleep(Duration::from_secs(1));
     assert!(proxy.is_running());
     let text = cluster.lab.check_listable().unwrap().text;
     assert!(!text.contains("kube-proxy"), "{text}");
+    cluster.api.faults().clear();
     switch_to(&cluster, 0);
     assert!(!proxy.log().iter().any(|line| line.contains("reject")));
 }

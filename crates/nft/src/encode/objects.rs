@@ -42,6 +42,17 @@ impl Encoder<'_> {
                     out.text(attr::CHAIN_NAME, name);
                 });
             }
+            Op::DeleteObject(object, name) => {
+                self.put_message(kind::DEL_OBJECT, flag::REQUEST, attr::OBJECT_TABLE, |out| {
+                    out.text(attr::OBJECT_NAME, name);
+                    out.u32(attr::OBJECT_TYPE, object.0);
+                });
+            }
+            Op::DeleteFlowtable(name) => {
+                self.put_message(kind::DEL_FLOWTABLE, flag::REQUEST, attr::FLOWTABLE_TABLE, |out| {
+                    out.text(attr::FLOWTABLE_NAME, name);
+                });
+            }
             Op::SetRules { chain, rules } => self.put_rules(chain, rules),
             // Written by `put_elements`.
             Op::AddElements { .. } | Op::ReplaceElements { .. } | Op::DeleteElements { .. } => {}

@@ -145,6 +145,57 @@ fn a_file_being_written_is_left_alone() {
     assert_eq!(folder.scan(), ["Service [] keep []"]);
 }
 
+/// Whatever stands in the folder under a manifest's name is told once, and passed over; the rest is served.
+#[test]
+fn what_is_no_manifest_is_told_and_passed_over() {
+    let mut folder = folder();
+    let at = |name: &str| folder.dir.path().join(name);
+    fs::write(at("good.yaml"), service("web", "10.96.0.1")).unwrap();
+    nix::unistd::mkfifo(&at("pipe.yaml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(at("socket.yaml")).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", at("device.yaml")).unwrap();
+    std::os::unix::fs::symlink("loop.yaml", at("loop.yaml")).unwrap();
+    std::os::unix::fs::symlink("nowhere", at("dangling.yaml")).unwrap();
+    std::os::unix::fs::symlink(folder.dir.path(), at("folder.yaml")).unwrap();
+    std::os::unix::fs::symlink("good.yaml", at("twin.yml")).unwrap();
+    fs::File::create(at("huge.json")).unwrap().set_len(1 << 40).unwrap();
+    fs::write(at("binary.json"), [0xff, 0xfe]).unwrap();
+    fs::write(at("bomb.yaml"), bomb()).unwrap();
+    let told = folder.scan();
+    for (name, reason) in [
+        ("pipe.yaml", "it is a named pipe, and not a regular file"),
+        ("socket.yaml", "it is a socket, and not a regular file"),
+        ("device.yaml", "it is a device, and not a regular file"),
+        ("folder.yaml", "it is a folder, and not a regular file"),
+        ("loop.yaml", "Too many levels of symbolic links"),
+        ("dangling.yaml", "No such file"),
+        ("huge.json", "it has more than 16777216 bytes"),
+        ("binary.json", "invalid data"),
+        ("bomb.yaml", "aliases"),
+    ] {
+        let text = format!("problem DIR/{name}: ");
+        let found = told.iter().find(|told| told.starts_with(&text)).unwrap_or_else(|| panic!("{told:?}"));
+        assert!(found.contains(reason) && found.ends_with("; passed over"), "{found}");
+    }
+    assert!(told.contains(&"Service [\"web=10.96.0.1\"] keep []".to_owned()), "{told:?}");
+    assert_eq!(folder.scan(), Vec::<String>::new(), "once");
+
+    // A manifest in whose place something else comes keeps what it said.
+    fs::remove_file(folder.dir.path().join("twin.yml")).unwrap();
+    let good = folder.dir.path().join("good.yaml");
+    fs::remove_file(&good).unwrap();
+    nix::unistd::mkfifo(&good, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let told = folder.scan();
+    assert!(told.iter().any(|told| told.ends_with("; its last good content stays in force")), "{told:?}");
+    assert!(told.contains(&"Service [\"web=10.96.0.1\"] keep []".to_owned()), "{told:?}");
+}
+
+/// Lists of lists by alias: ten million entries.
+fn bomb() -> String {
+    let list = |i: usize| format!("l{i}: &l{i} [{}]\n", vec![format!("*l{}", i - 1); 10].join(", "));
+    "l0: &l0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned() + &(1..7).map(list).collect::<String>()
+}
+
 #[test]
 fn a_missing_folder_is_a_problem_and_loses_nothing() {
     let mut folder = folder();

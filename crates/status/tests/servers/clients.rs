@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use status::Server;
+use tokio::time::Instant;
 
 use crate::client::{PATIENCE, get, raw};
 use crate::support::Bench;
@@ -31,7 +32,8 @@ fn a_silent_client_is_left() {
 /// After a request, a connection does not stay for ever.
 #[test]
 fn an_idle_connection_is_closed() {
-    let bench = Bench::start_with(|config| config.limits.head = Duration::from_millis(50));
+    // Long enough for a request on a machine that is busy.
+    let bench = Bench::start_with(|config| config.limits.head = Duration::from_secs(2));
     let address = bench.address(Server::Health);
     let answer = raw(address, b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
@@ -40,11 +42,12 @@ fn an_idle_connection_is_closed() {
 /// Not even one that keeps asking.
 #[test]
 fn an_old_connection_is_closed() {
-    let bench = Bench::start_with(|config| config.limits.age = Duration::from_millis(100));
+    let bench = Bench::start_with(|config| config.limits.age = Duration::from_secs(1));
     let mut stream = TcpStream::connect(bench.address(Server::Health)).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let (mut buffer, mut answers) = ([0; 4096], 0);
+    let (mut buffer, mut answers, begin) = ([0; 4096], 0, Instant::now());
     loop {
+        assert!(begin.elapsed() < PATIENCE, "it is kept open");
         if stream.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").is_err() {
             break;
         }
@@ -97,4 +100,41 @@ fn the_oldest_connection_goes_when_there_are_too_many() {
     let mut buffer = [0; 1];
     assert!(matches!(idle[0].read(&mut buffer), Ok(0) | Err(_)), "the oldest was closed");
     assert_eq!(get(address, "/livez").status, 200);
+}
+
+/// It asks and asks, and takes no answer.
+#[test]
+fn a_client_that_does_not_read_is_left() {
+    let bench = Bench::start_with(|config| config.limits.answer = Duration::from_millis(50));
+    let mut stream = TcpStream::connect(bench.address(Server::Metrics)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    let requests = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1000);
+    let error = loop {
+        if let Err(error) = stream.write_all(&requests) {
+            break error;
+        }
+    };
+    let closed = [std::io::ErrorKind::ConnectionReset, std::io::ErrorKind::BrokenPipe];
+    assert!(closed.contains(&error.kind()), "{error}");
+}
+
+/// Each of many that come at once is answered, though there is room for few.
+#[test]
+fn a_crowd_is_answered() {
+    let bench = Bench::start_with(|config| config.limits.connections = 2);
+    let address = bench.address(Server::Health);
+    let request = b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let mut crowd: Vec<TcpStream> = (0..100)
+        .map(|_| {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.write_all(request).unwrap();
+            stream
+        })
+        .collect();
+    for stream in &mut crowd {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+    }
 }

@@ -162,6 +162,46 @@ fn a_port_is_taken_over() {
     });
 }
 
+/// A process that is being started has a copy of every socket until it runs its own program.
+#[test]
+fn a_port_is_free_for_another_service_though_a_child_has_a_copy_of_its_socket() {
+    let bench = Bench::start();
+    bench.all_well();
+    let port = free_port();
+    for round in 0..20 {
+        let services = [("a", port, 1), ("b", port, 0)];
+        let (service, status) = if round % 2 == 0 { (services[0], 200) } else { (services[1], 503) };
+        publish(&bench, IpFamily::V4, &LOOPBACK, &[service]);
+        until_status(loopback(port), status);
+        // They stay open until the end of the test.
+        let copies = copies_of_listener(port);
+        assert!(!copies.is_empty());
+        std::mem::forget(copies);
+    }
+    assert_eq!(*bench.told.lock().unwrap(), []);
+}
+
+/// Copies of the descriptors of this process that listen on a port.
+fn copies_of_listener(port: u16) -> Vec<std::os::fd::OwnedFd> {
+    use procfs::net::TcpState;
+    use procfs::process::{FDTarget, Process};
+    use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+
+    let process = Process::myself().unwrap();
+    let entries = process.tcp().unwrap();
+    let listens = |inode: u64| {
+        entries.iter().any(|entry| {
+            entry.inode == inode && entry.state == TcpState::Listen && entry.local_address.port() == port
+        })
+    };
+    let this = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+    let descriptors = process.fd().unwrap().filter_map(Result::ok);
+    descriptors
+        .filter(|info| matches!(info.target, FDTarget::Socket(inode) if listens(inode)))
+        .map(|info| pidfd_getfd(&this, info.fd, PidfdGetfdFlags::empty()).unwrap())
+        .collect()
+}
+
 #[test]
 fn ranges_without_an_address_serve_nobody_until_they_have_one() {
     let bench = Bench::start();

@@ -1,20 +1,21 @@
 //! Servers to ask.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use futures_util::future::BoxFuture;
 use http::Response;
 use http::request::Parts;
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
-use hyper::body::Frame;
+use hyper::body::{Bytes, Frame};
 use metrics::health::SharedHealth;
 use metrics::{Metrics, Options};
 use model::IpFamily;
 use model::view::HealthChecks;
-use status::{Body, Config, Limits, Server, ServiceCheckFailed, Sources, Status};
+use status::{Config, Further, Limits, Server, ServiceCheckFailed, Sources, Status};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -53,24 +54,25 @@ pub(crate) fn config() -> Config {
         version: "v1.2.3".into(),
         set_verbosity: Arc::new(|_| Ok(())),
         serves_statusz: true,
-        more: Arc::new(|request| more(&request)),
+        further: Further {
+            paths: &["/more/{*rest}"],
+            answer: Arc::new(|request| Box::pin(std::future::ready(more(&request)))),
+        },
         limits: Limits::default(),
     }
 }
 
 /// Answers below `/more/`.
-fn more(request: &Parts) -> Option<BoxFuture<'static, Response<Body>>> {
+fn more(request: &Parts) -> Response<UnsyncBoxBody<Bytes, Infallible>> {
     let body = match request.uri.path() {
         "/more/whole" => Full::new("all of it".into()).boxed_unsync(),
-        "/more/pieces" => {
+        _ => {
             let pieces = ["piece ", "by ", "piece"].map(|piece| Ok(Frame::data(piece.into())));
             StreamBody::new(futures_util::stream::iter(pieces)).boxed_unsync()
         }
-        _ => return None,
     };
     let headers = Response::builder().header("content-type", "text/plain; charset=utf-8");
-    let response = headers.header("x-content-type-options", "nosniff").body(body).unwrap();
-    Some(Box::pin(std::future::ready(response)))
+    headers.header("x-content-type-options", "nosniff").body(body).unwrap()
 }
 
 impl Bench {

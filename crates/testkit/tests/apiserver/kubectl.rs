@@ -40,7 +40,9 @@ impl Kubectl {
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("kubectl");
         let cache = self.dir.path().join("cache");
-        command.arg("--kubeconfig").arg(&self.config).arg("--cache-dir").arg(cache).args(args);
+        command.arg("--kubeconfig").arg(&self.config).arg("--cache-dir").arg(cache);
+        // Watches end then, too.
+        command.arg("--request-timeout=60s").args(args);
         command
     }
 

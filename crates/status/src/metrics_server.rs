@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::{Method, Request, StatusCode};
-use hyper::body::Incoming;
+use http::{Method, StatusCode};
 use metrics::Metrics;
 use tokio::time::Instant;
 
-use crate::answer::{Answer, JSON, answer, not_found, text};
-use crate::{Config, More, SetVerbosity, Sources, debug, process, zpages};
+use crate::answer::{Answer, JSON, answer, text};
+use crate::routes::{Call, Routes};
+use crate::{Config, Further, SetVerbosity, Sources, debug, process, zpages};
 
 /// What the server needs for its answers.
 pub(crate) struct MetricsServer {
@@ -23,7 +23,7 @@ pub(crate) struct MetricsServer {
     started: SystemTime,
     profiling: bool,
     set_verbosity: SetVerbosity,
-    more: More,
+    further: Further,
 }
 
 impl MetricsServer {
@@ -38,47 +38,59 @@ impl MetricsServer {
             started,
             profiling: config.profiling,
             set_verbosity: config.set_verbosity.clone(),
-            more: config.more.clone(),
+            further: config.further.clone(),
         }
     }
 
-    pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Answer {
-        match request.uri().path() {
-            "/metrics" => metrics_page(self.metrics.render(process::read().as_ref(), Instant::now())),
-            "/metrics/slis" if request.method() == Method::DELETE => {
-                self.metrics.slis.reset();
-                text("metrics reset\n")
-            }
-            "/metrics/slis" => self.slis(),
-            "/healthz" => {
-                self.metrics.slis.record("ping", "healthz", true);
-                text(healthz(request.uri().query().unwrap_or_default()))
-            }
-            "/healthz/ping" => text("ok"),
-            "/proxyMode" => text(self.mode.clone()),
-            "/configz" => answer(StatusCode::OK, JSON, self.configz.clone()),
-            "/flagz" => match &self.flags {
-                Some(flags) => zpages::flagz(request.headers(), flags),
-                None => not_found(),
-            },
-            "/statusz" if self.serves_statusz => {
-                zpages::statusz(request.headers(), &self.version, self.started, SystemTime::now())
-            }
-            path if self.profiling && path.starts_with("/debug/") => {
-                debug::respond(request, &self.set_verbosity).await
-            }
-            _ => match (self.more)(request.into_parts().0) {
-                Some(answer) => answer.await,
-                None => not_found(),
-            },
+    /// All its paths.
+    pub(crate) fn routes(self) -> Routes {
+        let this = Arc::new(self);
+        let now = |answer: fn(&Self, &Call) -> Answer| {
+            let this = this.clone();
+            move |call: &Call| answer(&this, call)
+        };
+        let mut routes = Routes::default()
+            .now("/metrics", now(Self::metrics))
+            .now("/metrics/slis", now(Self::slis))
+            .now("/healthz", now(Self::healthz))
+            .now("/healthz/ping", |_| text("ok"))
+            .now("/proxyMode", now(|this, _| text(this.mode.clone())))
+            .now("/configz", now(|this, _| answer(StatusCode::OK, JSON, this.configz.clone())));
+        for path in this.further.paths {
+            let further = this.further.answer.clone();
+            routes = routes.at(path, move |call| further(call.request.into_parts().0));
         }
+        if let Some(flags) = this.flags.clone() {
+            routes = routes.now("/flagz", move |call| zpages::flagz(call.request.headers(), &flags));
+        }
+        if this.serves_statusz {
+            routes = routes.now("/statusz", now(Self::statusz));
+        }
+        if this.profiling { debug::add_routes(routes, &this.set_verbosity) } else { routes }
     }
 
-    fn slis(&self) -> Answer {
+    fn metrics(&self, _call: &Call) -> Answer {
+        metrics_page(self.metrics.render(process::read().as_ref(), Instant::now()))
+    }
+
+    fn slis(&self, call: &Call) -> Answer {
+        if call.request.method() == Method::DELETE {
+            self.metrics.slis.reset();
+            return text("metrics reset\n");
+        }
         if let Some(reading) = process::read() {
             self.metrics.slis.set_start_time(reading.start_time_seconds);
         }
         metrics_page(self.metrics.slis.render())
+    }
+
+    fn healthz(&self, call: &Call) -> Answer {
+        self.metrics.slis.record("ping", "healthz", true);
+        text(healthz(call.request.uri().query().unwrap_or_default()))
+    }
+
+    fn statusz(&self, call: &Call) -> Answer {
+        zpages::statusz(call.request.headers(), &self.version, self.started, SystemTime::now())
     }
 }
 
