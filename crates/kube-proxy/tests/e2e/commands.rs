@@ -92,7 +92,9 @@ fn every_command_prints_what_there_is() {
     let mut settings = insta::Settings::clone_current();
     settings.set_prepend_module_to_snapshot(false);
     settings.set_snapshot_path("commands");
-    FILTERS.into_iter().for_each(|(pattern, with)| settings.add_filter(pattern, with));
+    for (pattern, with) in FILTERS {
+        settings.add_filter(pattern, with);
+    }
     settings.bind(|| {
         for (name, command) in commands {
             insta::assert_snapshot!(name, told(&cluster, command));

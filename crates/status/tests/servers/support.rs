@@ -64,12 +64,11 @@ pub(crate) fn config() -> Config {
 
 /// Answers below `/more/`.
 fn more(request: &Parts) -> Response<UnsyncBoxBody<Bytes, Infallible>> {
-    let body = match request.uri.path() {
-        "/more/whole" => Full::new("all of it".into()).boxed_unsync(),
-        _ => {
-            let pieces = ["piece ", "by ", "piece"].map(|piece| Ok(Frame::data(piece.into())));
-            StreamBody::new(futures_util::stream::iter(pieces)).boxed_unsync()
-        }
+    let pieces = ["piece ", "by ", "piece"].map(|piece| Ok(Frame::data(piece.into())));
+    let body = if request.uri.path() == "/more/whole" {
+        Full::new("all of it".into()).boxed_unsync()
+    } else {
+        StreamBody::new(futures_util::stream::iter(pieces)).boxed_unsync()
     };
     let headers = Response::builder().header("content-type", "text/plain; charset=utf-8");
     headers.header("x-content-type-options", "nosniff").body(body).unwrap()
