@@ -528,7 +528,7 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
             let addresses = own().map(|frontend| self.address(frontend)).collect();
             let affinity = own().next().and_then(|frontend| frontend.affinity);
             let traffic = self.traffic_of(&explained.port, now);
-            build::port(explained, addresses, affinity.map(|affinity| affinity.as_secs()), traffic)
+            build::port(explained, addresses, affinity.map(|affinity| affinity.timeout.as_secs()), traffic)
         };
         Some(ServiceFamily {
             family: F::FAMILY.to_string(),

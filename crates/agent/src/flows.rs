@@ -285,7 +285,8 @@ impl<F: Family> Sweeps<F> {
 mod tests {
     use super::*;
     use model::{
-        AddressKind, Destination, Frontend, Masquerade, ObjectName, Pool, ServicePortName, V4, Verdict,
+        AddressKind, Destination, Frontend, Masquerade, ObjectName, Pool, ServicePortName, TrafficPolicy, V4,
+        Verdict,
     };
     use testkit::fake_conntrack::{FakeConntrack, flow};
 
@@ -314,6 +315,7 @@ mod tests {
             kind: AddressKind::ClusterIp,
             service: service.clone(),
             pool: Pool::Empty(Verdict::Reject),
+            policy: TrafficPolicy::Cluster,
             internal_pool: None,
             affinity: None,
             masquerade: Masquerade::Never,

@@ -354,6 +354,16 @@ impl Bench {
         assert!(outcome.is_ok(), "wanted {:?}, there is {:?}", self.wanted(), self.there());
     }
 
+    /// Waits until it has begun.
+    async fn begun(&self) {
+        let waiting = async {
+            while self.flushes() == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_mins(1), waiting).await.unwrap();
+    }
+
     fn flushes(&self) -> u32 {
         self.world.lock().unwrap().flushes
     }
@@ -396,7 +406,8 @@ async fn what_drains_is_dropped_by_itself() {
 async fn what_is_refused_is_tried_again_alone() {
     let mut bench = Bench::start([]);
     bench.listed().await;
-    bench.converged().await;
+    // Else the faults were for the beginning.
+    bench.begun().await;
     let refused = bench.telemetry.metrics.family(model::IpFamily::V4).refused;
     bench.world.lock().unwrap().faults = [Some(Fault::Refused); 4].into();
     bench.apply(service(1)).await;

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use data_encoding::BASE32;
 use iptables::{ChainName, TableName};
 use model::ServicePortName;
+use sha2::Digest as _;
 
 /// All chains of ours and of the kubelet begin so.
 pub const PREFIX: &str = "KUBE-";
@@ -100,9 +101,9 @@ fn chain(kind: Kind, suffix: &str) -> ChainName {
 /// The first 16 characters of the base-32 form of the SHA-256 (`portProtoHash` and `servicePortEndpointChainName` in
 /// `pkg/proxy/iptables/proxier.go`).
 fn suffix(identity: &str) -> String {
-    let digest = ring::digest::digest(&ring::digest::SHA256, identity.as_bytes());
+    let digest = sha2::Sha256::digest(identity.as_bytes());
     // Ten bytes are sixteen characters of five bits.
-    BASE32.encode(&digest.as_ref()[..10])
+    BASE32.encode(&digest[..10])
 }
 
 #[cfg(test)]

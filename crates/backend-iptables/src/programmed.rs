@@ -55,7 +55,8 @@ impl<F: Family> Programmed<F> {
             frontends.iter().partition(|frontend| frontend.kind == AddressKind::ClusterIp);
         Self {
             name: name.clone(),
-            affinity: affinity.map(|timeout| u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX).max(1)),
+            affinity: affinity
+                .map(|affinity| u32::try_from(affinity.timeout.as_secs()).unwrap_or(u32::MAX).max(1)),
             internal: internal.first().map(|frontend| Internal {
                 key: frontend.key,
                 pool: frontend.pool.clone(),

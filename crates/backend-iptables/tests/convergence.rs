@@ -10,8 +10,8 @@ use iptables::{Edit, Iptables, Restore, Saved, TableName};
 use kernel::iptables::{Programs, Tables};
 use mode::RuleCount;
 use model::{
-    AddressKind, Changed, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool,
-    Protocol, ServicePortName, Table, V4, Verdict,
+    AddressKind, Affinity, Changed, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade,
+    ObjectName, Pool, Protocol, ServicePortName, Table, TrafficPolicy, V4, Verdict,
 };
 use proptest::prelude::*;
 use testkit::fake_iptables::{FakeIptables, Fault};
@@ -83,8 +83,9 @@ fn port_frontends(service: u8, port: u8, state: State) -> Vec<Frontend<V4>> {
             protocol: Protocol::Tcp,
         },
         pool,
+        policy: TrafficPolicy::Cluster,
         internal_pool: None,
-        affinity: state.sticky.then(|| Duration::from_mins(10)),
+        affinity: state.sticky.then(|| Affinity { timeout: Duration::from_mins(10), service: None }),
         masquerade,
         allowed_sources: None,
         flow_endpoints: Arc::default(),

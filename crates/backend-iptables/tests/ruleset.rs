@@ -8,8 +8,8 @@ use backend_iptables::{Backend, Config, Extent, NodePortAddresses, PREFIX, PodSo
 use iptables::{Iptables, Saved};
 use kernel::iptables::{Programs, Tables};
 use model::{
-    AddressKind, Destination, Family, Frontend, FrontendAddress, FrontendKey, IpFamily, Masquerade,
-    ObjectName, Pool, Protocol, ServicePortName, Table, V4, V6, Verdict,
+    AddressKind, Affinity, Destination, Family, Frontend, FrontendAddress, FrontendKey, IpFamily, Masquerade,
+    ObjectName, Pool, Protocol, ServicePortName, Table, TrafficPolicy, V4, V6, Verdict,
 };
 use testkit::lab::Namespace;
 
@@ -17,7 +17,7 @@ struct Service<F: Family> {
     name: &'static str,
     protocol: Protocol,
     pool: Pool<F>,
-    affinity: Option<Duration>,
+    affinity: Option<Affinity>,
 }
 
 impl<F: Family> Service<F> {
@@ -41,6 +41,7 @@ impl<F: Family> Service<F> {
                 protocol: self.protocol,
             },
             pool: self.pool.clone(),
+            policy: TrafficPolicy::Cluster,
             internal_pool: None,
             affinity: self.affinity,
             masquerade: if is_internal { Masquerade::UnlessFromPod } else { Masquerade::Always },
@@ -128,7 +129,7 @@ fn local_policy_and_affinity() {
     };
     let all = ["10.244.0.1", "10.244.1.2"];
     let sticky = Service {
-        affinity: Some(Duration::from_mins(10)),
+        affinity: Some(Affinity { timeout: Duration::from_mins(10), service: None }),
         ..Service::<V4>::new("sticky", Protocol::Tcp, &all)
     };
     let local = Service::<V4>::new("local", Protocol::Tcp, &all);

@@ -1,7 +1,6 @@
-//! The chains: fixed ones, and one for each way of balancing over N endpoints.
+//! The chains that exist whatever Services there are.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -10,9 +9,14 @@ use nft::{
     AddrField, BaseChain, Bytes, ChainType, Data, Element, Field, Hook, Name, Rule, Statement, Verdict,
 };
 
+use crate::affinity;
 use crate::config::Config;
-use crate::layout::{Map, Scope, Way, client_key, hairpin_key, ip_key, port_key, source_key};
-use crate::programmed::MapElement;
+use crate::layout::{
+    Map, MapElement, Traffic, frontend_key, hairpin_key, ip_key, port_key, slot_key, source_key,
+};
+use crate::priority::{
+    self, ChoiceChain, MAX_AFFINITY_ENDPOINTS, MAX_ENDPOINTS, MasqueradeWhen, POOL, Slots,
+};
 
 /// A chain and its rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,178 +26,85 @@ pub(crate) struct ChainSpec {
     pub(crate) rules: Vec<Rule>,
 }
 
-/// A chain that balances over a number of endpoints, shared by all frontends for which all fields are the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ChainId {
-    way: Way,
-    masquerade: Masquerade,
-    /// Seconds that a client stays with its endpoint.
-    affinity: Option<u32>,
-    /// Never 0.
-    endpoints: u32,
-}
+/// How often a slot is drawn from twice as many as there might be endpoints, before it is drawn from those alone that surely
+/// have one.
+const TRIES: usize = 8;
 
-/// Most Services have no more endpoints than this.
-const PREPARED: u32 = 16;
-
-/// Bits of a chain's number: the way of masquerading, and with affinity the seconds (the API allows 86,400).
-const MASQUERADE_SHIFT: u32 = 29;
-const WITH_AFFINITY: u32 = 1 << 31;
-const SECONDS_SHIFT: u32 = 12;
-const MAX_SECONDS: u32 = (1 << (MASQUERADE_SHIFT - SECONDS_SHIFT)) - 1;
-/// Endpoints that take part where there is affinity, and where there is none.
-const MAX_STICKY_ENDPOINTS: u32 = (1 << SECONDS_SHIFT) - 1;
-const MAX_ENDPOINTS: u32 = (1 << MASQUERADE_SHIFT) - 1;
-
-/// How many endpoints of one frontend can take part.
-pub(crate) const fn max_endpoints(affinity: bool) -> u32 {
-    if affinity { MAX_STICKY_ENDPOINTS } else { MAX_ENDPOINTS }
-}
-
-/// `service-3`, `node-port-masq-3`, `inside-service-3`, `service-sticky-10800-3`: the name is the only thing that a chain is
-/// recognised by.
-impl fmt::Display for ChainId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.way.scope {
-            Scope::Everywhere => "",
-            Scope::Inside => "inside-",
-        })?;
-        f.write_str(if self.way.node_port { "node-port" } else { "service" })?;
-        f.write_str(match self.masquerade {
-            Masquerade::UnlessFromPod => "",
-            Masquerade::Always => "-masq",
-            Masquerade::Never => "-nomasq",
-        })?;
-        if let Some(seconds) = self.affinity {
-            write!(f, "-sticky-{seconds}")?;
-        }
-        write!(f, "-{}", self.endpoints)
-    }
-}
-
-impl ChainId {
-    /// With as many endpoints as can take part, and the longest time if there is affinity for longer.
-    pub(crate) fn new(way: Way, masquerade: Masquerade, affinity: Option<u32>, endpoints: u32) -> Self {
-        let affinity = affinity.map(|seconds| seconds.min(MAX_SECONDS));
-        Self { way, masquerade, affinity, endpoints: endpoints.min(max_endpoints(affinity.is_some())) }
-    }
-
-    /// The number that stands for the chain among those of its way. It depends on nothing but the chain, so that it means
-    /// the same after a restart.
-    pub(crate) fn number(self) -> u32 {
-        let masquerade: u32 = match self.masquerade {
-            Masquerade::UnlessFromPod => 0,
-            Masquerade::Always => 1,
-            Masquerade::Never => 2,
-        };
-        let affinity = self.affinity.map_or(0, |seconds| WITH_AFFINITY | seconds << SECONDS_SHIFT);
-        affinity | masquerade << MASQUERADE_SHIFT | self.endpoints
-    }
-
-    /// The slots that a chain of this number balances over, and whether it is one with affinity.
-    pub(crate) fn slots_of(number: u32) -> (u32, bool) {
-        let sticky = number & WITH_AFFINITY != 0;
-        (number & max_endpoints(sticky), sticky)
-    }
-
-    /// The element that leads to the chain.
-    pub(crate) fn element(self) -> MapElement {
-        let data = Data::Verdict(Verdict::Goto(self.name()));
-        let element = Element { key: Bytes::new().index(self.number()), data, comment: None };
-        MapElement { map: Map::Chains(self.way), element }
-    }
-
-    pub(crate) fn name(self) -> Name {
-        Name::new(&self.to_string()).expect("a short name of letters, digits and dashes")
-    }
-
-    /// The chain of this name, if it is one of this kind.
-    pub(crate) fn parse(name: &str) -> Option<Self> {
-        let (head, count) = name.rsplit_once('-')?;
-        let endpoints = count.parse().ok().filter(|n| *n > 0)?;
-        let affinity = match head.rsplit_once("-sticky-") {
-            Some((_, seconds)) => Some(seconds.parse().ok()?),
-            None => None,
-        };
-        Self::all_with(affinity, endpoints).find(|id| id.to_string() == name)
-    }
-
-    /// Chains that are made before anybody needs them, while the slot maps are empty and it costs nothing: those of the
-    /// usual frontends with up to [`PREPARED`] endpoints.
-    pub(crate) fn prepared() -> impl Iterator<Item = Self> {
-        let usual = [(false, Masquerade::UnlessFromPod), (true, Masquerade::Always)];
-        (1..=PREPARED).flat_map(move |endpoints| {
-            usual.map(|(node_port, masquerade)| {
-                Self::new(Way { scope: Scope::Everywhere, node_port }, masquerade, None, endpoints)
-            })
-        })
-    }
-
-    fn all_with(affinity: Option<u32>, endpoints: u32) -> impl Iterator<Item = Self> {
-        let masquerades = [Masquerade::UnlessFromPod, Masquerade::Always, Masquerade::Never];
-        Way::ALL.into_iter().flat_map(move |way| {
-            masquerades.map(|masquerade| Self::new(way, masquerade, affinity, endpoints))
-        })
-    }
-
-    pub(crate) fn spec<F: Family>(self, config: &Config) -> ChainSpec {
-        let masquerade = match self.way.scope {
-            Scope::Everywhere => masquerade_rule::<F>(self.masquerade, config),
-            Scope::Inside => {
-                Some(rule([Statement::SourceIsLocal, Statement::SetMarkBit(config.masquerade_mark)]))
-            }
-        };
-        let mut random_slot = self.way.key();
-        random_slot.push(Field::NumgenRandom { modulus: self.endpoints });
-        let choice = match self.affinity {
-            None => vec![rule([Statement::DnatMap { key: random_slot, map: Map::Slots(self.way).name() }])],
-            Some(seconds) => sticky_choice(self.way, random_slot, seconds),
-        };
-        ChainSpec { name: self.name(), base: None, rules: masquerade.into_iter().chain(choice).collect() }
-    }
-}
-
-/// Choice of the endpoint with affinity. The packet's priority carries an endpoint's number from one rule to the next.
+/// The numbers of slots to draw from, one after the other until there is an endpoint in the slot.
 ///
-/// A client that is remembered goes to its endpoint and is remembered anew, unless the endpoint is gone: then the first rule
-/// ends at its last statement, and the client is forgotten and given another one. When the map is full, only remembering
-/// fails.
-fn sticky_choice(way: Way, random_slot: Vec<Field>, timeout_secs: u32) -> Vec<Rule> {
-    let (map, client) = (Map::Affinity(way.node_port).name(), client_key(way.node_port));
-    let data = vec![Field::Priority];
-    let learn =
-        || Statement::Learn { map: map.clone(), key: client.clone(), data: data.clone(), timeout_secs };
-    let numbered = [way.key(), data.clone()].concat();
-    let go = || Statement::DnatMap { key: numbered.clone(), map: Map::AffinityEndpoints(way).name() };
-    vec![
-        rule([Statement::SetPriority { key: client.clone(), map: map.clone() }, learn(), go()]),
-        rule([Statement::Forget { map: map.clone(), key: client.clone(), data: data.clone() }]),
-        rule([Statement::SetPriority { key: random_slot, map: Map::AffinitySlots(way).name() }]),
-        rule([learn()]),
-        rule([go()]),
-    ]
+/// `numgen` draws below a constant, and a chain for each number of endpoints would be made and left behind as Services grow
+/// and shrink, which is dear: the kernel walks a whole map when a rule is bound to it (`nf_tables_bind_set`). So there are
+/// chains for powers of two alone. More than half of their slots have an endpoint, each as likely as any other; after
+/// [`TRIES`] in vain (one flow in 256 at worst) the lower half is drawn from, all of which has.
+pub(crate) fn tries(slots: Slots) -> impl Iterator<Item = Slots> {
+    match slots.count() {
+        // Then each slot has one.
+        1 | 2 => std::iter::repeat_n(slots, 1).chain(None),
+        _ => std::iter::repeat_n(slots, TRIES).chain(Some(slots.half())),
+    }
 }
 
-/// Takes back what [`dispatch`] and [`sticky_choice`] did to the priority, before a queue sees the packet.
+/// The chain that translates to an endpoint of the pool whose number the packet's priority has.
+fn choice(slots: Slots) -> ChainSpec {
+    let try_slot = |slots: Slots| {
+        let key = slot_key(Field::NumgenRandom { modulus: slots.count() });
+        rule([Statement::DnatMap { key, map: Map::Endpoints.name() }])
+    };
+    let rules = std::iter::once(rule([Statement::MaskPriority(POOL)])).chain(tries(slots).map(try_slot));
+    ChainSpec { name: choice_name(slots), base: None, rules: rules.collect() }
+}
+
+fn choice_name(slots: Slots) -> Name {
+    Name::new(&format!("choice-{}", slots.count())).expect("a short name of letters, digits and a dash")
+}
+
+/// The elements that lead to chains of choice.
+pub(crate) fn choice_elements() -> impl Iterator<Item = MapElement> {
+    let element = |chain: ChoiceChain, name| {
+        let data = Data::Verdict(Verdict::Goto(name));
+        let element = Element { key: Bytes::new().index(chain.bits()), data, comment: None };
+        MapElement::new(Map::Chains, element)
+    };
+    let random =
+        Slots::up_to(MAX_ENDPOINTS).map(move |slots| element(ChoiceChain::Random(slots), choice_name(slots)));
+    random.chain([element(ChoiceChain::Affinity, Name::from_static("affinity"))])
+}
+
+/// What is done with packets of Services: marked if they are to be masqueraded, then sent to the chain of their choice. The
+/// packet's priority says both ([`crate::priority`]).
+fn balance<F: Family>(config: &Config) -> Vec<Rule> {
+    let mark = Statement::SetMarkBit(config.masquerade_mark);
+    let when = |masquerade: MasqueradeWhen| Statement::PriorityBitsAre {
+        mask: priority::MASQUERADE,
+        value: masquerade.bits(),
+    };
+    let always = rule([when(MasqueradeWhen::Frontend(Masquerade::Always)), mark.clone()]);
+    let unless_from_pod = when(MasqueradeWhen::Frontend(Masquerade::UnlessFromPod));
+    let unless_from_pod = if config.masquerade_all {
+        Some(rule([unless_from_pod, mark.clone()]))
+    } else {
+        let not_from_pod = config.pods.as_ref().and_then(|pods| from_pod::<F>(pods, true));
+        not_from_pod.map(|test| rule([unless_from_pod, test, mark.clone()]))
+    };
+    let from_node = rule([when(MasqueradeWhen::FromNode), Statement::SourceIsLocal, mark]);
+    let chain = Field::PriorityBits { mask: priority::CHAIN };
+    let choose = rule([Statement::Vmap { key: vec![chain], map: Map::Chains.name() }]);
+    [always].into_iter().chain(unless_from_pod).chain([from_node, choose]).collect()
+}
+
+/// To the chain of the pool itself, which knows its clients.
+fn affinity_dispatch() -> Vec<Rule> {
+    let own_chain = Statement::Vmap { key: vec![Field::Priority], map: Map::AffinityChains.name() };
+    vec![rule([Statement::MaskPriority(POOL), own_chain])]
+}
+
+/// Takes back what [`dispatch`] and the chains behind it did to the priority, before a queue sees the packet.
 fn clear_priority() -> Rule {
     rule([Statement::CtStateNew, Statement::CtStatusDnat, Statement::ClearPriority])
 }
 
-fn rule<const N: usize>(statements: [Statement; N]) -> Rule {
+pub(crate) fn rule<const N: usize>(statements: [Statement; N]) -> Rule {
     Rule { statements: statements.into(), comment: None }
-}
-
-/// The rule that marks a flow for postrouting.
-fn masquerade_rule<F: Family>(masquerade: Masquerade, config: &Config) -> Option<Rule> {
-    let mark = Statement::SetMarkBit(config.masquerade_mark);
-    match masquerade {
-        Masquerade::Never => None,
-        Masquerade::Always => Some(rule([mark])),
-        Masquerade::UnlessFromPod if config.masquerade_all => Some(rule([mark])),
-        Masquerade::UnlessFromPod => {
-            from_pod::<F>(config.pods.as_ref()?, true).map(|test| rule([test, mark]))
-        }
-    }
 }
 
 /// The test for packets from pods, or for all others.
@@ -228,9 +139,11 @@ pub(crate) fn fixed<F: Family>(config: &Config) -> Vec<ChainSpec> {
         let rules = rules.into_iter().chain([new_flows("firewall-check")]).collect();
         base(name, ChainType::Filter, hook, BEFORE_DSTNAT, rules)
     };
-    vec![
-        chain("services", dispatch::<F>(config, Scope::Everywhere)),
-        chain("inside-services", dispatch::<F>(config, Scope::Inside)),
+    let mut chains = vec![
+        chain("services", dispatch::<F>(config, Traffic::Any)),
+        chain("internal-services", dispatch::<F>(config, Traffic::Internal)),
+        chain("balance", balance::<F>(config)),
+        chain("affinity", affinity_dispatch()),
         chain("firewall-check", vec![firewall()]),
         chain("services-check", refusals(&ip_key(), false)),
         chain("node-ports-check", node_port_rules::<F>(config, &[go_to("accepted-node-ports-check")])),
@@ -240,28 +153,31 @@ pub(crate) fn fixed<F: Family>(config: &Config) -> Vec<ChainSpec> {
         early("filter-output-pre-dnat", Hook::Output, Vec::new()),
         nat("nat-prerouting", Hook::Prerouting, prerouting::<F>(config)),
         // Whatever comes this way is from the node itself.
-        nat("nat-output", Hook::Output, vec![jump("inside-services"), jump("services")]),
+        nat("nat-output", Hook::Output, vec![jump("internal-services"), jump("services")]),
         base("nat-postrouting", ChainType::Nat, Hook::Postrouting, SRCNAT, masquerading::<F>(config)),
         filter("filter-input", Hook::Input, vec![new_flows("node-ports-check"), new_flows("services-check")]),
         filter("filter-forward", Hook::Forward, leaving()),
         filter("filter-output", Hook::Output, leaving()),
-    ]
+    ];
+    let choices = Slots::up_to(MAX_ENDPOINTS).map(choice);
+    chains.extend(choices.chain(Slots::up_to(MAX_AFFINITY_ENDPOINTS).map(affinity::choice)));
+    chains
 }
 
 /// Choice of the endpoint for what arrives from elsewhere: pods may take the short cut.
 fn prerouting<F: Family>(config: &Config) -> Vec<Rule> {
     let from_pods = config.pods.as_ref().and_then(|pods| from_pod::<F>(pods, false));
-    let short_cut = from_pods.map(|test| rule([test, Statement::Jump(Name::from_static("inside-services"))]));
+    let short_cut =
+        from_pods.map(|test| rule([test, Statement::Jump(Name::from_static("internal-services"))]));
     short_cut.into_iter().chain([rule([Statement::Jump(Name::from_static("services"))])]).collect()
 }
 
-/// Dispatch of packets to virtual addresses, then to node ports. The packet's priority carries the number of the chain from
-/// one map to the next; it is cleared before the packet leaves ([`clear_priority`]).
-fn dispatch<F: Family>(config: &Config, scope: Scope) -> Vec<Rule> {
-    let balance = |node_port| {
-        let way = Way { scope, node_port };
-        let number = Statement::SetPriority { key: way.key(), map: Map::Dispatch(way).name() };
-        [number, Statement::Vmap { key: vec![Field::Priority], map: Map::Chains(way).name() }]
+/// Dispatch of packets to virtual addresses, then to node ports. The packet's priority carries what the one map yields to
+/// the next; it is cleared before the packet leaves ([`clear_priority`]).
+fn dispatch<F: Family>(config: &Config, traffic: Traffic) -> Vec<Rule> {
+    let balance = |by_node_port| {
+        let map = Map::Frontends(traffic, by_node_port).name();
+        [Statement::SetPriority { key: frontend_key(by_node_port), map }, go_to("balance")]
     };
     let mut rules = vec![rule(balance(false))];
     rules.extend(node_port_rules::<F>(config, &balance(true)));
@@ -375,36 +291,17 @@ fn masquerading<F: Family>(config: &Config) -> Vec<Rule> {
     rules
 }
 
-/// All chains: the fixed ones and one for each of `balancing`.
+/// All chains: those that exist whatever Services there are, and one for each pool with affinity.
 pub(crate) fn all<F: Family>(
     config: &Config,
-    balancing: impl Iterator<Item = ChainId>,
+    affinity: impl Iterator<Item = ChainSpec>,
 ) -> BTreeMap<Name, ChainSpec> {
-    let chains = fixed::<F>(config).into_iter().chain(balancing.map(|id| id.spec::<F>(config)));
-    chains.map(|chain| (chain.name.clone(), chain)).collect()
+    fixed::<F>(config).into_iter().chain(affinity).map(|chain| (chain.name.clone(), chain)).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
-
-    #[test]
-    fn no_two_chains_of_a_way_have_the_same_number() {
-        let counts = [1, 2, 4095, 4096, 70_000];
-        let affinities = [None, Some(1), Some(2), Some(86_400)];
-        let ids = counts
-            .into_iter()
-            .flat_map(|n| affinities.into_iter().flat_map(move |a| ChainId::all_with(a, n)));
-        let ids: BTreeSet<ChainId> = ids.filter(|id| id.way == Way::ALL[0]).collect();
-        let numbers: BTreeSet<u32> = ids.iter().map(|id| id.number()).collect();
-        assert_eq!(numbers.len(), ids.len());
-        for id in &ids {
-            assert_eq!(ChainId::slots_of(id.number()), (id.endpoints, id.affinity.is_some()));
-        }
-        assert!(!numbers.contains(&0), "0 is what a packet has that nobody gave a number");
-    }
 
     #[test]
     fn the_chains_that_choose_are_known() {
@@ -416,28 +313,5 @@ mod tests {
         let chains = fixed::<model::V4>(&Config::default()).into_iter().filter(chooses);
         let names: Vec<Name> = chains.map(|chain| chain.name).collect();
         assert_eq!(names, crate::choosing_chains());
-    }
-
-    #[test]
-    fn chain_names_are_read_back() {
-        let ids: Vec<ChainId> =
-            ChainId::all_with(None, 12).chain(ChainId::all_with(Some(10_800), 3)).collect();
-        assert_eq!(ids.len(), 24);
-        for id in ids {
-            assert_eq!(ChainId::parse(&id.to_string()), Some(id));
-        }
-        for other in [
-            "services",
-            "service-0",
-            "service-",
-            "service-x-3",
-            "accepted-node-ports-check",
-            "service-03",
-            "service-sticky-3",
-            "-3",
-            "3",
-        ] {
-            assert_eq!(ChainId::parse(other), None, "{other}");
-        }
     }
 }

@@ -2,12 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use model::{Family, FrontendKey};
 use nft::{Bytes, Element, Op};
 
-use crate::layout::Map;
-use crate::programmed::{MapElement, Programmed, member};
-use crate::shared::{UseChanges, Uses};
+use crate::counted::{UseChanges, Uses};
+use crate::layout::{Map, MapElement};
 
 /// What to do to the elements of all maps.
 #[derive(Debug, Default)]
@@ -24,7 +22,7 @@ struct Edits {
 
 impl ElementChanges {
     /// An element that is not there yet.
-    pub(crate) fn add(&mut self, MapElement { map, element }: MapElement) {
+    fn add(&mut self, MapElement { map, element }: MapElement) {
         self.maps.entry(map).or_default().add.push(element);
     }
 
@@ -36,15 +34,14 @@ impl ElementChanges {
         self.maps.entry(map).or_default().delete.push(key);
     }
 
-    /// The difference for one frontend.
-    pub(crate) fn frontend<F: Family>(
+    /// The difference between two lists of elements.
+    pub(crate) fn difference(
         &mut self,
-        key: &FrontendKey<F>,
-        old: Option<&Programmed<F>>,
-        new: Option<&Programmed<F>>,
+        old: impl Iterator<Item = MapElement>,
+        new: impl Iterator<Item = MapElement>,
     ) {
-        let mut old = by_map(old.into_iter().flat_map(|old| old.elements(key)));
-        for (map, wanted) in by_map(new.into_iter().flat_map(|new| new.elements(key))) {
+        let mut old = by_map(old);
+        for (map, wanted) in by_map(new) {
             self.map(map, &old.remove(&map).unwrap_or_default(), wanted);
         }
         for (map, gone) in old {
@@ -61,7 +58,7 @@ impl ElementChanges {
         key: impl Fn(K) -> Bytes,
     ) {
         for object in uses.beginning(changes) {
-            self.add(MapElement { map, element: member(key(object)) });
+            self.add(MapElement::member(map, key(object)));
         }
         for object in uses.ending(changes) {
             self.delete(map, key(object));
@@ -87,8 +84,8 @@ impl ElementChanges {
     }
 
     /// The operations, ordered so that packets are served rightly after each of them: what is referred to exists before
-    /// the reference, and goes after it. Chains are the caller's to add before.
-    pub(crate) fn into_ops(self, ops: &mut Vec<Op>) {
+    /// the reference, and goes after it. Chains and sets are the caller's to add before and to delete after.
+    pub(crate) fn into_ops(self, ops: &mut Vec<Op>, before_deletions: Vec<Op>) {
         let mut deletions = Vec::new();
         for (map, Edits { add, replace, delete }) in self.maps {
             let set = map.set();
@@ -103,6 +100,7 @@ impl ElementChanges {
             push(ops, add, |elements| Op::AddElements { set: set.clone(), elements });
             push(ops, replace, |elements| Op::ReplaceElements { set: set.clone(), elements });
         }
+        ops.extend(before_deletions);
         ops.extend(deletions.into_iter().rev());
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use model::{Destination, Family, FrontendAddress, FrontendKey, IpFamily, Protocol};
-use nft::{Bytes, Field, Name, Set, SetData};
+use nft::{Bytes, DEFAULT_LEARNT_SIZE, Data, Element, Field, Name, Set, SetData};
 
 /// The table that is ours, in `ip` and in `ip6`: the name that upstream uses, which its clean-up and other software
 /// look for.
@@ -25,67 +25,29 @@ pub fn nft_family<F: Family>() -> nft::Family {
     }
 }
 
-/// Whose flows: `externalTrafficPolicy: Local` has pods and the node itself take a short cut to all endpoints.
+/// Whose flows a map is for: `externalTrafficPolicy: Local` has internal ones take a short cut to all endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Scope {
-    /// Flows from anywhere.
-    Everywhere,
-    /// Flows from pods and from the node itself, where they are treated differently.
-    Inside,
+pub(crate) enum Traffic {
+    /// From anywhere.
+    Any,
+    /// From pods and from the node itself, where they are treated differently.
+    Internal,
 }
 
-impl Scope {
-    pub(crate) const ALL: [Self; 2] = [Self::Everywhere, Self::Inside];
+impl Traffic {
+    pub(crate) const ALL: [Self; 2] = [Self::Any, Self::Internal];
 }
 
-/// How packets come to a frontend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Way {
-    /// Whose flows.
-    pub(crate) scope: Scope,
-    /// By node port, else by virtual address.
-    pub(crate) node_port: bool,
-}
-
-impl Way {
-    pub(crate) const ALL: [Self; 4] = [
-        Self { scope: Scope::Everywhere, node_port: false },
-        Self { scope: Scope::Everywhere, node_port: true },
-        Self { scope: Scope::Inside, node_port: false },
-        Self { scope: Scope::Inside, node_port: true },
-    ];
-
-    pub(crate) fn new<F: Family>(scope: Scope, address: FrontendAddress<F>) -> Self {
-        Self { scope, node_port: address == FrontendAddress::Node }
-    }
-
-    /// `by_ip` or `by_port`, with the scope before it.
-    fn name(self, by_ip: &str, by_port: &str) -> String {
-        let name = if self.node_port { by_port } else { by_ip };
-        match self.scope {
-            Scope::Everywhere => name.to_owned(),
-            Scope::Inside => format!("inside-{name}"),
-        }
-    }
-
-    /// The key of a frontend: address . protocol . port, or protocol . port.
-    pub(crate) fn key(self) -> Vec<Field> {
-        if self.node_port { port_key() } else { ip_key() }
-    }
-}
-
-/// Our sets and maps. The order is that of declaration, and of their changes in a transaction: what is referred to comes
-/// before the reference.
+/// Our sets and maps that exist whatever Services there are. The order is that of declaration, and of their changes in a
+/// transaction: what is referred to comes before the reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Map {
-    /// frontend . slot → endpoint.
-    Slots(Way),
-    /// frontend . number → endpoint, for frontends with affinity: those that serve.
-    AffinityEndpoints(Way),
-    /// frontend . slot → number of the endpoint in it, for frontends with affinity.
-    AffinitySlots(Way),
-    /// client . frontend → number of the endpoint that the client was given. Written by rules. Whether by node port.
-    Affinity(bool),
+    /// protocol . pool . slot → endpoint.
+    Endpoints,
+    /// protocol . endpoint's number and pool → endpoint, for pools with affinity: those that serve.
+    AffinityEndpoints,
+    /// protocol . pool . slot → number of the endpoint in it and pool, for pools with affinity.
+    AffinitySlots,
     /// source . destination of flows that an endpoint on this node opens to itself through a Service.
     Hairpin,
     /// address . protocol . port . source network.
@@ -94,98 +56,156 @@ pub(crate) enum Map {
     Restricted,
     /// Cluster IPs in use: what is sent to another of their ports is refused.
     ClusterIps,
-    /// number → chain that balances.
-    Chains(Way),
-    /// frontend → number of the chain that balances its packets.
+    /// pool → chain of its own, for pools with affinity.
+    AffinityChains,
+    /// number of a chain → chain that chooses an endpoint.
+    Chains,
+    /// protocol . pool → how many endpoints it has, and in the comment whose it is. Not for packets: for people, and for
+    /// whoever reads the table.
+    Pools,
+    /// frontend → what the packet's priority is to be ([`Choice`](crate::priority::Choice)). Whose flows, and whether by node
+    /// port.
     ///
-    /// Not the chain itself: for each new verdict the kernel checks all verdicts of the table, which would make a change of
-    /// one Service dearer with every other Service (`nft_chain_validate`). Numbers are data, which cost nothing.
-    Dispatch(Way),
+    /// Not a verdict: for each new one the kernel checks all verdicts of the table, which would make a change of one Service
+    /// dearer with every other Service (`nft_chain_validate`). Numbers are data, which cost nothing.
+    Frontends(Traffic, bool),
     /// Frontends without any endpoint, which are refused. Whether by node port.
     Rejected(bool),
     /// Frontends whose endpoints are all elsewhere, whose packets are dropped. Whether by node port.
     Dropped(bool),
 }
 
-/// `numgen random mod N` in the declarations of the slot maps: only a label for the slot's type, since the N of a packet
-/// is that of the chain it passes.
+/// `numgen random mod N` in the declarations of maps: only a label for the slot's type, since the N of a packet is that of
+/// the chain it passes.
 const SLOT: Field = Field::NumgenRandom { modulus: 65536 };
-
-/// Clients that are remembered at once, for each of the two maps. Beyond, new clients are served without being remembered.
-const MAX_AFFINITIES: u32 = 1 << 18;
 
 impl Map {
     /// All of them, in order.
     pub(crate) fn all() -> Vec<Self> {
-        let by_way = |map: fn(Way) -> Self| Way::ALL.map(map);
-        let twice = |map: fn(bool) -> Self| [map(false), map(true)];
+        let either = [false, true];
+        let frontends =
+            Traffic::ALL.into_iter().flat_map(|traffic| either.map(|by| Self::Frontends(traffic, by)));
         [
-            &by_way(Self::Slots)[..],
-            &by_way(Self::AffinityEndpoints),
-            &by_way(Self::AffinitySlots),
-            &twice(Self::Affinity),
-            &[Self::Hairpin, Self::AllowedSources, Self::Restricted, Self::ClusterIps],
-            &by_way(Self::Chains),
-            &by_way(Self::Dispatch),
-            &twice(Self::Rejected),
-            &twice(Self::Dropped),
+            &[Self::Endpoints, Self::AffinityEndpoints, Self::AffinitySlots, Self::Hairpin][..],
+            &[Self::AllowedSources, Self::Restricted, Self::ClusterIps],
+            &[Self::AffinityChains, Self::Chains, Self::Pools],
+            &frontends.collect::<Vec<_>>(),
+            &either.map(Self::Rejected),
+            &either.map(Self::Dropped),
         ]
         .concat()
     }
 
     pub(crate) fn name(self) -> Name {
-        let either =
-            |node_port: bool, by_ip: &str, by_port: &str| if node_port { by_port } else { by_ip }.to_owned();
-        let name = match self {
-            Self::Slots(way) => way.name("endpoints", "nodeport-endpoints"),
-            Self::AffinityEndpoints(way) => way.name("affinity-endpoints", "nodeport-affinity-endpoints"),
-            Self::AffinitySlots(way) => way.name("affinity-slots", "nodeport-affinity-slots"),
-            Self::Affinity(node_port) => either(node_port, "affinity", "nodeport-affinity"),
-            Self::Hairpin => "hairpin-connections".into(),
-            Self::AllowedSources => "allowed-sources".into(),
-            Self::Restricted => "source-restricted-services".into(),
-            Self::ClusterIps => "cluster-ips".into(),
-            Self::Chains(way) => way.name("service-chains", "nodeport-chains"),
-            Self::Dispatch(way) => way.name("service-ips", "service-nodeports"),
-            Self::Rejected(node_port) => either(node_port, "no-endpoint-services", "no-endpoint-nodeports"),
-            Self::Dropped(node_port) => {
-                either(node_port, "no-local-endpoint-services", "no-local-endpoint-nodeports")
-            }
-        };
-        Name::new(&name).expect("a short name of letters and dashes")
+        Name::from_static(match self {
+            Self::Endpoints => "endpoints",
+            Self::AffinityEndpoints => "affinity-endpoints",
+            Self::AffinitySlots => "affinity-slots",
+            Self::Hairpin => "hairpin-connections",
+            Self::AllowedSources => "allowed-sources",
+            Self::Restricted => "source-restricted-services",
+            Self::ClusterIps => "cluster-ips",
+            Self::AffinityChains => "affinity-chains",
+            Self::Chains => "service-chains",
+            Self::Pools => "pools",
+            Self::Frontends(Traffic::Any, false) => "service-ips",
+            Self::Frontends(Traffic::Any, true) => "service-nodeports",
+            Self::Frontends(Traffic::Internal, false) => "internal-service-ips",
+            Self::Frontends(Traffic::Internal, true) => "internal-service-nodeports",
+            Self::Rejected(false) => "no-endpoint-services",
+            Self::Rejected(true) => "no-endpoint-nodeports",
+            Self::Dropped(false) => "no-local-endpoint-services",
+            Self::Dropped(true) => "no-local-endpoint-nodeports",
+        })
     }
 
     pub(crate) fn set(self) -> Arc<Set> {
-        let name = self.name();
-        let endpoint = || SetData::Fields(vec![Field::DestAddr, Field::DestPort]);
-        let with = |key: Vec<Field>, field| [key, vec![field]].concat();
-        Arc::new(match self {
-            Self::Slots(way) => Set::new(name, with(way.key(), SLOT), endpoint()),
-            Self::AffinityEndpoints(way) => Set::new(name, with(way.key(), Field::Priority), endpoint()),
-            Self::AffinitySlots(way) => {
-                Set::new(name, with(way.key(), SLOT), SetData::Fields(vec![Field::Priority]))
+        let endpoint = SetData::Fields(vec![Field::DestAddr, Field::DestPort]);
+        let number = SetData::Fields(vec![Field::Priority]);
+        let (key, data) = match self {
+            Self::Endpoints => (slot_key(SLOT), endpoint),
+            Self::AffinityEndpoints => (pool_key(), endpoint),
+            Self::AffinitySlots => (slot_key(SLOT), number),
+            Self::Hairpin => (hairpin_key(), SetData::None),
+            Self::AllowedSources => return Arc::new(Set::networks(self.name(), source_key())),
+            Self::Restricted => (ip_key(), SetData::None),
+            Self::ClusterIps => (vec![Field::DestAddr], SetData::None),
+            Self::AffinityChains | Self::Chains => (vec![Field::Priority], SetData::Verdict),
+            Self::Pools => (pool_key(), SetData::Fields(vec![SLOT])),
+            Self::Frontends(_, by_node_port) => (frontend_key(by_node_port), number),
+            Self::Rejected(by_node_port) | Self::Dropped(by_node_port) => {
+                (frontend_key(by_node_port), SetData::None)
             }
-            Self::Affinity(node_port) => {
-                Set::learnt(name, client_key(node_port), vec![Field::Priority], MAX_AFFINITIES)
-            }
-            Self::Hairpin => Set::new(name, hairpin_key(), SetData::None),
-            Self::AllowedSources => Set::networks(name, source_key()),
-            Self::Restricted => Set::new(name, ip_key(), SetData::None),
-            Self::ClusterIps => Set::new(name, vec![Field::DestAddr], SetData::None),
-            Self::Chains(_) => Set::new(name, vec![Field::Priority], SetData::Verdict),
-            Self::Dispatch(way) => Set::new(name, way.key(), SetData::Fields(vec![Field::Priority])),
-            Self::Rejected(node_port) | Self::Dropped(node_port) => {
-                let way = Way { scope: Scope::Everywhere, node_port };
-                Set::new(name, way.key(), SetData::None)
-            }
-        })
+        };
+        Arc::new(Set::new(self.name(), key, data))
     }
 }
 
-/// How a client of a frontend is looked up.
-pub(crate) fn client_key(node_port: bool) -> Vec<Field> {
-    let way = Way { scope: Scope::Everywhere, node_port };
-    [vec![Field::SourceAddr], way.key()].concat()
+/// One element of one map.
+pub(crate) struct MapElement {
+    pub(crate) map: Map,
+    pub(crate) element: Element,
+}
+
+impl MapElement {
+    pub(crate) const fn new(map: Map, element: Element) -> Self {
+        Self { map, element }
+    }
+
+    /// An element of a map to values.
+    pub(crate) const fn value(map: Map, key: Bytes, data: Bytes) -> Self {
+        Self::new(map, Element { key, data: Data::Value(data), comment: None })
+    }
+
+    /// An element of a set.
+    pub(crate) const fn member(map: Map, key: Bytes) -> Self {
+        Self::new(map, Element { key, data: Data::None, comment: None })
+    }
+}
+
+/// A comment holds at most 128 bytes (`NFTNL_UDATA_COMMENT_MAXLEN`), names may be longer.
+const MAX_COMMENT_BYTES: usize = 128;
+
+/// A comment of a name, of which as much is kept as there is room for, and an end.
+pub(crate) fn cut_comment(mut name: String, end: &str) -> Box<str> {
+    while name.len() + end.len() > MAX_COMMENT_BYTES && name.pop().is_some() {}
+    name.push_str(end);
+    name.into()
+}
+
+/// The clients of a pool with affinity → number of the endpoint that each was given, and pool: written by rules. It has a
+/// map of its own so that nothing is left when the pool goes, and no Service's clients take the room of another's.
+pub(crate) fn clients(pool: u32, comment: &str) -> Arc<Set> {
+    let (key, data) = (vec![Field::SourceAddr], vec![Field::Priority]);
+    let set = Set::learnt(affinity_name(pool), key, data, DEFAULT_LEARNT_SIZE);
+    Arc::new(Set { comment: Some(comment.into()), ..set })
+}
+
+/// The map of a pool's clients, and the chain that leads them back.
+pub(crate) fn affinity_name(pool: u32) -> Name {
+    Name::new(&format!("affinity-{pool}")).expect("a short name of letters, digits and a dash")
+}
+
+/// The pool whose clients a map of this name has.
+pub(crate) fn parse_affinity_name(name: &str) -> Option<u32> {
+    let pool = name.strip_prefix("affinity-")?.parse().ok()?;
+    (*affinity_name(pool) == *name).then_some(pool)
+}
+
+/// How a frontend is looked up.
+pub(crate) fn frontend_key(by_node_port: bool) -> Vec<Field> {
+    if by_node_port { port_key() } else { ip_key() }
+}
+
+/// How a pool is looked up, or an endpoint of one, once the packet's priority has its number. The protocol tells nothing
+/// new, but nft wants to hear of one before it accepts a translation of ports.
+pub(crate) fn pool_key() -> Vec<Field> {
+    vec![Field::L4Proto, Field::Priority]
+}
+
+/// How a pool's slot is looked up.
+pub(crate) fn slot_key(slot: Field) -> Vec<Field> {
+    vec![Field::L4Proto, Field::Priority, slot]
 }
 
 /// How a packet to a virtual address is looked up.
@@ -208,7 +228,7 @@ pub(crate) fn hairpin_key() -> Vec<Field> {
     vec![Field::SourceAddr, Field::DestAddr]
 }
 
-/// The key of a frontend in its dispatch map.
+/// The key of a frontend in its maps.
 pub(crate) fn frontend_bytes<F: Family>(key: &FrontendKey<F>) -> Bytes {
     let bytes = match key.address {
         FrontendAddress::Ip(addr) => Bytes::new().addr(addr.into()),
@@ -222,9 +242,9 @@ pub(crate) fn source_bytes<F: Family>(key: &FrontendKey<F>, range: &IpNet) -> By
     frontend_bytes(key).net(range.addr(), range.prefix_len())
 }
 
-/// The key of one of a frontend's slots.
-pub(crate) fn slot_bytes<F: Family>(key: &FrontendKey<F>, index: u32) -> Bytes {
-    frontend_bytes(key).index(index)
+/// The key of a pool, or of an endpoint's number and pool.
+pub(crate) fn pool_bytes(protocol: Protocol, number: u32) -> Bytes {
+    Bytes::new().proto(protocol.number()).index(number)
 }
 
 /// An endpoint as map data.
@@ -245,17 +265,17 @@ pub(crate) fn hairpin_bytes<F: Family>(addr: F::Addr) -> Bytes {
 /// An endpoint's address and port.
 pub(crate) type Socket<F> = (<F as Family>::Addr, u16);
 
-/// Reads back what is held for a frontend under a number: a slot's, or that of an endpoint with affinity. `None` if
-/// somebody else wrote it.
-pub(crate) fn parse_numbered<F: Family>(way: Way, key: &Bytes) -> Option<(FrontendKey<F>, u32)> {
+/// Reads back the key of a pool: protocol and number.
+pub(crate) fn parse_pool(key: &Bytes) -> Option<(u8, u32)> {
     let mut fields = key.reader();
-    let address = if way.node_port {
-        FrontendAddress::Node
-    } else {
-        FrontendAddress::Ip(F::narrow(fields.addr(nft_family::<F>())?)?)
-    };
-    let protocol = Protocol::from_number(fields.proto()?)?;
-    Some((FrontendKey { address, protocol, port: fields.port()? }, fields.index()?))
+    let pool = (fields.proto()?, fields.index()?);
+    fields.is_empty().then_some(pool)
+}
+
+/// Reads back the key of a slot: protocol, number of the pool, and slot.
+pub(crate) fn parse_slot(key: &Bytes) -> Option<((u8, u32), u32)> {
+    let mut fields = key.reader();
+    Some(((fields.proto()?, fields.index()?), fields.index()?))
 }
 
 /// Reads an endpoint back.

@@ -1,17 +1,18 @@
 //! The backend: its idea of what the kernel holds, and transactions for what changed.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use model::{Family, FrontendKey, Table, shrink_if_sparse};
+use model::{Family, FrontendKey, Table, TrafficPolicy, shrink_if_sparse};
 use nft::{Op, Transaction};
 use rustc_hash::FxBuildHasher;
 
-use crate::chains::ChainId;
+use crate::affinity::{Clients, ClientsChange};
 use crate::config::Config;
+use crate::counted::{Counted, CountedChanges};
 use crate::elements::ElementChanges;
-use crate::layout::{Map, address_bytes, hairpin_bytes, nft_family, table_name};
-use crate::programmed::{MapElement, Programmed};
-use crate::shared::{Shared, SharedChanges};
+use crate::frontend::Programmed;
+use crate::layout::{Map, MapElement, address_bytes, hairpin_bytes, nft_family, table_name};
+use crate::pools::{Numbers, Pool, PoolKey, PoolUses};
 
 /// One family's ruleset: what it depends on, and what the kernel holds of it.
 ///
@@ -26,17 +27,38 @@ pub struct Backend<F: Family> {
 #[derive(Clone, Debug)]
 pub(crate) struct Held<F: Family> {
     /// Boxed, since a hash table is up to half empty.
-    pub(crate) frontends: HashMap<FrontendKey<F>, Box<Programmed<F>>, FxBuildHasher>,
-    pub(crate) shared: Shared<F>,
-    /// Chains that balance. Once made they stay: making one is dear, since the kernel walks the whole slot map that its
-    /// rule refers to (`nf_tables_bind_set`), and there is at most one for each number of endpoints that a Service had.
-    pub(crate) chains: BTreeSet<ChainId>,
+    pub(crate) frontends: HashMap<FrontendKey<F>, Box<Programmed>, FxBuildHasher>,
+    pub(crate) pools: BTreeMap<PoolKey, Pool<F>>,
+    /// Numbers of pools.
+    pub(crate) numbers: Numbers,
+    pub(crate) counted: Counted<F>,
 }
 
 // The derived implementation would ask `F` itself to have a default.
 impl<F: Family> Default for Held<F> {
     fn default() -> Self {
-        Self { frontends: HashMap::default(), shared: Shared::default(), chains: BTreeSet::new() }
+        Self {
+            frontends: HashMap::default(),
+            pools: BTreeMap::new(),
+            numbers: Numbers::default(),
+            counted: Counted::default(),
+        }
+    }
+}
+
+impl<F: Family> Held<F> {
+    pub(crate) fn set_pool(&mut self, key: PoolKey, pool: Option<Pool<F>>) {
+        let number = pool.as_ref().map(|pool| pool.number);
+        let old = match pool {
+            Some(pool) => self.pools.insert(key, pool),
+            None => self.pools.remove(&key),
+        };
+        if let Some(old) = old.filter(|old| Some(old.number) != number) {
+            self.numbers.give_back(old.number);
+        }
+        if let Some(number) = number {
+            self.numbers.take(number);
+        }
     }
 }
 
@@ -49,20 +71,20 @@ pub struct Plan<F: Family> {
     pub(crate) outcome: Outcome<F>,
 }
 
-/// A frontend and what the kernel is to hold for it.
-type Differing<F> = (FrontendKey<F>, Option<Box<Programmed<F>>>);
-
 #[derive(Debug)]
 pub(crate) enum Outcome<F: Family> {
-    /// These frontends differ.
-    Delta {
-        frontends: Vec<Differing<F>>,
-        shared: SharedChanges<F>,
-        /// New chains.
-        chains: BTreeSet<ChainId>,
-    },
+    /// These differ.
+    Delta(Delta<F>),
     /// Everything was looked at.
     Whole { held: Box<Held<F>>, config: Config },
+}
+
+/// What differs, each with what the kernel is to hold for it.
+#[derive(Debug)]
+pub(crate) struct Delta<F: Family> {
+    frontends: Vec<(FrontendKey<F>, Option<Box<Programmed>>)>,
+    pools: Vec<(PoolKey, Option<Pool<F>>)>,
+    counted: CountedChanges<F>,
 }
 
 impl<F: Family> Backend<F> {
@@ -79,46 +101,93 @@ impl<F: Family> Backend<F> {
     /// The transaction that carries the frontends with these keys into the kernel. The work is proportional to their
     /// number and endpoints.
     pub fn plan(&self, table: &Table<F>, keys: &BTreeSet<FrontendKey<F>>) -> Plan<F> {
-        let mut shared = SharedChanges::default();
-        let mut elements = ElementChanges::default();
-        let mut chains = BTreeSet::new();
-        let mut frontends = Vec::with_capacity(keys.len());
+        let mut pools = self.pools_of(table, keys);
+        let frontends = self.changed_frontends(table, keys, &pools);
+        pools.retain(|key, new| self.held.pools.get(key) != new.as_ref());
+        let mut transaction = Transaction::new(nft_family::<F>(), table_name());
+        let mut counted = CountedChanges::default();
+        if !frontends.is_empty() || !pools.is_empty() {
+            self.fill(&mut transaction.ops, &frontends, &pools, &mut counted);
+        }
+        let pools = pools.into_iter().collect();
+        Plan { transaction, outcome: Outcome::Delta(Delta { frontends, pools, counted }) }
+    }
+
+    /// The pools that these frontends lead to, or led to, as they are to be.
+    fn pools_of(
+        &self,
+        table: &Table<F>,
+        keys: &BTreeSet<FrontendKey<F>>,
+    ) -> BTreeMap<PoolKey, Option<Pool<F>>> {
+        let mut uses = PoolUses::default();
         for key in keys {
-            let old = self.held.frontends.get(key).map(Box::as_ref);
-            let slots = old.map(Programmed::previous_slots).unwrap_or_default();
-            let new = table.get(key).map(|frontend| Programmed::new(frontend, &slots));
-            if old != new.as_ref() {
-                elements.frontend(key, old, new.as_ref());
-                shared.frontend(key, old, new.as_ref());
-                let used = new.iter().flat_map(|new| new.chains(key));
-                chains.extend(used.filter(|id| !self.held.chains.contains(id)));
-                frontends.push((*key, new.map(Box::new)));
+            if let Some(old) = self.held.frontends.get(key) {
+                uses.end(old);
+            }
+            if let Some(new) = table.get(key) {
+                uses.begin(new);
             }
         }
-        let mut transaction = Transaction::new(nft_family::<F>(), table_name());
-        if !frontends.is_empty() {
-            self.fill(&mut transaction.ops, &chains, elements, &shared);
-        }
-        Plan { transaction, outcome: Outcome::Delta { frontends, shared, chains } }
+        let mut fresh = self.held.numbers.fresh();
+        let changed = uses.0.into_iter().map(|(key, change)| {
+            let old = self.held.pools.get(&key);
+            let new = change.apply(&key, old, old.map(Pool::as_previous).as_ref(), &mut fresh);
+            (key, new)
+        });
+        changed.collect()
+    }
+
+    fn changed_frontends(
+        &self,
+        table: &Table<F>,
+        keys: &BTreeSet<FrontendKey<F>>,
+        pools: &BTreeMap<PoolKey, Option<Pool<F>>>,
+    ) -> Vec<(FrontendKey<F>, Option<Box<Programmed>>)> {
+        let new = |key| {
+            let frontend = table.get(key)?;
+            let pool = |policy: TrafficPolicy| {
+                let key = PoolKey { service: frontend.service.clone(), policy };
+                pools.get(&key).and_then(Option::as_ref)
+            };
+            Some(Box::new(Programmed::new(frontend, pool)))
+        };
+        let all = keys.iter().map(|key| (*key, new(key)));
+        all.filter(|(key, new)| self.held.frontends.get(key) != new.as_ref()).collect()
     }
 
     fn fill(
         &self,
         ops: &mut Vec<Op>,
-        chains: &BTreeSet<ChainId>,
-        mut elements: ElementChanges,
-        changes: &SharedChanges<F>,
+        frontends: &[(FrontendKey<F>, Option<Box<Programmed>>)],
+        pools: &BTreeMap<PoolKey, Option<Pool<F>>>,
+        counted: &mut CountedChanges<F>,
     ) {
-        let Held { shared, .. } = &self.held;
-        for id in chains {
-            let spec = id.spec::<F>(&self.config);
-            ops.push(Op::AddChain { name: spec.name.clone(), base: None });
-            ops.push(Op::SetRules { chain: spec.name, rules: spec.rules });
-            elements.add(id.element());
+        let mut elements = ElementChanges::default();
+        let mut clients = ClientsChange::default();
+        for (key, new) in pools {
+            let (old, new) = (self.held.pools.get(key), new.as_ref());
+            if old.zip(new).is_none_or(|(old, new)| !old.has_same_elements(new)) {
+                let elements_of =
+                    |pool: Option<_>| pool.into_iter().flat_map(|pool: &Pool<F>| pool.elements(key));
+                elements.difference(elements_of(old), elements_of(new));
+                counted.pool(old, new);
+            }
+            clients.pool(old.and_then(Clients::of), new.and_then(Clients::of));
         }
-        elements.members(Map::Hairpin, &shared.hairpins, &changes.hairpins, hairpin_bytes::<F>);
-        elements.members(Map::ClusterIps, &shared.cluster_ips, &changes.cluster_ips, address_bytes::<F>);
-        elements.into_ops(ops);
+        for (key, new) in frontends {
+            let (old, new) = (self.held.frontends.get(key).map(Box::as_ref), new.as_deref());
+            let elements_of = |frontend: Option<_>| {
+                frontend.into_iter().flat_map(|frontend: &Programmed| frontend.elements(key))
+            };
+            elements.difference(elements_of(old), elements_of(new));
+            counted.frontend(key, old, new);
+        }
+        let held = &self.held.counted;
+        elements.members(Map::Hairpin, &held.hairpins, &counted.hairpins, hairpin_bytes::<F>);
+        elements.members(Map::ClusterIps, &held.cluster_ips, &counted.cluster_ips, address_bytes::<F>);
+        ops.extend(clients.before);
+        elements.into_ops(ops, clients.between);
+        ops.extend(clients.after);
     }
 
     /// The elements that are a frontend's alone, as far as they are held.
@@ -139,9 +208,11 @@ impl<F: Family> Backend<F> {
     /// Takes note that the kernel took the plan's transaction.
     pub fn committed(&mut self, plan: Plan<F>) {
         match plan.outcome {
-            Outcome::Delta { frontends, shared, chains } => {
-                self.held.shared.apply(shared);
-                self.held.chains.extend(chains);
+            Outcome::Delta(Delta { frontends, pools, counted }) => {
+                self.held.counted.apply(counted);
+                for (key, pool) in pools {
+                    self.held.set_pool(key, pool);
+                }
                 for (key, programmed) in frontends {
                     match programmed {
                         Some(programmed) => self.held.frontends.insert(key, programmed),

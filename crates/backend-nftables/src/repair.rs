@@ -1,21 +1,21 @@
 //! From whatever the kernel holds to what it should hold: start-up, recovery after a failure, and audits.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
-use model::{Extent, Family, FrontendKey, Table};
-use nft::{Bytes, Data, Op, Ruleset, Transaction};
-use rustc_hash::FxBuildHasher;
+use model::{Extent, Family, Table};
+use nft::{Name, Op, Ruleset, Transaction};
 
-use crate::chains::{self, ChainId, ChainSpec};
+use crate::affinity::Clients;
+use crate::chains::{self, ChainSpec};
 use crate::config::Config;
+use crate::counted::CountedChanges;
 use crate::elements::{ElementChanges, by_map};
-use crate::layout::{
-    Map, Scope, Socket, Way, address_bytes, hairpin_bytes, nft_family, parse_numbered, parse_socket,
-    table_name,
-};
+use crate::found::FoundPools;
+use crate::frontend::Programmed;
+use crate::layout::{Map, MapElement, address_bytes, hairpin_bytes, nft_family, table_name};
 use crate::plan::{Backend, Held, Outcome, Plan};
-use crate::programmed::{MapElement, PreviousSlots, Programmed, member};
-use crate::shared::SharedChanges;
+use crate::pools::{PoolKey, PoolUses};
+use crate::priority::POOL;
 
 impl<F: Family> Backend<F> {
     /// The transaction that turns the table as `found` in the kernel (`None`: there is none) into what `table` and
@@ -28,8 +28,6 @@ impl<F: Family> Backend<F> {
         found: Option<&Ruleset>,
         extent: Extent,
     ) -> Plan<F> {
-        let slots = found.map(found_slots::<F>).unwrap_or_default();
-        let mut held = wanted(table, &slots);
         let kept = found.filter(|found| extent == Extent::Difference && can_be_kept::<F>(found, config));
         let mut transaction = Transaction::new(nft_family::<F>(), table_name());
         let ops = &mut transaction.ops;
@@ -40,7 +38,9 @@ impl<F: Family> Backend<F> {
         if extent == Extent::Rebuild || found.is_some() && kept.is_none() {
             ops.push(Op::DeleteTable);
         }
-        difference(ops, kept.unwrap_or(&Ruleset::default()), config, &mut held);
+        let nothing = Ruleset::default();
+        let held = wanted(table, found.unwrap_or(&nothing));
+        difference(ops, kept.unwrap_or(&nothing), config, &held);
         Plan { transaction, outcome: Outcome::Whole { held: Box::new(held), config: config.clone() } }
     }
 }
@@ -58,97 +58,53 @@ fn can_be_kept<F: Family>(found: &Ruleset, config: &Config) -> bool {
     })
 }
 
-type FoundSlots<F> = HashMap<FrontendKey<F>, PreviousSlots<F>, FxBuildHasher>;
-
-fn found_slots<F: Family>(found: &Ruleset) -> FoundSlots<F> {
-    let mut by_frontend = FoundSlots::<F>::default();
-    for scope in Scope::ALL {
-        for (key, idx, socket) in slots_of::<F>(found, scope) {
-            let sockets = by_frontend.entry(key).or_default().of(scope);
-            // Behind a gap, numbers no longer are positions; the difference will tell.
-            if u32::try_from(sockets.len()) == Ok(idx) {
-                sockets.push(socket);
-            }
-        }
-    }
-    by_frontend
-}
-
-/// The slots of all frontends in a scope, sorted: what is in them, directly or by the endpoint's number.
-fn slots_of<F: Family>(found: &Ruleset, scope: Scope) -> Vec<(FrontendKey<F>, u32, Socket<F>)> {
-    let mut slots = Vec::new();
-    for way in Way::ALL.into_iter().filter(|way| way.scope == scope) {
-        let numbered = |map| numbered::<F>(found, map, way);
-        slots.extend(
-            numbered(Map::Slots(way))
-                .filter_map(|(key, idx, data)| Some((key, idx, parse_socket::<F>(data)?))),
-        );
-        let endpoints: HashMap<_, _, FxBuildHasher> = numbered(Map::AffinityEndpoints(way))
-            .filter_map(|(key, number, data)| Some(((key, number), parse_socket::<F>(data)?)))
-            .collect();
-        slots.extend(numbered(Map::AffinitySlots(way)).filter_map(|(key, idx, data)| {
-            let number = data.reader().index()?;
-            Some((key, idx, *endpoints.get(&(key, number))?))
-        }));
-    }
-    slots.sort_unstable();
-    slots
-}
-
-/// The elements of a map whose keys are a frontend and a number.
-fn numbered<F: Family>(
-    found: &Ruleset,
-    map: Map,
-    way: Way,
-) -> impl Iterator<Item = (FrontendKey<F>, u32, &Bytes)> {
-    let elements = found.sets.get(&map.name()).map_or(&[][..], |state| &state.elements);
-    elements.iter().filter_map(move |element| {
-        let (key, number) = parse_numbered::<F>(way, &element.key)?;
-        match &element.data {
-            Data::Value(data) => Some((key, number, data)),
-            Data::None | Data::Verdict(_) => None,
-        }
-    })
-}
-
-fn wanted<F: Family>(table: &Table<F>, slots: &FoundSlots<F>) -> Held<F> {
+/// What is to be held: pools take their numbers and slots from those that are found under their names.
+fn wanted<F: Family>(table: &Table<F>, found: &Ruleset) -> Held<F> {
+    let mut uses = PoolUses::default();
+    table.iter().for_each(|frontend| uses.begin(frontend));
+    let mut found = FoundPools::<F>::new(found);
+    let previous: Vec<_> = uses.0.keys().map(|key| found.take(key)).collect();
+    let taken = std::mem::take(&mut found.numbers);
+    let mut fresh = (1..=POOL).filter(|number| !taken.contains(number));
     let mut held = Held::default();
-    let mut shared = SharedChanges::default();
-    let none = PreviousSlots::default();
+    let mut counted = CountedChanges::default();
+    for ((key, change), previous) in uses.0.into_iter().zip(previous) {
+        let pool = change.apply(&key, None, previous.as_ref(), &mut fresh);
+        counted.pool(None, pool.as_ref());
+        held.set_pool(key, pool);
+    }
     for frontend in table.iter() {
-        let programmed = Programmed::new(frontend, slots.get(&frontend.key).unwrap_or(&none));
-        shared.frontend(&frontend.key, None, Some(&programmed));
-        held.chains.extend(programmed.chains(&frontend.key));
+        let pool = |policy| held.pools.get(&PoolKey { service: frontend.service.clone(), policy });
+        let programmed = Programmed::new(frontend, pool);
+        counted.frontend(&frontend.key, None, Some(&programmed));
         held.frontends.insert(frontend.key, Box::new(programmed));
     }
-    held.shared.apply(shared);
+    held.counted.apply(counted);
     held
 }
 
 /// Everything that makes `found` into what `held` says, in an order that is right at every step.
-fn difference<F: Family>(ops: &mut Vec<Op>, found: &Ruleset, config: &Config, held: &mut Held<F>) {
-    held.chains.extend(found.chains.keys().filter_map(|name| ChainId::parse(name)));
-    held.chains.extend(ChainId::prepared());
-    let chains = chains::all::<F>(config, held.chains.iter().copied());
+fn difference<F: Family>(ops: &mut Vec<Op>, found: &Ruleset, config: &Config, held: &Held<F>) {
+    let clients = || held.pools.values().filter_map(Clients::of);
+    let chains = chains::all::<F>(config, clients().map(Clients::chain));
     if *found == Ruleset::default() || found.dormant {
         ops.push(Op::AddTable);
     }
-    for map in Map::all().into_iter().filter(|map| !found.sets.contains_key(&map.name())) {
-        ops.push(Op::AddSet(map.set()));
-    }
+    let sets = || Map::all().into_iter().map(Map::set).chain(clients().map(Clients::set));
+    ops.extend(sets().filter(|set| !found.sets.contains_key(&set.name)).map(Op::AddSet));
     add_chains(ops, found, &chains, |chain| chain.base.is_none());
     set_rules::<F>(ops, found, &chains, |chain| chain.base.is_none());
-    element_difference(found, held).into_ops(ops);
+    element_difference(found, held).into_ops(ops, Vec::new());
     // Packets come in only now that all they can meet is there.
     add_chains(ops, found, &chains, |chain| chain.base.is_some());
     set_rules::<F>(ops, found, &chains, |chain| chain.base.is_some());
-    remove_foreign(ops, found, &chains);
+    remove_foreign(ops, found, &chains, &sets().map(|set| set.name.clone()).collect());
 }
 
 fn add_chains(
     ops: &mut Vec<Op>,
     found: &Ruleset,
-    chains: &BTreeMap<nft::Name, ChainSpec>,
+    chains: &BTreeMap<Name, ChainSpec>,
     which: impl Fn(&ChainSpec) -> bool,
 ) {
     for chain in chains.values().filter(|chain| which(chain)) {
@@ -161,7 +117,7 @@ fn add_chains(
 fn set_rules<F: Family>(
     ops: &mut Vec<Op>,
     found: &Ruleset,
-    chains: &BTreeMap<nft::Name, ChainSpec>,
+    chains: &BTreeMap<Name, ChainSpec>,
     which: impl Fn(&ChainSpec) -> bool,
 ) {
     let family = nft_family::<F>();
@@ -174,13 +130,13 @@ fn set_rules<F: Family>(
 }
 
 fn element_difference<F: Family>(found: &Ruleset, held: &Held<F>) -> ElementChanges {
-    let shared = &held.shared;
-    let hairpins = shared.hairpins.keys().map(|addr| (Map::Hairpin, hairpin_bytes::<F>(addr)));
-    let cluster_ips = shared.cluster_ips.keys().map(|addr| (Map::ClusterIps, address_bytes::<F>(addr)));
-    let members = hairpins.chain(cluster_ips).map(|(map, key)| MapElement { map, element: member(key) });
-    let own = held.frontends.iter().flat_map(|(key, programmed)| programmed.elements(key));
-    let chains = held.chains.iter().map(|id| id.element());
-    let mut wanted = by_map(own.chain(members).chain(chains));
+    let counted = &held.counted;
+    let hairpins = counted.hairpins.keys().map(|addr| (Map::Hairpin, hairpin_bytes::<F>(addr)));
+    let cluster_ips = counted.cluster_ips.keys().map(|addr| (Map::ClusterIps, address_bytes::<F>(addr)));
+    let members = hairpins.chain(cluster_ips).map(|(map, key)| MapElement::member(map, key));
+    let frontends = held.frontends.iter().flat_map(|(key, programmed)| programmed.elements(key));
+    let pools = held.pools.iter().flat_map(|(key, pool)| pool.elements(key));
+    let mut wanted = by_map(frontends.chain(pools).chain(members).chain(chains::choice_elements()));
     let mut changes = ElementChanges::default();
     for map in Map::all() {
         let found = found.sets.get(&map.name()).map_or(&[][..], |state| &state.elements);
@@ -189,16 +145,19 @@ fn element_difference<F: Family>(found: &Ruleset, held: &Held<F>) -> ElementChan
     changes
 }
 
-/// The table is ours: what we did not write goes. A foreign base chain could eat packets, and a counter or flowtable would
-/// otherwise stay for good. All rules are ours or gone before, so nothing refers to those any more.
-fn remove_foreign(ops: &mut Vec<Op>, found: &Ruleset, chains: &BTreeMap<nft::Name, ChainSpec>) {
+/// The table is ours: what we did not write, or do not need any more, goes. A foreign base chain could eat packets, and a counter
+/// or flowtable would otherwise stay for good. All rules are ours or gone before, so nothing refers to those any more.
+fn remove_foreign(
+    ops: &mut Vec<Op>,
+    found: &Ruleset,
+    chains: &BTreeMap<Name, ChainSpec>,
+    sets: &BTreeSet<Name>,
+) {
     let foreign: Vec<_> = found.chains.keys().filter(|name| !chains.contains_key(*name)).collect();
     // Emptied first, since they may refer to one another.
     ops.extend(foreign.iter().map(|name| Op::SetRules { chain: (*name).clone(), rules: Vec::new() }));
     ops.extend(foreign.iter().map(|name| Op::DeleteChain((*name).clone())));
-    let known: Vec<_> = Map::all().into_iter().map(Map::name).collect();
-    let foreign = found.sets.keys().filter(|name| !known.contains(name));
-    ops.extend(foreign.map(|name| Op::DeleteSet(name.clone())));
+    ops.extend(found.sets.keys().filter(|name| !sets.contains(*name)).cloned().map(Op::DeleteSet));
     ops.extend(found.objects.iter().map(|(kind, name)| Op::DeleteObject(*kind, name.clone())));
     ops.extend(found.flowtables.iter().map(|name| Op::DeleteFlowtable(name.clone())));
 }

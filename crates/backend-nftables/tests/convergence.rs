@@ -14,8 +14,8 @@ use std::collections::BTreeSet;
 
 use backend_nftables::{Backend, Config, Extent, table_name};
 use model::{
-    AddressKind, Destination, Family, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool,
-    Protocol, ServicePortName, Table, V4, Verdict,
+    AddressKind, Affinity, Destination, Family, Frontend, FrontendAddress, FrontendKey, Masquerade,
+    ObjectName, Pool, Protocol, ServicePortName, Table, TrafficPolicy, Uid, V4, Verdict,
 };
 use nft::{Kernel, Transaction};
 use proptest::prelude::*;
@@ -70,8 +70,12 @@ fn frontends(service: u8, state: Option<State>) -> Vec<Frontend<V4>> {
         kind,
         service: ServicePortName { service: name(service), port: "http".into(), protocol: Protocol::Tcp },
         pool: pool.clone(),
+        policy: if inside.is_some() { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
         internal_pool: None,
-        affinity: (state.inside % 5 == 1).then(|| std::time::Duration::from_secs(u64::from(state.inside))),
+        affinity: (state.inside % 5 == 1).then(|| Affinity {
+            timeout: std::time::Duration::from_secs(u64::from(state.inside)),
+            service: Uid::parse(&format!("00000000-0000-0000-0000-00000000000{}", state.endpoints % 3)),
+        }),
         masquerade,
         allowed_sources: None,
         flow_endpoints: std::sync::Arc::default(),

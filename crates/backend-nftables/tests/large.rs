@@ -3,11 +3,11 @@
 
 use std::collections::BTreeSet;
 
-use backend_nftables::{Backend, Config, Extent, likely_keys, table_name};
+use backend_nftables::{Backend, Config, Extent, slot_keys, table_name};
 use kernel::Nftables;
 use model::{
     AddressKind, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool, Protocol,
-    ServicePortName, Table, V4, Verdict,
+    ServicePortName, Table, TrafficPolicy, V4, Verdict,
 };
 use nft::{Family, Kernel, Op, Transaction};
 use testkit::lab::Namespace;
@@ -33,6 +33,7 @@ fn frontend(n: u32) -> Frontend<V4> {
             protocol,
         },
         pool: Pool::new((0..ENDPOINTS).map(destination).collect::<BTreeSet<_>>(), Verdict::Reject),
+        policy: TrafficPolicy::Cluster,
         internal_pool: None,
         affinity: None,
         masquerade: Masquerade::UnlessFromPod,
@@ -51,7 +52,7 @@ fn a_large_table_reads_the_same_by_key_as_whole() {
     let plan = Backend::<V4>::new(config.clone()).repair(&config, &table, None, Extent::Difference);
     Namespace::new("large").unwrap().run(|| {
         let (mut whole, by_key) = (Nftables::open().unwrap(), Nftables::open().unwrap());
-        let mut by_key = by_key.expecting(likely_keys);
+        let mut by_key = by_key.expecting(slot_keys);
         whole.apply(&plan.transaction).unwrap();
         let mut check = || {
             let found = by_key.read(Family::Ip, &table_name()).unwrap().whole().unwrap().unwrap();

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use backend_nftables::{Backend, Config, Extent, NodePortAddresses, PodSource};
 use model::{
     AddressKind, Destination, Family, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool,
-    Protocol, ServicePortName, Table, V4, V6, Verdict,
+    Protocol, ServicePortName, Table, TrafficPolicy, V4, V6, Verdict,
 };
 
 fn frontend<F: Family>(
@@ -36,6 +36,7 @@ fn frontend<F: Family>(
         kind,
         service: ServicePortName { service: ObjectName::new("shop", service), port: "main".into(), protocol },
         pool: Pool::new(endpoints, Verdict::Reject),
+        policy: TrafficPolicy::Cluster,
         internal_pool: None,
         affinity: None,
         masquerade,
@@ -57,7 +58,7 @@ fn text<F: Family>(config: &Config, services: Vec<Vec<Frontend<F>>>) -> String {
 /// Chains for other numbers of endpoints are made in advance; the snapshots do without them.
 fn is_of_unused_chain(line: &str) -> bool {
     let numbers = line.split_whitespace().filter_map(|word| {
-        word.strip_prefix("service-").or(word.strip_prefix("node-port-masq-"))?.parse::<u32>().ok()
+        word.strip_prefix("affinity-").unwrap_or(word).strip_prefix("choice-")?.parse::<u32>().ok()
     });
     numbers.into_iter().any(|number| number > 2)
 }

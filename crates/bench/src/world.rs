@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use model::{
     AddressKind, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool, Protocol,
-    ServicePortName, V4, Verdict,
+    ServicePortName, TrafficPolicy, V4, Verdict,
 };
 use serde_json::Value;
 use testkit::cluster::{LINE_PORT, NODE, UDP_PORT};
@@ -310,6 +310,7 @@ impl World {
                 protocol: Protocol::Tcp,
             },
             pool: Pool::new(endpoints, Verdict::Reject),
+            policy: TrafficPolicy::Cluster,
             internal_pool: None,
             affinity: None,
             masquerade: Masquerade::UnlessFromPod,

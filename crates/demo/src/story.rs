@@ -209,8 +209,8 @@ fn kill_and_restart(stage: &Stage, proxy: &mut Proxy, requests: &mut Account) ->
 // === 6 ===
 
 /// The sets and chains that a packet to the Service meets on its way to a pod.
-const PATH: [&str; 6] =
-    ["service-ips", "service-chains", "endpoints", "nat-prerouting", "services", "service-3"];
+const PATH: [&str; 7] =
+    ["service-ips", "service-chains", "endpoints", "nat-prerouting", "services", "balance", "choice-4"];
 
 fn show_rules(stage: &Stage) -> anyhow::Result<()> {
     let listing = stage.cluster.lab.node().exec("nft", &["list", "table", "ip", "kube-proxy"])?;

@@ -193,7 +193,7 @@ async fn what_all_nodes_see_is_one_event() {
 async fn a_new_token_is_taken_up() {
     let auth = Auth::Token("first".to_owned());
     let patient = Timings { attempts: 1000, ..timings() };
-    let bench = Bench::start(Config { auth, ..Config::default() }, patient).await;
+    let bench = Bench::start(Config { auth, tls: true, ..Config::default() }, patient).await;
     bench.recorder.send(starting());
     assert_eq!(bench.events().await.len(), 1);
     bench.server.set_token("second");

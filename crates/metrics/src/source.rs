@@ -51,7 +51,7 @@ impl SourceMetrics {
         );
         let lag = registrar.float_gauges(
             "kubeproxy_watch_lag_seconds",
-            "Seconds since the API server was last heard of for a resource",
+            "Seconds since the API server last told something about a resource, which is how old what is known of it may be; errors tell nothing",
             &["resource"],
         );
         let of = |kind| ResourceMetrics {
@@ -79,8 +79,8 @@ impl SourceMetrics {
 }
 
 impl ResourceMetrics {
-    /// The server has sent so many bytes about this kind. Call it with 0 when the first request is made: from then on there
-    /// is something to wait for.
+    /// The server has told something about this kind, in so many bytes. Call it with 0 when the first request is made: from
+    /// then on there is something to wait for.
     pub fn heard(&self, now: Instant, bytes: usize) {
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let heard = heard.get_or_insert_with(|| Heard {
@@ -90,6 +90,14 @@ impl ResourceMetrics {
         });
         heard.at = now;
         heard.bytes.inc_by(u64::try_from(bytes).unwrap_or(u64::MAX));
+    }
+
+    /// The server does not have this kind, so there is nothing to wait for until something is heard of it.
+    pub fn absent(&self) {
+        if self.heard.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+            // It is there: whoever heard has made it.
+            drop(self.lag.remove_label_values(&[self.name]));
+        }
     }
 }
 

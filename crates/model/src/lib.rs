@@ -32,7 +32,7 @@ pub use rule_settings::{Extent, NodePortAddresses, PodSource, RuleSettings};
 pub use slots::assign_slots;
 pub use store::{ServiceEntry, Store, Touched};
 pub use table::{
-    AddressKind, Changed, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, Pool, Table,
-    Verdict,
+    AddressKind, Affinity, Changed, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, Pool,
+    Table, Verdict,
 };
 pub use uid::Uid;

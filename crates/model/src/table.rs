@@ -11,7 +11,7 @@ use rustc_hash::FxBuildHasher;
 
 use crate::capacity::shrink_if_sparse;
 use crate::conflicts::{ConflictChange, Conflicts};
-use crate::{Family, Protocol, ServiceName, ServicePortName};
+use crate::{Family, Protocol, ServiceName, ServicePortName, TrafficPolicy, Uid};
 
 /// Which of a Service's addresses a frontend is. The order is that of precedence when two Services claim the same
 /// address, protocol and port: the first wins.
@@ -119,6 +119,15 @@ pub enum Masquerade {
     Always,
 }
 
+/// `sessionAffinity: ClientIP` of a Service port: a client stays with its endpoint, by whichever address it comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Affinity {
+    /// For how long after its last new flow.
+    pub timeout: Duration,
+    /// The Service, so that another one of the same name does not inherit its clients. `None` if it has no usable UID.
+    pub service: Option<Uid>,
+}
+
 /// One captured address, protocol and port, and everything that decides where its packets go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frontend<F: Family> {
@@ -130,11 +139,14 @@ pub struct Frontend<F: Family> {
     pub service: ServicePortName,
     /// Where new flows go.
     pub pool: Pool<F>,
+    /// Which of the Service's endpoints `pool` has: all frontends of a Service port whose policy is the same have the same
+    /// pool.
+    pub policy: TrafficPolicy,
     /// Where new flows from pods and from this node itself go, where that differs from `pool`: the short cut of
-    /// `externalTrafficPolicy: Local`.
+    /// `externalTrafficPolicy: Local`. It is the pool of policy `Cluster`.
     pub internal_pool: Option<Pool<F>>,
-    /// `ClientIP` affinity: how long a client stays with its endpoint after its last new flow.
-    pub affinity: Option<Duration>,
+    /// `ClientIP` affinity.
+    pub affinity: Option<Affinity>,
     /// Source address rewriting.
     pub masquerade: Masquerade,
     /// `loadBalancerSourceRanges`: new flows from elsewhere are dropped. `None`: no restriction.
@@ -423,6 +435,7 @@ mod tests {
                 protocol: Protocol::Tcp,
             },
             pool: Pool::new(BTreeSet::from([destination]), Verdict::Reject),
+            policy: TrafficPolicy::Cluster,
             internal_pool: None,
             affinity: None,
             masquerade: Masquerade::UnlessFromPod,

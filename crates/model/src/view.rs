@@ -12,8 +12,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::{
-    AddressKind, Destination, Family, Frontend, FrontendAddress, FrontendKey, IpFamily, Masquerade, Name,
-    Node, Pool, Protocol, Service, ServiceEntry, ServicePort, ServicePortName, TrafficPolicy, Verdict,
+    AddressKind, Affinity, Destination, Family, Frontend, FrontendAddress, FrontendKey, IpFamily, Masquerade,
+    Name, Node, Pool, Protocol, Service, ServiceEntry, ServicePort, ServicePortName, TrafficPolicy, Verdict,
 };
 use endpoints::{Choice, List};
 
@@ -170,13 +170,15 @@ fn port_frontends<F: Family>(
     let name =
         ServicePortName { service: service.name.clone(), port: port.name.clone(), protocol: port.protocol };
     let key = |address, port_number| FrontendKey { address, protocol: port.protocol, port: port_number };
+    let affinity = service.affinity.map(|timeout| Affinity { timeout, service: service.uid });
     frontends.push(Frontend {
         key: key(FrontendAddress::Ip(addresses.cluster_ip), port.port),
         kind: AddressKind::ClusterIp,
         service: name.clone(),
         pool: pools.internal.clone(),
+        policy: service.internal_policy,
         internal_pool: None,
-        affinity: service.affinity,
+        affinity,
         masquerade: Masquerade::UnlessFromPod,
         allowed_sources: None,
         flow_endpoints: pools.flow_endpoints.clone(),
@@ -186,8 +188,9 @@ fn port_frontends<F: Family>(
         kind,
         service: name.clone(),
         pool: pools.external.clone(),
+        policy: service.external_policy,
         internal_pool: pools.short_cut.clone(),
-        affinity: service.affinity,
+        affinity,
         masquerade: pools.external_masquerade,
         allowed_sources,
         flow_endpoints: pools.flow_endpoints.clone(),

@@ -46,6 +46,14 @@ impl Statement {
                 exprs.push(Expr::MetaSet { key: MetaKey::Priority, sreg: FIRST });
                 exprs
             }
+            Self::MaskPriority(mask) => vec![
+                meta(MetaKey::Priority),
+                bitwise_u32(*mask, 0),
+                Expr::MetaSet { key: MetaKey::Priority, sreg: FIRST },
+            ],
+            Self::PriorityBitsAre { mask, value } => {
+                vec![meta(MetaKey::Priority), bitwise_u32(*mask, 0), cmp_u32(false, *value)]
+            }
             Self::ClearPriority => vec![
                 Expr::Immediate { dreg: FIRST, data: 0_u32.to_ne_bytes().to_vec() },
                 Expr::MetaSet { key: MetaKey::Priority, sreg: FIRST },
@@ -71,6 +79,9 @@ fn load_fields(exprs: &mut Vec<Expr>, fields: &[Field], first: Register, family:
     let mut word = first.0;
     for field in fields {
         exprs.push(load_field(*field, Register(word), family));
+        if let Field::PriorityBits { mask } = field {
+            exprs.push(bits_of(Register(word), *mask));
+        }
         word = word.saturating_add(u8::try_from(field.padded_bytes(family) / 4).unwrap_or(u8::MAX));
     }
     Register(word)
@@ -83,7 +94,7 @@ fn load_field(field: Field, dreg: Register, family: Family) -> Expr {
         Field::L4Proto => Expr::Meta { key: MetaKey::L4Proto, dreg },
         Field::DestPort => Expr::Payload { base: PayloadBase::Transport, offset: 2, len: 2, dreg },
         Field::NumgenRandom { modulus } => Expr::NumgenRandom { modulus, dreg },
-        Field::Priority => Expr::Meta { key: MetaKey::Priority, dreg },
+        Field::Priority | Field::PriorityBits { .. } => Expr::Meta { key: MetaKey::Priority, dreg },
     }
 }
 
@@ -178,6 +189,11 @@ fn change_mark(mask: u32, xor: u32) -> Vec<Expr> {
 
 const fn meta(key: MetaKey) -> Expr {
     Expr::Meta { key, dreg: FIRST }
+}
+
+fn bits_of(register: Register, mask: u32) -> Expr {
+    let (mask, xor) = (as_bytes(&mask.to_ne_bytes()), as_bytes(&[0; 4]));
+    Expr::Bitwise { sreg: register, dreg: register, mask, xor }
 }
 
 fn bitwise_u32(mask: u32, xor: u32) -> Expr {

@@ -41,6 +41,6 @@ pub use netlink::Family;
 pub use object::ObjectType;
 pub use rule_text::rule_text;
 pub use ruleset::{ChainState, Ruleset, SetState};
-pub use set::{Data, Element, Field, Set, SetData, SetKind, Verdict};
+pub use set::{DEFAULT_LEARNT_SIZE, Data, Element, Field, Set, SetData, SetKind, Verdict};
 pub use statement::{AddrField, Statement};
 pub use transaction::{Op, Transaction};

@@ -22,6 +22,12 @@ pub enum Field {
     /// The packet's priority, `meta priority`: a `u32` in host byte order, which nft prints as two halves in hex,
     /// `1a2b:3c4d`. What [`Statement::SetPriority`](crate::Statement) put there, a later lookup can use.
     Priority,
+    /// Some bits of the packet's priority, `meta priority & 3ff0:0`, the others being 0. Only as the one field of a rule's
+    /// key: nft 1.0.6 has no way to say it within a concatenation, and a set declares [`Field::Priority`].
+    PriorityBits {
+        /// The bits that count.
+        mask: u32,
+    },
 }
 
 impl Field {
@@ -31,7 +37,7 @@ impl Field {
             Self::SourceAddr | Self::DestAddr => family.addr_len(),
             Self::L4Proto => 1,
             Self::DestPort => 2,
-            Self::NumgenRandom { .. } | Self::Priority => 4,
+            Self::NumgenRandom { .. } | Self::Priority | Self::PriorityBits { .. } => 4,
         }
     }
 
@@ -67,10 +73,15 @@ pub enum SetKind {
     /// Keys that rules write as packets pass ([`Statement::Learn`](crate::Statement)), each forgotten after a time:
     /// `flags dynamic,timeout`. Elements are not read from the kernel.
     Learnt {
-        /// Most elements; must not be 0. What exceeds them is not remembered.
+        /// Most elements; must not be 0. What exceeds them is not remembered. Of [`DEFAULT_LEARNT_SIZE`] the kernel is
+        /// told nothing, because it makes room for as many as it is told of from the beginning: 1 MiB for 65,536.
         size: u32,
     },
 }
+
+/// The size that the kernel gives a set which rules write and which has none (`nft_dynset_init` of
+/// `net/netfilter/nft_dynset.c`), as soon as there is such a rule.
+pub const DEFAULT_LEARNT_SIZE: u32 = 65_535;
 
 /// Declaration of a set or map.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -93,13 +93,22 @@ pub enum Statement {
         /// A map to [`Field::Priority`].
         map: Name,
     },
+    /// `meta priority set meta priority & f:ffff`: clears the other bits of the packet's priority.
+    MaskPriority(u32),
+    /// `meta priority & c000:0 == 4000:0`
+    PriorityBitsAre {
+        /// The bits that count.
+        mask: u32,
+        /// What they must be.
+        value: u32,
+    },
     /// `meta priority set none`: 0, as for a packet of which nobody said anything.
     ClearPriority,
     /// `update @affinity { ip saddr . ip daddr . meta l4proto . th dport timeout 3h : meta priority }`: remembers data
     /// under a key, or sets the timeout of what is remembered anew **without changing the data**. Goes on with the
     /// next rule, not the next statement, when the map is full.
     ///
-    /// nft 1.0.6 prints this but aborts when it has to parse it with a key of more than 16 bytes, hence in `ip6`.
+    /// nft 1.0.6 prints this with any key, but aborts when it has to parse it with one of more than 16 bytes.
     Learn {
         /// The map, of [`SetKind::Learnt`](crate::SetKind).
         map: Name,

@@ -154,6 +154,7 @@ impl Field {
             Self::DestPort => f.write_str("th dport"),
             Self::NumgenRandom { modulus } => write!(f, "numgen random mod {modulus}"),
             Self::Priority => f.write_str("meta priority"),
+            Self::PriorityBits { mask } => write!(f, "meta priority & {}", priority(mask)),
         })
     }
 }
@@ -194,7 +195,7 @@ fn write_value(out: &mut String, field: Field, reader: &mut Reader<'_>, family: 
         Field::L4Proto => write!(out, "{}", proto(reader.proto()?)),
         Field::DestPort => write!(out, "{}", reader.port()?),
         Field::NumgenRandom { .. } => write!(out, "{}", reader.index()?),
-        Field::Priority => write!(out, "{}", priority(reader.index()?)),
+        Field::Priority | Field::PriorityBits { .. } => write!(out, "{}", priority(reader.index()?)),
     }
     .ok()
 }
@@ -322,6 +323,10 @@ impl Statement {
             Self::DnatMap { key, map } => write!(f, "dnat {family} to {} map @{map}", fields(key, family)),
             Self::SetPriority { key, map } => {
                 write!(f, "meta priority set {} map @{map}", fields(key, family))
+            }
+            Self::MaskPriority(mask) => write!(f, "meta priority set meta priority & {}", priority(*mask)),
+            Self::PriorityBitsAre { mask, value } => {
+                write!(f, "meta priority & {} == {}", priority(*mask), priority(*value))
             }
             Self::ClearPriority => f.write_str("meta priority set none"),
             Self::Learn { map, key, data, timeout_secs } => {

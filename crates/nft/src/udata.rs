@@ -101,7 +101,9 @@ pub(crate) fn parse_comment(bytes: &[u8]) -> Option<Box<str>> {
 
 fn byteorder(fields: &[Field]) -> u32 {
     match fields {
-        [Field::L4Proto | Field::NumgenRandom { .. } | Field::Priority] => BYTEORDER_HOST,
+        [Field::L4Proto | Field::NumgenRandom { .. } | Field::Priority | Field::PriorityBits { .. }] => {
+            BYTEORDER_HOST
+        }
         [Field::SourceAddr | Field::DestAddr | Field::DestPort] => BYTEORDER_NETWORK,
         _ => BYTEORDER_NONE,
     }
@@ -124,7 +126,7 @@ fn field_expr(field: Field, family: Family) -> Vec<u8> {
     }
     match field {
         Field::NumgenRandom { modulus } => expr(expression::NUMGEN, &pairs(&[NUMGEN_RANDOM, modulus, 0])),
-        Field::Priority => expr(expression::META, &pairs(&[META_PRIORITY])),
+        Field::Priority | Field::PriorityBits { .. } => expr(expression::META, &pairs(&[META_PRIORITY])),
         _ => expr(expression::META, &pairs(&[META_L4PROTO])),
     }
 }
@@ -137,7 +139,9 @@ const fn payload_numbers(field: Field, family: Family) -> Option<(u32, u32)> {
         (Field::SourceAddr, Family::Ip6) => (13, 8),
         (Field::DestAddr, Family::Ip6) => (13, 9),
         (Field::DestPort, _) => (11, 2),
-        (Field::L4Proto | Field::NumgenRandom { .. } | Field::Priority, _) => return None,
+        (Field::L4Proto | Field::NumgenRandom { .. } | Field::Priority | Field::PriorityBits { .. }, _) => {
+            return None;
+        }
     })
 }
 

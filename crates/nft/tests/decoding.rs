@@ -80,7 +80,9 @@ fn fields(fields: &[Field], family: Family) -> impl Strategy<Value = Bytes> + us
                 Field::SourceAddr | Field::DestAddr => bytes.addr(address(family, n)),
                 Field::L4Proto => bytes.proto(a),
                 Field::DestPort => bytes.port(u16::from_be_bytes([a, b])),
-                Field::NumgenRandom { .. } | Field::Priority => bytes.index(u32::from_be_bytes([a, b, c, d])),
+                Field::NumgenRandom { .. } | Field::Priority | Field::PriorityBits { .. } => {
+                    bytes.index(u32::from_be_bytes([a, b, c, d]))
+                }
             }
         })
     })

@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::header::{ACCEPT, CONTENT_TYPE};
 
 use crate::machine::Failure;
-use crate::transport::Transport;
+use crate::transport::{Generation, Transport};
 
 /// Writes to the API server. Cheap to clone.
 #[derive(Clone)]
@@ -77,10 +77,12 @@ impl Client {
         };
         let is_unauthorized = matches!(&failure, Failure::Status(status) if status.code == 401);
         // If they can't be read either, the server's refusal says enough.
-        if !is_unauthorized || self.transport.renew(&generation).await.is_err() {
-            return Err(failure.into());
+        if !is_unauthorized || self.transport.renew(&generation, true).await.is_err() {
+            return Err(write_error(failure, &generation));
         }
-        Ok(self.transport.current().write(request(method, path, body)?, limit).await?)
+        let generation = self.transport.current();
+        let result = generation.write(request(method, path, body)?, limit).await;
+        result.map_err(|failure| write_error(failure, &generation))
     }
 }
 
@@ -98,16 +100,14 @@ fn request(method: Method, path: &str, body: Vec<u8>) -> Result<http::Request<Ve
         .map_err(|error| WriteError::Request(error.to_string()))
 }
 
-impl From<Failure> for WriteError {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Status(status) => Self::Refused {
-                code: status.code,
-                reason: status.reason,
-                message: status.message,
-                retry_after: status.retry_after,
-            },
-            other => Self::NoAnswer(other.to_string()),
-        }
+fn write_error(failure: Failure, generation: &Generation) -> WriteError {
+    match failure {
+        Failure::Status(status) => WriteError::Refused {
+            code: status.code,
+            reason: status.reason,
+            message: status.message,
+            retry_after: status.retry_after,
+        },
+        other => WriteError::NoAnswer(generation.describe(&other)),
     }
 }

@@ -48,6 +48,10 @@ pub struct Timings {
     pub event: Duration,
     /// A watch that used to get bookmarks (about every minute) is given up after this much silence.
     pub silence: Duration,
+    /// A watch that has delivered events out of order is given up after this time, and everything is listed anew.
+    pub doubt: Duration,
+    /// A credential plugin that has not ended after this time is killed.
+    pub plugin: Duration,
     /// How often to ask for `ServiceCIDR`s again where the server has none.
     pub absent_retry: Duration,
 }
@@ -63,6 +67,8 @@ impl Default for Timings {
             grace: Duration::from_mins(1),
             event: Duration::from_secs(10),
             silence: Duration::from_secs(200),
+            doubt: Duration::from_secs(10),
+            plugin: Duration::from_mins(1),
             absent_retry: Duration::from_mins(5),
         }
     }

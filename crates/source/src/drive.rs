@@ -11,7 +11,7 @@ use crate::backoff::Backoff;
 use crate::event::{Closed, Events};
 use crate::machine::{Failure, Machine, Next};
 use crate::request::{Request, accept, uri};
-use crate::transport::{Answer, Generation, Transport};
+use crate::transport::{Answer, Generation, Transport, chain};
 use crate::{ContentType, SharedInterner, SourceEvent, Timings};
 
 /// A watch that ends sooner than this without an event makes no sense.
@@ -81,9 +81,12 @@ impl Driver {
         let (next, trouble) = match self.perform(&generation).await {
             End::Closed => return Err(Closed),
             End::Proper { was_useful } => {
-                (self.machine.ended(was_useful), "the server ends watches too soon".to_owned())
+                let trouble = "the server ends watches too soon".to_owned();
+                (self.machine.ended(was_useful), generation.describe(&Failure::Broken(trouble)))
             }
-            End::Failed(failure) => (self.failed(&failure, &generation).await?, failure.to_string()),
+            End::Failed(failure) => {
+                (self.failed(&failure, &generation).await?, generation.describe(&failure))
+            }
         };
         let wait = self.wait_of(&next);
         if wait.is_zero() {
@@ -110,15 +113,16 @@ impl Driver {
     async fn failed(&mut self, failure: &Failure, generation: &Generation) -> Result<Next, Closed> {
         let is_absent = self.machine.is_absent(failure);
         if is_absent {
+            self.events.metrics().resource(self.kind).absent();
             self.machine.tell_absent(&mut self.out);
             self.flush().await?;
         }
         let next = self.machine.failed(failure);
         let is_unauthorized = matches!(failure, Failure::Status(status) if status.code == 401);
         if (is_unauthorized || matches!(failure, Failure::Unreachable(_)))
-            && let Err(error) = self.transport.renew(generation).await
+            && let Err(error) = self.transport.renew(generation, is_unauthorized).await
         {
-            self.problem(format!("the credentials can't be read again: {error}")).await?;
+            self.problem(format!("the configuration can't be read again: {}", chain(&error))).await?;
         }
         Ok(if is_absent && !is_unauthorized { Next::Rarely } else { next })
     }
@@ -151,7 +155,7 @@ impl Driver {
 
     async fn perform(&mut self, generation: &Generation) -> End {
         let result = match self.machine.request() {
-            Request::Page(_) => self.page(generation).await,
+            Request::Page(_) | Request::Version { .. } => self.page(generation).await,
             Request::StreamedList | Request::Watch { .. } => self.watch(generation).await,
         };
         result.map_or_else(|end| end, |was_useful| End::Proper { was_useful })
@@ -164,20 +168,21 @@ impl Driver {
             if self.machine.use_protobuf() { ContentType::Protobuf } else { ContentType::Json };
         let uri = uri(self.kind, &config.node_name, request, timeout);
         let began = Instant::now();
-        let answer = generation.get(&uri, accept(request, content_type), self.timings.grace).await;
+        let is_list = matches!(request, Request::Page(_) | Request::Version { .. });
+        let answer = generation.get(&uri, accept(request, content_type), is_list, self.timings.grace).await;
         let code = match &answer {
             Ok(_) => Some(200),
             Err(Failure::Status(status)) => Some(status.code),
-            Err(Failure::Unreachable(_) | Failure::Broken(_) | Failure::Unreadable(_)) => None,
+            Err(_) => None,
         };
         self.events.metrics().requests.answered("GET", generation.host(), code, began.elapsed());
-        if code.is_some() {
+        if answer.is_ok() {
             self.heard(0);
         }
         answer
     }
 
-    /// Notes that the server has sent so many bytes.
+    /// Notes that the server has told something, in so many bytes.
     fn heard(&self, bytes: usize) {
         self.events.metrics().resource(self.kind).heard(Instant::now(), bytes);
     }
@@ -185,7 +190,7 @@ impl Driver {
     async fn page(&mut self, generation: &Generation) -> Result<bool, End> {
         let answer = self.open(generation, Duration::ZERO).await?;
         let format = answer.format();
-        let body = answer.read(self.timings.grace).await?;
+        let body = answer.read(&self.timings).await?;
         self.heard(body.len());
         self.events.metrics().requests.received("GET", generation.host(), body.len());
         let Self { machine, out, interner, kind, .. } = self;
@@ -216,7 +221,7 @@ impl Driver {
             self.recovered().await?;
         }
         let mut reader = FrameReader::new(answer.format(), MAX_FRAME_BYTES);
-        let (end, mut n_events) = (begin + timeout + self.timings.grace, 0usize);
+        let (mut end, mut n_events) = (begin + timeout + self.timings.grace, 0usize);
         let mut event_end = None;
         while let Some(chunk) = self.chunk(&mut answer, end, event_end).await? {
             self.heard(chunk.len());
@@ -226,9 +231,13 @@ impl Driver {
                 n_events += 1;
                 self.has_bookmarks |= is_heartbeat(&event);
                 let was_listing = matches!(self.machine.request(), Request::StreamedList);
+                let was_suspect = self.machine.is_suspect();
                 let result = self.machine.event(event, &mut self.out);
                 self.flush().await?;
                 result?;
+                if self.machine.is_suspect() && !was_suspect {
+                    end = end.min(Instant::now() + self.timings.doubt);
+                }
                 if !was_listing {
                     self.backoff.progress();
                 }

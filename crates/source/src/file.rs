@@ -34,6 +34,15 @@ impl ReadError {
 /// # Errors
 /// There is no such file, or none that is regular, small enough and UTF-8.
 pub fn read_text(path: &Path, max_bytes: u64) -> Result<String, ReadError> {
+    let bytes = read_bytes(path, max_bytes)?;
+    String::from_utf8(bytes).map_err(|_not_text| io::Error::from(io::ErrorKind::InvalidData).into())
+}
+
+/// The same for a file that need not be text.
+///
+/// # Errors
+/// As [`read_text`].
+pub(crate) fn read_bytes(path: &Path, max_bytes: u64) -> Result<Vec<u8>, ReadError> {
     // Before it is opened, because that alone starts some devices.
     check_regular(&path.metadata()?)?;
     // Another file may have its name by now; and some regular files of /proc wait for something to say.
@@ -48,13 +57,13 @@ pub fn read_text(path: &Path, max_bytes: u64) -> Result<String, ReadError> {
 }
 
 /// The size that the system tells is not to be relied on: files of `/proc` have none, and others grow.
-fn read_at_most(file: File, max_bytes: u64) -> Result<String, ReadError> {
+fn read_at_most(file: File, max_bytes: u64) -> Result<Vec<u8>, ReadError> {
     let mut bytes = Vec::new();
     file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > max_bytes {
         return Err(ReadError::TooLarge(max_bytes));
     }
-    String::from_utf8(bytes).map_err(|_not_text| io::Error::from(io::ErrorKind::InvalidData).into())
+    Ok(bytes)
 }
 
 fn check_regular(metadata: &Metadata) -> Result<(), ReadError> {

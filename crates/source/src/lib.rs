@@ -1,21 +1,31 @@
 //! Where the objects come from: an API server's lists and watches, or a folder of manifests.
 //!
-//! Flow: transport (`kube`'s client) → bytes → crate `api` → state machine (`machine`, one per kind, without I/O) →
+//! Flow: configuration and files (`access`) → connections (`dial`, `tls`) → requests (`transport`) → bytes → crate `api` → state machine (`machine`, one per kind, without I/O) →
 //! [`SourceEvent`]s in a bounded channel, in the order of each kind. An event that arrives is in the channel at once;
 //! nothing here waits for more to come. A listing is delivered whole or not at all, so nobody ever sees half a state.
 #![forbid(unsafe_code)]
 
+mod access;
 mod backoff;
+mod body;
 mod client;
 mod config;
+mod credentials;
+mod dial;
 mod drive;
+mod environment;
 mod event;
 mod file;
+mod files;
 mod folder;
+mod kubeconfig;
 mod listing;
 mod machine;
+mod plugin;
+mod proxy;
 mod request;
 mod scan;
+mod tls;
 mod transport;
 
 use std::sync::{Arc, Mutex};
@@ -25,13 +35,18 @@ use model::{Interner, Kind};
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
 
+pub use access::{AccessError, ConnectError, UrlError};
 pub use client::{Client, Method, WriteError};
 pub use config::{ApiConfig, ContentType, Timings, user_agent};
+pub use environment::Environment;
 use event::Events;
 pub use event::SourceEvent;
 pub use file::{ReadError, read_text};
+pub use files::FileError;
 pub use folder::FolderError;
-pub use transport::ConnectError;
+pub use kubeconfig::KubeconfigError;
+pub use proxy::ProxyError;
+pub use tls::{KeyError, TlsError};
 
 /// Names shared by the tasks of one source. The lock is held while one message is decoded, never across an await.
 type SharedInterner = Arc<Mutex<Interner>>;
@@ -68,9 +83,22 @@ pub async fn spawn_api(
     metrics: SourceMetrics,
     events: Sender<SourceEvent>,
 ) -> Result<Source, ConnectError> {
+    spawn_api_in(Environment::of_process(), config, metrics, events).await
+}
+
+/// The same in an environment of one's own.
+///
+/// # Errors
+/// As [`spawn_api`].
+pub async fn spawn_api_in(
+    environment: Environment,
+    config: ApiConfig,
+    metrics: SourceMetrics,
+    events: Sender<SourceEvent>,
+) -> Result<Source, ConnectError> {
     let events = Events::new(events, metrics);
     let timings = config.timings;
-    let transport = Arc::new(transport::Transport::connect(config).await?);
+    let transport = Arc::new(transport::Transport::connect(config, environment).await?);
     let interner = SharedInterner::default();
     let mut tasks = JoinSet::new();
     for kind in Kind::ALL {

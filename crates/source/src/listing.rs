@@ -105,9 +105,9 @@ impl Versions {
     }
 }
 
-/// A resource version as a number.
+/// A resource version as a number. etcd's revisions are signed, so what is beyond them is no version of a server's.
 pub(crate) fn number(resource_version: &str) -> Option<u64> {
-    resource_version.parse().ok()
+    resource_version.parse().ok().filter(|version| i64::try_from(*version).is_ok())
 }
 
 #[cfg(test)]

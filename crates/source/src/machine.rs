@@ -6,6 +6,11 @@
 //!        └────────▶ Page         └────────▶ StreamedList or Page
 //! ```
 //!
+//! Resource versions are opaque texts by contract, but every server's are numbers that grow. So they are compared where
+//! both are numbers, and otherwise followed. A server that was away may come back as an older backup: its first answer then
+//! is its present version ([`Request::Version`]), and one that is lower than ours means a new list, as does anything lower
+//! in a watch.
+//!
 //! Whatever goes wrong, the state delivered last stays in force until a complete new listing replaces it.
 
 use std::time::Duration;
@@ -29,8 +34,12 @@ pub(crate) enum Failure {
     Status(Status),
     /// No answer: there is no connection, or no credentials.
     Unreachable(String),
-    /// The answer broke off, or did not go on in time.
+    /// The answer broke off.
     Broken(String),
+    /// The answer did not go on in time.
+    Silent(String),
+    /// A watch has delivered something older than where it began: resource versions have gone back.
+    Backwards(String),
     /// The answer can't be read.
     Unreadable(String),
 }
@@ -39,7 +48,11 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Status(status) => write!(f, "the server answers {status}"),
-            Self::Unreachable(text) | Self::Broken(text) | Self::Unreadable(text) => f.write_str(text),
+            Self::Unreachable(text)
+            | Self::Broken(text)
+            | Self::Silent(text)
+            | Self::Unreadable(text)
+            | Self::Backwards(text) => f.write_str(text),
         }
     }
 }
@@ -82,8 +95,12 @@ pub(crate) struct Machine {
     n_failures: u32,
     listing: Listing,
     versions: Versions,
+    /// The version that the present watch began with; 0 if that is no number.
+    began: u64,
     /// The highest version that the present watch has delivered.
     newest: u64,
+    /// The version of the last listing, or what the watches since have come to.
+    known: Option<u64>,
     /// The present watch has delivered events out of order, so nothing says that it has delivered all before its newest.
     is_suspect: bool,
     was_listed: bool,
@@ -99,7 +116,9 @@ impl Machine {
             n_failures: 0,
             listing: Listing::default(),
             versions: Versions::default(),
+            began: 0,
             newest: 0,
+            known: None,
             is_suspect: false,
             was_listed: false,
         }
@@ -115,8 +134,16 @@ impl Machine {
         self.use_protobuf
     }
 
+    /// Whether the present watch has delivered events out of order, so that it has to end soon.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.is_watching() && self.is_suspect
+    }
+
     /// An item of a page. It counts once the whole list has come.
     pub(crate) fn item(&mut self, parsed: Parsed, out: &mut Vec<SourceEvent>) {
+        if matches!(self.request, Request::Version { .. }) {
+            return;
+        }
         report(&parsed, out);
         self.listing.put(parsed);
     }
@@ -124,7 +151,12 @@ impl Machine {
     /// The end of a page whose items have all been given to [`Machine::item`].
     pub(crate) fn page_end(&mut self, meta: ListMeta, out: &mut Vec<SourceEvent>) {
         self.n_failures = 0;
-        if meta.continue_token.is_empty() {
+        if let Request::Version { known } = &self.request {
+            self.request = Request::Watch { resource_version: known.clone() };
+            if self.is_behind(&meta.resource_version) {
+                self.relist();
+            }
+        } else if meta.continue_token.is_empty() {
             self.complete(meta.resource_version, out);
         } else {
             self.request = Request::Page(Page::Next(meta.continue_token));
@@ -140,13 +172,19 @@ impl Machine {
             WatchEvent::Error(status) => return Err(Failure::Status(status)),
             WatchEvent::Bookmark { resource_version, initial_events_end } => match self.request {
                 Request::StreamedList if initial_events_end => self.complete(resource_version, out),
-                Request::Watch { .. } => self.reached(&resource_version),
-                Request::StreamedList | Request::Page(_) => {}
+                // It promises that all before it has come.
+                Request::Watch { .. }
+                    if number(&resource_version).is_some_and(|version| version < self.newest) =>
+                {
+                    return Err(backwards(self.newest, &resource_version));
+                }
+                Request::Watch { .. } => self.reached(&resource_version)?,
+                Request::StreamedList | Request::Page(_) | Request::Version { .. } => {}
             },
-            WatchEvent::Applied(parsed) if self.is_watching() => self.applied(parsed, out),
+            WatchEvent::Applied(parsed) if self.is_watching() => self.applied(parsed, out)?,
             WatchEvent::Applied(parsed) => self.item(parsed, out),
             WatchEvent::Deleted { name, resource_version } if self.is_watching() => {
-                self.reached(&resource_version);
+                self.reached(&resource_version)?;
                 self.gone(name, &resource_version, out);
             }
             WatchEvent::Deleted { name, .. } => self.listing.remove(&name),
@@ -177,19 +215,44 @@ impl Machine {
                 }
                 status.retry_after
             }
-            Failure::Unreachable(_) | Failure::Broken(_) | Failure::Unreadable(_) => None,
+            Failure::Unreachable(_)
+            | Failure::Broken(_)
+            | Failure::Silent(_)
+            | Failure::Unreadable(_)
+            | Failure::Backwards(_) => None,
         };
         // A server that is away or busy says nothing about the way that we ask. Above all, a whole cluster's nodes must
         // not list everything again because the server was away for a while.
         if is_away(failure) {
+            self.ask_version(failure);
             return Next::BackOff { at_least };
         }
         self.n_failures += 1;
-        match self.request {
+        match &self.request {
             Request::StreamedList => self.stream_failed(failure, at_least),
             Request::Page(_) => self.page_failed(failure, at_least),
             Request::Watch { .. } => self.watch_failed(failure, at_least),
+            // It was only to be safe.
+            Request::Version { known } => {
+                self.request = Request::Watch { resource_version: known.clone() };
+                Next::BackOff { at_least }
+            }
         }
+    }
+
+    /// After silence, the next question is whether the server still knows what we know. A busy one has been there all along.
+    fn ask_version(&mut self, failure: &Failure) {
+        if let Request::Watch { resource_version } = &self.request
+            && !is_status(failure, 429)
+            && number(resource_version).is_some()
+        {
+            self.request = Request::Version { known: resource_version.clone() };
+        }
+    }
+
+    /// Whether a version of the server's is lower than ours.
+    fn is_behind(&self, resource_version: &str) -> bool {
+        number(resource_version).zip(self.known).is_some_and(|(version, known)| version < known)
     }
 
     /// Whether the server says that it has no such kind, or not for us, and we can do without: the kind then counts as
@@ -243,13 +306,28 @@ impl Machine {
                 return Next::Lenient;
             }
             // The same watch again, but not for ever: nobody knows what is wrong with it.
-            Failure::Status(Status { code: 401 | 403 | 500.., .. }) | Failure::Broken(_)
-                if self.n_failures < MAX_FAILURES && !self.is_suspect => {}
-            Failure::Status(_) | Failure::Unreachable(_) | Failure::Broken(_) | Failure::Unreadable(_) => {
-                self.relist();
+            Failure::Status(Status { code: 401 | 403 | 500.., .. })
+            | Failure::Broken(_)
+            | Failure::Silent(_)
+                if self.n_failures < MAX_FAILURES && !self.is_suspect =>
+            {
+                if matches!(failure, Failure::Silent(_)) {
+                    self.ask_version(failure);
+                }
+            }
+            Failure::Status(_)
+            | Failure::Unreachable(_)
+            | Failure::Broken(_)
+            | Failure::Silent(_)
+            | Failure::Unreadable(_)
+            | Failure::Backwards(_) => self.relist(),
+        }
+        match failure {
+            Failure::Broken(_) | Failure::Silent(_) | Failure::Backwards(_) => Next::Lenient,
+            Failure::Status(_) | Failure::Unreachable(_) | Failure::Unreadable(_) => {
+                Next::BackOff { at_least }
             }
         }
-        if matches!(failure, Failure::Broken(_)) { Next::Lenient } else { Next::BackOff { at_least } }
     }
 
     /// Begins a new listing; once something was delivered, it must not be older than that.
@@ -264,7 +342,17 @@ impl Machine {
     }
 
     fn complete(&mut self, resource_version: String, out: &mut Vec<SourceEvent>) {
-        self.newest = 0;
+        if self.is_behind(&resource_version) {
+            let known = self.known.unwrap_or_default();
+            let text = format!(
+                "the server's resource versions have gone back from {known} to {resource_version}, as after a restored backup; what it has now is in force"
+            );
+            out.push(SourceEvent::Problem { kind: Some(self.kind), text });
+        }
+        self.known = number(&resource_version);
+        // A streamed list goes on as a watch.
+        self.began = self.known.unwrap_or(0);
+        self.newest = self.began;
         self.is_suspect = false;
         if self.streams == Streams::Skip {
             self.streams = Streams::Use;
@@ -287,11 +375,11 @@ impl Machine {
         matches!(self.request, Request::Watch { .. })
     }
 
-    fn applied(&mut self, parsed: Parsed, out: &mut Vec<SourceEvent>) {
-        self.reached(&parsed.resource_version);
+    fn applied(&mut self, parsed: Parsed, out: &mut Vec<SourceEvent>) -> Result<(), Failure> {
+        self.reached(&parsed.resource_version)?;
         let is_news = |versions: &mut Versions, name| versions.advance(name, &parsed.resource_version, false);
         if parsed.name().is_some_and(|name| !is_news(&mut self.versions, name)) {
-            return;
+            return Ok(());
         }
         report(&parsed, out);
         match parsed.outcome {
@@ -299,6 +387,7 @@ impl Machine {
             Outcome::Ignore(name, _) => out.push(SourceEvent::Change(Change::Delete(self.kind, name))),
             Outcome::Reject(_) => {}
         }
+        Ok(())
     }
 
     fn gone(&mut self, name: ObjectName, resource_version: &str, out: &mut Vec<SourceEvent>) {
@@ -308,23 +397,37 @@ impl Machine {
     }
 
     /// The present watch has come as far as this version; the next one goes on from there.
-    fn reached(&mut self, resource_version: &str) {
-        if let Some(version) = number(resource_version) {
-            if version < self.newest {
-                self.is_suspect = true;
-                return;
+    ///
+    /// What says nothing that can be compared with where the watch is, such as an empty version, moves nothing: the next
+    /// watch then tells a little again.
+    fn reached(&mut self, resource_version: &str) -> Result<(), Failure> {
+        let Request::Watch { resource_version: present } = &mut self.request else { return Ok(()) };
+        match (number(resource_version), number(present)) {
+            (Some(version), _) if version < self.began => {
+                return Err(backwards(self.began, resource_version));
             }
-            self.newest = version;
+            (Some(version), _) if version < self.newest => self.is_suspect = true,
+            (Some(version), _) => {
+                (self.newest, self.known) = (version, Some(version));
+                resource_version.clone_into(present);
+            }
+            (None, None) if !resource_version.is_empty() => resource_version.clone_into(present),
+            (None, _) => {}
         }
-        if let Request::Watch { resource_version: reached } = &mut self.request {
-            resource_version.clone_into(reached);
-        }
+        Ok(())
     }
 
     /// A new watch has begun.
     pub(crate) fn watch_begins(&mut self) {
-        self.newest = 0;
+        if let Request::Watch { resource_version } = &self.request {
+            self.began = number(resource_version).unwrap_or(0);
+        }
+        self.newest = self.began;
     }
+}
+
+fn backwards(known: u64, resource_version: &str) -> Failure {
+    Failure::Backwards(format!("the watch goes back from resource version {known} to {resource_version}"))
 }
 
 fn report(parsed: &Parsed, out: &mut Vec<SourceEvent>) {

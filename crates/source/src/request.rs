@@ -16,6 +16,11 @@ pub(crate) enum Request {
     StreamedList,
     /// One page of a list.
     Page(Page),
+    /// A list of one object, for the server's present version.
+    Version {
+        /// The version to go on with, unless the server's is lower.
+        known: String,
+    },
     /// What happens after a version.
     Watch {
         /// The version.
@@ -77,6 +82,7 @@ pub(crate) fn uri(kind: Kind, node_name: &str, request: &Request, timeout: Durat
             add("continue", token);
         }
         Request::Page(Page::Whole) => {}
+        Request::Version { .. } => add("limit", "1"),
         Request::Watch { resource_version } => {
             add("watch", "true");
             add("allowWatchBookmarks", "true");
@@ -91,7 +97,9 @@ pub(crate) fn uri(kind: Kind, node_name: &str, request: &Request, timeout: Durat
 pub(crate) fn accept(request: &Request, content_type: ContentType) -> &'static str {
     match (content_type, request) {
         (ContentType::Json, _) => "application/json",
-        (ContentType::Protobuf, Request::Page(_)) => "application/vnd.kubernetes.protobuf,application/json",
+        (ContentType::Protobuf, Request::Page(_) | Request::Version { .. }) => {
+            "application/vnd.kubernetes.protobuf,application/json"
+        }
         (ContentType::Protobuf, Request::StreamedList | Request::Watch { .. }) => {
             "application/vnd.kubernetes.protobuf;stream=watch,application/json"
         }
@@ -157,6 +165,7 @@ mod tests {
         );
         check(Request::Page(Page::FirstCached), "limit=500&resourceVersion=0");
         check(Request::Page(Page::First), "limit=500");
+        check(Request::Version { known: "7".into() }, "limit=1");
         check(Request::Page(Page::Next("a=b/+".into())), "limit=500&continue=a%3Db%2F%2B");
         check(
             Request::Watch { resource_version: "12".into() },

@@ -1,72 +1,81 @@
-//! The way to the server: `kube`'s client for kubeconfig, TLS, credentials and proxies; requests and bodies are our own.
+//! The way to the server: hyper's client over our own configuration of connections, credentials and limits.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use api::{Format, Status, decode_status};
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, RETRY_AFTER, USER_AGENT};
-use http::{HeaderMap, HeaderValue, StatusCode};
-use http_body_util::BodyExt as _;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
-use kube::client::{Body, ClientBuilder, ConfigExt as _};
-use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
-use kube::{Client, Config};
-use tower::ServiceExt as _;
+use http::header::{
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, PROXY_AUTHORIZATION, RETRY_AFTER, USER_AGENT,
+};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
+use http_body_util::Full;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio_rustls::rustls;
+use tokio_rustls::rustls::pki_types::ServerName;
 
-use crate::ApiConfig;
+use crate::access::{Access, ConnectError, basic};
+use crate::body::Body;
+use crate::credentials::{Credentials, Presented};
+use crate::dial::Connector;
+use crate::environment::Environment;
 use crate::machine::Failure;
+use crate::proxy::Protocol;
+use crate::tls::{self, Identity, TlsError};
+use crate::{ApiConfig, Timings};
 
 /// Most bytes of an error's body that are looked at.
 const MAX_STATUS_BYTES: usize = 1 << 16;
 /// Most bytes of one page. A server that ignores the page size sends all objects in one; 1 GiB is above what a server
 /// can hold.
 const MAX_PAGE_BYTES: usize = 1 << 30;
-/// An idle connection is probed after this time, and given up after [`PROBES`] more probes, one each interval. A watch
-/// is idle most of its life, and without probes a lost peer is not noticed.
-const PROBE_INTERVAL: Duration = Duration::from_secs(15);
-const PROBES: u32 = 3;
+/// However long the server, or something before it, wants to be left alone: this has to do.
+const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
+/// A silent HTTP/2 connection is asked for a sign of life after this time, and given up after [`PING_LIMIT`] more. Together
+/// they are below client-go's 45 s.
+const PING_AFTER: Duration = Duration::from_secs(20);
+const PING_LIMIT: Duration = Duration::from_secs(15);
+/// Idle connections are kept as long as Go keeps them.
+const IDLE_LIMIT: Duration = Duration::from_secs(90);
+/// HTTP/2 windows: what may come before it has been taken in, of one answer and of all. hyper's own are small for lists.
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
 
-/// A configuration that can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// The kubeconfig can't be read, or makes no sense.
-    #[error("the kubeconfig can't be used")]
-    Kubeconfig(#[source] Box<KubeconfigError>),
-    /// There is neither a kubeconfig nor a pod's service account.
-    #[error("the pod's service account can't be used")]
-    InCluster(#[source] kube::config::InClusterError),
-    /// The server's URL makes no sense.
-    #[error("the server's url can't be used")]
-    Url(#[source] http::uri::InvalidUri),
-    /// The user agent is no header value.
-    #[error("the user agent can't be used")]
-    UserAgent(#[source] http::header::InvalidHeaderValue),
-    /// The certificates or credentials can't be used.
-    #[error("the client can't be set up")]
-    Client(#[source] Box<kube::Error>),
-}
+type HttpClient = Client<Connector, Full<Bytes>>;
 
 /// The client that all kinds share.
 pub(crate) struct Transport {
     config: ApiConfig,
-    current: Mutex<Generation>,
+    environment: Environment,
+    current: Mutex<Arc<Generation>>,
 }
 
 /// A client and which one it is, so that four tasks that fail at once make one new client.
-#[derive(Clone)]
 pub(crate) struct Generation {
     number: u64,
-    client: Client,
-    /// The server, for metrics.
-    host: Arc<str>,
+    access: Access,
+    credentials: Credentials,
+    /// Headers of all requests.
+    headers: HeaderMap,
+    http2: bool,
+    wire: Mutex<Wire>,
+}
+
+/// Connections, and the client certificate that they are made with.
+#[derive(Clone)]
+struct Wire {
+    client: HttpClient,
+    identity: Option<Identity>,
+    /// Which of a plugin's certificates it is; 0 for none.
+    serial: u64,
 }
 
 impl Transport {
-    pub(crate) async fn connect(config: ApiConfig) -> Result<Self, ConnectError> {
-        let (client, host) = make_client(&config).await?;
-        Ok(Self { config, current: Mutex::new(Generation { number: 0, client, host }) })
+    pub(crate) async fn connect(config: ApiConfig, environment: Environment) -> Result<Self, ConnectError> {
+        let access = Access::read(&config, &environment).await?;
+        let generation = Generation::new(0, access, &config, &environment)?;
+        Ok(Self { config, environment, current: Mutex::new(Arc::new(generation)) })
     }
 
     pub(crate) fn config(&self) -> &ApiConfig {
@@ -74,78 +83,30 @@ impl Transport {
     }
 
     /// The client to use now.
-    pub(crate) fn current(&self) -> Generation {
+    pub(crate) fn current(&self) -> Arc<Generation> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Reads the configuration again, since its credentials (token, certificates, CA) may have been replaced. Does
-    /// nothing if that has been done since `failed` was taken.
-    pub(crate) async fn renew(&self, failed: &Generation) -> Result<(), ConnectError> {
+    /// Reads the configuration again after a failure, since its credentials (token, certificates, CA) may have been
+    /// replaced. Does nothing if that has been done since `failed` was taken. Connections stay if nothing has changed.
+    pub(crate) async fn renew(&self, failed: &Generation, is_unauthorized: bool) -> Result<(), ConnectError> {
         if self.current().number != failed.number {
             return Ok(());
         }
-        let (client, host) = make_client(&self.config).await?;
+        if is_unauthorized {
+            failed.credentials.refused().await;
+        }
+        let access = Access::read(&self.config, &self.environment).await?;
+        if access == failed.access {
+            return Ok(());
+        }
+        let generation = Generation::new(failed.number + 1, access, &self.config, &self.environment)?;
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if current.number == failed.number {
-            *current = Generation { number: failed.number + 1, client, host };
+            *current = Arc::new(generation);
         }
         Ok(())
     }
-}
-
-async fn make_client(config: &ApiConfig) -> Result<(Client, Arc<str>), ConnectError> {
-    let mut kube_config = kube_config(config).await?;
-    // Trying again is the state machine's business, which knows what is worth it.
-    kube_config.default_retry = false;
-    let agent = HeaderValue::from_str(&config.user_agent).map_err(ConnectError::UserAgent)?;
-    kube_config.headers.push((USER_AGENT, agent));
-    let host = kube_config.cluster_url.authority().map_or("", |authority| authority.as_str()).into();
-    let client = build(kube_config).map_err(|error| ConnectError::Client(Box::new(error)))?;
-    Ok((client, host))
-}
-
-async fn kube_config(config: &ApiConfig) -> Result<Config, ConnectError> {
-    let url = config.server.as_deref().map(str::parse).transpose().map_err(ConnectError::Url)?;
-    let kubeconfig_error = |error| ConnectError::Kubeconfig(Box::new(error));
-    let Some(path) = &config.kubeconfig else {
-        return match url {
-            Some(url) => Ok(Config::new(url)),
-            None => Config::incluster().map_err(ConnectError::InCluster),
-        };
-    };
-    let mut kubeconfig = Kubeconfig::read_from(path).map_err(kubeconfig_error)?;
-    if let Some(server) = &config.server {
-        for cluster in kubeconfig.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
-            cluster.server = Some(server.clone());
-        }
-    }
-    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(kubeconfig_error)
-}
-
-/// The client of `kube`, but over connections that notice a lost peer. With a proxy in between, `kube`'s own
-/// connections have to do.
-fn build(config: Config) -> Result<Client, kube::Error> {
-    if config.proxy_url.is_some() {
-        return Ok(ClientBuilder::try_from(config)?.build());
-    }
-    let mut connector = HttpConnector::new();
-    connector.enforce_http(false);
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(config.connect_timeout);
-    connector.set_keepalive(Some(PROBE_INTERVAL));
-    connector.set_keepalive_interval(Some(PROBE_INTERVAL));
-    connector.set_keepalive_retries(Some(PROBES));
-    connector.set_tcp_user_timeout(Some(PROBE_INTERVAL * (PROBES + 1)));
-    let connector = config.rustls_https_connector_with_connector(connector)?;
-    let client: hyper_util::client::legacy::Client<_, Body> =
-        hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
-    let client = client.map_err(tower::BoxError::from);
-    let builder = ClientBuilder::new(client, config.default_namespace.clone())
-        .with_layer(&config.extra_headers_layer()?);
-    Ok(match config.auth_layer()? {
-        Some(auth) => builder.with_layer(&auth).with_layer(&config.base_uri_layer()).build(),
-        None => builder.with_layer(&config.base_uri_layer()).build(),
-    })
 }
 
 /// An answer whose status is 200.
@@ -155,55 +116,78 @@ pub(crate) struct Answer {
 }
 
 impl Generation {
+    fn new(
+        number: u64,
+        access: Access,
+        config: &ApiConfig,
+        environment: &Environment,
+    ) -> Result<Self, ConnectError> {
+        let agent = HeaderValue::from_str(&config.user_agent).map_err(ConnectError::UserAgent)?;
+        let mut headers = HeaderMap::new();
+        for (name, value) in &access.impersonation {
+            headers.append(name, value.clone());
+        }
+        headers.insert(USER_AGENT, agent);
+        if let Some(header) = forwarding_login(&access) {
+            headers.insert(PROXY_AUTHORIZATION, header);
+        }
+        let http2 = environment.get("DISABLE_HTTP2").is_none();
+        let wire = Mutex::new(Wire::new(&access, None, http2).map_err(ConnectError::Tls)?);
+        let credentials = Credentials::new(access.login.clone(), config.timings.plugin);
+        Ok(Self { number, access, credentials, headers, http2, wire })
+    }
+
     /// The server's address and port as configured.
     pub(crate) fn host(&self) -> &str {
-        &self.host
+        self.access.server.authority().map_or("", |authority| authority.as_str())
+    }
+
+    /// What has failed and where, with what people need to know to mend it.
+    pub(crate) fn describe(&self, failure: &Failure) -> String {
+        let server = self.access.server.to_string();
+        let text = format!("{}: {failure}", server.trim_end_matches('/'));
+        match failure {
+            Failure::Status(status) if status.code == 401 => {
+                let identity = self.wire().identity.map(|identity| identity.to_string());
+                let login = self.credentials.origin().map(|origin| format!("the credentials of {origin}"));
+                let used: Vec<String> = identity.into_iter().chain(login).collect();
+                if used.is_empty() { text } else { format!("{text} (asked with {})", used.join(" and ")) }
+            }
+            _ => text,
+        }
     }
 
     /// Sends a request with a JSON body. An answer other than 200 and 201 is a failure; what else it says is of no interest.
-    pub(crate) async fn write(
-        &self,
-        request: http::Request<Vec<u8>>,
-        limit: Duration,
-    ) -> Result<(), Failure> {
-        let (head, body) = self.send(request.map(Body::from), limit).await?.into_parts();
+    pub(crate) async fn write(&self, request: Request<Vec<u8>>, limit: Duration) -> Result<(), Failure> {
+        let (head, body) = self.send(request.map(|body| Full::new(body.into())), limit).await?;
         if matches!(head.status, StatusCode::OK | StatusCode::CREATED) {
             // A connection is used again only after the whole answer has been read.
-            drop(read_start(body, limit).await);
+            drop(body.read_start(limit, MAX_STATUS_BYTES).await);
             return Ok(());
         }
-        let format = format(&head.headers);
-        Err(Failure::Status(read_status(head.status, &head.headers, format, body, limit).await))
-    }
-
-    async fn send(
-        &self,
-        request: http::Request<Body>,
-        limit: Duration,
-    ) -> Result<http::Response<Body>, Failure> {
-        tokio::time::timeout(limit, self.client.send(request))
-            .await
-            .map_err(|_elapsed| Failure::Unreachable(format!("no answer after {limit:?}")))?
-            .map_err(|error| Failure::Unreachable(format!("the request failed: {}", chain(&error))))
+        Err(Failure::Status(read_status(&head, body, limit).await))
     }
 
     /// Sends a GET request. An answer other than 200 is a failure.
     pub(crate) async fn get(
         &self,
-        uri: &str,
+        path: &str,
         accept: &'static str,
+        is_list: bool,
         limit: Duration,
     ) -> Result<Answer, Failure> {
-        let request = http::Request::get(uri)
-            .header(ACCEPT, accept)
-            .body(Body::empty())
-            .map_err(|error| Failure::Unreachable(format!("the request can't be built: {error}")))?;
-        let (head, body) = self.send(request, limit).await?.into_parts();
-        let format = format(&head.headers);
-        if head.status != StatusCode::OK {
-            return Err(Failure::Status(read_status(head.status, &head.headers, format, body, limit).await));
+        let mut request = Request::get(path).header(ACCEPT, accept);
+        if is_list && self.access.compression {
+            request = request.header(ACCEPT_ENCODING, "gzip");
         }
-        match format {
+        let request = request
+            .body(Full::default())
+            .map_err(|error| Failure::Unreachable(format!("the request can't be built: {error}")))?;
+        let (head, body) = self.send(request, limit).await?;
+        if head.status != StatusCode::OK {
+            return Err(Failure::Status(read_status(&head, body, limit).await));
+        }
+        match format(&head.headers) {
             Some(format) => Ok(Answer { format, body }),
             None => Err(Failure::Unreadable(format!(
                 "the answer has the content type {:?}",
@@ -211,6 +195,95 @@ impl Generation {
             ))),
         }
     }
+
+    async fn send(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        limit: Duration,
+    ) -> Result<(http::response::Parts, Body), Failure> {
+        let presented = self.credentials.present().await.map_err(Failure::Unreachable)?;
+        let wire = self.wire_for(&presented).map_err(|error| Failure::Unreachable(chain(&error)))?;
+        *request.uri_mut() = self.uri(request.uri())?;
+        let headers = request.headers_mut();
+        headers.extend(self.headers.clone());
+        if let Some(header) = presented.header {
+            headers.insert(AUTHORIZATION, header);
+        }
+        let response = tokio::time::timeout(limit, wire.client.request(request))
+            .await
+            .map_err(|_elapsed| Failure::Unreachable(format!("no answer after {limit:?}")))?
+            .map_err(|error| Failure::Unreachable(self.reason(&error, &wire)))?;
+        let (head, incoming) = response.into_parts();
+        let body = Body::new(&head.headers, incoming)?;
+        Ok((head, body))
+    }
+
+    /// The URL of a path at this server.
+    fn uri(&self, path: &Uri) -> Result<Uri, Failure> {
+        let text = format!("{}{path}", self.access.server.to_string().trim_end_matches('/'));
+        text.parse().map_err(|error| Failure::Unreachable(format!("{text:?} is no url: {error}")))
+    }
+
+    fn wire(&self) -> Wire {
+        self.wire.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// New connections if a plugin has given another certificate.
+    fn wire_for(&self, presented: &Presented) -> Result<Wire, TlsError> {
+        let mut wire = self.wire.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((serial, pair)) = &presented.pair
+            && wire.serial != *serial
+        {
+            *wire = Wire { serial: *serial, ..Wire::new(&self.access, Some(pair), self.http2)? };
+        }
+        Ok(wire.clone())
+    }
+
+    /// Why a request has failed.
+    fn reason(&self, error: &(dyn std::error::Error + 'static), wire: &Wire) -> String {
+        let by_way = match &self.access.proxy {
+            Some(proxy) => format!(" (by way of the proxy {proxy})"),
+            None => String::new(),
+        };
+        let text = match find_tls(error) {
+            Some(tls) => tls::explain(tls, &self.access.server, self.access.ca.as_ref()),
+            None => chain(error),
+        };
+        match &wire.identity {
+            // An alert may be lost with the connection that it ends.
+            Some(identity) if tls::is_about_client(&text) || text.contains("connection ") => {
+                format!("{text}; {identity}{by_way}")
+            }
+            _ => format!("{text}{by_way}"),
+        }
+    }
+}
+
+impl Wire {
+    fn new(access: &Access, pair: Option<&crate::access::Pair>, http2: bool) -> Result<Self, TlsError> {
+        let (config, identity) = tls::configure(access, pair)?;
+        let name = access.server_name.clone().map(ServerName::try_from).transpose();
+        let name = name.map_err(|error| TlsError::Setup(Box::new(error)))?;
+        let connector = Connector::new(access.proxy.as_ref(), config, name, http2);
+        let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_LIMIT)
+            .http2_initial_stream_window_size(STREAM_WINDOW)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_keep_alive_interval(PING_AFTER)
+            .http2_keep_alive_timeout(PING_LIMIT)
+            .http2_keep_alive_while_idle(true)
+            .build(connector);
+        Ok(Self { client, identity, serial: 0 })
+    }
+}
+
+/// A proxy that gets whole requests wants its login with each.
+fn forwarding_login(access: &Access) -> Option<HeaderValue> {
+    let proxy = access.proxy.as_ref().filter(|proxy| proxy.protocol != Protocol::Socks5)?;
+    let (name, password) = proxy.login.as_ref()?;
+    if access.server.scheme_str() == Some("https") { None } else { basic(name, password).ok() }
 }
 
 impl Answer {
@@ -220,35 +293,12 @@ impl Answer {
 
     /// The next piece of the body; `None` at its end.
     pub(crate) async fn chunk(&mut self, limit: Duration) -> Result<Option<Bytes>, Failure> {
-        loop {
-            let frame = tokio::time::timeout(limit, self.body.frame())
-                .await
-                .map_err(|_elapsed| Failure::Broken(format!("nothing came for {limit:?}")))?;
-            match frame {
-                None => return Ok(None),
-                Some(Err(error)) => {
-                    return Err(Failure::Broken(format!("the connection broke: {}", chain(&error))));
-                }
-                Some(Ok(frame)) => {
-                    // Trailers are of no interest.
-                    if let Ok(data) = frame.into_data() {
-                        return Ok(Some(data));
-                    }
-                }
-            }
-        }
+        self.body.chunk(limit).await
     }
 
     /// The whole body.
-    pub(crate) async fn read(mut self, limit: Duration) -> Result<Vec<u8>, Failure> {
-        let mut body = Vec::new();
-        while let Some(chunk) = self.chunk(limit).await? {
-            if body.len() + chunk.len() > MAX_PAGE_BYTES {
-                return Err(Failure::Unreadable(format!("the answer exceeds {MAX_PAGE_BYTES} bytes")));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body)
+    pub(crate) async fn read(self, timings: &Timings) -> Result<Vec<u8>, Failure> {
+        self.body.read(timings.grace, timings.watch_timeout, MAX_PAGE_BYTES).await
     }
 }
 
@@ -262,56 +312,53 @@ fn format(headers: &HeaderMap) -> Option<Format> {
 }
 
 /// The status in the body, or one made of the HTTP status where the body says nothing.
-async fn read_status(
-    code: StatusCode,
-    headers: &HeaderMap,
-    format: Option<Format>,
-    body: Body,
-    limit: Duration,
-) -> Status {
-    let text = read_start(body, limit).await;
+async fn read_status(head: &http::response::Parts, body: Body, limit: Duration) -> Status {
+    let text = body.read_start(limit, MAX_STATUS_BYTES).await;
+    let format = format(&head.headers);
     let mut status = format.and_then(|format| decode_status(format, &text)).unwrap_or_else(|| {
         let line = String::from_utf8_lossy(&text);
         let message = line.lines().next().unwrap_or_default().chars().take(200).collect();
-        Status {
-            reason: code.canonical_reason().unwrap_or_default().to_owned(),
-            message,
-            ..Status::default()
-        }
+        let reason = head.status.canonical_reason().unwrap_or_default().to_owned();
+        Status { reason, message, ..Status::default() }
     });
-    status.code = code.as_u16();
-    status.retry_after = retry_after(headers, &RETRY_AFTER).max(status.retry_after);
+    status.code = head.status.as_u16();
+    let wanted = retry_after(&head.headers).max(status.retry_after);
+    status.retry_after = wanted.map(|wanted| wanted.min(MAX_RETRY_AFTER));
     status
 }
 
-/// As much of a body as there is, up to a limit; what goes wrong ends it.
-async fn read_start(mut body: Body, limit: Duration) -> Vec<u8> {
-    let mut text = Vec::new();
-    while let Ok(Some(Ok(frame))) = tokio::time::timeout(limit, body.frame()).await {
-        text.extend_from_slice(&frame.into_data().unwrap_or_default());
-        if text.len() > MAX_STATUS_BYTES {
-            break;
-        }
-    }
-    text
-}
-
 /// Only the form in seconds; Kubernetes does not send dates.
-fn retry_after(headers: &HeaderMap, name: &HeaderName) -> Option<Duration> {
-    headers.get(name)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
 }
 
-/// The error and its causes, each said once: `kube`'s texts repeat theirs.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
+/// The error and its causes, each said once: some texts repeat theirs, and those of hyper's client say only that something
+/// is an error.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    let mut cause = Some(error);
     while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
+        let text = error.to_string();
+        if !text.starts_with("client error (") && !texts.iter().any(|earlier| earlier.contains(&text)) {
+            texts.push(text);
         }
         cause = error.source();
     }
-    text
+    if texts.is_empty() { error.to_string() } else { texts.join(": ") }
+}
+
+/// The error of TLS in a chain; it hides inside errors of I/O, which do not name it as their cause.
+fn find_tls<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(tls) = error.downcast_ref() {
+            return Some(tls);
+        }
+        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        cause = match inner {
+            Some(inner) => Some(inner as &(dyn std::error::Error + 'static)),
+            None => error.source(),
+        };
+    }
+    None
 }

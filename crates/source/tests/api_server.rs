@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use source::{ApiConfig, ContentType, Source, SourceEvent, Timings, spawn_api};
 use testkit::apiserver::{ApiServer, Auth, Config, Disorder, Fault, ProtobufSupport, Verb};
 use tokio::sync::mpsc::{Receiver, channel};
-use tokio::time::{timeout, timeout_at};
+use tokio::time::timeout_at;
 
 type ServerKind = testkit::apiserver::Kind;
 

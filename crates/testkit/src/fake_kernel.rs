@@ -2,7 +2,7 @@
 //!
 //! `crates/kernel/tests/parity.rs` runs the same cases against this one and the real one.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nft::{
@@ -298,7 +298,9 @@ fn target(verdict: &Verdict) -> Option<&Name> {
 /// them.
 fn validate(table: &Ruleset) -> Result<(), KernelError> {
     let base_chains = table.chains.iter().filter_map(|(name, chain)| Some((name, chain.base?)));
-    base_chains.into_iter().try_for_each(|(name, base)| walk(table, name, base, &mut Vec::new()))
+    base_chains
+        .into_iter()
+        .try_for_each(|(name, base)| walk(table, name, base, &mut Vec::new(), &mut BTreeSet::new()))
 }
 
 fn walk<'a>(
@@ -306,9 +308,13 @@ fn walk<'a>(
     name: &'a Name,
     base: BaseChain,
     path: &mut Vec<&'a Name>,
+    checked: &mut BTreeSet<&'a Name>,
 ) -> Result<(), KernelError> {
     if path.contains(&name) {
         return Err(refused(format!("chain {name}"), EMLINK));
+    }
+    if !checked.insert(name) {
+        return Ok(());
     }
     let Some(chain) = table.chains.get(name) else { return Ok(()) };
     path.push(name);
@@ -318,15 +324,15 @@ fn walk<'a>(
         }
     }
     for next in next_chains(table, chain) {
-        walk(table, next, base, path)?;
+        walk(table, next, base, path, checked)?;
     }
     path.pop();
     Ok(())
 }
 
 /// The chains that one leads to, directly or through verdict maps, each once.
-fn next_chains<'a>(table: &'a Ruleset, chain: &'a ChainState) -> std::collections::BTreeSet<&'a Name> {
-    let mut next = std::collections::BTreeSet::new();
+fn next_chains<'a>(table: &'a Ruleset, chain: &'a ChainState) -> BTreeSet<&'a Name> {
+    let mut next = BTreeSet::new();
     for expr in chain.rules.iter().flatten() {
         match expr {
             Expr::Verdict(verdict) => next.extend(target(verdict)),

@@ -11,6 +11,7 @@ pub mod fake_conntrack;
 pub mod fake_iptables;
 pub mod fake_kernel;
 pub mod lab;
+pub mod middlebox;
 pub mod objects;
 pub mod on_paper;
 pub mod proxy;

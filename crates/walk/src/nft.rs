@@ -77,6 +77,9 @@ pub struct Tracer {
     addresses: BTreeSet<IpAddr>,
     /// Elements that rules wrote, by map; `None`: deleted.
     learnt: BTreeMap<Name, BTreeMap<Bytes, Option<Bytes>>>,
+    /// How many numbers were drawn, and which of them led to nothing: the rule that drew them went no further.
+    n_drawn: usize,
+    in_vain: BTreeSet<usize>,
 }
 
 impl fmt::Debug for Tracer {
@@ -113,66 +116,92 @@ impl Tracer {
         addresses: impl IntoIterator<Item = IpAddr>,
     ) -> Self {
         let addresses = addresses.into_iter().collect();
-        Self { ruleset, elements, family, addresses, learnt: BTreeMap::new() }
+        Self {
+            ruleset,
+            elements,
+            family,
+            addresses,
+            learnt: BTreeMap::new(),
+            n_drawn: 0,
+            in_vain: BTreeSet::new(),
+        }
     }
 
     /// All that can become of a packet, whatever numbers are drawn. What rules learn on the way is forgotten.
+    ///
+    /// Of numbers that lead to nothing only the first is followed: whatever comes next is the same for all of them.
     ///
     /// # Errors
     /// The ruleset can't be followed.
     pub fn outcomes(&self, packet: &Packet) -> Result<BTreeSet<Outcome>, TraceError> {
         let mut outcomes = BTreeSet::new();
-        Self::each_way(usize::MAX, |pick| {
-            outcomes.insert(self.clone().trace(packet, pick)?);
+        self.each_way(usize::MAX, |tracer, pick| {
+            outcomes.insert(tracer.trace(packet, pick)?);
             Ok(())
         })?;
         Ok(outcomes)
     }
 
-    /// The ways that a packet can go, whatever numbers are drawn, with the rules that match; at most so many. What rules learn on the way is forgotten.
+    /// The ways that a packet can go, whatever numbers are drawn, with the rules that match; at most so many. What rules learn on
+    /// the way is forgotten.
+    ///
+    /// Numbers that lead to nothing, after which others are drawn, do not count for how probable a way is: what follows is
+    /// taken to be as probable as what would have been there.
     ///
     /// # Errors
     /// The ruleset can't be followed.
     pub fn ways(&self, packet: &Packet, limit: usize) -> Result<Ways, TraceError> {
         let mut ways = Vec::new();
-        let complete = Self::each_way(limit, |pick| {
-            let mut probability = 1.0;
+        let complete = self.each_way(limit, |tracer, pick| {
+            let mut drawn = Vec::new();
             let mut noting = |below: u32| {
-                probability /= f64::from(below.max(1));
+                drawn.push(below);
                 pick(below)
             };
             let mut state = State { steps: Some(Vec::new()), ..State::new(packet) };
-            let outcome = self.clone().go(&mut state, &mut noting)?;
+            let outcome = tracer.go(&mut state, &mut noting)?;
+            let counted = drawn.iter().enumerate().filter(|(idx, _)| !tracer.in_vain.contains(idx));
+            let probability = counted.map(|(_, below)| 1.0 / f64::from((*below).max(1))).product();
             ways.push(Way { outcome, steps: state.steps.unwrap_or_default(), probability });
             Ok(())
         })?;
+        let sum: f64 = ways.iter().map(|way| way.probability).sum();
+        for way in &mut ways {
+            way.probability /= sum;
+        }
         Ok(Ways { ways, complete })
     }
 
-    /// Calls `walk` with each combination of numbers that can be drawn, so often at most; false if there are more.
+    /// Has each combination of numbers that can be drawn walked with, so often at most; false if there are more.
     fn each_way(
+        &self,
         limit: usize,
-        mut walk: impl FnMut(Pick<'_>) -> Result<(), TraceError>,
+        mut walk: impl FnMut(&mut Self, Pick<'_>) -> Result<(), TraceError>,
     ) -> Result<bool, TraceError> {
-        let mut drawn: Vec<(u32, u32)> = Vec::new();
+        let mut drawn: Vec<Drawn> = Vec::new();
         for _ in 0..limit {
             let mut n = 0;
             let mut pick = |below: u32| {
                 if n == drawn.len() {
-                    drawn.push((0, below));
+                    drawn.push(Drawn { number: 0, below, followed_in_vain: false });
                 }
                 n += 1;
-                drawn[n - 1].0
+                drawn[n - 1].number
             };
-            walk(&mut pick)?;
+            let mut tracer = Self { n_drawn: 0, in_vain: BTreeSet::new(), ..self.clone() };
+            walk(&mut tracer, &mut pick)?;
+            let again =
+                |(idx, drawn): (usize, &Drawn)| drawn.followed_in_vain && tracer.in_vain.contains(&idx);
+            if let Some(idx) = drawn.iter().enumerate().position(again) {
+                drawn.truncate(idx + 1);
+            }
             // The next numbers in order: the last one that can be raised is, those behind it begin anew.
-            while drawn.last().is_some_and(|(number, below)| number + 1 >= *below) {
+            while drawn.last().is_some_and(|last| last.number + 1 >= last.below) {
                 drawn.pop();
             }
-            match drawn.last_mut() {
-                Some((number, _)) => *number += 1,
-                None => return Ok(true),
-            }
+            let Some(last) = drawn.len().checked_sub(1) else { return Ok(true) };
+            drawn[last].number += 1;
+            drawn[last].followed_in_vain |= tracer.in_vain.contains(&last);
         }
         Ok(false)
     }
@@ -264,9 +293,14 @@ impl Tracer {
         pick: Pick<'_>,
     ) -> Result<End, TraceError> {
         let mut registers = Registers::default();
+        let drawn_before = self.n_drawn;
         for expr in rule {
             match self.step(chain, expr, &mut registers, state, pick)? {
                 End::Next => {}
+                End::Break => {
+                    self.in_vain.extend(drawn_before..self.n_drawn);
+                    return Ok(End::Break);
+                }
                 end => return Ok(end),
             }
         }
@@ -310,7 +344,10 @@ impl Tracer {
             Expr::FibSourceType { dreg } => {
                 registers.load(*dreg, &self.route_type(state.packet.source.ip()).to_ne_bytes());
             }
-            Expr::NumgenRandom { modulus, dreg } => registers.load(*dreg, &pick(*modulus).to_ne_bytes()),
+            Expr::NumgenRandom { modulus, dreg } => {
+                self.n_drawn += 1;
+                registers.load(*dreg, &pick(*modulus).to_ne_bytes());
+            }
             Expr::Lookup { set, sreg, dreg, invert } => {
                 return self.lookup((set, *sreg), *dreg, *invert, registers, state);
             }
@@ -405,6 +442,14 @@ impl Tracer {
         }
         Ok(End::Next)
     }
+}
+
+/// A number that was drawn, and below which.
+struct Drawn {
+    number: u32,
+    below: u32,
+    /// It, or a smaller one in its place, led to nothing, and all that comes of that was followed.
+    followed_in_vain: bool,
 }
 
 /// Whether an element's key, whose last field may be a network, covers the bytes.

@@ -5,7 +5,8 @@ use std::time::Duration;
 use backend_nftables::{Backend, Config, NftablesTarget, NodePortAddresses};
 use mode::Reading;
 use model::{
-    AddressKind, Destination, FrontendAddress, Masquerade, ObjectName, Pool, ServicePortName, V4, Verdict,
+    AddressKind, Destination, FrontendAddress, Masquerade, ObjectName, Pool, ServicePortName, TrafficPolicy,
+    V4, Verdict,
 };
 
 use nft::KernelError;
@@ -35,6 +36,7 @@ fn frontend(last: u8) -> Frontend<V4> {
         kind: AddressKind::ClusterIp,
         service: ServicePortName { service: name(), port: "".into(), protocol: Protocol::Tcp },
         pool: Pool::new([endpoint].into(), Verdict::Reject),
+        policy: TrafficPolicy::Cluster,
         internal_pool: None,
         affinity: None,
         masquerade: Masquerade::Never,

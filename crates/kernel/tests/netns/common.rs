@@ -99,6 +99,7 @@ pub(crate) struct Sets {
     pub(crate) node_ips: Arc<Set>,
     pub(crate) protocols: Arc<Set>,
     pub(crate) ports: Arc<Set>,
+    pub(crate) priorities: Arc<Set>,
     /// What each client was given, as priority.
     pub(crate) affinity: Arc<Set>,
     /// Priority of the endpoint in a slot.
@@ -129,13 +130,9 @@ impl Sets {
             hairpin: Arc::new(hairpin),
             node_ips: set("nodeport-ips", &[DestAddr], SetData::None),
             protocols: set("protocols", &[L4Proto], SetData::Verdict),
+            priorities: set("priorities", &[Priority], SetData::Verdict),
             ports: set("ports", &[DestPort], SetData::Fields(vec![DestPort])),
-            affinity: Arc::new(Set::learnt(
-                "affinity".into(),
-                [&[SourceAddr], service.as_slice()].concat(),
-                vec![Priority],
-                1000,
-            )),
+            affinity: Arc::new(Set::learnt("affinity".into(), vec![SourceAddr], vec![Priority], 1000)),
             affinity_slots: set(
                 "affinity-slots",
                 &with(NumgenRandom { modulus: 65536 }),
@@ -151,9 +148,17 @@ impl Sets {
         }
     }
 
-    pub(crate) fn all(&self) -> [&Arc<Set>; 12] {
+    pub(crate) fn all(&self) -> [&Arc<Set>; 13] {
         let Self { services, node_ports, endpoints, hairpin, node_ips, protocols, ports, .. } = self;
-        let Self { affinity, affinity_slots, affinity_endpoints, allowed_sources, service_cidrs, .. } = self;
+        let Self {
+            affinity,
+            affinity_slots,
+            affinity_endpoints,
+            allowed_sources,
+            service_cidrs,
+            priorities,
+            ..
+        } = self;
         [
             services,
             node_ports,
@@ -167,20 +172,20 @@ impl Sets {
             affinity_endpoints,
             allowed_sources,
             service_cidrs,
+            priorities,
         ]
     }
 
-    /// Remembers the packet's priority for its client; `None` in a family for which nft 1.0.6 can't parse it.
-    pub(crate) fn learn(&self, family: Family, timeout_secs: u32) -> Option<Statement> {
+    /// Remembers the packet's priority for its client.
+    pub(crate) fn learn(&self, timeout_secs: u32) -> Statement {
         let (map, key) = (self.affinity.name.clone(), self.affinity.key.clone());
-        let learn = Statement::Learn { map, key, data: vec![Field::Priority], timeout_secs };
-        (family == Family::Ip).then_some(learn)
+        Statement::Learn { map, key, data: vec![Field::Priority], timeout_secs }
     }
 
     /// Likewise forgets it.
-    pub(crate) fn forget(&self, family: Family) -> Option<Statement> {
+    pub(crate) fn forget(&self) -> Statement {
         let (map, key) = (self.affinity.name.clone(), self.affinity.key.clone());
-        (family == Family::Ip).then_some(Statement::Forget { map, key, data: vec![Field::Priority] })
+        Statement::Forget { map, key, data: vec![Field::Priority] }
     }
 }
 
@@ -206,7 +211,6 @@ pub(crate) fn chains(family: Family) -> Vec<nft::Chain> {
     let chosen = S::SetPriority { key: dnat_key.clone(), map: sets.affinity_slots.name.clone() };
     let to_priority =
         S::DnatMap { key: sets.affinity_endpoints.key.clone(), map: sets.affinity_endpoints.name.clone() };
-    let optional = |statements: &[Option<S>]| Rule::new(statements.iter().flatten().cloned().collect());
     let commented =
         |statements: &[S]| Rule { statements: statements.to_vec(), comment: Some("why, for people".into()) };
     let chain =
@@ -226,14 +230,12 @@ pub(crate) fn chains(family: Family) -> Vec<nft::Chain> {
             "affinity-3-endpoints",
             None,
             &[
-                optional(&[Some(remembered.clone()), sets.learn(family, 10_800), Some(to_priority.clone())]),
-                optional(&[Some(S::CtStateNew), sets.forget(family)]),
-                optional(&[
-                    Some(chosen),
-                    sets.learn(family, 90_061),
-                    sets.learn(family, 86_400),
-                    Some(to_priority),
-                ]),
+                rule(&[remembered.clone(), sets.learn(10_800), to_priority.clone()]),
+                rule(&[S::CtStateNew, sets.forget()]),
+                rule(&[S::MaskPriority(0x000f_ffff)]),
+                rule(&[S::PriorityBitsAre { mask: 0xc000_0000, value: 0 }, chosen.clone(), S::Return]),
+                rule(&[S::PriorityBitsAre { mask: 0xc000_0000, value: 0x4000_0000 }, chosen]),
+                rule(&[sets.learn(90_061), sets.learn(86_400), to_priority]),
             ],
         ),
         chain(
@@ -246,6 +248,7 @@ pub(crate) fn chains(family: Family) -> Vec<nft::Chain> {
                 rule(&[in_set(&sets.node_ips, true), source(false, 7, whole), S::Return]),
                 rule(&[source(false, 7, 13), dest(13), S::Return]),
                 rule(&[vmap(&[Field::L4Proto], &sets.protocols)]),
+                rule(&[vmap(&[Field::PriorityBits { mask: 0x3ff0_0000 }], &sets.priorities)]),
                 rule(&[ifname("cni0", false, false), ifname("veth", true, true), S::Accept]),
                 rule(&[
                     ifname("abcdefghijklmno", false, true),
@@ -326,6 +329,7 @@ pub(crate) fn elements(family: Family) -> Vec<(Arc<Set>, Vec<Element>)> {
             ],
         ),
         (sets.affinity_endpoints, vec![endpoint(1, 0x1a2b_0c4d)]),
+        (sets.priorities, vec![goto(Bytes::new().index(0x2000_0000), "set-mark")]),
         (sets.allowed_sources, allowed_sources(family)),
         (
             sets.service_cidrs,

@@ -29,7 +29,7 @@ fn served<F: Family>(observer: NftablesMetrics, take_overs: &TakeOvers) -> Famil
     FamilyMode {
         planner: Backend::new(Config::default()),
         open: Arc::new(move || {
-            let kernel = kernel::Nftables::open()?.expecting(backend_nftables::likely_keys);
+            let kernel = kernel::Nftables::open()?.expecting(backend_nftables::slot_keys);
             Ok(NftablesTarget::new(family, Box::new(kernel)))
         }),
         watch: Some(Box::new(move |touches| spawn_watch(move || watch(family, &touches)))),

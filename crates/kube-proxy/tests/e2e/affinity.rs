@@ -17,7 +17,11 @@ use crate::support::{
     listing, start,
 };
 
-in_every_mode!(a_client_stays_with_its_endpoint, affinities_end);
+in_every_mode!(
+    a_client_stays_with_its_endpoint,
+    a_client_has_one_endpoint_by_all_addresses_of_a_service_port,
+    affinities_end
+);
 
 const BOTH: [Transport; 2] = [Transport::Tcp, Transport::Udp];
 
@@ -100,6 +104,33 @@ fn a_client_stays_with_its_endpoint(mode: ProxyMode) {
     for (old, new) in before.iter().zip(all()) {
         assert_ne!(new, gone);
         assert!(*old == gone || *old == new, "from {old} to {new} without need");
+    }
+    listing(&cluster);
+}
+
+/// By cluster IP, external IP, load-balancer IP and node port a client meets the same endpoint.
+fn a_client_has_one_endpoint_by_all_addresses_of_a_service_port(mode: ProxyMode) {
+    let cluster = cluster_in(mode, 4, 1);
+    let _proxy = start(&cluster);
+    apply_web(&cluster);
+    set_affinity(&cluster, Some(600));
+    let mut service = cluster.api.get(Kind::Service, "default", "web").unwrap();
+    service["spec"]["type"] = json!("LoadBalancer");
+    service["spec"]["externalIPs"] = json!(["203.0.113.7", "fd00:203::7"]);
+    service["status"]["loadBalancer"]["ingress"] =
+        json!([{ "ip": "203.0.113.107" }, { "ip": "fd00:203::1:7" }]);
+    cluster.apply(service).unwrap();
+    let [web4, web6, node4, node6] = targets(&cluster);
+    let at = |text| SocketAddr::new(ip(text), 80);
+    let ways = [
+        [web4, at("203.0.113.7"), at("203.0.113.107"), node4],
+        [web6, at("fd00:203::7"), at("fd00:203::1:7"), node6],
+    ];
+    for client in [cluster.lab.outside(), cluster.lab.node(), cluster.lab.pod(3)] {
+        for (ways, transport) in ways.iter().flat_map(|ways| BOTH.map(|transport| (ways, transport))) {
+            let chosen = ways.map(|to| the_one(client, to, transport));
+            assert!(chosen.iter().all(|one| *one == chosen[0]), "{}: {ways:?}: {chosen:?}", client.name());
+        }
     }
     listing(&cluster);
 }

@@ -169,7 +169,7 @@ fn tampering_is_repaired_at_once() {
     let before = table(&cluster);
     let tampering = [
         "flush map ip kube-proxy service-ips",
-        "delete element ip kube-proxy endpoints { 10.96.0.10 . tcp . 80 . 0 }",
+        "delete element ip kube-proxy endpoints { tcp . 0:2 . 0 }",
         "flush chain ip kube-proxy nat-prerouting",
         "add rule ip kube-proxy services drop",
         "add chain ip kube-proxy foreign { type filter hook input priority 3; policy drop; }",

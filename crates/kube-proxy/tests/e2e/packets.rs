@@ -63,7 +63,7 @@ fn every_client_reaches_every_pod_by_every_address(mode: ProxyMode) {
     }
     let text = listing(&cluster);
     let dispatch = match mode {
-        ProxyMode::Nftables => "10.96.0.10 . tcp . 80 comment \"default/web:line\" : 0:4",
+        ProxyMode::Nftables => "10.96.0.10 . tcp . 80 comment \"default/web:line\" : 30:",
         ProxyMode::Iptables(_) => {
             "-A KUBE-SERVICES -d 10.96.0.10/32 -p tcp -m comment --comment \"default/web:line cluster IP\" -m tcp --dport 80 -j KUBE-SVC-"
         }

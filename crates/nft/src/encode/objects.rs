@@ -2,6 +2,7 @@
 
 use crate::encode::Encoder;
 use crate::encode::exprs::put_expr;
+use crate::set::DEFAULT_LEARNT_SIZE;
 use crate::wire::{DATA_TYPE_VERDICT, Writer, attr, flag, kind, set_flag};
 use crate::{BaseChain, Family, Field, Name, Op, Rule, Set, SetData, SetKind, udata};
 
@@ -87,7 +88,7 @@ fn put_set(out: &mut Writer, set: &Set, id: u32, family: Family) {
         SetKind::Networks if set.has_key_ends() => out.nest(attr::SET_DESC, |out| {
             out.nest(attr::DESC_CONCAT, |out| put_field_lengths(out, &set.key, family));
         }),
-        SetKind::Exact | SetKind::Networks => {}
+        SetKind::Exact | SetKind::Networks | SetKind::Learnt { size: DEFAULT_LEARNT_SIZE } => {}
         SetKind::Learnt { size } => out.nest(attr::SET_DESC, |out| out.u32(attr::DESC_SIZE, size)),
     }
     out.bytes(attr::SET_USERDATA, &udata::set(set, family));
@@ -136,7 +137,7 @@ const fn field_type(field: Field, family: Family) -> u32 {
         (Field::L4Proto, _) => 12,
         (Field::DestPort, _) => 13,
         (Field::NumgenRandom { .. }, _) => 4,
-        (Field::Priority, _) => 23,
+        (Field::Priority | Field::PriorityBits { .. }, _) => 23,
     }
 }
 

@@ -197,8 +197,8 @@ fn an_expired_watch_lists_again_and_keeps_the_state_until_then() {
         assert!(run.told().is_empty());
         run.event(bookmark(30, true));
         assert_eq!(run.told(), ["replace c"]);
-        // The new listing decides about versions, even if they have gone back.
-        run.event(WatchEvent::Applied(parsed("a", 2)));
+        // The new listing decides about versions, even of objects that were newer before.
+        run.event(WatchEvent::Applied(parsed("a", 31)));
         assert_eq!(run.told(), ["apply a"]);
     }
 }
@@ -285,8 +285,91 @@ fn a_server_that_is_away_changes_nothing() {
             assert_eq!(fresh.machine.failed(&failure), Next::BackOff { at_least: None });
         }
     }
-    run.asks(&watch("10"));
     fresh.asks(&Request::StreamedList);
+    // A look at the version, and the watch goes on.
+    run.asks(&Request::Version { known: "10".to_owned() });
+    run.page(&["c"], "10", "more");
+    run.asks(&watch("10"));
+    assert!(run.told().is_empty());
+}
+
+#[test]
+fn a_server_that_comes_back_with_an_older_backup_is_listed_anew() {
+    let mut run = Run::watching();
+    run.event(WatchEvent::Applied(parsed("a", 900)));
+    run.told();
+    run.machine.failed(&unreachable());
+    run.asks(&Request::Version { known: "900".to_owned() });
+    run.page(&[], "800", "");
+    run.asks(&Request::StreamedList);
+    run.event(WatchEvent::Applied(parsed("c", 2)));
+    run.event(bookmark(800, true));
+    let told = run.told();
+    let word = "the server's resource versions have gone back from 900 to 800";
+    assert!(told.len() == 2 && told[0].contains(word) && told[1] == "replace c", "{told:?}");
+    run.asks(&watch("800"));
+    run.machine.watch_begins();
+    run.event(WatchEvent::Applied(parsed("a", 801)));
+    assert_eq!(run.told(), ["apply a"]);
+}
+
+#[test]
+fn silence_leads_to_a_look_at_the_version() {
+    let mut run = Run::watching();
+    let silent = || Failure::Silent("nothing came".to_owned());
+    assert_eq!(run.machine.failed(&silent()), Next::Lenient);
+    run.asks(&Request::Version { known: "10".to_owned() });
+    // If that fails, it does not matter.
+    run.machine.failed(&status(403));
+    run.asks(&watch("10"));
+    run.machine.failed(&status(429));
+    run.asks(&watch("10"));
+}
+
+#[test]
+fn a_watch_that_goes_back_lists_anew() {
+    for event in [
+        WatchEvent::Applied(parsed("a", 9)),
+        deleted("a", 9),
+        bookmark(9, false),
+        WatchEvent::Bookmark { resource_version: "9".into(), initial_events_end: true },
+    ] {
+        let mut run = Run::watching();
+        run.machine.watch_begins();
+        let failure = run.machine.event(event, &mut run.out).unwrap_err();
+        assert_eq!(run.machine.failed(&failure), Next::Lenient);
+        run.asks(&Request::StreamedList);
+        assert!(run.told().is_empty());
+    }
+    // A bookmark promises that all before it has come.
+    let mut run = Run::watching();
+    run.machine.watch_begins();
+    run.event(WatchEvent::Applied(parsed("a", 20)));
+    assert!(run.machine.event(bookmark(19, false), &mut run.out).is_err());
+}
+
+#[test]
+fn strange_versions_make_nobody_deaf() {
+    for strange in ["", "18446744073709551615", "9223372036854775808", "-1", "garbage"] {
+        let mut run = Run::watching();
+        run.machine.watch_begins();
+        run.event(WatchEvent::Bookmark { resource_version: strange.into(), initial_events_end: false });
+        let parsed = Parsed { resource_version: strange.into(), ..parsed("a", 1) };
+        run.event(WatchEvent::Applied(parsed));
+        run.event(deleted("a", 13));
+        assert_eq!(run.told(), ["apply a", "delete a"], "{strange:?}");
+        assert!(!run.machine.is_suspect());
+        run.asks(&watch("13"));
+    }
+    // One that could be true makes what follows suspect, so that the watch ends soon.
+    let mut run = Run::watching();
+    run.machine.watch_begins();
+    run.event(WatchEvent::Applied(parsed("a", 1 << 62)));
+    assert!(!run.machine.is_suspect());
+    run.event(deleted("a", 13));
+    assert!(run.machine.is_suspect());
+    assert_eq!(run.machine.failed(&Failure::Silent("doubt".to_owned())), Next::Lenient);
+    run.asks(&Request::StreamedList);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Bodies of answers.
 
-use std::io;
+use std::io::{self, Read as _};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -61,6 +61,32 @@ pub(super) fn truncated(body: Body, limit: usize) -> Body {
         }
     });
     streamed(chunks)
+}
+
+/// One byte after each pause, for ever.
+pub(super) fn dripping(pause: Duration) -> Body {
+    streamed(stream::unfold((), move |()| async move {
+        tokio::time::sleep(pause).await;
+        Some((Ok(Bytes::from_static(b".")), ()))
+    }))
+}
+
+/// Compresses a whole answer, unless it is short.
+pub(super) async fn compressed(answer: Response<Body>, min_bytes: usize) -> Response<Body> {
+    let (mut head, body) = answer.into_parts();
+    let bytes = match body.collect().await {
+        Ok(collected) => collected.to_bytes(),
+        Err(error) => return Response::from_parts(head, streamed(stream::iter([Err(error)]))),
+    };
+    if bytes.len() < min_bytes {
+        return Response::from_parts(head, whole(bytes));
+    }
+    let mut compressed = Vec::new();
+    // A slice can always be read.
+    let mut encoder = flate2::bufread::GzEncoder::new(&bytes[..], flate2::Compression::fast());
+    drop(encoder.read_to_end(&mut compressed));
+    head.headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    Response::from_parts(head, whole(compressed))
 }
 
 /// Waits until what was given to hyper is on its way: an error drops what is still buffered.

@@ -17,6 +17,33 @@ pub enum Auth {
     ClientCertificate,
 }
 
+/// The keys of all certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Keys {
+    /// ECDSA with P-256.
+    #[default]
+    P256,
+    /// ECDSA with P-384.
+    P384,
+    /// ECDSA with P-521.
+    P521,
+    /// Ed25519.
+    Ed25519,
+}
+
+/// What certificates are made.
+#[derive(Debug, Clone, Default)]
+pub struct Certificates {
+    /// The keys of the CA, the server and the client.
+    pub keys: Keys,
+    /// The server's certificate expired at the beginning of 2021.
+    pub is_server_expired: bool,
+    /// The server presents the certificate of its CA.
+    pub is_self_signed: bool,
+    /// The client's certificate is of X.509 version 1. Needs [`Keys::P256`].
+    pub is_client_version_1: bool,
+}
+
 /// Set-up of an [`ApiServer`](super::ApiServer).
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -27,6 +54,10 @@ pub struct Config {
     pub names: Vec<String>,
     /// HTTPS instead of HTTP.
     pub tls: bool,
+    /// Which certificates there are.
+    pub certificates: Certificates,
+    /// Lists of at least so many bytes are compressed for clients that want it, as in a real server. Default: 128 KiB.
+    pub gzip_from: usize,
     /// What clients need to be let in. `/version`, `/healthz` and the like are open to all.
     pub auth: Auth,
     /// Whether protobuf is served.
@@ -49,6 +80,8 @@ impl Default for Config {
             address: (Ipv4Addr::LOCALHOST, 0).into(),
             names: Vec::new(),
             tls: false,
+            certificates: Certificates::default(),
+            gzip_from: 128 << 10,
             auth: Auth::None,
             protobuf: ProtobufSupport::Serve,
             streamed_lists: true,

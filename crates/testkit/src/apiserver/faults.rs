@@ -67,6 +67,15 @@ pub enum Fault {
     Truncate(usize),
     /// These bytes come as the body, with status 200 and the expected content type.
     Garbage(Bytes),
+    /// An answer with this status whose body never ends: one byte after each pause.
+    Drip {
+        /// HTTP status.
+        code: u16,
+        /// Between two bytes.
+        pause: Duration,
+    },
+    /// The answer has this header.
+    Header(&'static str, &'static str),
     /// A list claims this resource version.
     ListVersion(u64),
     /// A watch gets the error event for an expired resource version, whatever version it asked for.

@@ -1,10 +1,10 @@
 //! A small Kubernetes API server for tests, demonstrations and measurements.
 //!
-//! It speaks HTTP/1.1 or HTTPS as a real server does to list/watch clients and kubectl: pagination,
-//! selectors, streamed lists, bookmarks, expired resource versions, JSON and Kubernetes protobuf, and it can
+//! It speaks HTTP/1.1, HTTP/2 and HTTPS as a real server does to list/watch clients and kubectl: pagination,
+//! selectors, streamed lists, bookmarks, compressed lists, expired resource versions, JSON and Kubernetes protobuf, and it can
 //! misbehave on request ([`Faults`]). It runs on a thread of its own, so that tests need no runtime.
 //!
-//! What it does not do: HTTP/2, compression, CBOR and YAML bodies, tables, server-side apply and strategic
+//! What it does not do: CBOR and YAML bodies, tables, server-side apply and strategic
 //! merge patches, deletion with finalizers or of whole collections, admission and validation beyond the
 //! schema of a kind. Objects that come over HTTP get the defaults of a real server; objects given to
 //! [`ApiServer::apply`] are stored as they are, with only `uid`, `creationTimestamp` and `resourceVersion`
@@ -48,8 +48,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::oneshot;
+use tokio_rustls::TlsAcceptor;
 
-pub use config::{Auth, Config};
+pub use config::{Auth, Certificates, Config, Keys};
 pub use error::{ObjectError, SchemaError, StartError};
 pub use faults::{Disorder, Fault, Faults, Rule, Verb};
 pub use kinds::Kind;
@@ -62,13 +63,19 @@ use store::Store;
 use tls::ClientTrust;
 
 /// A running API server. Dropping it stops it and breaks its connections.
-#[derive(Debug)]
 pub struct ApiServer {
     shared: Arc<Shared>,
     address: SocketAddr,
     trust: Option<ClientTrust>,
+    acceptor: Option<TlsAcceptor>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for ApiServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApiServer").field("address", &self.address).finish_non_exhaustive()
+    }
 }
 
 impl ApiServer {
@@ -89,7 +96,7 @@ impl ApiServer {
         let (stop, stopped) = oneshot::channel();
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
-        let for_thread = shared.clone();
+        let (for_thread, for_proxies) = (shared.clone(), acceptor.clone());
         let serve = move || {
             if let Err(error) =
                 runtime.block_on(server::run(for_thread, listener, address, acceptor, stopped))
@@ -99,7 +106,7 @@ impl ApiServer {
         };
         let thread = std::thread::Builder::new().name("apiserver".to_owned()).spawn(serve);
         let thread = Some(thread.map_err(StartError::Thread)?);
-        Ok(Self { shared, address, trust, stop: Some(stop), thread })
+        Ok(Self { shared, address, trust, acceptor: for_proxies, stop: Some(stop), thread })
     }
 
     /// `http://127.0.0.1:12345`, or `https://`.
@@ -116,6 +123,11 @@ impl ApiServer {
     /// The CA's certificate in PEM, when the server uses TLS.
     pub fn ca_certificate(&self) -> Option<&str> {
         self.trust.as_ref().map(|trust| trust.ca.as_str())
+    }
+
+    /// The server's side of TLS, for a proxy with the same certificate.
+    pub fn tls_acceptor(&self) -> Option<TlsAcceptor> {
+        self.acceptor.clone()
     }
 
     /// Writes a kubeconfig with all that a client needs into `dir` (beside it the certificates that it
@@ -244,6 +256,27 @@ impl ApiServer {
     /// one get 410. Open watches that are up to date go on only from the new revision, so they get 410 too.
     pub fn expire(&self) {
         self.shared.change(Store::expire);
+    }
+
+    /// An older backup comes back: these objects are all there is, at this resource version, which may be lower than what was
+    /// handed out. Open watches are not told; those from a later version wait for it, as in a real server.
+    ///
+    /// # Errors
+    ///
+    /// As [`ApiServer::apply`].
+    pub fn restore_backup(
+        &self,
+        resource_version: u64,
+        objects: impl IntoIterator<Item = Value>,
+    ) -> Result<(), ObjectError> {
+        self.shared.change(|store| {
+            *store = Store::new(self.shared.config.history_limit);
+            for object in objects {
+                put(store, object)?;
+            }
+            store.advance_to(resource_version);
+            Ok(())
+        })
     }
 
     /// Every request so far, oldest first. Watches are listed when they begin.

@@ -7,7 +7,7 @@ use http::{Method, Request, Response, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use super::body::{Body, broken, response, status_response, truncated, whole};
+use super::body::{Body, broken, compressed, dripping, response, status_response, truncated, whole};
 use super::config::Auth;
 use super::faults::{Fault, Verb};
 use super::kinds::Kind;
@@ -49,6 +49,8 @@ pub(super) async fn handle(
         method: request.method().to_string(),
         path_and_query: request.uri().path_and_query().map(ToString::to_string).unwrap_or_default(),
         accept: header(header::ACCEPT).map(str::to_owned),
+        headers: request.headers().clone(),
+        version: request.version(),
         status: 0,
     };
     let result = answer(&shared, has_certificate, request).await;
@@ -101,6 +103,12 @@ fn spoil(answer: Response<Body>, fault: Fault) -> Response<Body> {
     match fault {
         Fault::Truncate(limit) => answer.map(|body| truncated(body, limit)),
         Fault::Garbage(bytes) => answer.map(|_| whole(bytes)),
+        Fault::Drip { code, pause } => response(code, "text/html", dripping(pause)),
+        Fault::Header(name, value) => {
+            let mut answer = answer;
+            answer.headers_mut().insert(name, http::HeaderValue::from_static(value));
+            answer
+        }
         Fault::Status { .. }
         | Fault::Disconnect
         | Fault::Delay(_)
@@ -190,7 +198,10 @@ async fn dispatch(
             if options.watch {
                 return Ok(watch::serve(shared, options, format, faults));
             }
-            list::serve(shared, &options, format, faults).await
+            let answer = list::serve(shared, &options, format, faults).await?;
+            let accepted = request.headers().get(header::ACCEPT_ENCODING);
+            let wants_gzip = accepted.is_some_and(|accepted| accepted.as_bytes() == b"gzip");
+            Ok(if wants_gzip { compressed(answer, shared.config.gzip_from).await } else { answer })
         }
         Verb::Get => objects::get(shared, &target, format),
         Verb::Create => objects::create(shared, &target, &content(request).await?, query, format),

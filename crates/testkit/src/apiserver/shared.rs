@@ -19,6 +19,10 @@ pub struct RequestRecord {
     pub path_and_query: String,
     /// The `Accept` header.
     pub accept: Option<String>,
+    /// All headers.
+    pub headers: http::HeaderMap,
+    /// The version of HTTP.
+    pub version: http::Version,
     /// HTTP status of the answer; 0 when the connection was closed instead.
     pub status: u16,
 }

@@ -1,41 +1,40 @@
 //! What the largest maps hold, worked out from the smaller ones, so that they can be read by key.
 
+use std::collections::BTreeSet;
+
 use nft::{Bytes, Data, Name, Ruleset};
 
-use crate::chains::ChainId;
-use crate::layout::{Map, Way};
+use crate::layout::{Map, parse_pool};
 
-/// The keys of a map of slots, if the table is as we left it: for each frontend, as many slots as the chain has that its
-/// number names. None for all other sets, and too few or wrong ones if somebody else has been at the table.
-pub fn likely_keys(set: &Name, smaller: &Ruleset) -> Vec<Bytes> {
-    let is_it = |map: Map| map.name() == *set;
-    for way in Way::ALL {
-        if is_it(Map::Slots(way)) {
-            return slots(smaller, way, false);
-        }
-        if is_it(Map::AffinitySlots(way)) {
-            return slots(smaller, way, true);
-        }
+/// The keys of a map of slots, if the table is as we left it: for each pool as many slots as it says to have endpoints. None
+/// for all other sets, and too few or wrong ones if somebody else has been at the table.
+pub fn slot_keys(set: &Name, smaller: &Ruleset) -> Vec<Bytes> {
+    if Map::Endpoints.name() == *set {
+        slots(smaller, false)
+    } else if Map::AffinitySlots.name() == *set {
+        slots(smaller, true)
+    } else {
+        Vec::new()
     }
-    Vec::new()
 }
 
-fn slots(smaller: &Ruleset, way: Way, wanted_sticky: bool) -> Vec<Bytes> {
-    let dispatch = smaller.sets.get(&Map::Dispatch(way).name());
-    let elements = dispatch.map_or(&[][..], |state| &state.elements);
-    let slots = elements.iter().flat_map(|element| {
-        let number = match &element.data {
-            Data::Value(data) => data.reader().index().unwrap_or_default(),
-            Data::None | Data::Verdict(_) => 0,
+fn slots(smaller: &Ruleset, with_affinity: bool) -> Vec<Bytes> {
+    let elements = |map: Map| smaller.sets.get(&map.name()).map_or(&[][..], |state| &state.elements);
+    let chains = elements(Map::AffinityChains).iter();
+    let with_clients: BTreeSet<u32> = chains.filter_map(|element| element.key.reader().index()).collect();
+    let slots = elements(Map::Pools).iter().flat_map(|element| {
+        let is_asked_for = parse_pool(&element.key)
+            .is_some_and(|(_, number)| with_clients.contains(&number) == with_affinity);
+        let count = match &element.data {
+            Data::Value(data) if is_asked_for => data.reader().index().unwrap_or_default(),
+            _ => 0,
         };
-        let (count, sticky) = ChainId::slots_of(number);
-        let count = if sticky == wanted_sticky { count.min(MOST_SLOTS) } else { 0 };
-        (0..count).map(|slot| element.key.index(slot))
+        (0..count.min(MOST_SLOTS)).map(|slot| element.key.index(slot))
     });
     slots.take(MOST_KEYS).collect()
 }
 
-/// Where a number asks for more slots than any frontend has, somebody else wrote it.
+/// Where a pool says to have more slots than any has, somebody else wrote it.
 const MOST_SLOTS: u32 = 1 << 16;
 /// Beyond, keys are not worth their memory.
 const MOST_KEYS: usize = 1 << 23;
@@ -45,8 +44,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     use model::{
-        AddressKind, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool,
-        Protocol, ServicePortName, Table, V4, Verdict,
+        AddressKind, Affinity, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName,
+        Pool, Protocol, ServicePortName, Table, TrafficPolicy, V4, Verdict,
     };
     use nft::Kernel;
     use testkit::fake_kernel::FakeKernel;
@@ -57,6 +56,7 @@ mod tests {
     fn frontend(n: u8, sticky: bool) -> Frontend<V4> {
         let destination = |last| Destination { address: [10, 244, n, last].into(), port: 80, local: false };
         let protocol = Protocol::Tcp;
+        let timeout = std::time::Duration::from_secs(30);
         Frontend {
             key: FrontendKey { address: FrontendAddress::Ip([10, 96, 0, n].into()), protocol, port: 80 },
             kind: AddressKind::ClusterIp,
@@ -66,8 +66,9 @@ mod tests {
                 protocol,
             },
             pool: Pool::new((0..n).map(destination).collect::<BTreeSet<_>>(), Verdict::Reject),
+            policy: TrafficPolicy::Cluster,
             internal_pool: None,
-            affinity: sticky.then_some(std::time::Duration::from_secs(30)),
+            affinity: sticky.then_some(Affinity { timeout, service: None }),
             masquerade: Masquerade::UnlessFromPod,
             allowed_sources: None,
             flow_endpoints: std::sync::Arc::default(),
@@ -75,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_are_known_from_the_numbers_of_chains() {
+    fn slots_are_known_from_the_sizes_of_pools() {
         let mut table = Table::default();
         for n in 0..20 {
             let frontend = frontend(n, n % 3 == 0);
@@ -86,14 +87,14 @@ mod tests {
         let mut kernel = FakeKernel::new();
         kernel.apply(&plan.transaction).unwrap();
         let ruleset = kernel.table(nft::Family::Ip, &table_name()).unwrap();
-        for map in [Map::Slots(Way::ALL[0]), Map::AffinitySlots(Way::ALL[0])] {
+        for map in [Map::Endpoints, Map::AffinitySlots] {
             let held: Vec<Bytes> =
                 ruleset.sets[&map.name()].elements.iter().map(|element| element.key).collect();
-            let mut likely = likely_keys(&map.name(), &ruleset);
-            likely.sort_unstable();
+            let mut keys = slot_keys(&map.name(), &ruleset);
+            keys.sort_unstable();
             assert!(held.len() > 50);
-            assert_eq!(likely, held);
+            assert_eq!(keys, held);
         }
-        assert_eq!(likely_keys(&Map::Dispatch(Way::ALL[0]).name(), &ruleset), []);
+        assert_eq!(slot_keys(&Map::Pools.name(), &ruleset), []);
     }
 }

@@ -1,10 +1,11 @@
-//! Objects that several frontends share, counted: they exist while somebody uses them.
+//! Objects that several frontends or pools share, counted: they exist while somebody uses them.
 
 use std::collections::BTreeMap;
 
 use model::{AddressKind, Family, FrontendAddress, FrontendKey};
 
-use crate::programmed::Programmed;
+use crate::frontend::Programmed;
+use crate::pools::Pool;
 
 /// How many use each object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,10 +67,10 @@ impl<K: Copy + Ord> UseChanges<K> {
     }
 }
 
-/// All shared objects of a table.
+/// All such objects of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Shared<F: Family> {
-    /// Addresses in the hairpin set.
+pub(crate) struct Counted<F: Family> {
+    /// Addresses in the hairpin set, used by pools.
     pub(crate) hairpins: Uses<F::Addr>,
     /// Addresses in the set of cluster IPs, used by the Service's ports.
     pub(crate) cluster_ips: Uses<F::Addr>,
@@ -77,45 +78,52 @@ pub(crate) struct Shared<F: Family> {
 
 /// Changes to them.
 #[derive(Clone, Debug)]
-pub(crate) struct SharedChanges<F: Family> {
+pub(crate) struct CountedChanges<F: Family> {
     pub(crate) hairpins: UseChanges<F::Addr>,
     pub(crate) cluster_ips: UseChanges<F::Addr>,
 }
 
 // The derived implementations would ask `F` itself to have a default.
-impl<F: Family> Default for Shared<F> {
+impl<F: Family> Default for Counted<F> {
     fn default() -> Self {
         Self { hairpins: Uses::default(), cluster_ips: Uses::default() }
     }
 }
 
-impl<F: Family> Default for SharedChanges<F> {
+impl<F: Family> Default for CountedChanges<F> {
     fn default() -> Self {
         Self { hairpins: UseChanges::default(), cluster_ips: UseChanges::default() }
     }
 }
 
-impl<F: Family> Shared<F> {
-    pub(crate) fn apply(&mut self, changes: SharedChanges<F>) {
+impl<F: Family> Counted<F> {
+    pub(crate) fn apply(&mut self, changes: CountedChanges<F>) {
         self.hairpins.apply(changes.hairpins);
         self.cluster_ips.apply(changes.cluster_ips);
     }
 }
 
-impl<F: Family> SharedChanges<F> {
+impl<F: Family> CountedChanges<F> {
     /// Takes in that a frontend changes.
     pub(crate) fn frontend(
         &mut self,
         key: &FrontendKey<F>,
-        old: Option<&Programmed<F>>,
-        new: Option<&Programmed<F>>,
+        old: Option<&Programmed>,
+        new: Option<&Programmed>,
     ) {
         for (programmed, change) in [(old, -1), (new, 1)] {
-            let Some(programmed) = programmed else { continue };
-            self.hairpins.count(programmed.local_addresses(), change);
-            if let (AddressKind::ClusterIp, FrontendAddress::Ip(addr)) = (programmed.kind, key.address) {
+            if let (Some(AddressKind::ClusterIp), FrontendAddress::Ip(addr)) =
+                (programmed.map(|programmed| programmed.kind), key.address)
+            {
                 self.cluster_ips.count([addr], change);
             }
+        }
+    }
+
+    /// Takes in that a pool changes.
+    pub(crate) fn pool(&mut self, old: Option<&Pool<F>>, new: Option<&Pool<F>>) {
+        for (pool, change) in [(old, -1), (new, 1)] {
+            self.hairpins.count(pool.into_iter().flat_map(Pool::local_addresses), change);
         }
     }
 }

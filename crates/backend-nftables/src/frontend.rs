@@ -1,0 +1,106 @@
+//! What the kernel holds for one frontend, and its form as map elements.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use model::{
+    AddressKind, Family, Frontend, FrontendAddress, FrontendKey, ServicePortName, TrafficPolicy, Verdict,
+};
+use nft::{Bytes, Data, Element};
+
+use crate::layout::{Map, MapElement, Traffic, cut_comment, frontend_bytes, source_bytes};
+use crate::pools::Pool;
+use crate::priority::{MasqueradeWhen, choice};
+
+/// What the kernel holds, or is to hold, for one frontend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Programmed {
+    /// The Service port, which is also the comment on the frontend's elements.
+    pub(crate) service: ServicePortName,
+    pub(crate) kind: AddressKind,
+    /// Networks that alone may use it.
+    allowed_sources: Option<Arc<[IpNet]>>,
+    /// For flows from anywhere.
+    any: Action,
+    /// For internal flows, where that differs.
+    internal: Option<Action>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    /// An endpoint of the Service port's pool of this policy is chosen as the packet's priority says.
+    Choose {
+        policy: TrafficPolicy,
+        priority: u32,
+    },
+    Refuse(Verdict),
+}
+
+impl Programmed {
+    /// The form of a frontend whose Service port has these pools.
+    pub(crate) fn new<'a, F: Family>(
+        frontend: &Frontend<F>,
+        pool: impl Fn(TrafficPolicy) -> Option<&'a Pool<F>>,
+    ) -> Self {
+        let action = |policy, wanted: &model::Pool<F>, masquerade| match (wanted, pool(policy)) {
+            (model::Pool::Empty(verdict), _) => Action::Refuse(*verdict),
+            (model::Pool::Endpoints(_), Some(pool)) => {
+                Action::Choose { policy, priority: choice(masquerade, pool.chain(), pool.number) }
+            }
+            // There are more pools than numbers.
+            (model::Pool::Endpoints(_), None) => Action::Refuse(Verdict::Reject),
+        };
+        let internal = frontend.internal_pool.as_ref().filter(|pool| !pool.endpoints().is_empty());
+        Self {
+            service: frontend.service.clone(),
+            kind: frontend.kind,
+            allowed_sources: frontend.allowed_sources.clone(),
+            any: action(frontend.policy, &frontend.pool, MasqueradeWhen::Frontend(frontend.masquerade)),
+            // The node's own flows are masqueraded, those of pods are not.
+            internal: internal.map(|pool| action(TrafficPolicy::Cluster, pool, MasqueradeWhen::FromNode)),
+        }
+    }
+
+    fn action(&self, traffic: Traffic) -> Option<Action> {
+        match traffic {
+            Traffic::Any => Some(self.any),
+            Traffic::Internal => self.internal,
+        }
+    }
+
+    /// The policies of the pools that it leads to; one of them twice if both of its ways lead there.
+    pub(crate) fn pools(&self) -> impl Iterator<Item = TrafficPolicy> {
+        [Some(self.any), self.internal].into_iter().flatten().filter_map(|action| match action {
+            Action::Choose { policy, .. } => Some(policy),
+            Action::Refuse(_) => None,
+        })
+    }
+
+    /// The element that sends the frontend's packets on their way.
+    fn element<F: Family>(&self, traffic: Traffic, key: &FrontendKey<F>) -> Option<MapElement> {
+        let by_node_port = key.address == FrontendAddress::Node;
+        let (map, data) = match self.action(traffic)? {
+            Action::Choose { priority, .. } => {
+                (Map::Frontends(traffic, by_node_port), Data::Value(Bytes::new().index(priority)))
+            }
+            Action::Refuse(Verdict::Drop) => (Map::Dropped(by_node_port), Data::None),
+            Action::Refuse(Verdict::Reject) => (Map::Rejected(by_node_port), Data::None),
+        };
+        let comment = Some(cut_comment(self.service.to_string(), ""));
+        Some(MapElement::new(map, Element { key: frontend_bytes(key), data, comment }))
+    }
+
+    /// The elements that keep other senders away.
+    fn source_elements<F: Family>(&self, key: &FrontendKey<F>) -> impl Iterator<Item = MapElement> {
+        let ranges = self.allowed_sources.as_deref();
+        let allowed = ranges.unwrap_or_default().iter().map(|range| source_bytes(key, range));
+        let allowed = allowed.map(|key| MapElement::member(Map::AllowedSources, key));
+        ranges.map(|_| MapElement::member(Map::Restricted, frontend_bytes(key))).into_iter().chain(allowed)
+    }
+
+    /// All elements of the frontend.
+    pub(crate) fn elements<F: Family>(&self, key: &FrontendKey<F>) -> impl Iterator<Item = MapElement> {
+        let by_traffic = Traffic::ALL.into_iter().filter_map(|traffic| self.element(traffic, key));
+        by_traffic.chain(self.source_elements(key))
+    }
+}

@@ -1,0 +1,83 @@
+//! What a Service with many addresses takes: its endpoints are there once, and a change of them is one element.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+
+use backend_nftables::{Backend, Config, Extent};
+use model::{
+    AddressKind, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool, Protocol,
+    ServicePortName, Table, TrafficPolicy, V4, Verdict,
+};
+
+const SERVICES: u16 = 100;
+const ENDPOINTS: u8 = 10;
+
+/// A Service of type `LoadBalancer` with node port and two external addresses: five frontends.
+fn frontends(n: u16, endpoints: std::ops::Range<u8>) -> Vec<Frontend<V4>> {
+    let [high, low] = n.to_be_bytes();
+    let destination =
+        |last| Destination { address: [10 + high, 128, low, last].into(), port: 80, local: false };
+    let pool = Pool::new(endpoints.map(destination).collect::<BTreeSet<_>>(), Verdict::Reject);
+    let protocol = Protocol::Tcp;
+    let frontend = |kind, address, port| Frontend {
+        key: FrontendKey { address, protocol, port },
+        kind,
+        service: ServicePortName { service: name(n), port: "http".into(), protocol },
+        pool: pool.clone(),
+        policy: TrafficPolicy::Cluster,
+        internal_pool: None,
+        affinity: None,
+        masquerade: Masquerade::Always,
+        allowed_sources: None,
+        flow_endpoints: [].into(),
+    };
+    let ip = |first| FrontendAddress::Ip([first, 0, high, low].into());
+    vec![
+        frontend(AddressKind::ClusterIp, ip(11), 80),
+        frontend(AddressKind::LoadBalancerIp, ip(12), 80),
+        frontend(AddressKind::ExternalIp, ip(13), 80),
+        frontend(AddressKind::ExternalIp, ip(14), 80),
+        frontend(AddressKind::NodePort, FrontendAddress::Node, 30_000 + n),
+    ]
+}
+
+fn name(n: u16) -> ObjectName {
+    ObjectName::new("ns", &format!("svc-{n}"))
+}
+
+/// Elements that a table of Services takes.
+fn elements(table: &Table<V4>) -> (Backend<V4>, usize) {
+    let config = Config::default();
+    let mut backend = Backend::new(config.clone());
+    let plan = backend.repair(&config, table, None, Extent::Difference);
+    let count = plan.transaction.element_count();
+    backend.committed(plan);
+    (backend, count)
+}
+
+#[test]
+fn endpoints_are_held_once_and_changed_once_for_all_addresses() {
+    let mut table = Table::default();
+    let (_, of_none) = elements(&table);
+    for n in 0..SERVICES {
+        table.set_service(&name(n), frontends(n, 0..ENDPOINTS));
+    }
+    let (mut backend, of_all) = elements(&table);
+    // Five frontends, a cluster IP, a pool, and its endpoints.
+    assert_eq!(of_all - of_none, usize::from(SERVICES) * (5 + 1 + 1 + usize::from(ENDPOINTS)));
+
+    let mut change = |endpoints| {
+        let changed = table.set_service(&name(7), frontends(7, endpoints));
+        assert_eq!(changed.len(), 5);
+        let plan = backend.plan(&table, &changed);
+        let count = plan.transaction.element_count();
+        backend.committed(plan);
+        count
+    };
+    assert_eq!(change(1..ENDPOINTS + 1), 1, "another endpoint");
+    assert_eq!(change(1..ENDPOINTS + 2), 2, "one more, and the pool's size");
+    assert_eq!(change(2..ENDPOINTS + 2), 3, "one less: the last one moves, and the pool's size");
+    assert_eq!(change(2..18), 6 + 1, "six more: still one chain");
+    assert_eq!(change(2..19), 1 + 1 + 5, "17 are drawn from by another chain, which all frontends are told");
+    assert_eq!(change(0..0), 17 + 1 + 2 * 5, "none: all are refused");
+}
