@@ -8,7 +8,7 @@ BUILD_TOOLS := cc:gcc cc:libc6-dev
 RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux /etc/protocols:netbase
 TEST_TOOLS := $(RUN_TOOLS) kubectl:kubernetes-client iptables:iptables ipset:ipset conntrack:conntrack
 
-.PHONY: demo test guest-test check package-check image bench fmt docs-files
+.PHONY: demo test guest-test check package-check page-check image bench fmt docs-files
 
 ## Three pods, a Service and a client in namespaces of their own; nothing is left behind.
 demo:
@@ -74,6 +74,12 @@ bench:
 fmt:
 	$(CARGO) fmt --all
 
-## docs/flags.md; and in dist/, for packages, the manual page and completions for bash, zsh and fish.
+## Drives the page in headless Chromium, and makes docs/screenshots anew. As root.
+page-check:
+	@scripts/setup $(BUILD_TOOLS) $(RUN_TOOLS) chromium:chromium chromedriver:chromium-driver
+	$(CARGO) build --locked -p kube-proxy
+	scripts/page-check target/debug/kube-proxy --screenshots docs/screenshots
+
+## docs/flags.md; and in dist/, for packages, the manual pages and completions for bash, zsh and fish.
 docs-files:
-	$(CARGO) run --locked -p config --example docs_files -- docs dist
+	$(CARGO) run --locked -p cli --example docs_files -- docs dist

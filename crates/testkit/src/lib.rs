@@ -17,6 +17,4 @@ pub mod middlebox;
 pub mod objects;
 pub mod on_paper;
 pub mod proxy;
-pub mod trace;
-pub mod trace_iptables;
 pub mod upstream;

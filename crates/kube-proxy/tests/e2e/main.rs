@@ -11,6 +11,7 @@
 
 mod affinity;
 mod bad_input;
+mod commands;
 mod config_file;
 mod edges;
 mod events;
