@@ -209,6 +209,7 @@ impl Sets {
 }
 
 /// Base chains and their rules.
+#[expect(clippy::too_many_lines, reason = "a ruleset, written down")]
 pub(crate) fn chains(family: Family) -> Vec<nft::Chain> {
     use Statement as S;
     let sets = Sets::new();
