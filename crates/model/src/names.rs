@@ -1,11 +1,11 @@
 //! Interned names and the identities built from them.
 
+use arcstr::ArcStr;
+use rustc_hash::FxBuildHasher;
 use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::fmt;
 use std::ops::Deref;
-use arcstr::ArcStr;
-use rustc_hash::FxBuildHasher;
 
 use crate::Protocol;
 
