@@ -4,21 +4,30 @@ CARGO ?= cargo
 export PATH := $(PATH):/usr/sbin:/sbin
 
 BUILD_TOOLS := cc:gcc cc:libc6-dev
-RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux
+# netbase: without it nft shows the numbers of protocols, not their names.
+RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux /etc/protocols:netbase
 TEST_TOOLS := $(RUN_TOOLS) kubectl:kubernetes-client iptables:iptables ipset:ipset conntrack:conntrack
 
-.PHONY: demo test check package-check bench fmt docs-files
+.PHONY: demo test guest-test check package-check page-check image bench fmt docs-files
 
 ## Three pods, a Service and a client in namespaces of their own; nothing is left behind.
 demo:
 	@scripts/setup $(BUILD_TOOLS) $(RUN_TOOLS)
-	$(CARGO) build --release --locked -p kube-proxy -p demo
-	target/release/demo target/release/kube-proxy
+	$(CARGO) build --profile demo --locked -p kube-proxy -p demo
+	target/demo/demo target/demo/kube-proxy
 
 ## All tests. Those that program a kernel need root.
 test:
 	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS)
 	$(CARGO) test --workspace --locked
+
+## Tests that need IPVS, dummy devices or SCTP, in a guest whose kernel has them, emulated by QEMU: some minutes.
+GUEST_TOOLS := qemu-system-x86_64:qemu-system-x86 depmod:kmod cpio:cpio mke2fs:e2fsprogs xz:xz-utils python3:python3
+GUEST_TESTS := kernel/ipvs testkit/ipvs_parity
+guest-test:
+	@scripts/setup $(BUILD_TOOLS) $(GUEST_TOOLS)
+	scripts/guest test --timeout 600 $(GUEST_TESTS)
+	scripts/guest test --timeout 1800 kube-proxy/e2e -- --ignored
 
 ## What CI runs: format, lints, borders between crates, documentation, licences, tests, and what is in deploy/. Among the tests, what a change costs is counted at two
 ## sizes (crates/agent/tests/cost.rs); where valgrind is installed, instructions too.
@@ -37,6 +46,12 @@ package-check:
 	@scripts/setup python3:python3 kubectl:kubernetes-client
 	@python3 -c 'import yaml' 2>/dev/null || scripts/setup the-python-module-yaml:python3-yaml
 	scripts/package-check
+
+## Builds the images and runs them as the DaemonSet does, without any image registry. As root; not part of `check`, since it is a release build.
+image:
+	@scripts/setup podman:podman runc:runc debootstrap:debootstrap python3:python3 kubectl:kubernetes-client $(RUN_TOOLS) sysctl:procps
+	@python3 -c 'import yaml' 2>/dev/null || scripts/setup the-python-module-yaml:python3-yaml
+	scripts/image-check
 
 ## What it costs, at SERVICES="100 1000 ..." (up to 100000) x ENDPOINTS; beside any other kube-proxy with
 ## PEER=/path/to/kube-proxy PEER_ARGS='...'; in MODE=iptables with FLAVOUR=nft or legacy. Results are in target/bench;
@@ -59,6 +74,12 @@ bench:
 fmt:
 	$(CARGO) fmt --all
 
-## docs/flags.md; and in dist/, for packages, the manual page and completions for bash, zsh and fish.
+## Drives the page in headless Chromium, and makes docs/screenshots anew. As root.
+page-check:
+	@scripts/setup $(BUILD_TOOLS) $(RUN_TOOLS) chromium:chromium chromedriver:chromium-driver
+	$(CARGO) build --locked -p kube-proxy
+	scripts/page-check target/debug/kube-proxy --screenshots docs/screenshots
+
+## docs/flags.md; and in dist/, for packages, the manual pages and completions for bash, zsh and fish.
 docs-files:
-	$(CARGO) run --locked -p config --example docs_files -- docs dist
+	$(CARGO) run --locked -p cli --example docs_files -- docs dist

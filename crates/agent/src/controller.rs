@@ -488,7 +488,7 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
         let waiting = |since| now.saturating_duration_since(since).as_secs_f64();
         FamilyState {
             family: F::FAMILY.to_string(),
-            mode: P::NAME,
+            mode: P::NAME.to_owned(),
             is_known: self.pipeline.is_known(),
             was_synced: self.was_synced,
             waiting_seconds: self.pipeline.pending_since().map(waiting),

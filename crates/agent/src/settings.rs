@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use model::view::ThisNode;
-use model::{Family, IpFamily, Name, Node, NodePortAddresses, PodSource, RuleSettings};
+use model::{Balancer, Family, IpFamily, Name, Node, NodePortAddresses, PodSource, RuleSettings};
 
 use crate::notice::Notices;
 
@@ -100,6 +100,7 @@ impl Settings {
             pods: self.pod_source::<F>(node),
             masquerade_all: self.masquerade_all,
             masquerade_mark: self.masquerade_mark,
+            balancer: Balancer::Rules,
         }
     }
 

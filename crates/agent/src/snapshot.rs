@@ -6,13 +6,13 @@ pub(crate) mod build;
 
 use std::net::{IpAddr, SocketAddr};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// At most so many Services are told at once: telling more would hold up the event loop.
 pub const MAX_PAGE: usize = 200;
 
 /// How everything is.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Overview {
     /// The name of this node's Node object.
@@ -32,13 +32,13 @@ pub struct Overview {
 }
 
 /// How a family is.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FamilyState {
     /// `IPv4` or `IPv6`.
     pub family: String,
     /// As `--proxy-mode` spells it.
-    pub mode: &'static str,
+    pub mode: String,
     /// What the kernel holds is known. If not, it is about to be read or made anew.
     pub is_known: bool,
     /// All that was known at some moment has been in force at least once.
@@ -58,7 +58,7 @@ pub struct FamilyState {
 }
 
 /// A failure.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Failure {
     /// With its causes.
@@ -70,7 +70,7 @@ pub struct Failure {
 }
 
 /// How often something went wrong since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Repairs {
     /// Times that others' changes were undone.
@@ -86,11 +86,11 @@ pub struct Repairs {
 }
 
 /// Rules of one table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RuleCount {
     /// The table's name.
-    pub table: &'static str,
+    pub table: String,
     /// How many are ours.
     pub held: usize,
     /// How many the last sync wrote.
@@ -98,7 +98,7 @@ pub struct RuleCount {
 }
 
 /// Two Services claim the same.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Conflict {
     /// `IPv4` or `IPv6`.
@@ -116,7 +116,7 @@ pub struct Conflict {
 }
 
 /// A change of a Service on its way.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RecentChange {
     /// `IPv4` or `IPv6`.
@@ -132,7 +132,7 @@ pub struct RecentChange {
 }
 
 /// A Service on this node.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Service {
     /// Its namespace.
@@ -144,7 +144,7 @@ pub struct Service {
 }
 
 /// A Service in one family.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceFamily {
     /// `IPv4` or `IPv6`.
@@ -158,7 +158,7 @@ pub struct ServiceFamily {
 }
 
 /// A port of a Service.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Port {
     /// The Service port, as `namespace/name:port`.
@@ -178,7 +178,7 @@ pub struct Port {
 }
 
 /// An address of a Service port.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Address {
     /// Which of the Service's addresses it is.
@@ -194,7 +194,7 @@ pub struct Address {
 }
 
 /// Which of a Service's addresses one is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "Kubernetes' names")]
 pub enum AddressKind {
     ClusterIp,
@@ -204,7 +204,7 @@ pub enum AddressKind {
 }
 
 /// Whether an address is served as it should be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "state")]
 pub enum AddressState {
     /// It is.
@@ -220,7 +220,7 @@ pub enum AddressState {
 }
 
 /// Something that serves an address.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rule {
     /// Where it is.
@@ -230,7 +230,7 @@ pub struct Rule {
 }
 
 /// The endpoints of a traffic policy.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Policy {
     /// Which.
@@ -246,7 +246,7 @@ pub struct Policy {
 }
 
 /// `internalTrafficPolicy` or `externalTrafficPolicy`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "Kubernetes' names")]
 pub enum TrafficPolicy {
     Cluster,
@@ -254,7 +254,7 @@ pub enum TrafficPolicy {
 }
 
 /// Why a policy has the endpoints that it has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Basis {
     /// Those that are ready and hinted for this node.
     ReadySameNode,
@@ -280,7 +280,7 @@ pub enum Basis {
 
 /// An endpoint.
 #[expect(clippy::struct_excessive_bools, reason = "Kubernetes' conditions are such")]
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {
     /// Its address and port.
@@ -300,7 +300,7 @@ pub struct Endpoint {
 }
 
 /// The use of an endpoint under a policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Use {
     /// Which policy.
@@ -310,7 +310,7 @@ pub struct Use {
 }
 
 /// Whether an endpoint takes new flows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Usage {
     /// It does.
     Serves,
@@ -325,7 +325,7 @@ pub enum Usage {
 }
 
 /// What went through a Service port.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Traffic {
     /// New flows.

@@ -14,8 +14,8 @@ use testkit::contract::{AddressKind, Case, Client, Contract};
 use testkit::fake_iptables::FakeIptables;
 use testkit::objects::{self, Endpoint, Port};
 use testkit::on_paper::{self, Places, expected, packet};
-use testkit::trace::{Origin, Outcome, Packet};
-use testkit::trace_iptables::Tracer;
+use walk::iptables::Tracer;
+use walk::{Origin, Outcome, Packet, Ways};
 
 /// The rules for these frontends, as a kernel holds them.
 fn tracer<F: Family>(table: &Table<F>, config: &Config, places: &Places) -> Tracer {
@@ -47,6 +47,29 @@ fn check_family<F: Family>() {
     for (case, (protocol, port)) in runs {
         let packet = packet(case, &places, protocol);
         assert_eq!(outcomes(&tracer, &packet), expected(case, &places, port), "{case:?}\n{packet:?}");
+        check_ways(&tracer, &packet);
+    }
+}
+
+/// The ways come to the same, and the rules of each tell of it.
+fn check_ways(tracer: &Tracer, packet: &Packet) {
+    let Ways { ways, complete } = tracer.ways(packet, 1000).unwrap();
+    assert!(complete);
+    assert_eq!(ways.iter().map(|way| way.outcome).collect::<BTreeSet<_>>(), outcomes(tracer, packet));
+    let sum: f64 = ways.iter().map(|way| way.probability).sum();
+    assert!((sum - 1.0).abs() < 1e-6, "{sum}");
+    for way in ways {
+        let rules: Vec<&str> = way.steps.iter().map(|step| &*step.rule).collect();
+        let has = |target: &str| rules.iter().any(|rule| rule.contains(&format!("-j {target}")));
+        assert!(rules.iter().any(|rule| rule.contains("default/s-")), "{rules:?}");
+        match way.outcome {
+            Outcome::Dropped => assert!(has("DROP"), "{rules:?}"),
+            Outcome::Refused => assert!(has("REJECT"), "{rules:?}"),
+            Outcome::Delivered { to, masqueraded } => {
+                assert!(has(&format!("DNAT --to-destination {to}")), "{rules:?}");
+                assert_eq!(has("MASQUERADE"), masqueraded, "{rules:?}");
+            }
+        }
     }
 }
 

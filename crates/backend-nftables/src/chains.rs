@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use model::{Family, IpFamily, Masquerade, PodSource};
+use model::{Balancer, Family, IpFamily, Masquerade, PodSource};
 use nft::{
     AddrField, BaseChain, Bytes, ChainType, Data, Element, Field, Hook, Name, Rule, Statement, Verdict,
 };
 
 use crate::affinity;
 use crate::config::Config;
+use crate::ipvs;
 use crate::layout::{
     Map, MapElement, Traffic, frontend_key, hairpin_key, ip_key, port_key, slot_key, source_key,
 };
@@ -108,7 +109,7 @@ pub(crate) fn rule<const N: usize>(statements: [Statement; N]) -> Rule {
 }
 
 /// The test for packets from pods, or for all others.
-fn from_pod<F: Family>(pods: &PodSource, negate: bool) -> Option<Statement> {
+pub(crate) fn from_pod<F: Family>(pods: &PodSource, negate: bool) -> Option<Statement> {
     let interface = |name: &String, prefix| Statement::IfnameMatch { name: name.clone(), prefix, negate };
     match pods {
         PodSource::Cidr(net) if !F::owns(net) => None,
@@ -118,12 +119,21 @@ fn from_pod<F: Family>(pods: &PodSource, negate: bool) -> Option<Statement> {
     }
 }
 
-fn addr_match(field: AddrField, net: IpNet, negate: bool) -> Statement {
+pub(crate) fn addr_match(field: AddrField, net: IpNet, negate: bool) -> Statement {
     Statement::AddrMatch { field, net: (net.addr(), net.prefix_len()), negate }
 }
 
 /// The chains that exist whatever Services there are.
 pub(crate) fn fixed<F: Family>(config: &Config) -> Vec<ChainSpec> {
+    let mut chains = balancing::<F>(config);
+    if let Balancer::Ipvs { node_addresses } = &config.balancer {
+        ipvs::adapt::<F>(&mut chains, config, node_addresses);
+    }
+    chains
+}
+
+/// The chains with which the rules themselves choose endpoints.
+fn balancing<F: Family>(config: &Config) -> Vec<ChainSpec> {
     let chain = |name, rules| ChainSpec { name: Name::from_static(name), base: None, rules };
     let base = |name, kind, hook, priority, rules| ChainSpec {
         name: Name::from_static(name),
@@ -225,7 +235,7 @@ fn go_to(chain: &'static str) -> Statement {
 
 /// What is done with packets to accepted node addresses. Ranges are matched per packet together with the routing table's
 /// "is local", so that an address added to the node serves at once.
-fn node_port_rules<F: Family>(config: &Config, action: &[Statement]) -> Vec<Rule> {
+pub(crate) fn node_port_rules<F: Family>(config: &Config, action: &[Statement]) -> Vec<Rule> {
     let rule_for = |conditions: &[Statement]| Rule {
         statements: [conditions, &[Statement::DestIsLocal], action].concat(),
         comment: None,

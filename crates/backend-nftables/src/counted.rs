@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use model::{AddressKind, Family, FrontendAddress, FrontendKey};
+use model::{AddressKind, Balancer, Family, FrontendAddress, FrontendKey};
 
 use crate::frontend::Programmed;
 use crate::pools::Pool;
@@ -70,36 +70,37 @@ impl<K: Copy + Ord> UseChanges<K> {
 /// All such objects of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Counted<F: Family> {
-    /// Addresses in the hairpin set, used by pools.
+    /// Addresses in the hairpin set, used by pools, and by frontends whose endpoints IPVS chooses.
     pub(crate) hairpins: Uses<F::Addr>,
-    /// Addresses in the set of cluster IPs, used by the Service's ports.
-    pub(crate) cluster_ips: Uses<F::Addr>,
+    /// Addresses whose other ports are refused, used by the Service's ports: cluster IPs; where IPVS chooses endpoints, all
+    /// addresses of Services.
+    pub(crate) closed_ips: Uses<F::Addr>,
 }
 
 /// Changes to them.
 #[derive(Clone, Debug)]
 pub(crate) struct CountedChanges<F: Family> {
     pub(crate) hairpins: UseChanges<F::Addr>,
-    pub(crate) cluster_ips: UseChanges<F::Addr>,
+    pub(crate) closed_ips: UseChanges<F::Addr>,
 }
 
 // The derived implementations would ask `F` itself to have a default.
 impl<F: Family> Default for Counted<F> {
     fn default() -> Self {
-        Self { hairpins: Uses::default(), cluster_ips: Uses::default() }
+        Self { hairpins: Uses::default(), closed_ips: Uses::default() }
     }
 }
 
 impl<F: Family> Default for CountedChanges<F> {
     fn default() -> Self {
-        Self { hairpins: UseChanges::default(), cluster_ips: UseChanges::default() }
+        Self { hairpins: UseChanges::default(), closed_ips: UseChanges::default() }
     }
 }
 
 impl<F: Family> Counted<F> {
     pub(crate) fn apply(&mut self, changes: CountedChanges<F>) {
         self.hairpins.apply(changes.hairpins);
-        self.cluster_ips.apply(changes.cluster_ips);
+        self.closed_ips.apply(changes.closed_ips);
     }
 }
 
@@ -107,15 +108,17 @@ impl<F: Family> CountedChanges<F> {
     /// Takes in that a frontend changes.
     pub(crate) fn frontend(
         &mut self,
+        balancer: &Balancer,
         key: &FrontendKey<F>,
         old: Option<&Programmed>,
         new: Option<&Programmed>,
     ) {
         for (programmed, change) in [(old, -1), (new, 1)] {
-            if let (Some(AddressKind::ClusterIp), FrontendAddress::Ip(addr)) =
-                (programmed.map(|programmed| programmed.kind), key.address)
-            {
-                self.cluster_ips.count([addr], change);
+            let Some(programmed) = programmed else { continue };
+            self.hairpins.count(programmed.local_addresses::<F>(), change);
+            let FrontendAddress::Ip(addr) = key.address else { continue };
+            if programmed.kind == AddressKind::ClusterIp || *balancer != Balancer::Rules {
+                self.closed_ips.count([addr], change);
             }
         }
     }

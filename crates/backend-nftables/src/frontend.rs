@@ -1,14 +1,17 @@
 //! What the kernel holds for one frontend, and its form as map elements.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use model::{
-    AddressKind, Family, Frontend, FrontendAddress, FrontendKey, ServicePortName, TrafficPolicy, Verdict,
+    AddressKind, Balancer, Family, Frontend, FrontendAddress, FrontendKey, Masquerade, ServicePortName,
+    TrafficPolicy, Verdict,
 };
 use nft::{Bytes, Data, Element};
 
-use crate::layout::{Map, MapElement, Traffic, cut_comment, frontend_bytes, source_bytes};
+use crate::layout::{IpvsMasquerade, Map, MapElement, Traffic, cut_comment, frontend_bytes, source_bytes};
 use crate::pools::Pool;
 use crate::priority::{MasqueradeWhen, choice};
 
@@ -24,6 +27,8 @@ pub(crate) struct Programmed {
     any: Action,
     /// For internal flows, where that differs.
     internal: Option<Action>,
+    /// Addresses of those endpoints on this node that IPVS chooses from.
+    local_addresses: Box<[IpAddr]>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +38,8 @@ enum Action {
         policy: TrafficPolicy,
         priority: u32,
     },
+    /// IPVS chooses an endpoint.
+    LeaveToIpvs(Masquerade),
     Refuse(Verdict),
 }
 
@@ -40,6 +47,7 @@ impl Programmed {
     /// The form of a frontend whose Service port has these pools.
     pub(crate) fn new<'a, F: Family>(
         frontend: &Frontend<F>,
+        balancer: &Balancer,
         pool: impl Fn(TrafficPolicy) -> Option<&'a Pool<F>>,
     ) -> Self {
         let action = |policy, wanted: &model::Pool<F>, masquerade| match (wanted, pool(policy)) {
@@ -51,13 +59,18 @@ impl Programmed {
             (model::Pool::Endpoints(_), None) => Action::Refuse(Verdict::Reject),
         };
         let internal = frontend.internal_pool.as_ref().filter(|pool| !pool.endpoints().is_empty());
+        let any = match (&frontend.pool, balancer) {
+            (model::Pool::Endpoints(_), Balancer::Ipvs { .. }) => Action::LeaveToIpvs(frontend.masquerade),
+            (wanted, _) => action(frontend.policy, wanted, MasqueradeWhen::Frontend(frontend.masquerade)),
+        };
         Self {
             service: frontend.service.clone(),
             kind: frontend.kind,
             allowed_sources: frontend.allowed_sources.clone(),
-            any: action(frontend.policy, &frontend.pool, MasqueradeWhen::Frontend(frontend.masquerade)),
+            any,
             // The node's own flows are masqueraded, those of pods are not.
             internal: internal.map(|pool| action(TrafficPolicy::Cluster, pool, MasqueradeWhen::FromNode)),
+            local_addresses: local_addresses(frontend, balancer),
         }
     }
 
@@ -72,8 +85,13 @@ impl Programmed {
     pub(crate) fn pools(&self) -> impl Iterator<Item = TrafficPolicy> {
         [Some(self.any), self.internal].into_iter().flatten().filter_map(|action| match action {
             Action::Choose { policy, .. } => Some(policy),
-            Action::Refuse(_) => None,
+            Action::LeaveToIpvs(_) | Action::Refuse(_) => None,
         })
+    }
+
+    /// Addresses of those endpoints on this node that IPVS chooses from: they can send packets to themselves.
+    pub(crate) fn local_addresses<F: Family>(&self) -> impl Iterator<Item = F::Addr> {
+        self.local_addresses.iter().filter_map(|address| F::narrow(*address))
     }
 
     /// The element that sends the frontend's packets on their way.
@@ -82,6 +100,9 @@ impl Programmed {
         let (map, data) = match self.action(traffic)? {
             Action::Choose { priority, .. } => {
                 (Map::Frontends(traffic, by_node_port), Data::Value(Bytes::new().index(priority)))
+            }
+            Action::LeaveToIpvs(masquerade) => {
+                (Map::Ipvs(IpvsMasquerade(masquerade), by_node_port), Data::None)
             }
             Action::Refuse(Verdict::Drop) => (Map::Dropped(by_node_port), Data::None),
             Action::Refuse(Verdict::Reject) => (Map::Rejected(by_node_port), Data::None),
@@ -103,4 +124,14 @@ impl Programmed {
         let by_traffic = Traffic::ALL.into_iter().filter_map(|traffic| self.element(traffic, key));
         by_traffic.chain(self.source_elements(key))
     }
+}
+
+/// None where the rules themselves choose: there they are the pools'.
+fn local_addresses<F: Family>(frontend: &Frontend<F>, balancer: &Balancer) -> Box<[IpAddr]> {
+    if *balancer == Balancer::Rules {
+        return Box::default();
+    }
+    let local = frontend.pool.endpoints().iter().filter(|endpoint| endpoint.local);
+    let addresses: BTreeSet<IpAddr> = local.map(|endpoint| endpoint.address.into()).collect();
+    addresses.into_iter().collect()
 }

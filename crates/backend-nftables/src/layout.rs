@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use model::{Destination, Family, FrontendAddress, FrontendKey, IpFamily, Protocol};
+use model::{Balancer, Destination, Family, FrontendAddress, FrontendKey, IpFamily, Masquerade, Protocol};
 use nft::{Bytes, DEFAULT_LEARNT_SIZE, Data, Element, Field, Name, Set, SetData};
 
 /// The table that is ours, in `ip` and in `ip6`: the name that upstream uses, which its clean-up and other software
@@ -15,6 +15,11 @@ pub fn table_name() -> Name {
 /// The base chains that choose endpoints, in our tables and in upstream's.
 pub fn choosing_chains() -> [Name; 2] {
     ["nat-prerouting", "nat-output"].map(Name::from_static)
+}
+
+/// The maps that send packets of Services to endpoints, whoever they are from: empty where IPVS does that.
+pub fn choosing_maps() -> [Name; 2] {
+    [false, true].map(|by_node_port| Map::Frontends(Traffic::Any, by_node_port).name())
 }
 
 /// The netfilter family of a table for `F`.
@@ -69,10 +74,23 @@ pub(crate) enum Map {
     /// Not a verdict: for each new one the kernel checks all verdicts of the table, which would make a change of one Service
     /// dearer with every other Service (`nft_chain_validate`). Numbers are data, which cost nothing.
     Frontends(Traffic, bool),
+    /// Frontends whose endpoints IPVS chooses, by whether they are masqueraded, and by whether they are node ports.
+    Ipvs(IpvsMasquerade, bool),
+    /// Addresses of virtual servers of IPVS: what is sent to another of their ports is refused.
+    VirtualIps,
     /// Frontends without any endpoint, which are refused. Whether by node port.
     Rejected(bool),
     /// Frontends whose endpoints are all elsewhere, whose packets are dropped. Whether by node port.
     Dropped(bool),
+}
+
+/// [`Masquerade`], in the order of its sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct IpvsMasquerade(pub(crate) Masquerade);
+
+impl IpvsMasquerade {
+    pub(crate) const ALL: [Self; 3] =
+        [Self(Masquerade::UnlessFromPod), Self(Masquerade::Always), Self(Masquerade::Never)];
 }
 
 /// `numgen random mod N` in the declarations of maps: only a label for the slot's type, since the N of a packet is that of
@@ -80,8 +98,27 @@ pub(crate) enum Map {
 const SLOT: Field = Field::NumgenRandom { modulus: 65536 };
 
 impl Map {
-    /// All of them, in order.
-    pub(crate) fn all() -> Vec<Self> {
+    /// All that there are with this balancer, in order.
+    pub(crate) fn all(balancer: &Balancer) -> Vec<Self> {
+        let mut maps = Self::of_rules();
+        if let Balancer::Ipvs { .. } = balancer {
+            let balanced = IpvsMasquerade::ALL.into_iter();
+            maps.extend(balanced.flat_map(|when| [false, true].map(|by| Self::Ipvs(when, by))));
+            maps.push(Self::VirtualIps);
+            maps.sort_unstable();
+        }
+        maps
+    }
+
+    /// Addresses whose other ports are refused.
+    pub(crate) fn closed_ips(balancer: &Balancer) -> Self {
+        match balancer {
+            Balancer::Rules => Self::ClusterIps,
+            Balancer::Ipvs { .. } => Self::VirtualIps,
+        }
+    }
+
+    fn of_rules() -> Vec<Self> {
         let either = [false, true];
         let frontends =
             Traffic::ALL.into_iter().flat_map(|traffic| either.map(|by| Self::Frontends(traffic, by)));
@@ -112,6 +149,13 @@ impl Map {
             Self::Frontends(Traffic::Any, true) => "service-nodeports",
             Self::Frontends(Traffic::Internal, false) => "internal-service-ips",
             Self::Frontends(Traffic::Internal, true) => "internal-service-nodeports",
+            Self::Ipvs(IpvsMasquerade(Masquerade::UnlessFromPod), false) => "ipvs-services",
+            Self::Ipvs(IpvsMasquerade(Masquerade::UnlessFromPod), true) => "ipvs-nodeports",
+            Self::Ipvs(IpvsMasquerade(Masquerade::Always), false) => "ipvs-services-masq",
+            Self::Ipvs(IpvsMasquerade(Masquerade::Always), true) => "ipvs-nodeports-masq",
+            Self::Ipvs(IpvsMasquerade(Masquerade::Never), false) => "ipvs-services-nomasq",
+            Self::Ipvs(IpvsMasquerade(Masquerade::Never), true) => "ipvs-nodeports-nomasq",
+            Self::VirtualIps => "virtual-ips",
             Self::Rejected(false) => "no-endpoint-services",
             Self::Rejected(true) => "no-endpoint-nodeports",
             Self::Dropped(false) => "no-local-endpoint-services",
@@ -129,11 +173,11 @@ impl Map {
             Self::Hairpin => (hairpin_key(), SetData::None),
             Self::AllowedSources => return Arc::new(Set::networks(self.name(), source_key())),
             Self::Restricted => (ip_key(), SetData::None),
-            Self::ClusterIps => (vec![Field::DestAddr], SetData::None),
+            Self::ClusterIps | Self::VirtualIps => (vec![Field::DestAddr], SetData::None),
             Self::AffinityChains | Self::Chains => (vec![Field::Priority], SetData::Verdict),
             Self::Pools => (pool_key(), SetData::Fields(vec![SLOT])),
             Self::Frontends(_, by_node_port) => (frontend_key(by_node_port), number),
-            Self::Rejected(by_node_port) | Self::Dropped(by_node_port) => {
+            Self::Ipvs(_, by_node_port) | Self::Rejected(by_node_port) | Self::Dropped(by_node_port) => {
                 (frontend_key(by_node_port), SetData::None)
             }
         };

@@ -125,7 +125,7 @@ impl<F: Family> Backend<F> {
                 uses.end(old);
             }
             if let Some(new) = table.get(key) {
-                uses.begin(new);
+                uses.begin(new, &self.config.balancer);
             }
         }
         let mut fresh = self.held.numbers.fresh();
@@ -149,7 +149,7 @@ impl<F: Family> Backend<F> {
                 let key = PoolKey { service: frontend.service.clone(), policy };
                 pools.get(&key).and_then(Option::as_ref)
             };
-            Some(Box::new(Programmed::new(frontend, pool)))
+            Some(Box::new(Programmed::new(frontend, &self.config.balancer, pool)))
         };
         let all = keys.iter().map(|key| (*key, new(key)));
         all.filter(|(key, new)| self.held.frontends.get(key) != new.as_ref()).collect()
@@ -180,11 +180,12 @@ impl<F: Family> Backend<F> {
                 frontend.into_iter().flat_map(|frontend: &Programmed| frontend.elements(key))
             };
             elements.difference(elements_of(old), elements_of(new));
-            counted.frontend(key, old, new);
+            counted.frontend(&self.config.balancer, key, old, new);
         }
         let held = &self.held.counted;
         elements.members(Map::Hairpin, &held.hairpins, &counted.hairpins, hairpin_bytes::<F>);
-        elements.members(Map::ClusterIps, &held.cluster_ips, &counted.cluster_ips, address_bytes::<F>);
+        let map = Map::closed_ips(&self.config.balancer);
+        elements.members(map, &held.closed_ips, &counted.closed_ips, address_bytes::<F>);
         ops.extend(clients.before);
         elements.into_ops(ops, clients.between);
         ops.extend(clients.after);

@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use model::{Affinity, Destination, Family, Frontend, ServicePortName, TrafficPolicy, Uid, assign_slots};
+use model::{
+    Affinity, Balancer, Destination, Family, Frontend, ServicePortName, TrafficPolicy, Uid, assign_slots,
+};
 use nft::{Bytes, Data, Element, Verdict};
 
 use crate::frontend::Programmed;
@@ -223,16 +225,19 @@ fn count(n: usize) -> u32 {
     u32::try_from(n).expect("fewer endpoints than IPv4 has addresses")
 }
 
-/// The pools that a frontend is to lead to: that for any traffic, and that for internal traffic where it differs.
-fn of_frontend<F: Family>(frontend: &Frontend<F>) -> impl Iterator<Item = (TrafficPolicy, Wanted<'_, F>)> {
+/// The pools that a frontend is to lead to: that for any traffic, unless IPVS has it, and that for internal traffic where it
+/// differs.
+fn of_frontend<'a, F: Family>(
+    frontend: &'a Frontend<F>,
+    balancer: &Balancer,
+) -> impl Iterator<Item = (TrafficPolicy, Wanted<'a, F>)> {
     let internal = frontend.internal_pool.as_ref().map(|pool| (TrafficPolicy::Cluster, pool));
-    [Some((frontend.policy, &frontend.pool)), internal].into_iter().flatten().filter_map(|(policy, pool)| {
-        match pool {
-            model::Pool::Endpoints(endpoints) => {
-                Some((policy, Wanted { endpoints, affinity: frontend.affinity }))
-            }
-            model::Pool::Empty(_) => None,
+    let any = Some((frontend.policy, &frontend.pool)).filter(|_| *balancer == Balancer::Rules);
+    [any, internal].into_iter().flatten().filter_map(|(policy, pool)| match pool {
+        model::Pool::Endpoints(endpoints) => {
+            Some((policy, Wanted { endpoints, affinity: frontend.affinity }))
         }
+        model::Pool::Empty(_) => None,
     })
 }
 
@@ -295,8 +300,8 @@ impl<F: Family> Default for UseChange<'_, F> {
 
 impl<'a, F: Family> PoolUses<'a, F> {
     /// A frontend is to lead to its pools.
-    pub(crate) fn begin(&mut self, frontend: &'a Frontend<F>) {
-        for (policy, wanted) in of_frontend(frontend) {
+    pub(crate) fn begin(&mut self, frontend: &'a Frontend<F>, balancer: &Balancer) {
+        for (policy, wanted) in of_frontend(frontend, balancer) {
             let change = self.0.entry(PoolKey { service: frontend.service.clone(), policy }).or_default();
             change.users += 1;
             change.wanted = Some(wanted);

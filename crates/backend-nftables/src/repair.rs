@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::{Extent, Family, Table};
+use model::{Balancer, Extent, Family, Table};
 use nft::{Name, Op, Ruleset, Transaction};
 
 use crate::affinity::Clients;
@@ -39,7 +39,7 @@ impl<F: Family> Backend<F> {
             ops.push(Op::DeleteTable);
         }
         let nothing = Ruleset::default();
-        let held = wanted(table, found.unwrap_or(&nothing));
+        let held = wanted(table, &config.balancer, found.unwrap_or(&nothing));
         difference(ops, kept.unwrap_or(&nothing), config, &held);
         Plan { transaction, outcome: Outcome::Whole { held: Box::new(held), config: config.clone() } }
     }
@@ -47,7 +47,7 @@ impl<F: Family> Backend<F> {
 
 /// Whether the table can be brought right without deleting a set or a base chain, which can't be altered in place.
 fn can_be_kept<F: Family>(found: &Ruleset, config: &Config) -> bool {
-    let sets = Map::all().iter().all(|map| {
+    let sets = Map::all(&config.balancer).iter().all(|map| {
         let state = found.sets.get(&map.name());
         state.is_none_or(|state| state.matches(&map.set()))
     });
@@ -59,9 +59,9 @@ fn can_be_kept<F: Family>(found: &Ruleset, config: &Config) -> bool {
 }
 
 /// What is to be held: pools take their numbers and slots from those that are found under their names.
-fn wanted<F: Family>(table: &Table<F>, found: &Ruleset) -> Held<F> {
+fn wanted<F: Family>(table: &Table<F>, balancer: &Balancer, found: &Ruleset) -> Held<F> {
     let mut uses = PoolUses::default();
-    table.iter().for_each(|frontend| uses.begin(frontend));
+    table.iter().for_each(|frontend| uses.begin(frontend, balancer));
     let mut found = FoundPools::<F>::new(found);
     let previous: Vec<_> = uses.0.keys().map(|key| found.take(key)).collect();
     let taken = std::mem::take(&mut found.numbers);
@@ -75,8 +75,8 @@ fn wanted<F: Family>(table: &Table<F>, found: &Ruleset) -> Held<F> {
     }
     for frontend in table.iter() {
         let pool = |policy| held.pools.get(&PoolKey { service: frontend.service.clone(), policy });
-        let programmed = Programmed::new(frontend, pool);
-        counted.frontend(&frontend.key, None, Some(&programmed));
+        let programmed = Programmed::new(frontend, balancer, pool);
+        counted.frontend(balancer, &frontend.key, None, Some(&programmed));
         held.frontends.insert(frontend.key, Box::new(programmed));
     }
     held.counted.apply(counted);
@@ -90,11 +90,11 @@ fn difference<F: Family>(ops: &mut Vec<Op>, found: &Ruleset, config: &Config, he
     if *found == Ruleset::default() || found.dormant {
         ops.push(Op::AddTable);
     }
-    let sets = || Map::all().into_iter().map(Map::set).chain(clients().map(Clients::set));
+    let sets = || Map::all(&config.balancer).into_iter().map(Map::set).chain(clients().map(Clients::set));
     ops.extend(sets().filter(|set| !found.sets.contains_key(&set.name)).map(Op::AddSet));
     add_chains(ops, found, &chains, |chain| chain.base.is_none());
     set_rules::<F>(ops, found, &chains, |chain| chain.base.is_none());
-    element_difference(found, held).into_ops(ops, Vec::new());
+    element_difference(found, &config.balancer, held).into_ops(ops, Vec::new());
     // Packets come in only now that all they can meet is there.
     add_chains(ops, found, &chains, |chain| chain.base.is_some());
     set_rules::<F>(ops, found, &chains, |chain| chain.base.is_some());
@@ -129,16 +129,17 @@ fn set_rules<F: Family>(
     }
 }
 
-fn element_difference<F: Family>(found: &Ruleset, held: &Held<F>) -> ElementChanges {
+fn element_difference<F: Family>(found: &Ruleset, balancer: &Balancer, held: &Held<F>) -> ElementChanges {
     let counted = &held.counted;
     let hairpins = counted.hairpins.keys().map(|addr| (Map::Hairpin, hairpin_bytes::<F>(addr)));
-    let cluster_ips = counted.cluster_ips.keys().map(|addr| (Map::ClusterIps, address_bytes::<F>(addr)));
-    let members = hairpins.chain(cluster_ips).map(|(map, key)| MapElement::member(map, key));
+    let closed_ips = Map::closed_ips(balancer);
+    let closed_ips = counted.closed_ips.keys().map(|addr| (closed_ips, address_bytes::<F>(addr)));
+    let members = hairpins.chain(closed_ips).map(|(map, key)| MapElement::member(map, key));
     let frontends = held.frontends.iter().flat_map(|(key, programmed)| programmed.elements(key));
     let pools = held.pools.iter().flat_map(|(key, pool)| pool.elements(key));
     let mut wanted = by_map(frontends.chain(pools).chain(members).chain(chains::choice_elements()));
     let mut changes = ElementChanges::default();
-    for map in Map::all() {
+    for map in Map::all(balancer) {
         let found = found.sets.get(&map.name()).map_or(&[][..], |state| &state.elements);
         changes.map(map, found, wanted.remove(&map).unwrap_or_default());
     }

@@ -11,7 +11,8 @@ use testkit::cluster::{LINE_PORT, UDP_PORT};
 use testkit::contract::{AddressKind, Case, Client, Contract};
 use testkit::fake_kernel::FakeKernel;
 use testkit::on_paper::{self, Places, expected, packet};
-use testkit::trace::{Origin, Outcome, Packet, Tracer};
+use walk::nft::Tracer;
+use walk::{Origin, Outcome, Packet, Ways};
 
 /// The rules for these objects, as a kernel holds them.
 fn tracer<F: Family>(store: &Store, config: &Config, places: &Places) -> Tracer {
@@ -43,6 +44,31 @@ fn check_family<F: Family>() {
         let packet = packet(case, &places, protocol);
         let found = tracer.outcomes(&packet).unwrap();
         assert_eq!(found, expected(case, &places, port), "{case:?}\n{packet:?}");
+        check_ways(&tracer, &packet, &found);
+    }
+}
+
+/// The ways come to the same, and the rules of each tell of it: a translated packet was translated by a rule that found its
+/// endpoint in a map, with the Service's name somewhere on the way.
+fn check_ways(tracer: &Tracer, packet: &Packet, outcomes: &BTreeSet<Outcome>) {
+    let Ways { ways, complete } = tracer.ways(packet, 1000).unwrap();
+    assert!(complete);
+    assert_eq!(&ways.iter().map(|way| way.outcome).collect::<BTreeSet<_>>(), outcomes);
+    for way in ways {
+        let rules: Vec<&str> = way.steps.iter().map(|step| &*step.rule).collect();
+        let found: Vec<&String> = way.steps.iter().flat_map(|step| &step.found).collect();
+        assert!(found.iter().any(|found| found.contains("default/s-")), "{rules:?}: {found:?}");
+        match way.outcome {
+            Outcome::Dropped => assert!(rules.last().unwrap().ends_with("drop"), "{rules:?}"),
+            Outcome::Refused => assert!(rules.last().unwrap().ends_with("reject"), "{rules:?}"),
+            Outcome::Delivered { to, masqueraded } => {
+                let endpoint = format!(": {} . {}", to.ip(), to.port());
+                let translation = way.steps.iter().find(|step| step.rule.starts_with("dnat ")).unwrap();
+                assert!(translation.found.iter().any(|found| found.ends_with(&endpoint)), "{translation:?}");
+                let masquerades = rules.iter().any(|rule| rule.contains("masquerade"));
+                assert_eq!(masquerades, masqueraded, "{rules:?}");
+            }
+        }
     }
 }
 

@@ -21,7 +21,8 @@ use nft::{Kernel, Transaction};
 use proptest::prelude::*;
 use testkit::fake_kernel::FakeKernel;
 use testkit::lab::Namespace;
-use testkit::trace::{Origin, Outcome, Packet, Tracer};
+use walk::nft::Tracer;
+use walk::{Origin, Outcome, Packet};
 
 /// One Service's state: which of eight endpoints it has (none: refused), and whether it has a node port.
 #[derive(Clone, Copy, Debug)]

@@ -11,8 +11,8 @@ use std::collections::BTreeSet;
 
 use backend_nftables::{Backend, Config, Extent, NodePortAddresses, PodSource};
 use model::{
-    AddressKind, Destination, Family, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool,
-    Protocol, ServicePortName, Table, TrafficPolicy, V4, V6, Verdict,
+    AddressKind, Affinity, Balancer, Destination, Family, Frontend, FrontendAddress, FrontendKey, Masquerade,
+    ObjectName, Pool, Protocol, ServicePortName, Table, TrafficPolicy, V4, V6, Verdict,
 };
 
 fn frontend<F: Family>(
@@ -113,4 +113,102 @@ fn node_ports_on_localhost() {
     let config = Config { localhost_node_ports: true, ..Config::default() };
     let services = vec![vec![frontend::<V4>("web", None, Protocol::Udp, 30053, &["10.244.0.2"])]];
     insta::assert_snapshot!(text(&config, services));
+}
+
+/// Endpoints are IPVS's to choose, except for internal traffic to what only this node's endpoints serve.
+#[test]
+fn beside_ipvs() {
+    let config = Config {
+        node_ports: NodePortAddresses::Within(vec!["192.168.0.7/32".parse().unwrap()]),
+        pods: Some(PodSource::Cidr("10.244.0.0/16".parse().unwrap())),
+        service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
+        balancer: Balancer::Ipvs { node_addresses: vec!["192.168.0.7".parse().unwrap()] },
+        ..Config::default()
+    };
+    let web = ["10.244.0.1", "10.244.1.2", "192.168.0.7"];
+    let cluster = frontend::<V4>("web", Some("10.96.0.10"), Protocol::Tcp, 80, &web);
+    let local = Frontend {
+        kind: AddressKind::LoadBalancerIp,
+        policy: TrafficPolicy::Local,
+        pool: frontend::<V4>("web", None, Protocol::Tcp, 80, &["10.244.0.1"]).pool,
+        internal_pool: Some(cluster.pool.clone()),
+        masquerade: Masquerade::Never,
+        ..frontend("web", Some("203.0.113.5"), Protocol::Tcp, 80, &[])
+    };
+    let services = vec![
+        vec![cluster, local, frontend("web", None, Protocol::Tcp, 30080, &web)],
+        vec![frontend("gone", Some("10.96.0.11"), Protocol::Udp, 53, &[])],
+    ];
+    insta::assert_snapshot!(text(&config, services));
+}
+
+/// What is read from the kernel has lost its statements; in words it is the same as before.
+#[track_caller]
+fn check_rules_read_back<F: Family>(config: &Config, frontends: Vec<Frontend<F>>) {
+    let mut table = Table::default();
+    table.set_service(&frontends[0].service.service.clone(), frontends);
+    let plan = Backend::new(config.clone()).repair(config, &table, None, Extent::Difference);
+    let family = backend_nftables::nft_family::<F>();
+    let rules = plan.transaction.ops.iter().filter_map(|op| match op {
+        nft::Op::SetRules { rules, .. } => Some(rules),
+        _ => None,
+    });
+    let mut n = 0;
+    for rule in rules.flatten() {
+        let written = nft::Rule::new(rule.statements.clone()).text(family).to_string();
+        assert_eq!(nft::rule_text(&rule.compile(family), family), written);
+        n += 1;
+    }
+    assert!(n > 20, "{n} rules are not a ruleset");
+}
+
+fn sticky<F: Family>(frontend: Frontend<F>) -> Frontend<F> {
+    Frontend {
+        affinity: Some(Affinity { timeout: std::time::Duration::from_hours(3), service: None }),
+        ..frontend
+    }
+}
+
+#[test]
+fn rules_without_their_statements_read_the_same() {
+    let pods = |text: &str| Some(PodSource::Cidr(text.parse().unwrap()));
+    let within =
+        |ranges: &[&str]| NodePortAddresses::Within(ranges.iter().map(|net| net.parse().unwrap()).collect());
+    let v4 = Config {
+        node_ports: within(&["192.168.0.7/32", "172.16.0.0/12"]),
+        pods: pods("10.244.0.0/16"),
+        service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
+        localhost_node_ports: true,
+        ..Config::default()
+    };
+    let web = ["10.244.0.1", "10.244.1.2"];
+    let frontends = || {
+        vec![
+            sticky(frontend::<V4>("web", Some("10.96.0.10"), Protocol::Tcp, 80, &web)),
+            sticky(frontend("web", None, Protocol::Tcp, 30080, &web)),
+            frontend("web", Some("10.96.0.10"), Protocol::Udp, 53, &web),
+        ]
+    };
+    check_rules_read_back(&v4, frontends());
+    check_rules_read_back(
+        &Config { pods: Some(PodSource::Interface("cni0".into())), ..v4.clone() },
+        frontends(),
+    );
+    check_rules_read_back(
+        &Config { pods: Some(PodSource::InterfacePrefix("veth".into())), ..v4 },
+        frontends(),
+    );
+    let v6 = Config {
+        pods: pods("fd00:10:244::/47"),
+        service_cidrs: vec!["fd00:10:96::/112".parse().unwrap()],
+        ..Config::default()
+    };
+    let web = ["fd00:10:244::1", "fd00:10:244::2"];
+    check_rules_read_back(
+        &v6,
+        vec![
+            sticky(frontend::<V6>("web", Some("fd00:10:96::a"), Protocol::Tcp, 80, &web)),
+            frontend("web", None, Protocol::Sctp, 30080, &web),
+        ],
+    );
 }

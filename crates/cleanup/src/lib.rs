@@ -13,5 +13,4 @@ pub mod graph;
 pub mod ipset;
 pub mod ipvs;
 pub mod legacy;
-pub mod link;
 pub mod upstream;

@@ -167,7 +167,7 @@ const SETS: [&str; 17] = [
 const MAX_SET_NAME: usize = 31;
 
 /// Sets of mode ipvs that hold node ports, with the number of the protocol.
-pub const NODE_PORT_SETS: [(&str, u16); 6] = [
+pub const NODE_PORT_SETS: [(&str, u8); 6] = [
     ("KUBE-NODE-PORT-TCP", 6),
     ("KUBE-NODE-PORT-UDP", 17),
     ("KUBE-NODE-PORT-SCTP-HASH", 132),

@@ -51,3 +51,4 @@ pub use settings::{
     NodePortAddresses,
 };
 pub use validate::node_name;
+pub use yaml::yaml;

@@ -3,6 +3,19 @@
 
 use serde_json::{Map, Value};
 
+/// Any value as YAML in the form of Kubernetes' tools.
+pub fn yaml(value: &Value) -> String {
+    match value {
+        Value::Object(fields) if !fields.is_empty() => to_string(fields),
+        Value::Array(items) if !items.is_empty() => {
+            let mut out = String::new();
+            write_items(&mut out, items, 0);
+            out
+        }
+        flat => flat_text(flat) + "\n",
+    }
+}
+
 /// The text of an object.
 pub(crate) fn to_string(fields: &Map<String, Value>) -> String {
     let mut out = String::new();

@@ -58,6 +58,7 @@ fn every_file_is_taken_without_a_word() {
         ("kustomize/base/config.conf", Mode::NfTables),
         ("kustomize/overlays/example/config.conf", Mode::NfTables),
         ("kustomize/overlays/iptables/config.conf", Mode::IpTables),
+        ("kustomize/overlays/pod-monitor/config.conf", Mode::NfTables),
         ("systemd/config.yaml", Mode::NfTables),
     ];
     assert_eq!(modes, expected);

@@ -91,8 +91,21 @@ pub fn clean_up_other_modes(root: &Root) -> Report {
     report
 }
 
+/// Removes all rules of modes `iptables` and `ipvs`, and the sets that they referred to: for a mode that takes virtual servers
+/// over.
+pub fn clean_up_iptables(root: &Root) -> Report {
+    let mut report = Report::default();
+    for family in FAMILIES {
+        legacy::clean(root, family, &mut report);
+        compat::clean(family, &mut report);
+    }
+    ipvs::remove_sets(root, &mut report);
+    report
+}
+
 /// Removes one family's rules of modes `iptables` and `ipvs`, and nothing else: for when its own rules are complete, and those of
-/// the other family are not. To be called only where [`is_ipvs_left`] says no.
+/// the other family are not. To be called only where [`is_ipvs_left`] says no, or where
+/// what it tells of is taken over.
 pub fn clean_up_rules(root: &Root, family: Family) -> Report {
     let mut report = Report::default();
     legacy::clean(root, family, &mut report);

@@ -1,6 +1,7 @@
 //! What the program changes on the host beside its own tables: leftovers of upstream's other modes are removed
-//! ([`cleanup`]), conntrack is sized ([`conntrack`]), the OOM score set ([`oom`]), the limit of open
-//! files raised ([`raise_descriptor_limit`]), and privileges given up ([`privileges`]).
+//! ([`cleanup`]), conntrack is sized ([`conntrack`]), IPVS set up ([`ipvs`]), the OOM score set ([`oom`]), the limit of open
+//! files raised ([`raise_descriptor_limit`]), and privileges given up ([`privileges`]). And what of the host decides whether
+//! Services work ([`facts`]).
 //!
 //! Files are looked for below a [`Root`], so that tests can use a folder. Nothing here is undone at the end of the program.
 #![forbid(unsafe_code)]
@@ -8,18 +9,22 @@
 pub mod cleanup;
 pub mod conntrack;
 mod descriptors;
+pub mod facts;
 mod file;
+pub mod ipvs;
 pub mod oom;
 pub mod privileges;
 pub mod route_localnet;
 
 pub use cleanup::{
-    CleanupError, FAMILIES, Removed, Report, clean_up_all, clean_up_nftables, clean_up_other_modes,
-    clean_up_rules, is_ipvs_left,
+    CleanupError, FAMILIES, Removed, Report, clean_up_all, clean_up_iptables, clean_up_nftables,
+    clean_up_other_modes, clean_up_rules, is_ipvs_left,
 };
 pub use conntrack::{ConntrackSettings, apply_conntrack};
 pub use descriptors::{descriptor_limit, raise_descriptor_limit};
+pub use facts::{ConntrackFacts, Facts};
 pub use file::{FileError, Root};
+pub use ipvs::apply_ipvs;
 pub use oom::set_oom_score;
 pub use privileges::{NoPermission, drop_privileges, require_net_admin};
 pub use route_localnet::set_route_localnet;

@@ -4,8 +4,11 @@
 //! Does no deciding: what is sent was planned elsewhere, and what is refused is reported with the kernel's words.
 
 mod conntrack;
+mod device;
 mod heap;
 pub mod iptables;
+mod ipvs;
+mod lookup;
 mod netlink;
 mod nftables;
 mod socket;
@@ -14,8 +17,11 @@ mod watch;
 mod xtables;
 
 pub use crate::conntrack::Flows;
-pub use crate::netlink::{Netlink, NetlinkError, Protocol};
+pub use crate::device::VirtualDevice;
+pub use crate::ipvs::{KernelIpvs, SchedulerError, check_scheduler};
+pub use crate::netlink::{Netlink, NetlinkError, Protocol, Refusal};
 pub use heap::{release_memory, share_heap};
+pub use lookup::TableReader;
 pub use nftables::{LikelyKeys, Nftables};
 pub use socket::{Channel, Socket, SocketOption, Wait};
 pub use watch::{ForeignChange, TableWatch};

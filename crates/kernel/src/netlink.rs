@@ -2,12 +2,14 @@
 
 use std::io;
 
-use netlink::{Message, messages};
+use netlink::{Message, Writer, flag, messages};
 
 use crate::socket::{Channel as _, Socket, SocketOption, Wait};
 
 /// The kernel fills dumps into datagrams of at most 32 KiB (`netlink_dump` of `net/netlink/af_netlink.c`).
 const RECEIVE_BYTES: usize = 128 * 1024;
+/// What the kernel needs of a receive buffer for one refusal.
+const REFUSAL_BYTES: usize = 2048;
 /// What the kernel needs of a send buffer beside the message.
 const SEND_OVERHEAD_BYTES: usize = 1024;
 
@@ -64,6 +66,15 @@ pub enum NetlinkError {
     /// A batch was sent but not answered.
     #[error("the batch was not answered")]
     OutcomeUnknown,
+}
+
+/// Why the kernel refused one of many messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Number of the error.
+    pub errno: i32,
+    /// The kernel's own explanation, if it gave one.
+    pub message: Option<String>,
 }
 
 impl NetlinkError {
@@ -170,6 +181,65 @@ impl Netlink {
             Some(error) => Err(error),
             None if acknowledged => Ok(()),
             None => Err(NetlinkError::OutcomeUnknown),
+        }
+    }
+
+    /// Sends many messages in one go, each of which the kernel does or refuses by itself, in their order. `write` is given a
+    /// message's position, its sequence number, and flags to be set. Gives the refusals by position.
+    ///
+    /// # Errors
+    /// Nothing was done if the messages could not be sent; otherwise it is not known what was.
+    pub fn send_each(
+        &mut self,
+        count: usize,
+        mut write: impl FnMut(&mut Writer, usize, u32, u16),
+    ) -> Result<Vec<(usize, Refusal)>, NetlinkError> {
+        let Some(last) = count.checked_sub(1) else { return Ok(Vec::new()) };
+        let first_seq = self.seq.wrapping_add(1);
+        let mut out = Writer::default();
+        for position in 0..count {
+            self.seq = self.seq.wrapping_add(1);
+            write(&mut out, position, self.seq, if position == last { flag::ACK } else { 0 });
+        }
+        self.make_room(out.out.len());
+        self.make_room_for_answers(count * REFUSAL_BYTES);
+        self.send(&out.out)?;
+        self.refusals(first_seq, count)
+    }
+
+    /// What was refused of the messages with sequence numbers from the first one on. The kernel has worked on them inside the
+    /// call that sent them, so that all answers are there.
+    fn refusals(&mut self, first_seq: u32, count: usize) -> Result<Vec<(usize, Refusal)>, NetlinkError> {
+        let mut refusals = Vec::new();
+        loop {
+            let received = match self.socket.receive(&mut self.received, Wait::Never) {
+                Ok(received) => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(NetlinkError::OutcomeUnknown);
+                }
+                Err(source) => return Err(NetlinkError::Receive { source }),
+            };
+            for message in messages(received) {
+                let position = usize::try_from(message.seq.wrapping_sub(first_seq)).unwrap_or(usize::MAX);
+                let Some(ack) = message.ack().filter(|_| position < count) else { continue };
+                if ack.errno != 0 {
+                    refusals.push((position, Refusal { errno: ack.errno, message: ack.message }));
+                }
+                if position + 1 == count {
+                    return Ok(refusals);
+                }
+            }
+        }
+    }
+
+    /// Makes the receive buffer hold this many bytes, as far as the kernel lets us: losing an answer tells.
+    fn make_room_for_answers(&self, bytes: usize) {
+        let wanted = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+        let held = self.socket.get(SocketOption::ReceiveBuffer).unwrap_or_default();
+        if held < wanted {
+            let forced = self.socket.set(SocketOption::ForceReceiveBuffer, wanted);
+            let set = forced.or_else(|_denied| self.socket.set(SocketOption::ReceiveBuffer, wanted));
+            drop(set);
         }
     }
 

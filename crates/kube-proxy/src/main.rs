@@ -1,12 +1,14 @@
-//! `kube-proxy`: reads the command line and the configuration file, and does what they ask for.
+//! `kube-proxy`: reads the command line and the configuration file, and does what they ask for: to serve, or, with a command, to
+//! ask the proxy that serves.
 
 mod config_file;
-mod explain;
+mod inspected;
 mod mode;
 mod notices;
 mod platform;
 mod plausibility;
 mod prepare;
+mod rejections;
 mod serve;
 mod servers;
 mod settings;
@@ -26,7 +28,11 @@ const LOG_THREAD: &str = "start the thread log";
 
 fn main() -> ExitCode {
     kernel::share_heap();
-    let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
+    let arguments: Vec<String> =
+        std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
+    if arguments.first().is_some_and(|first| cli::is_command(first)) {
+        return cli::run(arguments);
+    }
     match CommandLine::parse(arguments) {
         Ok(Parsed::Run(command_line)) => run(&command_line),
         Ok(Parsed::Print(text)) => {
@@ -88,13 +94,10 @@ fn act(
     match command_line.action() {
         Action::WriteConfig(path) => write_config(path, config),
         Action::Cleanup => takeover::clean_up(),
-        Action::InitOnly => {
-            prepare::set_host(config);
-            Ok(())
-        }
+        Action::InitOnly => prepare::set_host(config),
         Action::Serve => {
             host::require_net_admin()?;
-            prepare::before_serving(config);
+            prepare::before_serving(config)?;
             takeover::give_up_privileges(config.mode);
             // Threads keep the privileges that they were started with.
             log.start_writing().context(LOG_THREAD)?;

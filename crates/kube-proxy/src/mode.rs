@@ -1,6 +1,7 @@
 //! The modes: each is put together in one place.
 
 mod iptables;
+pub(crate) mod ipvs;
 mod nftables;
 
 use std::time::Duration;
@@ -23,7 +24,8 @@ pub(crate) async fn serve(
     match config.mode {
         Mode::NfTables => Ok(nftables::serve(&families, metrics)),
         Mode::IpTables => iptables::serve(settings, families, metrics).await,
-        mode @ (Mode::Ipvs | Mode::Ebpf | Mode::Userspace | Mode::Kernelspace) => not_built_in(mode),
+        Mode::Ipvs => ipvs::serve(config, settings, &families, metrics),
+        mode @ (Mode::Ebpf | Mode::Userspace | Mode::Kernelspace) => not_built_in(mode),
     }
 }
 

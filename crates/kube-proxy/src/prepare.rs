@@ -1,15 +1,18 @@
 //! What is set on the host before anything is served: all that needs more privileges than serving.
 
 use agent::with_causes;
-use config::Config;
+use config::{Config, Mode};
 use host::{ConntrackSettings, Root};
 use tracing::{info, warn};
 
-use crate::settings;
+use crate::{mode, settings};
 
 /// `--init-only`: sets everything that is the host's. A node whose settings can't be changed (by a container with a read-only
 /// `/proc/sys`, say) is served all the same, with a warning for each: upstream ends here.
-pub(crate) fn set_host(config: &Config) {
+///
+/// # Errors
+/// The mode can't be used here.
+pub(crate) fn set_host(config: &Config) -> anyhow::Result<()> {
     let root = Root::default();
     let applied = host::apply_conntrack(&root, &conntrack(config));
     for (entry, value) in applied.written {
@@ -19,17 +22,25 @@ pub(crate) fn set_host(config: &Config) {
     for failure in applied.failures.into_iter().chain(localnet.and_then(Result::err)) {
         warn!(err = with_causes(&failure), "a setting of the host can't be changed; it stays as it is");
     }
+    match config.mode {
+        Mode::Ipvs => mode::ipvs::set_host(config),
+        Mode::NfTables | Mode::IpTables | Mode::Ebpf | Mode::Userspace | Mode::Kernelspace => Ok(()),
+    }
 }
 
 /// Sets what is the host's, and what is this process's.
-pub(crate) fn before_serving(config: &Config) {
-    set_host(config);
+///
+/// # Errors
+/// The mode can't be used here.
+pub(crate) fn before_serving(config: &Config) -> anyhow::Result<()> {
+    set_host(config)?;
     if let Err(failure) = host::set_oom_score(&Root::default(), config.oom_score_adj) {
         info!(v = 2, err = with_causes(&failure), "Failed to set oom_score_adj for kube-proxy");
     }
     if let Err(failure) = host::raise_descriptor_limit() {
         info!(v = 2, err = with_causes(&failure), "the limit of open files stays as it is");
     }
+    Ok(())
 }
 
 fn conntrack(config: &Config) -> ConntrackSettings {

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use crate::config_file::ConfigFile;
+use crate::rejections::Rejections;
 use crate::{mode, notices, platform, servers, settings};
 
 /// Events that may wait between the source and the agent.
@@ -44,14 +45,16 @@ pub(crate) async fn serve(
     let settings = settings::agent(config, &node_name, notices);
     let (events_tx, events) = mpsc::channel(EVENTS);
     let telemetry = servers::telemetry(config, &version);
-    let mut status = servers::start(command_line, config, &telemetry, log, &recorder, &node_name)
-        .context("start the servers")?;
+    let rejections = Rejections::default();
+    let mut status =
+        servers::start(command_line, config, &telemetry, log, &recorder, &node_name, &rejections)
+            .context("start the servers")?;
     let lost = telemetry.metrics.log_records_lost.clone();
     log.on_loss(Box::new(move |records| lost.inc_by(records)));
     let metrics = telemetry.metrics.clone();
     let mut source = start_source(config, &node_name, &version, metrics.source.clone(), events_tx).await?;
     notices::log_watches();
-    let read = |event| read_event(event, &recorder);
+    let read = |event| read_event(event, &recorder, &rejections);
     let tell = |usable: Result<(), &str>| notices::tell_config_file(usable, &metrics, &recorder, &node_name);
     let file_changed = async {
         match file {
@@ -106,10 +109,11 @@ async fn start_source(
 }
 
 /// What an event means to the agent; what is only for people is told here.
-fn read_event(event: SourceEvent, recorder: &Recorder) -> Option<Input> {
+fn read_event(event: SourceEvent, recorder: &Recorder, rejections: &Rejections) -> Option<Input> {
     match event {
         SourceEvent::Change(change) => {
             notices::log_change(&change);
+            rejections.follow(&change);
             return Some(Input::Change(change));
         }
         SourceEvent::Listed(kind) => {
@@ -118,6 +122,7 @@ fn read_event(event: SourceEvent, recorder: &Recorder) -> Option<Input> {
         }
         SourceEvent::Rejected(rejection) => {
             warn!(%rejection, "left out what can't be used");
+            rejections.add(&rejection);
             if let Some(event) = notices::rejection_event(&rejection) {
                 recorder.send(event);
             }

@@ -1,16 +1,20 @@
 //! What the program tells about itself: metrics, health and the servers for them.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use agent::Telemetry;
 use config::{CommandLine, Config, Gate, Stage};
 use events::{Event, Reason, Recorder, Regarding};
+use host::Root;
+use inspect::{About, Api};
 use metrics::health::SharedHealth;
 use metrics::{BuildInfo, Feature, Metrics, Options};
 use serde_json::json;
 use status::{Limits, ServeError, Server, Sources, Status};
 
-use crate::explain;
+use crate::inspected::ThisHost;
+use crate::rejections::Rejections;
 
 /// Metrics at zero, and a proxy that is healthy so far.
 pub(crate) fn telemetry(config: &Config, version: &str) -> Telemetry {
@@ -41,8 +45,15 @@ pub(crate) fn start(
     log: &logs::Handle,
     recorder: &Recorder,
     node_name: &str,
+    rejections: &Rejections,
 ) -> std::io::Result<Status> {
-    let (log, asked) = (log.clone(), telemetry.clone());
+    let log = log.clone();
+    let about = About {
+        version: command_line.version(),
+        mode: config.mode.to_string(),
+        node: node_name.to_owned(),
+        started: SystemTime::now(),
+    };
     let served = status::Config {
         metrics_address: config.metrics_bind_address,
         health_address: config.healthz_bind_address,
@@ -60,7 +71,7 @@ pub(crate) fn start(
             log.set_verbosity(u32::try_from(verbosity).unwrap_or_default());
             Ok(())
         }),
-        explain: Arc::new(move |service| explain::explain(&asked, service)),
+        further: further(api(config, telemetry, rejections.clone(), about)),
         limits: limits(host::descriptor_limit().unwrap_or(DESCRIPTORS)),
     };
     let sources = Sources {
@@ -74,6 +85,28 @@ pub(crate) fn start(
         recorder.send(Event::service_healthcheck(&node_name, &failed.service, None, failed.port, &error));
     };
     Status::start(served, sources, Arc::new(notify))
+}
+
+/// The API, and the page.
+fn api(config: &Config, telemetry: &Telemetry, rejections: Rejections, about: About) -> Api {
+    let (one, many, all) = (telemetry.clone(), telemetry.clone(), telemetry.clone());
+    Api::new(inspect::Sources {
+        service: Arc::new(move |name| one.service(name)),
+        services: Arc::new(move |(after, limit)| many.services(after, limit)),
+        overview: Arc::new(move |()| all.overview()),
+        health: telemetry.health.clone(),
+        rejections: Arc::new(move || rejections.all()),
+        host: Arc::new(ThisHost { mode: config.mode, root: Root::default() }),
+        about,
+    })
+}
+
+fn further(api: Api) -> status::Further {
+    let answer = move |request| -> status::Answering {
+        let api = api.clone();
+        Box::pin(async move { api.answer(&request).await })
+    };
+    status::Further { paths: &Api::PATHS, answer: Arc::new(answer) }
 }
 
 /// The event for a main server that can't serve, which ends the program.

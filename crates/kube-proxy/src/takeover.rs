@@ -23,6 +23,8 @@ const PAUSES: [Duration; 4] =
 pub(crate) enum Leftovers {
     /// What modes iptables and ipvs left.
     OfOtherModes,
+    /// What mode iptables left, and what mode ipvs of upstream's needed it for; virtual servers and their device are taken over.
+    OfModeIptables,
     /// The tables of mode nftables, for a mode whose own rules are iptables'.
     OfModeNftables,
 }
@@ -64,6 +66,8 @@ fn clean_up_leftovers(leftovers: Leftovers, family: IpFamily, is_last: bool) -> 
         // The rules shield the host's ports from what mode ipvs left, which is of both families.
         (Leftovers::OfOtherModes, false) if host::is_ipvs_left() => Report::default(),
         (Leftovers::OfOtherModes, false) => host::clean_up_rules(&root, family),
+        (Leftovers::OfModeIptables, true) => host::clean_up_iptables(&root),
+        (Leftovers::OfModeIptables, false) => host::clean_up_rules(&root, family),
         (Leftovers::OfModeNftables, true) => host::clean_up_nftables(&table, &choosing, &host::FAMILIES),
         (Leftovers::OfModeNftables, false) => host::clean_up_nftables(&table, &choosing, &[family]),
     }

@@ -28,6 +28,47 @@ pub struct IptablesMetrics {
     pub filter: TableMetrics,
 }
 
+/// What one family has in mode `ipvs`.
+#[derive(Clone, Debug)]
+pub struct IpvsMetrics {
+    /// Attempts in which not everything could be programmed.
+    pub sync_failures: IntCounter,
+    /// Inside the kernel, for one transaction of the rules, in seconds.
+    pub kernel_transaction: Histogram,
+}
+
+impl IpvsMetrics {
+    /// Registers them; gives what makes those of a family. To be called once.
+    pub fn register(metrics: &Metrics) -> impl Fn(IpFamily) -> Self + use<> {
+        let registrar = &metrics.registrar;
+        let sync_failures = registrar.counters(
+            "kubeproxy_sync_proxy_rules_iptables_restore_failures_total",
+            "[ALPHA] Attempts in which not everything could be programmed; upstream's name, although no iptables-restore is run",
+            &["ip_family"],
+        );
+        let kernel_transaction = registrar.per_family(
+            "kubeproxy_kernel_transaction_seconds",
+            "Time inside the kernel for a transaction",
+            buckets::commit(),
+        );
+        move |family| Self {
+            sync_failures: sync_failures.with_label_values(&[&*family.to_string()]),
+            kernel_transaction: kernel_transaction(&family.to_string()),
+        }
+    }
+}
+
+impl Observer for IpvsMetrics {
+    fn attempted(&self, attempt: &Attempt<'_>) {
+        if !attempt.succeeded {
+            self.sync_failures.inc();
+        }
+        if let Some(time) = attempt.kernel_time {
+            self.kernel_transaction.observe(time.as_secs_f64());
+        }
+    }
+}
+
 /// Rules of one table.
 #[derive(Clone, Debug)]
 pub struct TableMetrics {

@@ -1,5 +1,7 @@
 //! How rules tell packets apart that look alike: settings that backends share.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 
 use crate::Family;
@@ -21,6 +23,8 @@ pub struct RuleSettings {
     /// Ranges that cluster IPs are allocated from, of the family: new flows to their addresses that no Service has are
     /// dropped. Empty: unknown, nothing is dropped.
     pub service_cidrs: Vec<IpNet>,
+    /// What chooses endpoints.
+    pub balancer: Balancer,
     /// The packet mark bit, as a mask, that carries "to be masqueraded" from the nat chains to postrouting.
     pub masquerade_mark: u32,
 }
@@ -36,9 +40,23 @@ impl Default for RuleSettings {
             pods: None,
             masquerade_all: false,
             service_cidrs: Vec::new(),
+            balancer: Balancer::Rules,
             masquerade_mark: DEFAULT_MASQUERADE_MARK,
         }
     }
+}
+
+/// What chooses endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Balancer {
+    /// The rules themselves.
+    Rules,
+    /// Virtual servers of IPVS, except for internal traffic that takes a short cut. Their addresses are the host's own.
+    Ipvs {
+        /// Addresses that the node has besides, of the family: what listens at them stays open even if a Service has one of
+        /// them too.
+        node_addresses: Vec<IpAddr>,
+    },
 }
 
 /// `nodePortAddresses`. Whether loopback addresses are among them is a setting of its own.

@@ -144,6 +144,17 @@ pub fn generation(message: &Message<'_>) -> Option<u32> {
     (message.kind == kind::NEW_GENERATION).then(|| message.attrs()?.u32(attr::GENERATION_ID))?
 }
 
+/// The elements in an answer to [`Request::Keys`]; none in any other message.
+pub fn elements(message: &Message<'_>) -> Vec<Element> {
+    let attrs = message.attrs().filter(|_| message.kind == kind::NEW_ELEMENT);
+    let told = attrs.map(|attrs| decode::elements(&attrs).collect::<Vec<_>>()).unwrap_or_default();
+    let element = |told| match told {
+        Told::Element(element) => Some(element),
+        Told::Range(..) | Told::End(_) => None,
+    };
+    told.into_iter().filter_map(element).collect()
+}
+
 /// Collects one table from the answers to the requests about it.
 #[derive(Debug)]
 pub struct RulesetReader<'a> {

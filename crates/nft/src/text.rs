@@ -210,7 +210,7 @@ fn priority(number: u32) -> impl Display {
 }
 
 /// A network, or the address alone if the prefix is all of it.
-fn net(addr: IpAddr, prefix: u8) -> impl Display {
+pub(crate) fn net(addr: IpAddr, prefix: u8) -> impl Display {
     fmt::from_fn(move |f| {
         write!(f, "{}", network(addr, prefix))?;
         if prefix < addr_bits(Family::of(addr)) { write!(f, "/{prefix}") } else { Ok(()) }
@@ -218,7 +218,7 @@ fn net(addr: IpAddr, prefix: u8) -> impl Display {
 }
 
 /// A time as nft prints it: `1d2h3m4s`, without the parts that are 0.
-fn seconds(secs: u32) -> impl Display {
+pub(crate) fn seconds(secs: u32) -> impl Display {
     let parts = [(secs / 86_400, 'd'), (secs / 3600 % 24, 'h'), (secs / 60 % 60, 'm'), (secs % 60, 's')];
     fmt::from_fn(move |f| {
         parts.iter().filter(|(n, _)| *n > 0).try_for_each(|(n, unit)| write!(f, "{n}{unit}"))
@@ -226,7 +226,7 @@ fn seconds(secs: u32) -> impl Display {
 }
 
 /// The names that nft prints for the protocols of Services; it reads numbers too.
-fn proto(number: u8) -> impl Display {
+pub(crate) fn proto(number: u8) -> impl Display {
     fmt::from_fn(move |f| match number {
         6 => f.write_str("tcp"),
         17 => f.write_str("udp"),

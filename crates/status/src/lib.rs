@@ -22,11 +22,17 @@ mod serve;
 mod zpages;
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use http::Response;
+use http::request::Parts;
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Bytes;
 use metrics::Metrics;
 use metrics::health::SharedHealth;
 use model::view::HealthChecks;
@@ -58,14 +64,23 @@ pub struct Config {
     pub version: String,
     /// Sets the verbosity of the log, for `/debug/flags/v`.
     pub set_verbosity: SetVerbosity,
-    /// Explains where packets for a Service go, for `/explain/NAMESPACE/NAME`.
-    pub explain: Explain,
+    /// Further paths of the metrics server.
+    pub further: Further,
     /// What clients may take.
     pub limits: Limits,
 }
 
-/// Explains a Service to people; the answer is `None` if there is no such Service.
-pub type Explain = Arc<dyn Fn(ServiceName) -> oneshot::Receiver<Option<String>> + Send + Sync>;
+/// Paths of the metrics server that are not upstream's, and who answers them.
+#[derive(Clone)]
+pub struct Further {
+    /// Paths, which may have parts such as `{name}`, or `{*rest}` at their end.
+    pub paths: &'static [&'static str],
+    /// Answers a request to one of them; its body is not looked at.
+    pub answer: Arc<dyn Fn(Parts) -> Answering + Send + Sync>,
+}
+
+/// An answer that may take its time, and come piece by piece.
+pub type Answering = Pin<Box<dyn Future<Output = Response<UnsyncBoxBody<Bytes, Infallible>>> + Send>>;
 
 /// Sets the verbosity of the log, or says why not.
 pub type SetVerbosity = Arc<dyn Fn(i32) -> Result<(), String> + Send + Sync>;

@@ -2,16 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use http::{Method, StatusCode};
 use metrics::Metrics;
-use model::ObjectName;
 use tokio::time::Instant;
 
-use crate::answer::{Answer, JSON, TEXT, answer, text};
+use crate::answer::{Answer, JSON, answer, text};
 use crate::routes::{Call, Routes};
-use crate::{Config, Explain, SetVerbosity, Sources, debug, process, zpages};
+use crate::{Config, Further, SetVerbosity, Sources, debug, process, zpages};
 
 /// What the server needs for its answers.
 pub(crate) struct MetricsServer {
@@ -24,11 +23,8 @@ pub(crate) struct MetricsServer {
     started: SystemTime,
     profiling: bool,
     set_verbosity: SetVerbosity,
-    explain: Explain,
+    further: Further,
 }
-
-/// The event loop is never busy for so long, unless it is stuck.
-const EXPLAIN_LIMIT: Duration = Duration::from_secs(5);
 
 impl MetricsServer {
     pub(crate) fn new(config: &Config, sources: &Sources, started: SystemTime) -> Self {
@@ -42,7 +38,7 @@ impl MetricsServer {
             started,
             profiling: config.profiling,
             set_verbosity: config.set_verbosity.clone(),
-            explain: config.explain.clone(),
+            further: config.further.clone(),
         }
     }
 
@@ -53,15 +49,17 @@ impl MetricsServer {
             let this = this.clone();
             move |call: &Call| answer(&this, call)
         };
-        let asked = this.clone();
         let mut routes = Routes::default()
             .now("/metrics", now(Self::metrics))
             .now("/metrics/slis", now(Self::slis))
             .now("/healthz", now(Self::healthz))
             .now("/healthz/ping", |_| text("ok"))
             .now("/proxyMode", now(|this, _| text(this.mode.clone())))
-            .now("/configz", now(|this, _| answer(StatusCode::OK, JSON, this.configz.clone())))
-            .at("/explain/{namespace}/{name}", move |call| explain(asked.clone(), call));
+            .now("/configz", now(|this, _| answer(StatusCode::OK, JSON, this.configz.clone())));
+        for path in this.further.paths {
+            let further = this.further.answer.clone();
+            routes = routes.at(path, move |call| further(call.request.into_parts().0));
+        }
         if let Some(flags) = this.flags.clone() {
             routes = routes.now("/flagz", move |call| zpages::flagz(call.request.headers(), &flags));
         }
@@ -94,22 +92,6 @@ impl MetricsServer {
     fn statusz(&self, call: &Call) -> Answer {
         zpages::statusz(call.request.headers(), &self.version, self.started, SystemTime::now())
     }
-}
-
-/// Where packets for the Service `NAMESPACE/NAME` go, and why. Not upstream's.
-async fn explain(server: Arc<MetricsServer>, call: Call) -> Answer {
-    let answer = (server.explain)(ObjectName::new(call.parameter("namespace"), call.parameter("name")));
-    match tokio::time::timeout(EXPLAIN_LIMIT, answer).await {
-        Ok(Ok(Some(explanation))) => text(explanation),
-        Ok(Ok(None)) => answer_text(StatusCode::NOT_FOUND, "no such Service, or none that is served here\n"),
-        Ok(Err(_)) | Err(_) => {
-            answer_text(StatusCode::SERVICE_UNAVAILABLE, "the event loop does not answer\n")
-        }
-    }
-}
-
-fn answer_text(status: StatusCode, body: &'static str) -> Answer {
-    answer(status, TEXT, body)
 }
 
 fn metrics_page(page: String) -> Answer {

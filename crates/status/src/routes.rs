@@ -1,29 +1,19 @@
 //! Paths, and who answers them.
 
 use std::future::ready;
-use std::pin::Pin;
 
 use http::Request;
 use hyper::body::Incoming;
 use matchit::Router;
 
+use crate::Answering;
 use crate::answer::{Answer, not_found};
 
-/// A request, and what its path says.
+/// A request.
 pub(crate) struct Call {
     pub(crate) request: Request<Incoming>,
-    parameters: Vec<(String, String)>,
 }
 
-impl Call {
-    /// What stands in the path for `{name}`; empty if the path has no such part.
-    pub(crate) fn parameter(&self, name: &str) -> &str {
-        self.parameters.iter().find(|(known, _)| known == name).map_or("", |(_, value)| value)
-    }
-}
-
-/// An answer that may take its time.
-pub(crate) type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;
 type Handler = Box<dyn Fn(Call) -> Answering + Send + Sync>;
 
 /// The paths of a server. What is at none of them is not found.
@@ -57,8 +47,6 @@ impl Routes {
     /// Whoever is at the request's path answers it.
     pub(crate) fn answer(&self, request: Request<Incoming>) -> Answering {
         let Ok(found) = self.0.at(request.uri().path()) else { return Box::pin(ready(not_found())) };
-        let parameters =
-            found.params.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        (found.value)(Call { request, parameters })
+        (found.value)(Call { request })
     }
 }

@@ -215,7 +215,7 @@ mod tests {
         let once = Arc::new(Mutex::new(Some(body.boxed_unsync())));
         let routes = Routes::default().now("/events/{name}", move |call| {
             let body = once.lock().unwrap().take().unwrap();
-            answer(StatusCode::OK, TEXT, call.parameter("name").to_owned()).map(|_| body)
+            answer(StatusCode::OK, TEXT, call.request.uri().path().to_owned()).map(|_| body)
         });
         let listener = bind((std::net::Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();

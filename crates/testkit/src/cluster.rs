@@ -36,6 +36,8 @@ pub enum ProxyMode {
     Nftables,
     /// `iptables`, with the programs of one flavour.
     Iptables(Flavour),
+    /// `ipvs`; needs a kernel that has it, and `ipvsadm`.
+    Ipvs,
 }
 
 /// Which kernel interface iptables uses.
@@ -133,8 +135,14 @@ impl Cluster {
     /// # Errors
     /// They can't be listed.
     pub fn listing(&self) -> anyhow::Result<String> {
-        let ProxyMode::Iptables(flavour) = self.mode else { return Ok(self.lab.check_listable()?.text) };
-        Ok(flavour.save(self.lab.node())?.concat())
+        match self.mode {
+            ProxyMode::Nftables => Ok(self.lab.check_listable()?.text),
+            ProxyMode::Iptables(flavour) => Ok(flavour.save(self.lab.node())?.concat()),
+            ProxyMode::Ipvs => {
+                let servers = self.lab.node().exec("ipvsadm", &["-Ln"])?;
+                Ok(format!("{}{servers}", self.lab.check_listable()?.text))
+            }
+        }
     }
 
     /// A directory of its own, gone with the cluster.
@@ -148,6 +156,7 @@ impl Cluster {
         let mode = match self.mode {
             ProxyMode::Nftables => "nftables",
             ProxyMode::Iptables(_) => "iptables",
+            ProxyMode::Ipvs => "ipvs",
         };
         ["--kubeconfig", &kubeconfig, "--hostname-override", NODE, "--proxy-mode", mode, "-v", "2"]
             .into_iter()

@@ -1,10 +1,8 @@
 //! The packet contract as a table: who may reach which address of a Service under which policy, which endpoints answer,
 //! and whose address they see.
 //!
-//! Every line is run in both families, over TCP and UDP, with real packets against a real kernel and by a [`Tracer`]
-//! against the rules as they are rendered.
-//!
-//! [`Tracer`]: crate::trace::Tracer
+//! Every line is run in both families, over TCP and UDP: with real packets against a real kernel, and on paper (crate `walk`)
+//! against the rules as they are rendered and as they are read from the kernel.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};

@@ -9,11 +9,11 @@ use ipnet::IpNet;
 use model::view::{ThisNode, frontends};
 use model::{Change, Family, Interner, IpFamily, Store, Table, Touched};
 use serde_json::Value;
+use walk::{Origin, Outcome, Packet};
 
 use crate::cluster::NODE;
 use crate::contract::{Answer, Case, Client, Contract, target};
 use crate::objects;
-use crate::trace::{Origin, Outcome, Packet};
 
 /// Addresses of those who take part, in one family.
 #[derive(Clone, Copy, Debug)]

@@ -64,7 +64,7 @@ pub(crate) fn conflict<F: Family>(loser: &Frontend<F>, winner: &Frontend<F>) -> 
 /// A table's rules.
 pub(crate) fn rule_count(count: mode::RuleCount) -> RuleCount {
     let mode::RuleCount { table, held, written } = count;
-    RuleCount { table, held, written }
+    RuleCount { table: table.to_owned(), held, written }
 }
 
 fn ip<F: Family>(address: FrontendAddress<F>) -> Option<std::net::IpAddr> {

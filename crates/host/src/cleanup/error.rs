@@ -70,6 +70,13 @@ pub enum CleanupError {
         #[source]
         source: NetlinkError,
     },
+    /// Virtual servers.
+    #[error("remove virtual servers of mode ipvs")]
+    VirtualServers(
+        /// Why it failed.
+        #[source]
+        ipvs::IpvsError,
+    ),
     /// Our own table.
     #[error("delete table {family} {table}")]
     OwnTable {

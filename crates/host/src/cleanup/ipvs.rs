@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
-use cleanup::ipvs::{Own, VirtualServer, delete_server, family, request_family, request_servers, server};
+use ::ipvs::{Command, Ipvs as _, IpvsError, device};
+use cleanup::ipset;
+use cleanup::ipvs::Own;
 use cleanup::upstream::{IPVS_DEVICE, NODE_PORT_SETS, ipsets};
-use cleanup::{ipset, link};
-use kernel::{Netlink, NetlinkError, Protocol};
+use kernel::{KernelIpvs, Netlink, NetlinkError, Protocol};
 
 use super::{CleanupError, Report};
 use crate::file::Root;
@@ -29,26 +30,27 @@ pub(super) fn remove_servers(root: &Root, report: &mut Report) {
 
 /// Whether the device is there, or that can't be told.
 pub(super) fn is_left() -> bool {
-    let found = open(Protocol::Route).and_then(|mut route| device(&mut route));
+    let found = open(Protocol::Route).and_then(|mut route| device_index(&mut route));
     !matches!(found, Ok(None))
 }
 
 fn try_remove_servers(root: &Root, report: &mut Report) -> Result<(), CleanupError> {
     let mut route = open(Protocol::Route)?;
-    let Some(index) = device(&mut route)? else { return Ok(()) };
+    let Some(index) = device_index(&mut route)? else { return Ok(()) };
     let mut own = Own { node_ports: node_ports(root)?, ..Own::default() };
-    let asked = route.ask(link::request_addresses, |message| match link::address(message) {
-        Some((number, address)) if number == index => drop(own.addresses.insert(address)),
-        Some((_, address)) => drop(own.node_addresses.insert(address)),
+    let asked = route.ask(device::request_addresses, |message| match device::address(message) {
+        Some(found) if found.index == index => drop(own.addresses.insert(found.address)),
+        Some(found) => drop(own.node_addresses.insert(found.address)),
         None => {}
     });
     // An address that was left out is only a virtual server that stays.
     ignoring(asked, |error| matches!(error, NetlinkError::Interrupted))
         .map_err(failed("read the addresses of the devices".to_owned()))?;
+    wait_for_connections(&own);
     // The device goes even if a server does not: it is what makes the addresses the host's own.
     let servers = delete_servers(&own, report);
     route
-        .ask(|seq| link::delete(IPVS_DEVICE, seq), |_| ())
+        .ask(|seq| device::delete(IPVS_DEVICE, seq), |_| ())
         .map_err(failed(format!("delete device {IPVS_DEVICE}")))?;
     report.removed("IPVS", vec![format!("device {IPVS_DEVICE}")]);
     servers
@@ -69,37 +71,61 @@ fn ignoring(
     result.or_else(|error| if what(&error) { Ok(()) } else { Err(error) })
 }
 
-/// Number of upstream's device.
-fn device(route: &mut Netlink) -> Result<Option<u32>, CleanupError> {
-    let mut index = None;
-    let asked =
-        route.ask(|seq| link::request(IPVS_DEVICE, seq), |message| index = link::index(message).or(index));
+/// How long connections through virtual servers have time to end, and how often that is looked up.
+const CONNECTIONS_LIMIT: Duration = Duration::from_secs(10);
+const CONNECTIONS_PAUSE: Duration = Duration::from_millis(200);
+
+/// Gives connections time to end: they end with their virtual server. New ones are directed by rules by now, before IPVS sees
+/// them.
+fn wait_for_connections(own: &Own) {
+    let looks = CONNECTIONS_LIMIT.as_millis() / CONNECTIONS_PAUSE.as_millis();
+    for _ in 0..looks {
+        // What can't be read is told when it is deleted.
+        if !has_connections(own).unwrap_or(false) {
+            return;
+        }
+        thread::sleep(CONNECTIONS_PAUSE);
+    }
+}
+
+fn has_connections(own: &Own) -> Result<bool, IpvsError> {
+    let mut ipvs = KernelIpvs::open()?;
+    for server in ipvs.virtual_servers()?.iter().filter(|server| own.has(server)) {
+        let reals = ipvs.real_servers(&server.id)?;
+        if reals.iter().any(|(_, connections)| connections.active > 0) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Number of upstream's device, which is ours too.
+fn device_index(route: &mut Netlink) -> Result<Option<u32>, CleanupError> {
+    let mut found = None;
+    let asked = route.ask(
+        |seq| device::request(IPVS_DEVICE, seq),
+        |message| found = device::device(message).or(found.take()),
+    );
     match asked {
         Err(error) if error.refusal() == Some(ENODEV) => Ok(None),
         Err(error) => Err(failed(format!("look for device {IPVS_DEVICE}"))(error)),
-        Ok(()) => Ok(index),
+        Ok(()) => Ok(found.map(|device| device.index)),
     }
 }
 
 fn delete_servers(own: &Own, report: &mut Report) -> Result<(), CleanupError> {
-    let mut generic = open(Protocol::Generic)?;
-    let mut ipvs = None;
-    match generic.ask(request_family, |message| ipvs = family(message).or(ipvs)) {
-        // The kernel has no IPVS.
-        Err(error) if error.refusal() == Some(ENOENT) => return Ok(()),
-        other => other.map_err(failed("look for IPVS".to_owned()))?,
-    }
-    let Some(ipvs) = ipvs else { return Ok(()) };
-    let mut servers: BTreeSet<VirtualServer> = BTreeSet::new();
-    let asked = generic.ask(|seq| request_servers(ipvs, seq), |message| servers.extend(server(message)));
-    asked.map_err(failed("read the virtual servers of IPVS".to_owned()))?;
+    let mut ipvs = match KernelIpvs::open() {
+        Err(IpvsError::Missing) => return Ok(()),
+        opened => opened.map_err(CleanupError::VirtualServers)?,
+    };
+    let servers = ipvs.virtual_servers().map_err(CleanupError::VirtualServers)?;
+    let ids: BTreeSet<_> = servers.iter().filter(|server| own.has(server)).map(|server| server.id).collect();
+    let commands: Vec<Command> = ids.iter().copied().map(Command::DeleteVirtual).collect();
     let mut deleted = Vec::new();
-    for server in servers.iter().filter(|server| own.has(server)) {
-        let name =
-            format!("virtual server {} port {} protocol {}", server.address, server.port, server.protocol);
-        match generic.ask(|seq| delete_server(ipvs, server, seq), |_| ()) {
-            Ok(()) => deleted.push(name),
-            Err(error) => report.fail(failed(format!("delete {name}"))(error)),
+    for (id, result) in ids.iter().zip(ipvs.apply(&commands)) {
+        match result {
+            Ok(()) => deleted.push(format!("virtual server {id}")),
+            Err(error) => report.fail(CleanupError::VirtualServers(error)),
         }
     }
     report.removed("IPVS", deleted);
@@ -107,7 +133,7 @@ fn delete_servers(own: &Own, report: &mut Report) -> Result<(), CleanupError> {
 }
 
 /// Protocols and numbers of the node ports, from the sets that hold them.
-fn node_ports(root: &Root) -> Result<BTreeSet<(u16, u16)>, CleanupError> {
+fn node_ports(root: &Root) -> Result<BTreeSet<(u8, u16)>, CleanupError> {
     let mut ports = BTreeSet::new();
     if !has_sets(root) {
         return Ok(ports);

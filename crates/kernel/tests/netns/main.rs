@@ -14,6 +14,8 @@ mod drift;
 #[cfg(test)]
 mod listing;
 #[cfg(test)]
+mod lookup;
+#[cfg(test)]
 mod networks;
 #[cfg(test)]
 mod refusal;

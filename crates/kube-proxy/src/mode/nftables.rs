@@ -41,7 +41,7 @@ fn served<F: Family>(observer: NftablesMetrics, take_overs: &TakeOvers) -> Famil
 }
 
 /// Passes on what others do to a family's table, for as long as somebody wants to know.
-fn watch(own: nft::Family, touches: &Touches) {
+pub(super) fn watch(own: nft::Family, touches: &Touches) {
     loop {
         let failed = match kernel::TableWatch::open(backend_nftables::table_name()) {
             Ok(mut watch) => loop {

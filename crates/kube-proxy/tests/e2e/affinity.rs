@@ -13,15 +13,25 @@ use testkit::proxy::wait_until;
 use tokio::time::Instant;
 
 use crate::support::{
-    NODE_PORT, PATIENCE, WEB_V4, WEB_V6, apply_endpoints, apply_web, ask, cluster_in, in_every_mode, ip,
+    NODE_PORT, PATIENCE, WEB_V4, WEB_V6, apply_endpoints, apply_web, ask, cluster_in, in_modes_of_rules, ip,
     listing, start,
 };
 
-in_every_mode!(
+in_modes_of_rules!(
     a_client_stays_with_its_endpoint,
     a_client_has_one_endpoint_by_all_addresses_of_a_service_port,
     affinities_end
 );
+
+/// In mode ipvs the kernel remembers a client for as long as it remembers a connection of it, so affinities end later; and for each
+/// virtual server by itself.
+mod ipvs {
+    #[test]
+    #[ignore = "needs a kernel with IPVS"]
+    fn a_client_stays_with_its_endpoint() {
+        super::a_client_stays_with_its_endpoint(testkit::cluster::ProxyMode::Ipvs);
+    }
+}
 
 const BOTH: [Transport; 2] = [Transport::Tcp, Transport::Udp];
 

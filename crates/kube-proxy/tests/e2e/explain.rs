@@ -23,10 +23,10 @@ fn a_service_is_explained() {
     assert!(served, "{last}");
     let (local, remote) = (cluster.lab.pod(0).ip4(), cluster.lab.node2_pod(0).ip4());
     for line in [
-        "default/web:line IPv4".to_owned(),
-        format!("  {local}:8080 on this node (slice web-v4): Cluster: takes new flows"),
-        format!("  {remote}:8080 on another node (slice web-v4): Cluster: takes new flows"),
-        "default/web:line IPv6".to_owned(),
+        "default/web:line TCP IPv4".to_owned(),
+        format!("  endpoint {local}:8080 on this node (slice web-v4): Cluster: takes new flows"),
+        format!("  endpoint {remote}:8080 on another node (slice web-v4): Cluster: takes new flows"),
+        "default/web:line TCP IPv6".to_owned(),
     ] {
         assert!(last.lines().any(|found| found == line), "no {line}\n{last}");
     }
@@ -36,9 +36,9 @@ fn a_service_is_explained() {
     cluster.apply(objects::service("yours", &[ip(WEB_V4)], &WEB_PORTS[..1])).unwrap();
     let wanted = wait_until(PATIENCE, || {
         last = ask("default/web") + &ask("default/yours");
-        last.contains("Cluster: not used, it is not ready")
-            && last.contains("10.96.0.10 TCP 80 is not served here: default/web:line claims it, too")
+        last.contains("Cluster: not used: it is not ready")
+            && last.contains("cluster IP 10.96.0.10:80: not served here: default/web:line claims it, too")
     });
     assert!(wanted, "{last}");
-    assert_eq!(ask("default/none"), "no such Service, or none that is served here\n");
+    assert_eq!(ask("default/none"), r#"{"error":"there is no such Service, or none that is served here"}"#);
 }

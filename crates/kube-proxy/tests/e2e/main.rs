@@ -11,12 +11,14 @@
 
 mod affinity;
 mod bad_input;
+mod commands;
 mod config_file;
 mod edges;
 mod events;
 mod explain;
 mod folder;
 mod iptables;
+mod ipvs;
 mod lifecycle;
 mod localhost;
 mod matrix;

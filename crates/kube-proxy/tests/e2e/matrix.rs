@@ -1,10 +1,11 @@
-//! The packet contract with real packets: every line of [`Contract`] in both families, over TCP and UDP.
+//! The packet contract with real packets: every line of [`Contract`] in both families, over TCP and UDP. The proxy is asked for
+//! each as well (`explain packet`), and has to say what becomes of it.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use testkit::client::{ConnectFailure, FailureClass, Reply, Transport, ask_once};
-use testkit::cluster::{Cluster, ProxyMode};
+use testkit::cluster::{Cluster, LINE_PORT, ProxyMode, UDP_PORT};
 use testkit::contract::{AddressKind, Answer, Case, Client, Contract, target};
 use testkit::lab::Host;
 use testkit::proxy::wait_until;
@@ -31,7 +32,10 @@ fn every_line_of_the_contract_holds(mode: ProxyMode) {
         let workers: Vec<_> = cases
             .chunks(cases.len().div_ceil(12))
             .map(|chunk| {
-                scope.spawn(|| chunk.iter().flat_map(|case| run(case, &cluster)).collect::<Vec<_>>())
+                scope.spawn(|| {
+                    let failures = chunk.iter().flat_map(|case| run(case, &cluster));
+                    failures.chain(chunk.iter().flat_map(|case| explain(case, &cluster))).collect::<Vec<_>>()
+                })
             })
             .collect();
         workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect::<Vec<String>>()
@@ -60,6 +64,51 @@ fn run(case: &Case, cluster: &Cluster) -> Vec<String> {
         Some(format!("{case:?} {to} {transport:?}: {failure}"))
     });
     failures.collect()
+}
+
+/// What the proxy says wrongly about a case, a line each.
+fn explain(case: &Case, cluster: &Cluster) -> Vec<String> {
+    let lab = &cluster.lab;
+    let (client, from) = match case.client {
+        Client::Pod => (lab.pod(1), "pod"),
+        Client::Host => (lab.node(), "node"),
+        Client::Outside => (lab.outside(), "outside"),
+    };
+    let runs =
+        [false, true].into_iter().flat_map(|v6| [("TCP", LINE_PORT), ("UDP", UDP_PORT)].map(|run| (v6, run)));
+    let failures = runs.filter_map(|(v6, (protocol, port))| {
+        let (source, to) = (ip(client, v6), target(case.address, case.n, v6, ip(lab.node(), v6)));
+        let query = format!("source={source}&destination={to}&protocol={protocol}&from={from}");
+        let url = format!("http://127.0.0.1:10249/api/v1/packet?{query}");
+        let body = lab.node().exec("curl", &["--silent", "--globoff", &url]).unwrap();
+        let report: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let wanted = endings(case.answer, cluster, v6, port);
+        let found: BTreeSet<String> =
+            report["endings"].as_array().into_iter().flatten().map(ending).collect();
+        let named = report["servicePort"]
+            .as_str()
+            .is_some_and(|name| name.starts_with(&format!("default/s-{}:", case.n)));
+        (found != wanted || !named).then(|| format!("{case:?} {to} {protocol}: explained as {body}"))
+    });
+    failures.collect()
+}
+
+fn ending(ending: &serde_json::Value) -> String {
+    format!("{} {} {}", ending["verdict"], ending["to"], ending["masqueraded"])
+}
+
+/// What becomes of a packet, in the words of the API.
+fn endings(answer: Answer, cluster: &Cluster, v6: bool, port: u16) -> BTreeSet<String> {
+    let (local, remote, masqueraded) = match answer {
+        Answer::Refused => return ["\"refused\" null false".to_owned()].into(),
+        Answer::Dropped => return ["\"dropped\" null false".to_owned()].into(),
+        Answer::By { local, remote, sees_node } => (local, remote, sees_node),
+    };
+    let hosts = [(local, cluster.lab.pod(0)), (remote, cluster.lab.node2_pod(0))];
+    let wanted = hosts.into_iter().filter(|(wanted, _)| *wanted);
+    wanted
+        .map(|(_, host)| format!("\"translated\" \"{}\" {masqueraded}", SocketAddr::new(ip(host, v6), port)))
+        .collect()
 }
 
 fn check(

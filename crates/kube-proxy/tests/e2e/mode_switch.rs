@@ -170,6 +170,7 @@ impl Site {
                 self.mark(flavour);
                 "iptables"
             }
+            ProxyMode::Ipvs => "ipvs",
         };
         let kubeconfig = &self.cluster.arguments()[1];
         let text = format!(

@@ -38,8 +38,19 @@ pub(crate) fn cluster(pods: usize, node2_pods: usize) -> Cluster {
     Cluster::new(pods, node2_pods).unwrap_or_else(|error| panic!("{error:#}"))
 }
 
-/// Defines tests that run in every mode: functions that take the mode.
+/// Defines tests that run in every mode: functions that take the mode. Those of mode ipvs run in the guest: `make guest-test`.
 macro_rules! in_every_mode {
+    ($($name:ident),+ $(,)?) => {
+        crate::support::in_modes_of_rules!($($name),+);
+        mod ipvs {
+            use testkit::cluster::ProxyMode;
+            $(#[test] #[ignore = "needs a kernel with IPVS"] fn $name() { super::$name(ProxyMode::Ipvs); })+
+        }
+    };
+}
+
+/// The same, for what IPVS does in a way of its own.
+macro_rules! in_modes_of_rules {
     ($($name:ident),+ $(,)?) => {
         mod nftables {
             $(#[test] fn $name() { super::$name(testkit::cluster::ProxyMode::Nftables); })+
@@ -55,6 +66,7 @@ macro_rules! in_every_mode {
     };
 }
 pub(crate) use in_every_mode;
+pub(crate) use in_modes_of_rules;
 
 pub(crate) fn cluster_in(mode: ProxyMode, pods: usize, node2_pods: usize) -> Cluster {
     cluster(pods, node2_pods).in_mode(mode).unwrap_or_else(|error| panic!("{error:#}"))

@@ -177,17 +177,16 @@ fn debugging_has_to_be_allowed() {
 }
 
 #[test]
-fn services_are_explained() {
+fn further_paths_are_answered_in_one_piece_or_in_pieces() {
     let bench = Bench::start();
     let address = bench.address(Server::Metrics);
-    check(&get(address, "/explain/ns/web"), "text/plain; charset=utf-8", "ns/web goes to 10.244.0.1\n");
-    for (path, status) in [
-        ("/explain/ns/other", 404),
-        ("/explain/ns/lost", 503),
-        ("/explain/web", 404),
-        ("/explain/a/b/c", 404),
-        ("/explain/", 404),
-    ] {
-        assert_eq!(get(address, path).status, status, "{path}");
-    }
+    check(&get(address, "/more/whole"), "text/plain; charset=utf-8", "all of it");
+    check(
+        &get(address, "/more/pieces"),
+        "text/plain; charset=utf-8",
+        "6\r\npiece \r\n3\r\nby \r\n5\r\npiece\r\n0\r\n\r\n",
+    );
+    assert_eq!(get(address, "/else").status, 404);
+    // Upstream's paths are upstream's.
+    check(&get(address, "/proxyMode"), "text/plain; charset=utf-8", "nftables");
 }

@@ -1,16 +1,22 @@
 //! Servers to ask.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use http::Response;
+use http::request::Parts;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::{Bytes, Frame};
 use metrics::health::SharedHealth;
 use metrics::{Metrics, Options};
+use model::IpFamily;
 use model::view::HealthChecks;
-use model::{IpFamily, ServiceName};
-use status::{Config, Limits, Server, ServiceCheckFailed, Sources, Status};
-use tokio::sync::{oneshot, watch};
+use status::{Config, Further, Limits, Server, ServiceCheckFailed, Sources, Status};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::client::PATIENCE;
@@ -48,21 +54,24 @@ pub(crate) fn config() -> Config {
         version: "v1.2.3".into(),
         set_verbosity: Arc::new(|_| Ok(())),
         serves_statusz: true,
-        explain: Arc::new(|service| explain(&service)),
+        further: Further {
+            paths: &["/more/{*rest}"],
+            answer: Arc::new(|request| Box::pin(std::future::ready(more(&request)))),
+        },
         limits: Limits::default(),
     }
 }
 
-/// Knows one Service, and never answers about another.
-fn explain(service: &ServiceName) -> oneshot::Receiver<Option<String>> {
-    let (answer, receiver) = oneshot::channel();
-    let text = match &*service.name {
-        "web" => Some(format!("{service} goes to 10.244.0.1\n")),
-        "lost" => return receiver,
-        _ => None,
+/// Answers below `/more/`.
+fn more(request: &Parts) -> Response<UnsyncBoxBody<Bytes, Infallible>> {
+    let pieces = ["piece ", "by ", "piece"].map(|piece| Ok(Frame::data(piece.into())));
+    let body = if request.uri.path() == "/more/whole" {
+        Full::new("all of it".into()).boxed_unsync()
+    } else {
+        StreamBody::new(futures_util::stream::iter(pieces)).boxed_unsync()
     };
-    answer.send(text).unwrap();
-    receiver
+    let headers = Response::builder().header("content-type", "text/plain; charset=utf-8");
+    headers.header("x-content-type-options", "nosniff").body(body).unwrap()
 }
 
 impl Bench {

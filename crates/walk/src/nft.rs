@@ -1,55 +1,20 @@
 //! What a ruleset does to the first packet of a flow, worked out without a kernel: a small machine for the expressions of
 //! [`nft::Expr`], walked through the hooks in the kernel's order.
 //!
-//! It knows one table and what that table can say. Connection tracking is what a first packet needs: the flow is new, and
+//! It knows one table and what that table can say ([`Elements`] may be asked of the kernel one by one). Connection tracking is what a first packet needs: the flow is new, and
 //! its destination is translated or not. Timeouts of learnt elements do not pass by themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use nft::{
-    BaseChain, Bytes, CmpOp, CtKey, Data, DynsetOp, Expr, Family, Hook, LookupResult, MetaKey, Name,
-    PayloadBase, Register, Ruleset, SetState, Verdict,
+    BaseChain, Bytes, CmpOp, CtKey, Data, DynsetOp, Element, Expr, Family, Hook, LookupResult, MetaKey, Name,
+    PayloadBase, Register, Ruleset, Set, Verdict, rule_text,
 };
 
-/// The first packet of a flow.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Packet {
-    /// Who sends it.
-    pub source: SocketAddr,
-    /// What it is sent to.
-    pub destination: SocketAddr,
-    /// Transport protocol number.
-    pub protocol: u8,
-    /// Where it comes from.
-    pub origin: Origin,
-}
-
-/// Where a packet comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// The host itself.
-    Host,
-    /// This interface.
-    Interface(String),
-}
-
-/// What becomes of a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Outcome {
-    /// It goes to this address, translated or not; `masqueraded`: with a source address of the host.
-    Delivered {
-        /// Its destination in the end.
-        to: SocketAddr,
-        /// Whether the source was rewritten.
-        masqueraded: bool,
-    },
-    /// It is answered with an ICMP error.
-    Refused,
-    /// It is discarded.
-    Dropped,
-}
+use crate::{Origin, Outcome, Packet, Step, Way, Ways};
 
 /// The ruleset can't be followed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -65,20 +30,65 @@ pub enum TraceError {
         /// What can't be followed.
         expr: String,
     },
+    /// What a set holds could not be learnt.
+    #[error("look into set {set}: {why}")]
+    Elements {
+        /// The set or map.
+        set: Name,
+        /// Why not.
+        why: String,
+    },
+}
+
+/// What sets and maps hold.
+pub trait Elements: Send + Sync {
+    /// The element of a set that covers a key, which is laid out as in [`Bytes`].
+    ///
+    /// # Errors
+    /// Why that can't be learnt.
+    fn find(&self, set: &Set, key: &Bytes) -> Result<Option<Element>, String>;
+}
+
+/// What was read together with the chains.
+#[derive(Clone, Debug)]
+pub struct InRuleset(Arc<Ruleset>, Family);
+
+impl InRuleset {
+    /// The elements of this table.
+    pub fn new(ruleset: Arc<Ruleset>, family: Family) -> Self {
+        Self(ruleset, family)
+    }
+}
+
+impl Elements for InRuleset {
+    fn find(&self, set: &Set, key: &Bytes) -> Result<Option<Element>, String> {
+        let elements = self.0.sets.get(&set.name).map_or(&[][..], |state| &state.elements);
+        Ok(elements.iter().find(|element| covers(&element.key, key.as_slice(), self.1)).cloned())
+    }
 }
 
 /// A host with one table.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Tracer {
     ruleset: Arc<Ruleset>,
+    elements: Arc<dyn Elements>,
     family: Family,
     /// The host's addresses besides loopback.
     addresses: BTreeSet<IpAddr>,
-    /// Elements that rules wrote, by map.
-    learnt: BTreeMap<Name, BTreeMap<Bytes, Bytes>>,
+    /// Elements that rules wrote, by map; `None`: deleted.
+    learnt: BTreeMap<Name, BTreeMap<Bytes, Option<Bytes>>>,
     /// How many numbers were drawn, and which of them led to nothing: the rule that drew them went no further.
     n_drawn: usize,
     in_vain: BTreeSet<usize>,
+}
+
+impl fmt::Debug for Tracer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tracer")
+            .field("ruleset", &self.ruleset)
+            .field("family", &self.family)
+            .finish_non_exhaustive()
+    }
 }
 
 /// `IP_CT_NEW` as a state bit, `IPS_DST_NAT`, and route types of `linux/rtnetlink.h`.
@@ -93,10 +103,24 @@ type Pick<'a> = &'a mut dyn FnMut(u32) -> u32;
 impl Tracer {
     /// A host with these addresses, besides loopback ones.
     pub fn new(ruleset: Ruleset, family: Family, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        let ruleset = Arc::new(ruleset);
+        let elements = Arc::new(InRuleset::new(ruleset.clone(), family));
+        Self::with_elements(ruleset, elements, family, addresses)
+    }
+
+    /// The same, with elements from elsewhere than the ruleset, of which only chains and declarations are used then.
+    pub fn with_elements(
+        ruleset: Arc<Ruleset>,
+        elements: Arc<dyn Elements>,
+        family: Family,
+        addresses: impl IntoIterator<Item = IpAddr>,
+    ) -> Self {
+        let addresses = addresses.into_iter().collect();
         Self {
-            ruleset: Arc::new(ruleset),
+            ruleset,
+            elements,
             family,
-            addresses: addresses.into_iter().collect(),
+            addresses,
             learnt: BTreeMap::new(),
             n_drawn: 0,
             in_vain: BTreeSet::new(),
@@ -111,8 +135,51 @@ impl Tracer {
     /// The ruleset can't be followed.
     pub fn outcomes(&self, packet: &Packet) -> Result<BTreeSet<Outcome>, TraceError> {
         let mut outcomes = BTreeSet::new();
+        self.each_way(usize::MAX, |tracer, pick| {
+            outcomes.insert(tracer.trace(packet, pick)?);
+            Ok(())
+        })?;
+        Ok(outcomes)
+    }
+
+    /// The ways that a packet can go, whatever numbers are drawn, with the rules that match; at most so many. What rules learn on
+    /// the way is forgotten.
+    ///
+    /// Numbers that lead to nothing, after which others are drawn, do not count for how probable a way is: what follows is
+    /// taken to be as probable as what would have been there.
+    ///
+    /// # Errors
+    /// The ruleset can't be followed.
+    pub fn ways(&self, packet: &Packet, limit: usize) -> Result<Ways, TraceError> {
+        let mut ways = Vec::new();
+        let complete = self.each_way(limit, |tracer, pick| {
+            let mut drawn = Vec::new();
+            let mut noting = |below: u32| {
+                drawn.push(below);
+                pick(below)
+            };
+            let mut state = State { steps: Some(Vec::new()), ..State::new(packet) };
+            let outcome = tracer.go(&mut state, &mut noting)?;
+            let counted = drawn.iter().enumerate().filter(|(idx, _)| !tracer.in_vain.contains(idx));
+            let probability = counted.map(|(_, below)| 1.0 / f64::from((*below).max(1))).product();
+            ways.push(Way { outcome, steps: state.steps.unwrap_or_default(), probability });
+            Ok(())
+        })?;
+        let sum: f64 = ways.iter().map(|way| way.probability).sum();
+        for way in &mut ways {
+            way.probability /= sum;
+        }
+        Ok(Ways { ways, complete })
+    }
+
+    /// Has each combination of numbers that can be drawn walked with, so often at most; false if there are more.
+    fn each_way(
+        &self,
+        limit: usize,
+        mut walk: impl FnMut(&mut Self, Pick<'_>) -> Result<(), TraceError>,
+    ) -> Result<bool, TraceError> {
         let mut drawn: Vec<Drawn> = Vec::new();
-        loop {
+        for _ in 0..limit {
             let mut n = 0;
             let mut pick = |below: u32| {
                 if n == drawn.len() {
@@ -122,7 +189,7 @@ impl Tracer {
                 drawn[n - 1].number
             };
             let mut tracer = Self { n_drawn: 0, in_vain: BTreeSet::new(), ..self.clone() };
-            outcomes.insert(tracer.trace(packet, &mut pick)?);
+            walk(&mut tracer, &mut pick)?;
             let again =
                 |(idx, drawn): (usize, &Drawn)| drawn.followed_in_vain && tracer.in_vain.contains(&idx);
             if let Some(idx) = drawn.iter().enumerate().position(again) {
@@ -132,10 +199,11 @@ impl Tracer {
             while drawn.last().is_some_and(|last| last.number + 1 >= last.below) {
                 drawn.pop();
             }
-            let Some(last) = drawn.len().checked_sub(1) else { return Ok(outcomes) };
+            let Some(last) = drawn.len().checked_sub(1) else { return Ok(true) };
             drawn[last].number += 1;
             drawn[last].followed_in_vain |= tracer.in_vain.contains(&last);
         }
+        Ok(false)
     }
 
     /// What becomes of a packet; rules may learn from it.
@@ -143,24 +211,28 @@ impl Tracer {
     /// # Errors
     /// The ruleset can't be followed.
     pub fn trace(&mut self, packet: &Packet, pick: Pick<'_>) -> Result<Outcome, TraceError> {
-        let mut state = State::new(packet);
-        let hooks: &[Hook] = match packet.origin {
+        self.go(&mut State::new(packet), pick)
+    }
+
+    fn go(&mut self, state: &mut State, pick: Pick<'_>) -> Result<Outcome, TraceError> {
+        let origin = state.packet.origin.clone();
+        let hooks: &[Hook] = match origin {
             Origin::Host => &[Hook::Output, Hook::Postrouting],
             Origin::Interface(_) => &[Hook::Prerouting],
         };
         for hook in hooks {
-            if let Some(outcome) = self.pass(*hook, &mut state, pick)? {
+            if let Some(outcome) = self.pass(*hook, state, pick)? {
                 return Ok(outcome);
             }
         }
         let is_local = self.is_local(state.packet.destination.ip());
-        let hooks: &[Hook] = match (&packet.origin, is_local) {
+        let hooks: &[Hook] = match (origin, is_local) {
             (_, true) => &[Hook::Input],
             (Origin::Host, false) => &[],
             (Origin::Interface(_), false) => &[Hook::Forward, Hook::Postrouting],
         };
         for hook in hooks {
-            if let Some(outcome) = self.pass(*hook, &mut state, pick)? {
+            if let Some(outcome) = self.pass(*hook, state, pick)? {
                 return Ok(outcome);
             }
         }
@@ -189,17 +261,22 @@ impl Tracer {
     }
 
     fn chain(&mut self, name: &Name, state: &mut State, pick: Pick<'_>) -> Result<Decision, TraceError> {
-        let ruleset = Arc::clone(&self.ruleset);
+        let ruleset = self.ruleset.clone();
         let chain = ruleset.chains.get(name).ok_or_else(|| TraceError::Missing(name.clone()))?;
         for rule in &chain.rules {
-            let decision = match self.rule(name, rule, state, pick)? {
-                Step::Next | Step::Break => continue,
-                Step::Verdict(Verdict::Return) => return Ok(Decision::Continue),
-                Step::Verdict(Verdict::Goto(to)) => return self.chain(&to, state, pick),
-                Step::Verdict(Verdict::Jump(to)) => self.chain(&to, state, pick)?,
-                Step::Verdict(Verdict::Accept) => Decision::Accept,
-                Step::Verdict(Verdict::Drop) => Decision::Drop,
-                Step::Reject => Decision::Reject,
+            state.found.clear();
+            let end = self.rule(name, rule, state, pick)?;
+            if !matches!(end, End::Break) {
+                state.note(name, rule, self.family);
+            }
+            let decision = match end {
+                End::Next | End::Break => continue,
+                End::Verdict(Verdict::Return) => return Ok(Decision::Continue),
+                End::Verdict(Verdict::Goto(to)) => return self.chain(&to, state, pick),
+                End::Verdict(Verdict::Jump(to)) => self.chain(&to, state, pick)?,
+                End::Verdict(Verdict::Accept) => Decision::Accept,
+                End::Verdict(Verdict::Drop) => Decision::Drop,
+                End::Reject => Decision::Reject,
             };
             if decision != Decision::Continue {
                 return Ok(decision);
@@ -214,20 +291,20 @@ impl Tracer {
         rule: &[Expr],
         state: &mut State,
         pick: Pick<'_>,
-    ) -> Result<Step, TraceError> {
+    ) -> Result<End, TraceError> {
         let mut registers = Registers::default();
         let drawn_before = self.n_drawn;
         for expr in rule {
             match self.step(chain, expr, &mut registers, state, pick)? {
-                Step::Next => {}
-                Step::Break => {
+                End::Next => {}
+                End::Break => {
                     self.in_vain.extend(drawn_before..self.n_drawn);
-                    return Ok(Step::Break);
+                    return Ok(End::Break);
                 }
                 end => return Ok(end),
             }
         }
-        Ok(Step::Next)
+        Ok(End::Next)
     }
 
     fn step(
@@ -237,7 +314,7 @@ impl Tracer {
         registers: &mut Registers,
         state: &mut State,
         pick: Pick<'_>,
-    ) -> Result<Step, TraceError> {
+    ) -> Result<End, TraceError> {
         let unknown = || TraceError::Unknown { chain: chain.clone(), expr: format!("{expr:?}") };
         match expr {
             Expr::Payload { base, offset, len, dreg } => {
@@ -248,7 +325,7 @@ impl Tracer {
             Expr::Meta { key, dreg } => registers.load(*dreg, &state.meta(*key)),
             Expr::MetaSet { key: MetaKey::Mark, sreg } => state.mark = registers.number(*sreg),
             Expr::MetaSet { key: MetaKey::Priority, sreg } => state.priority = registers.number(*sreg),
-            Expr::Verdict(verdict) => return Ok(Step::Verdict(verdict.clone())),
+            Expr::Verdict(verdict) => return Ok(End::Verdict(verdict.clone())),
             Expr::Immediate { dreg, data } => registers.load(*dreg, data),
             Expr::Bitwise { sreg, dreg, mask, xor } => {
                 let value = registers.bytes(*sreg, mask.len());
@@ -258,7 +335,7 @@ impl Tracer {
             }
             Expr::Cmp { sreg, op, data } => {
                 let equal = registers.bytes(*sreg, data.len()) == *data;
-                return Ok(Step::unless_broken(equal == (*op == CmpOp::Eq)));
+                return Ok(End::unless_broken(equal == (*op == CmpOp::Eq)));
             }
             Expr::Ct { key, dreg } => registers.load(*dreg, &state.ct(*key).to_ne_bytes()),
             Expr::FibDestType { dreg } => {
@@ -272,57 +349,75 @@ impl Tracer {
                 registers.load(*dreg, &pick(*modulus).to_ne_bytes());
             }
             Expr::Lookup { set, sreg, dreg, invert } => {
-                return self.lookup(set, *sreg, *dreg, *invert, registers);
+                return self.lookup((set, *sreg), *dreg, *invert, registers, state);
             }
             Expr::Dynset { set, op, key, data } => return self.dynset(set, *op, *key, *data, registers),
             Expr::Dnat { addr, port, .. } => {
                 let port = port.map_or(state.packet.destination.port(), |port| registers.port(port));
                 state.packet.destination = (registers.addr(*addr, self.family), port).into();
                 state.translated = true;
-                return Ok(Step::Verdict(Verdict::Accept));
+                return Ok(End::Verdict(Verdict::Accept));
             }
             Expr::Masquerade { .. } => {
                 state.masqueraded = true;
-                return Ok(Step::Verdict(Verdict::Accept));
+                return Ok(End::Verdict(Verdict::Accept));
             }
-            Expr::Reject { .. } => return Ok(Step::Reject),
+            Expr::Reject { .. } => return Ok(End::Reject),
             Expr::MetaSet { .. } | Expr::Unknown { .. } => return Err(unknown()),
         }
-        Ok(Step::Next)
+        Ok(End::Next)
     }
 
     fn route_type(&self, addr: IpAddr) -> u32 {
         if self.is_local(addr) { ROUTE_LOCAL } else { ROUTE_UNICAST }
     }
 
-    fn set(&self, name: &Name) -> Result<&SetState, TraceError> {
-        self.ruleset.sets.get(name).ok_or_else(|| TraceError::Missing(name.clone()))
+    fn set(&self, name: &Name) -> Result<&Set, TraceError> {
+        let state = self.ruleset.sets.get(name).ok_or_else(|| TraceError::Missing(name.clone()))?;
+        Ok(&state.set)
+    }
+
+    /// The key in these registers, for a set.
+    fn key(&self, set: &Set, first: Register, registers: &Registers) -> Result<Bytes, TraceError> {
+        let key = registers.bytes(first, set.key_bytes(self.family));
+        Bytes::from_slice(&key).ok_or_else(|| TraceError::Missing(set.name.clone()))
+    }
+
+    /// The element that covers a key, as rules and others have written it.
+    fn find(&self, set: &Set, key: &Bytes) -> Result<Option<Element>, TraceError> {
+        match self.learnt.get(&set.name).and_then(|known| known.get(key)) {
+            Some(learnt) => {
+                Ok(learnt.map(|data| Element { key: *key, data: Data::Value(data), comment: None }))
+            }
+            None => self
+                .elements
+                .find(set, key)
+                .map_err(|why| TraceError::Elements { set: set.name.clone(), why }),
+        }
     }
 
     fn lookup(
         &self,
-        name: &Name,
-        sreg: Register,
+        (name, sreg): (&Name, Register),
         dreg: LookupResult,
         invert: bool,
         registers: &mut Registers,
-    ) -> Result<Step, TraceError> {
+        state: &mut State,
+    ) -> Result<End, TraceError> {
         let set = self.set(name)?;
-        let key = registers.bytes(sreg, set.set.key_bytes(self.family));
-        let learnt = self.learnt.get(name).into_iter().flatten();
-        let mut learnt = learnt.map(|(known, data)| (known, Data::Value(*data)));
-        let written = || set.elements.iter().find(|element| covers(&element.key, &key, self.family));
-        let found = learnt
-            .find(|(known, _)| covers(known, &key, self.family))
-            .or_else(|| written().map(|element| (&element.key, element.data.clone())));
-        match (found, dreg) {
-            (found, LookupResult::None) => Ok(Step::unless_broken(found.is_some() != invert)),
-            (Some((_, Data::Verdict(verdict))), LookupResult::Verdict) => Ok(Step::Verdict(verdict)),
-            (Some((_, Data::Value(data))), LookupResult::Data(dreg)) => {
+        let key = self.key(set, sreg, registers)?;
+        let found = self.find(set, &key)?;
+        if let Some(element) = &found {
+            state.note_element(set, element, self.family);
+        }
+        match (found.map(|element| element.data), dreg) {
+            (found, LookupResult::None) => Ok(End::unless_broken(found.is_some() != invert)),
+            (Some(Data::Verdict(verdict)), LookupResult::Verdict) => Ok(End::Verdict(verdict)),
+            (Some(Data::Value(data)), LookupResult::Data(dreg)) => {
                 registers.load(dreg, data.as_slice());
-                Ok(Step::Next)
+                Ok(End::Next)
             }
-            _ => Ok(Step::Break),
+            _ => Ok(End::Break),
         }
     }
 
@@ -333,19 +428,19 @@ impl Tracer {
         key: Register,
         data: Option<Register>,
         registers: &Registers,
-    ) -> Result<Step, TraceError> {
+    ) -> Result<End, TraceError> {
         let set = self.set(name)?;
-        let too_long = || TraceError::Missing(name.clone());
-        let key =
-            Bytes::from_slice(&registers.bytes(key, set.set.key_bytes(self.family))).ok_or_else(too_long)?;
+        let key = self.key(set, key, registers)?;
+        let is_known = self.find(set, &key)?.is_some();
         // Every map that rules write has a number as data.
         let data = data.map(|data| Bytes::new().index(registers.number(data))).unwrap_or_default();
         let known = self.learnt.entry(name.clone()).or_default();
         match op {
-            DynsetOp::Update { .. } => _ = known.entry(key).or_insert(data),
-            DynsetOp::Delete => _ = known.remove(&key),
+            DynsetOp::Update { .. } if is_known => {}
+            DynsetOp::Update { .. } => _ = known.insert(key, Some(data)),
+            DynsetOp::Delete => _ = known.insert(key, None),
         }
-        Ok(Step::Next)
+        Ok(End::Next)
     }
 }
 
@@ -378,7 +473,7 @@ enum Decision {
 }
 
 /// What evaluation of an expression comes to.
-enum Step {
+enum End {
     /// On with the next expression.
     Next,
     /// On with the next rule.
@@ -387,7 +482,7 @@ enum Step {
     Reject,
 }
 
-impl Step {
+impl End {
     fn unless_broken(holds: bool) -> Self {
         if holds { Self::Next } else { Self::Break }
     }
@@ -401,9 +496,28 @@ struct State {
     priority: u32,
     translated: bool,
     masqueraded: bool,
+    /// The rules that matched, if somebody wants to know.
+    steps: Option<Vec<Step>>,
+    /// What the present rule found.
+    found: Vec<String>,
 }
 
 impl State {
+    /// A rule has matched.
+    fn note(&mut self, chain: &Name, rule: &[Expr], family: Family) {
+        let (hook, found) = (self.hook.as_str(), std::mem::take(&mut self.found));
+        if let Some(steps) = &mut self.steps {
+            let (chain, rule) = (chain.to_string(), rule_text(rule, family));
+            steps.push(Step { hook, table: "", chain, rule, found });
+        }
+    }
+
+    fn note_element(&mut self, set: &Set, element: &Element, family: Family) {
+        if self.steps.is_some() {
+            self.found.push(format!("{} {}: {}", set.keyword(), set.name, set.element_text(element, family)));
+        }
+    }
+
     fn new(packet: &Packet) -> Self {
         Self {
             packet: packet.clone(),
@@ -412,6 +526,8 @@ impl State {
             priority: 0,
             translated: false,
             masqueraded: false,
+            steps: None,
+            found: Vec::new(),
         }
     }
 

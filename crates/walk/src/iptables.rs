@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use iptables::{Saved, TableName};
 
-use crate::trace::{Origin, Outcome, Packet};
+use crate::{Origin, Outcome, Packet, Step, Way, Ways};
 
 /// A host with these tables.
 #[derive(Clone, Debug)]
@@ -40,6 +40,8 @@ struct State<'a> {
     mark: u32,
     hook: &'static str,
     masqueraded: bool,
+    /// The rules that matched, if somebody wants to know.
+    steps: Option<Vec<Step>>,
 }
 
 /// What a chain says.
@@ -63,8 +65,41 @@ impl Tracer {
     /// A rule can't be followed.
     pub fn outcomes(&self, packet: &Packet) -> Result<BTreeMap<Outcome, f64>, TraceError> {
         let mut outcomes: BTreeMap<Outcome, f64> = BTreeMap::new();
+        Self::each_way(
+            usize::MAX,
+            |chance| self.clone().trace(packet, chance),
+            |outcome, probability| {
+                *outcomes.entry(outcome).or_default() += probability;
+            },
+        )?;
+        Ok(outcomes)
+    }
+
+    /// The ways that a packet can go, with the rules that match; at most so many. Nothing is remembered.
+    ///
+    /// # Errors
+    /// A rule can't be followed.
+    pub fn ways(&self, packet: &Packet, limit: usize) -> Result<Ways, TraceError> {
+        let mut ways = Vec::new();
+        let walk = |chance: Chance<'_>| {
+            let mut state = State { steps: Some(Vec::new()), ..State::new(packet) };
+            let outcome = self.clone().go(&mut state, chance)?;
+            Ok((outcome, state.steps.unwrap_or_default()))
+        };
+        let complete = Self::each_way(limit, walk, |(outcome, steps), probability| {
+            ways.push(Way { outcome, steps, probability });
+        })?;
+        Ok(Ways { ways, complete })
+    }
+
+    /// Walks with each combination of decisions that chance can take, so often at most; false if there are more.
+    fn each_way<T>(
+        limit: usize,
+        mut walk: impl FnMut(Chance<'_>) -> Result<T, TraceError>,
+        mut take: impl FnMut(T, f64),
+    ) -> Result<bool, TraceError> {
         let mut decided: Vec<(bool, f64)> = Vec::new();
-        loop {
+        for _ in 0..limit {
             let mut n = 0;
             let mut chance = |probability: f64| {
                 if n == decided.len() {
@@ -73,20 +108,21 @@ impl Tracer {
                 n += 1;
                 decided[n - 1].0
             };
-            let outcome = self.clone().trace(packet, &mut chance)?;
+            let walked = walk(&mut chance)?;
             let weight = |(happens, probability): &(bool, f64)| {
                 if *happens { *probability } else { 1.0 - probability }
             };
-            *outcomes.entry(outcome).or_default() += decided.iter().map(weight).product::<f64>();
+            take(walked, decided.iter().map(weight).product());
             // The last decision that can still be taken otherwise is; those behind it begin anew.
             while decided.last().is_some_and(|(happens, _)| !happens) {
                 decided.pop();
             }
             match decided.last_mut() {
                 Some((happens, _)) => *happens = false,
-                None => return Ok(outcomes),
+                None => return Ok(true),
             }
         }
+        Ok(false)
     }
 
     /// What becomes of a packet; lists of clients are written.
@@ -94,11 +130,13 @@ impl Tracer {
     /// # Errors
     /// A rule can't be followed.
     pub fn trace(&mut self, packet: &Packet, chance: Chance<'_>) -> Result<Outcome, TraceError> {
-        let mut state =
-            State { packet, destination: packet.destination, mark: 0, hook: "", masqueraded: false };
-        let from_host = packet.origin == Origin::Host;
+        self.go(&mut State::new(packet), chance)
+    }
+
+    fn go(&mut self, state: &mut State<'_>, chance: Chance<'_>) -> Result<Outcome, TraceError> {
+        let from_host = state.packet.origin == Origin::Host;
         let before: &[_] = if from_host { &["OUTPUT", "POSTROUTING"] } else { &["PREROUTING"] };
-        if let Some(outcome) = self.hooks(before, &mut state, chance)? {
+        if let Some(outcome) = self.hooks(before, state, chance)? {
             return Ok(outcome);
         }
         let after: &[_] = match (self.is_local(state.destination.ip()), from_host) {
@@ -106,7 +144,7 @@ impl Tracer {
             (false, true) => &[],
             (false, false) => &["FORWARD", "POSTROUTING"],
         };
-        let end = self.hooks(after, &mut state, chance)?;
+        let end = self.hooks(after, state, chance)?;
         Ok(end.unwrap_or(Outcome::Delivered { to: state.destination, masqueraded: state.masqueraded }))
     }
 
@@ -148,6 +186,7 @@ impl Tracer {
         let rules = self.tables.table(table).rules(name).unwrap_or_default().to_vec();
         for rule in rules {
             let Some(target) = self.target(&rule, state, chance)? else { continue };
+            state.note(table, name, &rule);
             let argument = |option: &str| {
                 let at = target.iter().position(|word| word == option).unwrap_or(target.len());
                 target.get(at + 1).map(String::as_str).ok_or_else(|| unknown(&rule, option))
@@ -270,6 +309,26 @@ impl Tracer {
             return Ok(list.contains(&client));
         }
         Err(unknown(rule, "recent"))
+    }
+}
+
+impl<'a> State<'a> {
+    fn new(packet: &'a Packet) -> Self {
+        Self { packet, destination: packet.destination, mark: 0, hook: "", masqueraded: false, steps: None }
+    }
+
+    /// A rule has matched.
+    fn note(&mut self, table: TableName, chain: &str, rule: &str) {
+        if let Some(steps) = &mut self.steps {
+            let (hook, table) = (self.hook, table.as_str());
+            steps.push(Step {
+                hook,
+                table,
+                chain: chain.to_owned(),
+                rule: rule.to_owned(),
+                found: Vec::new(),
+            });
+        }
     }
 }
 

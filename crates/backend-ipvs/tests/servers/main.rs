@@ -1,0 +1,9 @@
+//! Virtual servers in memory: what plans lead to, whatever was there and whatever fails.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod convergence;
+mod draining;
+mod faults;
+mod node;
+mod watching;
+mod world;

@@ -1,0 +1,19 @@
+//! The commands that ask a running proxy: `kube-proxy status`, `list`, `explain`, `check`, `dump`.
+//!
+//! They know nothing but the API (`/api/v1/`), so they work for any node that can be reached. Answers are printed as `kubectl`
+//! prints them. Exit codes: 0 all is well; 1 something was found, or the question can't be answered; 2 the arguments can't be understood; 3
+//! nobody answers.
+#![forbid(unsafe_code)]
+
+mod client;
+pub mod command;
+mod dump;
+mod human;
+mod run;
+pub mod show;
+mod table;
+
+pub use client::{ClientError, Server, ServerError};
+pub use command::{is_command, program};
+pub use run::run;
+pub use table::{Cell, Table, Tone};

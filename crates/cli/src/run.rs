@@ -1,0 +1,224 @@
+//! Commands, carried out.
+
+use std::collections::BTreeSet;
+use std::io::{IsTerminal as _, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use agent::snapshot::Service;
+use inspect::Selector;
+use inspect::document::{EndpointList, FindingList, FlowList, PacketReport, ServiceList, Severity, Status};
+use inspect::words;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::client::ClientError;
+use crate::command::{Invocation, Output, What};
+use crate::table::Table;
+use crate::{dump, show};
+
+/// Exit code when something is found or wrong.
+const FOUND: u8 = 1;
+/// Exit code when the proxy does not answer.
+const UNREACHABLE: u8 = 3;
+/// Between two looks with `--watch`.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// An answer, printed in whatever way is wanted.
+struct Answer {
+    document: Value,
+    /// Names, for `-o name`.
+    names: Vec<String>,
+    body: Text,
+    /// Something is wrong.
+    found: bool,
+}
+
+enum Text {
+    Table(Table),
+    Plain(String),
+}
+
+/// Carries a command out, and says how it went.
+pub fn run(arguments: impl IntoIterator<Item = String>) -> ExitCode {
+    let invocation = match crate::command::parse(arguments) {
+        Ok(invocation) => invocation,
+        Err(error) => {
+            // Nothing is left to do if nobody reads it.
+            drop(error.print());
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(FOUND));
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return complain(&error, FOUND),
+    };
+    let outcome = runtime.block_on(carry_out(&invocation, &mut std::io::stdout().lock()));
+    match outcome {
+        Ok(found) => ExitCode::from(if found { FOUND } else { 0 }),
+        Err(error @ (ClientError::Connect { .. } | ClientError::Http { .. })) => {
+            complain(&error, UNREACHABLE)
+        }
+        Err(error) => complain(&error, FOUND),
+    }
+}
+
+fn complain(error: &dyn std::error::Error, code: u8) -> ExitCode {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    let causes: Vec<String> =
+        std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect();
+    drop(writeln!(std::io::stderr(), "Error: {}", causes.join(": ")));
+    ExitCode::from(code)
+}
+
+/// Asks and prints; true if something is wrong.
+async fn carry_out(invocation: &Invocation, out: &mut impl Write) -> Result<bool, ClientError> {
+    if let What::Dump { path } = &invocation.what {
+        return dump::write(&invocation.server, path.as_deref(), out).await.map(|()| false);
+    }
+    let colours =
+        invocation.colours && std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let mut printed: BTreeSet<String> = BTreeSet::new();
+    let mut first = true;
+    loop {
+        let answer = ask(invocation, colours).await?;
+        let text = rendered(&answer, invocation, colours, first);
+        // A line that was there the last time is not printed again.
+        let lines: Vec<&str> = text.split_inclusive('\n').collect();
+        let is_news = |line: &&&str| !invocation.watch || !printed.contains(**line);
+        let news: String = lines.iter().filter(is_news).copied().collect();
+        if out.write_all(news.as_bytes()).and_then(|()| out.flush()).is_err() || !invocation.watch {
+            return Ok(answer.found);
+        }
+        printed = lines.iter().map(|line| (*line).to_owned()).collect();
+        first = false;
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+fn rendered(answer: &Answer, invocation: &Invocation, colours: bool, first: bool) -> String {
+    match (invocation.output, &answer.body) {
+        (Output::Json, _) => format!("{:#}\n", answer.document),
+        (Output::Yaml, _) => config::yaml(&answer.document),
+        (Output::Name, _) => answer.names.join("\n") + "\n",
+        (Output::Table | Output::Wide, Text::Table(table))
+            if table.is_empty() && first && !invocation.watch =>
+        {
+            "Nothing found.\n".to_owned()
+        }
+        (Output::Table | Output::Wide, Text::Table(table)) => {
+            table.text(colours, invocation.headings && first)
+        }
+        (Output::Table | Output::Wide, Text::Plain(text)) => text.clone(),
+    }
+}
+
+async fn ask(invocation: &Invocation, colours: bool) -> Result<Answer, ClientError> {
+    let wide = invocation.output == Output::Wide;
+    match &invocation.what {
+        What::Status => {
+            let status: Status = get(invocation, "status").await?;
+            let found = !status.health.healthy;
+            let names = vec![format!("node/{}", status.overview.node)];
+            Ok(answer(&status, names, Text::Plain(show::status(&status, colours)), found))
+        }
+        What::Services(selector) => {
+            let list: ServiceList = get(invocation, &selected("services", selector)).await?;
+            let names =
+                list.items.iter().map(|row| format!("service/{}/{}", row.namespace, row.name)).collect();
+            Ok(answer(&list, names, Text::Table(show::services(&list, wide)), false))
+        }
+        What::Endpoints(selector) => {
+            let list: EndpointList = get(invocation, &selected("endpoints", selector)).await?;
+            let names = list.items.iter().map(|row| row.endpoint.address.to_string()).collect();
+            Ok(answer(&list, names, Text::Table(show::endpoints(&list, wide)), false))
+        }
+        What::Conflicts => {
+            let list: inspect::document::ConflictList = get(invocation, "conflicts").await?;
+            let names = list.items.iter().map(|conflict| conflict.loser.clone()).collect();
+            Ok(answer(&list, names, Text::Table(show::conflicts(&list)), !list.items.is_empty()))
+        }
+        What::Rejected => {
+            let list: inspect::document::RejectionList = get(invocation, "rejections").await?;
+            let name = |item: &inspect::document::Rejection| {
+                format!("{}/{}/{}", item.kind.to_lowercase(), item.namespace, item.name)
+            };
+            let names = list.items.iter().map(name).collect();
+            Ok(answer(&list, names, Text::Table(show::rejected(&list)), !list.items.is_empty()))
+        }
+        What::Drains(selector) => drains(invocation, selector).await,
+        What::Flows(selector) => flows(invocation, selector).await,
+        What::ExplainService { namespace, name, port } => {
+            let service: Service = get(invocation, &format!("services/{namespace}/{name}")).await?;
+            let text = words::service(&service, port.as_deref());
+            Ok(answer(&service, vec![format!("service/{namespace}/{name}")], Text::Plain(text), false))
+        }
+        What::ExplainEndpoint { ip, port } => endpoint(invocation, *ip, *port).await,
+        What::ExplainPacket { query } => {
+            let report: PacketReport = get(invocation, &format!("packet?{query}")).await?;
+            let names = report.service_port.iter().cloned().collect();
+            Ok(answer(&report, names, Text::Plain(show::packet(&report)), false))
+        }
+        What::Check => {
+            let list: FindingList = get(invocation, "findings").await?;
+            let found = list.items.iter().any(|finding| finding.severity <= Severity::Warning);
+            let names = list.items.iter().map(|finding| finding.id.clone()).collect();
+            Ok(answer(&list, names, Text::Plain(show::findings(&list, colours)), found))
+        }
+        What::Dump { .. } => unreachable!("it is written elsewhere"),
+    }
+}
+
+fn answer(document: &impl Serialize, names: Vec<String>, body: Text, found: bool) -> Answer {
+    Answer { document: serde_json::to_value(document).unwrap_or_default(), names, body, found }
+}
+
+async fn get<T: DeserializeOwned>(invocation: &Invocation, path: &str) -> Result<T, ClientError> {
+    invocation.server.get(path).await
+}
+
+fn selected(path: &str, selector: &Selector) -> String {
+    format!("{path}?{}", selector.to_query())
+}
+
+/// Flows to the endpoints that are selected; to all, if nothing is.
+async fn flows(invocation: &Invocation, selector: &Selector) -> Result<Answer, ClientError> {
+    let mut list: FlowList = get(invocation, "flows").await?;
+    if *selector != Selector::default() {
+        let endpoints: EndpointList = get(invocation, &selected("endpoints", selector)).await?;
+        let own: BTreeSet<_> =
+            endpoints.items.iter().map(|row| (row.endpoint.address, row.protocol.clone())).collect();
+        list.items.retain(|flow| own.contains(&(flow.endpoint, flow.protocol.clone())));
+    }
+    list.items.sort();
+    let names = list.items.iter().map(|flow| flow.source.to_string()).collect();
+    Ok(answer(&list, names, Text::Table(show::flows(&list)), false))
+}
+
+async fn drains(invocation: &Invocation, selector: &Selector) -> Result<Answer, ClientError> {
+    let mut list: EndpointList = get(invocation, &selected("endpoints", selector)).await?;
+    list.items.retain(|row| row.endpoint.is_terminating);
+    let flows: FlowList = get(invocation, "flows").await?;
+    let names = list.items.iter().map(|row| row.endpoint.address.to_string()).collect();
+    Ok(answer(&list, names, Text::Table(show::drains(&list, &flows)), false))
+}
+
+async fn endpoint(
+    invocation: &Invocation,
+    ip: std::net::IpAddr,
+    port: Option<u16>,
+) -> Result<Answer, ClientError> {
+    let selector = Selector { endpoint: Some(ip), ..Selector::default() };
+    let mut list: EndpointList = get(invocation, &selected("endpoints", &selector)).await?;
+    list.items.retain(|row| port.is_none_or(|port| row.endpoint.address.port() == port));
+    let line = |row: &inspect::document::EndpointRow| {
+        format!("{} {}\n  {}\n", row.service_port, row.protocol, words::endpoint(&row.endpoint))
+    };
+    let mut text = list.items.iter().map(line).collect::<Vec<_>>().concat();
+    if list.items.is_empty() {
+        text = format!("{ip} is an endpoint of no Service, as far as this node knows.\n");
+    }
+    let names = list.items.iter().map(|row| row.service_port.clone()).collect();
+    Ok(answer(&list, names, Text::Plain(text), list.items.is_empty()))
+}

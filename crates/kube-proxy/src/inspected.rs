@@ -1,0 +1,216 @@
+//! What the API reads from this host: rules as they are in the kernel, tracked flows, and what may break the node.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use agent::snapshot::{Overview, Service};
+use config::Mode;
+use conntrack::{Conntrack as _, ConntrackError, Filter};
+use host::{Facts, Root};
+use inspect::document::{Finding, FlowList, FlowRow, Limit};
+use inspect::findings::{self, Evidence};
+use iptables::Iptables as _;
+use kernel::TableReader;
+use kernel::iptables::{Programs, Tables};
+use model::{IpFamily, Protocol};
+use nft::{Bytes, Element, Family, Kernel as _, Name, Ruleset, Set, SetKind};
+use walk::nft::{Elements, InRuleset};
+use walk::{Packet, Ways};
+
+const FAMILIES: [(IpFamily, Family); 2] = [(IpFamily::V4, Family::Ip), (IpFamily::V6, Family::Ip6)];
+
+/// The host, as the API sees it.
+pub(crate) struct ThisHost {
+    pub(crate) mode: Mode,
+    pub(crate) root: Root,
+}
+
+impl inspect::Host for ThisHost {
+    fn walk(&self, packet: &Packet, limit: usize) -> Result<Ways, String> {
+        match self.mode {
+            Mode::NfTables => walk_nftables(packet, self.addresses(), limit),
+            Mode::IpTables => walk_iptables(packet, self.addresses(), limit),
+            other => Err(format!("rules of mode {other} can't be followed")),
+        }
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
+        let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+        let address = |storage: nix::sys::socket::SockaddrStorage| {
+            let v4 = storage.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
+            v4.or_else(|| storage.as_sockaddr_in6().map(|address| address.ip().into()))
+        };
+        interfaces.filter_map(|interface| interface.address).filter_map(address).collect()
+    }
+
+    fn flows(&self, limit: usize) -> Result<FlowList, String> {
+        flows(limit).map_err(|error| agent::with_causes(&error))
+    }
+
+    fn limits(&self) -> Vec<Limit> {
+        let capable = rustix::thread::capabilities(None)
+            .is_ok_and(|held| held.effective.contains(rustix::thread::CapabilitySet::NET_ADMIN));
+        let lacks = || Limit {
+            what: "programming rules and forgetting stale flows".to_owned(),
+            why: "the process lacks CAP_NET_ADMIN".to_owned(),
+        };
+        if capable { Vec::new() } else { vec![lacks()] }
+    }
+
+    fn findings(&self, overview: &Overview, services: &[Service]) -> (Vec<Finding>, Vec<String>) {
+        let mode = self.mode.to_string();
+        let mut evidence = Evidence { mode: &mode, facts: Facts::read(&self.root), ..Evidence::default() };
+        for (_, family) in FAMILIES {
+            match TableReader::open().and_then(|mut reader| reader.all_chains(family)) {
+                Ok(chains) => evidence.chains.extend(chains),
+                Err(error) => {
+                    evidence.unread.push(format!("chains of {family}: {}", agent::with_causes(&error)));
+                }
+            }
+        }
+        if self.mode == Mode::NfTables {
+            compare(services, &mut evidence);
+        } else {
+            evidence.unread.push(format!("every rule of mode {mode}: audits compare them"));
+        }
+        (findings::findings(&evidence, overview, services), findings::looked_at(&evidence))
+    }
+}
+
+/// The table is read as far as one packet needs it.
+fn walk_nftables(packet: &Packet, addresses: Vec<IpAddr>, limit: usize) -> Result<Ways, String> {
+    let family = Family::of(packet.destination.ip());
+    let table = backend_nftables::table_name();
+    let told = |error: nft::KernelError| agent::with_causes(&error);
+    let mut reader = TableReader::open().map_err(told)?;
+    let rules = reader.rules(family, &table).map_err(told)?;
+    let rules = Arc::new(rules.ok_or_else(|| format!("there is no table {family} {table}"))?);
+    let elements = InKernel {
+        family,
+        table,
+        networks: InRuleset::new(rules.clone(), family),
+        state: Mutex::new((reader, BTreeMap::new())),
+    };
+    let tracer = walk::nft::Tracer::with_elements(rules, Arc::new(elements), family, addresses);
+    tracer.ways(packet, limit).map_err(|error| error.to_string())
+}
+
+/// What was found for keys of sets.
+type Found = BTreeMap<(Name, Bytes), Option<Element>>;
+
+/// Elements that are asked of the kernel when they are needed, each once.
+struct InKernel {
+    family: Family,
+    table: Name,
+    /// The kernel finds no networks by an address in them; those were read with the rules.
+    networks: InRuleset,
+    state: Mutex<(TableReader, Found)>,
+}
+
+impl Elements for InKernel {
+    fn find(&self, set: &Set, key: &Bytes) -> Result<Option<Element>, String> {
+        if set.kind == SetKind::Networks {
+            return self.networks.find(set, key);
+        }
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (reader, known) = &mut *state;
+        let place = (set.name.clone(), *key);
+        if let Some(found) = known.get(&place) {
+            return Ok(found.clone());
+        }
+        let found =
+            reader.element(self.family, &self.table, set, key).map_err(|error| agent::with_causes(&error))?;
+        known.insert(place, found.clone());
+        Ok(found)
+    }
+}
+
+fn walk_iptables(packet: &Packet, addresses: Vec<IpAddr>, limit: usize) -> Result<Ways, String> {
+    let told = |error: iptables::IptablesError| agent::with_causes(&error);
+    let family = IpFamily::of(packet.destination.ip());
+    let mut tables = Tables::new(Programs::find(family).map_err(told)?);
+    let saved = tables.save(backend_iptables::PREFIX).map_err(told)?;
+    walk::iptables::Tracer::new(saved, addresses).ways(packet, limit).map_err(|error| error.to_string())
+}
+
+/// Flows that were directed to an endpoint, of both families.
+fn flows(limit: usize) -> Result<FlowList, ConntrackError> {
+    let mut list = FlowList::default();
+    let mut conntrack = kernel::Flows::open()?;
+    for (_, family) in FAMILIES {
+        for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+            let filter = Filter::new(family, protocol.number());
+            let read = conntrack.each(&filter, &mut |flow| {
+                if !flow.is_dnat() {
+                    return;
+                }
+                list.truncated |= list.items.len() == limit;
+                if list.items.len() < limit {
+                    list.items.push(row(flow, protocol));
+                }
+            });
+            match read {
+                // What was visited is right.
+                Err(ConntrackError::Interrupted) => list.truncated = true,
+                other => other?,
+            }
+        }
+    }
+    Ok(list)
+}
+
+fn row(flow: &conntrack::Flow, protocol: Protocol) -> FlowRow {
+    let (source, destination) = flow.orig.ends();
+    FlowRow {
+        protocol: protocol.to_string(),
+        source,
+        destination,
+        endpoint: flow.answered_by(),
+        replied: flow.is_replied(),
+        masqueraded: flow.status & conntrack::status::SRC_NAT != 0,
+    }
+}
+
+/// Looks for every rule that should be in force in a reading of the whole table.
+fn compare(services: &[Service], evidence: &mut Evidence<'_>) {
+    for (ip_family, family) in FAMILIES {
+        let table = backend_nftables::table_name();
+        let read = || kernel::Nftables::open()?.read(family, &table)?.whole();
+        match read() {
+            Ok(found) => {
+                let held = found.as_ref().map(|ruleset| texts(ruleset, family)).unwrap_or_default();
+                let name = ip_family.to_string();
+                evidence.missing.extend(services.iter().flat_map(|service| missing(service, &name, &held)));
+            }
+            Err(error) => {
+                evidence.unread.push(format!("table {family} {table}: {}", agent::with_causes(&error)));
+            }
+        }
+    }
+}
+
+/// Every element of every set, as its tool prints it.
+fn texts(ruleset: &Ruleset, family: Family) -> BTreeSet<(String, String)> {
+    let of = |state: &nft::SetState| {
+        let place = format!("{} {}", state.set.keyword(), state.set.name);
+        let text = |element| (place.clone(), state.set.element_text(element, family).to_string());
+        state.elements.iter().map(text).collect::<Vec<_>>()
+    };
+    ruleset.sets.values().flat_map(of).collect()
+}
+
+/// What of a Service is believed to be in the kernel and is not.
+fn missing(service: &Service, family: &str, held: &BTreeSet<(String, String)>) -> Vec<(String, String)> {
+    let ports = service.families.iter().filter(|own| own.family == family).flat_map(|own| &own.ports);
+    let is_missing = |rule: &&agent::snapshot::Rule| !held.contains(&(rule.place.clone(), rule.text.clone()));
+    let of_port = |port: &agent::snapshot::Port| {
+        let in_force =
+            port.addresses.iter().filter(|address| address.state == agent::snapshot::AddressState::InForce);
+        let rules = in_force.flat_map(|address| &address.rules).filter(is_missing);
+        rules
+            .map(|rule| (port.service_port.clone(), format!("{} of {}", rule.text, rule.place)))
+            .collect::<Vec<_>>()
+    };
+    ports.flat_map(of_port).collect()
+}
