@@ -452,7 +452,7 @@ fn an_explanation_says_who_serves_and_why_not_the_others() {
         &[
             "Cluster: 1 Ready(SameZone) (cluster IP 10.96.0.10, node port 30080)",
             "10.244.0.1:80 elsewhere (slice a): Cluster: Serves",
-            "10.244.0.2:80 elsewhere (slice a): Cluster: Ending",
+            "10.244.0.2:80 elsewhere (slice a): Cluster: Terminating",
             "10.244.0.3:80 elsewhere (slice a): Cluster: HintedElsewhere",
         ],
     );
@@ -465,8 +465,8 @@ fn an_explanation_tells_policies_apart() {
         vec![tcp_slice(&[("10.244.0.1", TERMINATING, "node-1"), ("10.244.1.1", READY, "node-2")])],
         &[
             "Cluster: 1 Ready(HintsIncomplete) (cluster IP 10.96.0.10, other addresses, from pods and from this node)",
-            "Local: 1 EndingHere (node port 30080)",
-            "10.244.0.1:80 here (slice a): Cluster: Ending; Local: Serves",
+            "Local: 1 TerminatingLocal (node port 30080)",
+            "10.244.0.1:80 here (slice a): Cluster: Terminating; Local: Serves",
             "10.244.1.1:80 elsewhere (slice a): Cluster: Serves; Local: OtherNode",
         ],
     );
@@ -475,7 +475,7 @@ fn an_explanation_tells_policies_apart() {
         vec![tcp_slice(&[("10.244.0.1", NOT_READY, "node-1"), ("10.244.1.1", READY, "node-2")])],
         &[
             "Cluster: 1 Ready(HintsIncomplete) (other addresses, from pods and from this node)",
-            "Local: 0 NobodyHere, drops (cluster IP 10.96.0.10, node port 30080)",
+            "Local: 0 NoneLocal, drops (cluster IP 10.96.0.10, node port 30080)",
             "10.244.0.1:80 here (slice a): Cluster: NotReady; Local: NotReady",
             "10.244.1.1:80 elsewhere (slice a): Cluster: Serves; Local: OtherNode",
         ],
