@@ -75,7 +75,7 @@ pub enum Use {
 
 /// Explains a Service in one family.
 pub fn explain<F: Family>(node: &ThisNode, entry: Option<&ServiceEntry>) -> Explanation<F> {
-    let Some((entry, service)) = entry.and_then(|entry| Some((entry, entry.service.as_ref()?))) else {
+    let Some((entry, service)) = entry.and_then(|entry| Some((entry, entry.service.as_deref()?))) else {
         return Explanation::NoService;
     };
     let Some(addresses) = Addresses::<F>::new(node, service) else { return Explanation::NoClusterIp };
