@@ -8,7 +8,7 @@ BUILD_TOOLS := cc:gcc cc:libc6-dev
 RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux /etc/protocols:netbase
 TEST_TOOLS := $(RUN_TOOLS) kubectl:kubernetes-client iptables:iptables ipset:ipset conntrack:conntrack
 
-.PHONY: demo test guest-test check package-check page-check image bench fmt docs-files
+.PHONY: demo test guest-test check package-check page-check image bench fuzz fmt docs-files
 
 ## Three pods, a Service and a client in namespaces of their own; nothing is left behind.
 demo:
@@ -70,6 +70,13 @@ bench:
 	$(CARGO) build --release --locked -p kube-proxy -p bench
 	target/release/bench --services $(subst $(empty) $(empty),$(comma),$(strip $(SERVICES))) --endpoints $(ENDPOINTS) \
 		--mode $(MODE) --flavour $(FLAVOUR) $(if $(PEER),--peer '$(PEER)' --peer-arguments='$(PEER_ARGS)') $(BENCH_ARGS) target/release/kube-proxy
+
+## Damaged input for all decoders and parsers, for SECONDS each, with other random numbers every time.
+SECONDS ?= 60
+FUZZ_PROFILE ?= release
+fuzz:
+	@scripts/setup $(BUILD_TOOLS)
+	scripts/fuzz $(SECONDS) $(FUZZ_PROFILE)
 
 fmt:
 	$(CARGO) fmt --all

@@ -373,7 +373,7 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
         let frontends = entry.map(|entry| view::frontends::<F>(node, entry)).unwrap_or_default();
         let check = entry.and_then(|entry| view::health_check::<F>(node, entry));
         self.telemetry.set_service(name, check, view::NoLocalEndpoints::of(&frontends));
-        let service = entry.and_then(|entry| entry.service.as_ref());
+        let service = entry.and_then(|entry| entry.service.as_deref());
         let health_check_port = service.and_then(|service| service.health_check_node_port);
         let has_changed = self.pipeline.set_service(name, frontends, health_check_port, now);
         if has_changed && self.was_synced {
@@ -389,7 +389,7 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
                 FrontendAddress::Ip(address) => Some(address.into()),
                 FrontendAddress::Node => None,
             };
-            let entry = store.entry(&loser.service).and_then(|entry| entry.service.as_ref());
+            let entry = store.entry(&loser.service).and_then(|entry| entry.service.as_deref());
             let uid = entry.and_then(|service| service.uid);
             let FrontendKey { protocol, port, .. } = key;
             let conflict = Conflict { family: F::FAMILY, address, protocol, port, loser, uid, winner };

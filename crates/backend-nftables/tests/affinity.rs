@@ -202,11 +202,17 @@ fn ip<F: Family>(args: &str) {
 
 /// Addresses, and endpoints that answer every datagram with their number.
 fn start_network<F: Family>() {
-    let nodad = if F::FAMILY == IpFamily::V4 { "" } else { " nodad" };
     let hosts = (1..=CLIENTS).map(|n| (CLIENT, n)).chain((1..=ENDPOINTS).map(|n| (ENDPOINT, n)));
     for (kind, n) in hosts.chain([(NODE, 1)]) {
         let addr: IpAddr = addr::<F>(kind, n).into();
-        ip::<F>(&format!("address add {addr} dev lo{nodad}"));
+        match F::FAMILY {
+            IpFamily::V4 => ip::<F>(&format!("address add {addr} dev lo")),
+            IpFamily::V6 => {
+                ip::<F>(&format!("address add {addr} dev lo nodad"));
+                // The kernel makes this route later (`addrconf_dad_start`), and without it a packet is lost.
+                ip::<F>(&format!("route add local {addr} dev lo"));
+            }
+        }
     }
     for (kind, n) in
         [CLUSTER_IP, EXTERNAL_IP, LOAD_BALANCER_IP].into_iter().flat_map(|kind| [(kind, 1), (kind, 2)])

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 
 use backend_nftables::{Backend, Config, Extent, NodePortAddresses, PodSource};
 use model::{
-    AddressKind, Balancer, Destination, Family, Frontend, FrontendAddress, FrontendKey, Masquerade,
+    AddressKind, Affinity, Balancer, Destination, Family, Frontend, FrontendAddress, FrontendKey, Masquerade,
     ObjectName, Pool, Protocol, ServicePortName, Table, TrafficPolicy, V4, V6, Verdict,
 };
 
@@ -163,7 +163,10 @@ fn check_rules_read_back<F: Family>(config: &Config, frontends: Vec<Frontend<F>>
 }
 
 fn sticky<F: Family>(frontend: Frontend<F>) -> Frontend<F> {
-    Frontend { affinity: Some(std::time::Duration::from_hours(3)), ..frontend }
+    Frontend {
+        affinity: Some(Affinity { timeout: std::time::Duration::from_hours(3), service: None }),
+        ..frontend
+    }
 }
 
 #[test]

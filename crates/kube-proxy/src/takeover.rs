@@ -22,11 +22,11 @@ const PAUSES: [Duration; 4] =
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Leftovers {
     /// What modes iptables and ipvs left.
-    OfOtherModes,
+    OtherModes,
     /// What mode iptables left, and what mode ipvs of upstream's needed it for; virtual servers and their device are taken over.
-    OfModeIptables,
+    Iptables,
     /// The tables of mode nftables, for a mode whose own rules are iptables'.
-    OfModeNftables,
+    Nftables,
 }
 
 /// The take-overs of all families. Each removes its own family's leftovers, so that none waits for another; the last one removes
@@ -62,14 +62,13 @@ fn clean_up_leftovers(leftovers: Leftovers, family: IpFamily, is_last: bool) -> 
     let (root, family) = (Root::default(), nft_family(family));
     let (table, choosing) = (backend_nftables::table_name(), backend_nftables::choosing_chains());
     match (leftovers, is_last) {
-        (Leftovers::OfOtherModes, true) => host::clean_up_other_modes(&root),
+        (Leftovers::OtherModes, true) => host::clean_up_other_modes(&root),
         // The rules shield the host's ports from what mode ipvs left, which is of both families.
-        (Leftovers::OfOtherModes, false) if host::is_ipvs_left() => Report::default(),
-        (Leftovers::OfOtherModes, false) => host::clean_up_rules(&root, family),
-        (Leftovers::OfModeIptables, true) => host::clean_up_iptables(&root),
-        (Leftovers::OfModeIptables, false) => host::clean_up_rules(&root, family),
-        (Leftovers::OfModeNftables, true) => host::clean_up_nftables(&table, &choosing, &host::FAMILIES),
-        (Leftovers::OfModeNftables, false) => host::clean_up_nftables(&table, &choosing, &[family]),
+        (Leftovers::OtherModes, false) if host::is_ipvs_left() => Report::default(),
+        (Leftovers::OtherModes | Leftovers::Iptables, false) => host::clean_up_rules(&root, family),
+        (Leftovers::Iptables, true) => host::clean_up_iptables(&root),
+        (Leftovers::Nftables, true) => host::clean_up_nftables(&table, &choosing, &host::FAMILIES),
+        (Leftovers::Nftables, false) => host::clean_up_nftables(&table, &choosing, &[family]),
     }
 }
 

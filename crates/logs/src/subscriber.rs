@@ -30,16 +30,16 @@ pub(crate) struct Klog {
     started: Instant,
     limiter: Mutex<Limiter<Kind, Record>>,
     queue: Queue,
-    on_loss: Told,
+    on_loss: LossListener,
 }
 
 /// Who is told of losses.
 #[derive(Default)]
-struct Told(OnceLock<OnLoss>);
+struct LossListener(OnceLock<OnLoss>);
 
-impl std::fmt::Debug for Told {
+impl std::fmt::Debug for LossListener {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Told").field(&self.0.get().is_some()).finish()
+        f.debug_tuple("LossListener").field(&self.0.get().is_some()).finish()
     }
 }
 
@@ -63,7 +63,7 @@ impl Klog {
             started: Instant::now(),
             limiter: Mutex::default(),
             queue: Queue::default(),
-            on_loss: Told::default(),
+            on_loss: LossListener::default(),
         }
     }
 

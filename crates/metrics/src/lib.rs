@@ -154,11 +154,11 @@ impl Metrics {
             ),
             livez: by_code("kubeproxy_proxy_livez_total", "[ALPHA] Answers of the health server's /livez"),
         };
-        let log_records_lost = registrar
-            .counter("kubeproxy_log_records_lost_total", "[ALPHA] Log records that nobody read in time");
+        let log_records_lost =
+            registrar.counter("kubeproxy_log_records_lost_total", "Log records that nobody read in time");
         let config_file_usable = registrar.gauge(
             "kubeproxy_config_file_usable",
-            "[ALPHA] 0 while the configuration file was changed to something that can't be used, else 1",
+            "0 while the configuration file was changed to something that can't be used, else 1",
         );
         config_file_usable.set(1);
         register_static(&registrar, options);

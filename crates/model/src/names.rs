@@ -1,36 +1,30 @@
 //! Interned names and the identities built from them.
 
+use arcstr::ArcStr;
+use rustc_hash::FxBuildHasher;
 use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::fmt;
 use std::ops::Deref;
-use std::sync::Arc;
-
-use rustc_hash::FxBuildHasher;
 
 use crate::Protocol;
 
-/// A name from the API (namespace, object, port, node, zone). Cloning shares the text.
+/// A name from the API (namespace, object, port, node, zone). Cloning shares the text. One pointer large, since each endpoint
+/// has one, and each Service a dozen.
 ///
 /// Equality and order are those of the bytes, so two names are equal whether or not one [`Interner`] made both.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name(Arc<str>);
+#[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name(ArcStr);
 
 impl Name {
     /// A name of its own, shared with nobody. Decoders use an [`Interner`] instead.
     pub fn new(text: &str) -> Self {
-        Self(Arc::from(text))
+        Self(ArcStr::from(text))
     }
 
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
-    }
-}
-
-impl Default for Name {
-    fn default() -> Self {
-        Self::new("")
     }
 }
 
@@ -91,7 +85,7 @@ impl Interner {
             return name.clone();
         }
         if self.names.len() >= self.sweep_at {
-            self.names.retain(|name| Arc::strong_count(&name.0) > 1);
+            self.names.retain(|name| ArcStr::strong_count(&name.0).is_some_and(|count| count > 1));
             self.sweep_at = (self.names.len() * 2).max(MIN_SWEEP);
         }
         let name = Name::new(text);
@@ -162,12 +156,12 @@ mod tests {
     fn interning_shares_text_and_forgets_unused_names() {
         let mut interner = Interner::default();
         let kept = interner.intern("node-1");
-        assert!(Arc::ptr_eq(&kept.0, &interner.intern("node-1").0));
+        assert!(ArcStr::ptr_eq(&kept.0, &interner.intern("node-1").0));
         for i in 0..3 * MIN_SWEEP {
             interner.intern(&format!("pod-{i}"));
         }
         assert!(interner.names.len() <= 2 * MIN_SWEEP);
-        assert!(Arc::ptr_eq(&kept.0, &interner.intern("node-1").0));
+        assert!(ArcStr::ptr_eq(&kept.0, &interner.intern("node-1").0));
     }
 
     #[test]

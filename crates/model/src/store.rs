@@ -15,8 +15,8 @@ use crate::{
 /// A Service and its slices. Either may exist without the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceEntry {
-    /// The Service, when it exists and is ours.
-    pub service: Option<Service>,
+    /// The Service, when it exists and is ours. Boxed, since the nodes of a tree are up to half empty.
+    pub service: Option<Box<Service>>,
     /// Its slices of both families, sorted by name.
     pub slices: Vec<EndpointSlice>,
 }
@@ -102,8 +102,8 @@ impl Store {
     fn put_service(&mut self, service: Service, touched: &mut Touched) {
         let name = service.name.clone();
         let entry = self.entries.entry(name.clone()).or_default();
-        if entry.service.as_ref() != Some(&service) {
-            entry.service = Some(service);
+        if entry.service.as_deref() != Some(&service) {
+            entry.service = Some(Box::new(service));
             touched.services.insert(name);
         }
     }
@@ -120,6 +120,8 @@ impl Store {
             Ok(idx) => slices[idx] = slice,
             Err(idx) => {
                 self.slice_owners.insert(slice.name.clone(), owner.clone());
+                // Nearly all Services have one, and slices are large.
+                slices.reserve_exact(1);
                 slices.insert(idx, slice);
             }
         }

@@ -49,7 +49,7 @@ impl ThisNode {
 /// The frontends of a Service in one family, in the order of its ports: none if the Service does not exist or has no
 /// cluster IP in the family.
 pub fn frontends<F: Family>(node: &ThisNode, entry: &ServiceEntry) -> Vec<Frontend<F>> {
-    let Some(service) = &entry.service else { return Vec::new() };
+    let Some(service) = entry.service.as_deref() else { return Vec::new() };
     let Some(addresses) = Addresses::new(node, service) else { return Vec::new() };
     let mut frontends = Vec::new();
     for port in &service.ports {

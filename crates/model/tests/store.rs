@@ -116,7 +116,7 @@ fn entries(objects: &Objects) -> BTreeMap<ObjectName, ServiceEntry> {
     for object in objects.values() {
         match object {
             Object::Service(service) => {
-                entries.entry(service.name.clone()).or_default().service = Some(service.clone());
+                entries.entry(service.name.clone()).or_default().service = Some(Box::new(service.clone()));
             }
             Object::EndpointSlice(slice) => {
                 entries.entry(slice.service.clone()).or_default().slices.push(slice.clone());

@@ -82,9 +82,9 @@ fn is_as_declared(attrs: &Attrs<'_>, set: &Set, family: Family) -> bool {
         && attrs.u32(attr::SET_DATA_TYPE).unwrap_or_default() == data_type(&set.data, family)
 }
 
-/// An element as the kernel tells it.
+/// An element as the kernel lists it.
 #[derive(Debug)]
-pub(crate) enum Told {
+pub(crate) enum ListedElement {
     /// An element with a key of its own, or that begins a range.
     Element(Element),
     /// The last key of the range that is the element of the same message.
@@ -94,19 +94,19 @@ pub(crate) enum Told {
 }
 
 /// The elements of one message.
-pub(crate) fn elements(attrs: &Attrs<'_>) -> impl Iterator<Item = Told> {
+pub(crate) fn elements(attrs: &Attrs<'_>) -> impl Iterator<Item = ListedElement> {
     let list = attrs.find(attr::ELEM_LIST_ELEMENTS).unwrap_or_default();
-    Attrs::new(list).filter_map(|(_, bytes)| told(&Attrs::new(bytes)))
+    Attrs::new(list).filter_map(|(_, bytes)| listed_element(&Attrs::new(bytes)))
 }
 
-fn told(attrs: &Attrs<'_>) -> Option<Told> {
+fn listed_element(attrs: &Attrs<'_>) -> Option<ListedElement> {
     let element = element(attrs)?;
     if attrs.u32(attr::ELEM_FLAGS).unwrap_or_default() & INTERVAL_END != 0 {
-        return Some(Told::End(element.key));
+        return Some(ListedElement::End(element.key));
     }
     match attrs.find(attr::ELEM_KEY_END) {
-        Some(end) => Some(Told::Range(element, key(end)?)),
-        None => Some(Told::Element(element)),
+        Some(end) => Some(ListedElement::Range(element, key(end)?)),
+        None => Some(ListedElement::Element(element)),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::decode;
-use crate::decode::Told;
+use crate::decode::ListedElement;
 use crate::encode::elements::put_keys;
 use crate::wire::{Attrs, Writer, attr, flag, kind};
 use crate::{Bytes, Element, Expr, Family, Name, Ruleset, Set, SetKind, SetState};
@@ -147,12 +147,12 @@ pub fn generation(message: &Message<'_>) -> Option<u32> {
 /// The elements in an answer to [`Request::Keys`]; none in any other message.
 pub fn elements(message: &Message<'_>) -> Vec<Element> {
     let attrs = message.attrs().filter(|_| message.kind == kind::NEW_ELEMENT);
-    let told = attrs.map(|attrs| decode::elements(&attrs).collect::<Vec<_>>()).unwrap_or_default();
-    let element = |told| match told {
-        Told::Element(element) => Some(element),
-        Told::Range(..) | Told::End(_) => None,
+    let listed = attrs.map(|attrs| decode::elements(&attrs).collect::<Vec<_>>()).unwrap_or_default();
+    let element = |listed| match listed {
+        ListedElement::Element(element) => Some(element),
+        ListedElement::Range(..) | ListedElement::End(_) => None,
     };
-    told.into_iter().filter_map(element).collect()
+    listed.into_iter().filter_map(element).collect()
 }
 
 /// Collects one table from the answers to the requests about it.
@@ -218,7 +218,7 @@ impl<'a> RulesetReader<'a> {
                 let set = attrs.text(attr::ELEM_LIST_SET).and_then(|name| self.ruleset.sets.get_mut(name));
                 if let Some(state) = set {
                     let ends = self.ends.entry(state.set.name.clone()).or_default();
-                    decode::elements(&attrs).for_each(|told| take_in(told, state, ends, self.family));
+                    decode::elements(&attrs).for_each(|listed| add_element(listed, state, ends, self.family));
                 }
             }
             kind::NEW_CHAIN => self.ruleset.chains.extend(decode::chain(&attrs)),
@@ -315,12 +315,12 @@ fn is_learnt(state: &SetState) -> bool {
 }
 
 /// A range that is no network can't be said in an element, which makes the set foreign.
-fn take_in(told: Told, state: &mut SetState, ends: &mut Vec<Bytes>, family: Family) {
-    match told {
+fn add_element(listed: ListedElement, state: &mut SetState, ends: &mut Vec<Bytes>, family: Family) {
+    match listed {
         _ if state.foreign => {}
-        Told::Element(element) => state.elements.push(element),
-        Told::End(key) => ends.push(key),
-        Told::Range(element, last) => match element.key.to_network(&last, family) {
+        ListedElement::Element(element) => state.elements.push(element),
+        ListedElement::End(key) => ends.push(key),
+        ListedElement::Range(element, last) => match element.key.to_network(&last, family) {
             Some(key) => state.elements.push(Element { key, ..element }),
             None => make_foreign(state),
         },

@@ -50,7 +50,7 @@ pub struct Timings {
     /// question for its version this often.
     pub silence: Duration,
     /// A watch that has delivered events out of order is given up after this time, and everything is listed anew.
-    pub doubt: Duration,
+    pub out_of_order: Duration,
     /// A credential plugin that has not ended after this time is killed.
     pub plugin: Duration,
     /// How often to ask for `ServiceCIDR`s again where the server has none.
@@ -68,7 +68,7 @@ impl Default for Timings {
             grace: Duration::from_mins(1),
             event: Duration::from_secs(10),
             silence: Duration::from_secs(200),
-            doubt: Duration::from_secs(10),
+            out_of_order: Duration::from_secs(10),
             plugin: Duration::from_mins(1),
             absent_retry: Duration::from_mins(5),
         }

@@ -247,7 +247,7 @@ impl Driver {
                 self.flush().await?;
                 result?;
                 if self.machine.is_suspect() && !was_suspect {
-                    end = end.min(Instant::now() + self.timings.doubt);
+                    end = end.min(Instant::now() + self.timings.out_of_order);
                 }
                 if !was_listing {
                     self.backoff.progress();

@@ -341,4 +341,20 @@ clusters:
             assert!(matches!(select(text, false), Err(KubeconfigError::Parse(_))), "{text:?}");
         }
     }
+
+    proptest::proptest! {
+        /// Whatever is wrong with the text, that is an error or another kubeconfig.
+        #[test]
+        fn damaged_texts_are_read_without_harm(
+            damage in proptest::collection::vec((proptest::prelude::any::<proptest::sample::Index>(), "[ -~\n]{0,3}"), 0..6),
+            has_server: bool,
+        ) {
+            let mut text = config("server: 'https://b', certificate-authority: c", "exec: {apiVersion: v1, command: x, env: [{name: a, value: b}]}");
+            for (at, other) in damage {
+                let at = at.index(text.len());
+                text.replace_range(at..=at, &other);
+            }
+            drop(select(&text, has_server));
+        }
+    }
 }

@@ -253,7 +253,7 @@ impl Generation {
     }
 
     /// Why a request has failed.
-    fn reason(&self, error: &(dyn std::error::Error + 'static), wire: &Wire) -> String {
+    fn reason(&self, error: &hyper_util::client::legacy::Error, wire: &Wire) -> String {
         let by_way = match &self.access.proxy {
             Some(proxy) => format!(" (by way of the proxy {proxy})"),
             None => String::new(),
@@ -263,8 +263,9 @@ impl Generation {
             None => chain(error),
         };
         match &wire.identity {
-            // An alert may be lost with the connection that it ends.
-            Some(identity) if tls::is_about_client(&text) || text.contains("connection ") => {
+            // A server that refuses a certificate may do so after the handshake (TLS 1.3), and its alert may be lost with the
+            // connection.
+            Some(identity) if tls::is_about_client(&text) || !error.is_connect() => {
                 format!("{text}; {identity}{by_way}")
             }
             _ => format!("{text}{by_way}"),

@@ -180,7 +180,7 @@ impl Client {
     }
 
     fn service(&self, name: &str) -> Option<&model::Service> {
-        self.store.entry(&ObjectName::new("shop", name))?.service.as_ref()
+        self.store.entry(&ObjectName::new("shop", name))?.service.as_deref()
     }
 }
 

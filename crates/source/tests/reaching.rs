@@ -890,7 +890,7 @@ async fn a_watch_that_goes_back_means_a_new_list() {
 async fn strange_versions_make_nobody_deaf() {
     for strange in ["18446744073709551615", "9223372036854775807", "", "garbage"] {
         let mut site = Site::new(Config::default());
-        site.timings.doubt = Duration::from_millis(100);
+        site.timings.out_of_order = Duration::from_millis(100);
         let mut client = site.connect().await;
         client.all_listed().await;
         site.watched().await;

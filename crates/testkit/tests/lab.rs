@@ -241,6 +241,10 @@ fn udp_answers_come_from_the_address_that_was_asked() {
     let pod = lab.pod(0);
     for (addr, length) in [("10.244.0.200", "32"), ("fd00:10:244::200", "128")] {
         pod.exec("ip", &["addr", "add", &format!("{addr}/{length}"), "dev", "eth0", "nodad"]).unwrap();
+        if length == "128" {
+            // The kernel makes this route later, and without it packets are lost.
+            pod.exec("ip", &["route", "add", "local", addr, "dev", "eth0"]).unwrap();
+        }
         lab.node().exec("ip", &["route", "add", addr, "dev", "pod0"]).unwrap();
     }
     for addr in ["10.244.0.200:8080", "[fd00:10:244::200]:8080"] {

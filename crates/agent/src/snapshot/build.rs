@@ -111,11 +111,11 @@ fn basis(basis: view::Basis) -> Basis {
         view::Basis::Ready(TopologyReason::HintsIncomplete) => Basis::ReadyHintsIncomplete,
         view::Basis::Ready(TopologyReason::ZoneUnknown) => Basis::ReadyZoneUnknown,
         view::Basis::Ready(TopologyReason::NoneForThisZone) => Basis::ReadyNoneForThisZone,
-        view::Basis::ReadyHere => Basis::ReadyLocal,
-        view::Basis::Ending => Basis::Terminating,
-        view::Basis::EndingHere => Basis::TerminatingLocal,
-        view::Basis::Nobody => Basis::None,
-        view::Basis::NobodyHere => Basis::NoneLocal,
+        view::Basis::ReadyLocal => Basis::ReadyLocal,
+        view::Basis::Terminating => Basis::Terminating,
+        view::Basis::TerminatingLocal => Basis::TerminatingLocal,
+        view::Basis::None => Basis::None,
+        view::Basis::NoneLocal => Basis::NoneLocal,
     }
 }
 
@@ -123,7 +123,7 @@ fn usage(usage: view::Use) -> Usage {
     match usage {
         view::Use::Serves => Usage::Serves,
         view::Use::OtherNode => Usage::OtherNode,
-        view::Use::Ending => Usage::Terminating,
+        view::Use::Terminating => Usage::Terminating,
         view::Use::NotReady => Usage::NotReady,
         view::Use::HintedElsewhere => Usage::HintedElsewhere,
     }

@@ -165,7 +165,7 @@ async fn services_and_changes_are_told_as_values() {
     let overview = bench.telemetry.overview().await.unwrap();
     let state = &overview.families[0];
     assert!(overview.is_listed && state.is_known && state.was_synced && state.waiting_seconds.is_none());
-    assert_eq!((state.family.as_str(), state.mode, state.frontends), ("IPv4", "nftables", 1));
+    assert_eq!((state.family.as_str(), state.mode.as_str(), state.frontends), ("IPv4", "nftables", 1));
     assert_eq!((overview.services, overview.conflicts.len()), (2, 1));
     assert_eq!(overview.conflicts[0].winner, winner);
     assert!(overview.recent_changes.iter().any(|change| change.name == "svc-1"));

@@ -69,7 +69,7 @@ fn replace(root: &Root, family: Family, table: Table) -> Result<Option<Edited>, 
         let Some((edited, old_entries)) = plan(&xtables, family, table)? else { return Ok(None) };
         match xtables.replace(edited.replacement.clone(), old_entries) {
             Ok(counters) => {
-                carry_over(&xtables, table, &edited, &counters);
+                restore_counters(&xtables, table, &edited, &counters);
                 return Ok(Some(edited));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && attempt < ATTEMPTS => {}
@@ -99,7 +99,7 @@ fn plan(xtables: &Xtables, family: Family, table: Table) -> Result<Option<(Edite
 }
 
 /// Gives the rules that stayed the counts that they had. They may have counted meanwhile, so it is added.
-fn carry_over(xtables: &Xtables, table: Table, edited: &Edited, old: &[Counters]) {
+fn restore_counters(xtables: &Xtables, table: Table, edited: &Edited, old: &[Counters]) {
     let counters: Vec<Counters> =
         edited.old_entries.iter().map(|idx| old.get(*idx).copied().unwrap_or_default()).collect();
     if let Err(error) = xtables.add_counters(table.as_str(), &counters) {

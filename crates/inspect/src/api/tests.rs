@@ -386,7 +386,7 @@ fn conforms(value: &Value, schema: &Value, schemas: &Value, at: &str) {
         Value::Null => assert!(is("null"), "{at} is null"),
         Value::Bool(_) => assert!(is("boolean"), "{at} is a boolean"),
         Value::Number(number) => {
-            assert!(is("number") || is("integer") && number.is_u64(), "{at} is {number}")
+            assert!(is("number") || is("integer") && number.is_u64(), "{at} is {number}");
         }
         Value::String(text) => {
             assert!(is("string"), "{at} is {text:?}");
@@ -395,7 +395,9 @@ fn conforms(value: &Value, schema: &Value, schemas: &Value, at: &str) {
         }
         Value::Array(items) => {
             assert!(is("array"), "{at} is a list");
-            items.iter().for_each(|item| conforms(item, &schema["items"], schemas, &format!("{at}[]")));
+            for item in items {
+                conforms(item, &schema["items"], schemas, &format!("{at}[]"));
+            }
         }
         Value::Object(fields) => {
             assert!(is("object"), "{at} is an object");

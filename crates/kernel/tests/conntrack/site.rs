@@ -67,6 +67,8 @@ impl Site {
                 ip("link set far up");
                 for addr in ["fd00:1::1", "fd00:1::2", "fd00:1::3"] {
                     ip(&format!("-6 addr add {addr}/128 dev lo nodad"));
+                    // The kernel makes this route later (`addrconf_dad_start`), and without it a packet is lost.
+                    ip(&format!("-6 route add local {addr} dev lo"));
                 }
                 ip("-6 route add fd00:96::/64 dev out");
                 ip("-6 neigh add fd00:96::10 lladdr 02:00:00:00:00:01 dev out");

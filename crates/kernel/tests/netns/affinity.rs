@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -19,7 +18,7 @@ use nft::{
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket};
 use tokio::time::Instant;
 
-use crate::common::{FAMILIES, apply, in_netns, nft, read, tx};
+use crate::common::{FAMILIES, add_address, apply, in_netns, ip, nft, read, tx};
 
 /// How long a client is remembered after its last new flow: longer than any test takes.
 const TIMEOUT_SECS: u32 = 900;
@@ -213,19 +212,12 @@ fn serve(family: Family, before: &[u8], after: &[u8]) -> Vec<Op> {
     ops
 }
 
-fn ip(family: Family, args: &str) {
-    let version = if family == Family::Ip { "-4" } else { "-6" };
-    let status = Command::new("ip").arg(version).args(args.split(' ')).status().expect("run ip");
-    assert!(status.success(), "ip {version} {args}");
-}
-
 /// Addresses, and endpoints that answer every flow with their number.
 fn start_network(family: Family) {
     ip(family, "link set lo up");
-    let nodad = if family == Family::Ip { "" } else { " nodad" };
     let hosts = (1..=CLIENTS).map(|n| (Host::Client, n)).chain((1..=ENDPOINTS).map(|n| (Host::Endpoint, n)));
     for (host, n) in hosts.chain([(Host::Node, 1)]) {
-        ip(family, &format!("address add {} dev lo{nodad}", addr(family, host, n)));
+        add_address(family, addr(family, host, n));
     }
     ip(family, &format!("route add {} dev lo", addr(family, Host::Service, 1)));
     for n in 1..=ENDPOINTS {

@@ -42,6 +42,25 @@ pub(crate) fn nft(args: &[&str], input: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Runs `ip` for the family.
+pub(crate) fn ip(family: Family, args: &str) {
+    let version = if family == Family::Ip { "-4" } else { "-6" };
+    let status = Command::new("ip").arg(version).args(args.split(' ')).status().expect("run ip");
+    assert!(status.success(), "ip {version} {args}");
+}
+
+/// Gives the loopback interface an address that packets can be sent to at once.
+pub(crate) fn add_address(family: Family, addr: IpAddr) {
+    match family {
+        Family::Ip => ip(family, &format!("address add {addr} dev lo")),
+        Family::Ip6 => {
+            ip(family, &format!("address add {addr} dev lo nodad"));
+            // The kernel makes this route later (`addrconf_dad_start`), and without it a packet is lost.
+            ip(family, &format!("route add local {addr} dev lo"));
+        }
+    }
+}
+
 /// What `nft list ruleset` prints, with the elements of each set sorted.
 pub(crate) fn listing() -> String {
     let listed = nft(&["list", "ruleset"], "");
@@ -190,6 +209,7 @@ impl Sets {
 }
 
 /// Base chains and their rules.
+#[expect(clippy::too_many_lines, reason = "a ruleset, written down")]
 pub(crate) fn chains(family: Family) -> Vec<nft::Chain> {
     use Statement as S;
     let sets = Sets::new();

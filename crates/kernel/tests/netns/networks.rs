@@ -2,7 +2,6 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, UdpSocket};
-use std::process::Command;
 use std::sync::Arc;
 
 use kernel::Nftables;
@@ -11,7 +10,7 @@ use nft::{
     SetData, Statement,
 };
 
-use crate::common::{FAMILIES, TABLE, addr, apply, in_netns, listing, nft, read, tx};
+use crate::common::{FAMILIES, TABLE, add_address, addr, apply, in_netns, ip, listing, nft, read, tx};
 
 const UDP: u8 = 17;
 const PORT: u16 = 80;
@@ -99,17 +98,10 @@ fn passes(from: IpAddr, to: IpAddr) -> bool {
     }
 }
 
-fn ip(args: &[&str]) {
-    let status = Command::new("ip").args(args).status().expect("run ip");
-    assert!(status.success(), "ip {args:?}");
-}
-
 fn start_network(family: Family, hosts: &[u32]) {
-    ip(&["link", "set", "lo", "up"]);
+    ip(family, "link set lo up");
     for host in hosts {
-        let addr = addr(family, *host).to_string();
-        let nodad = if family == Family::Ip { &[][..] } else { &["nodad"] };
-        ip(&[&["address", "add", &addr, "dev", "lo"], nodad].concat());
+        add_address(family, addr(family, *host));
     }
 }
 

@@ -26,7 +26,6 @@ mod mode_switch;
 mod odd;
 mod packets;
 mod permissions;
-mod sctp;
 mod status;
 mod support;
 mod takeover;

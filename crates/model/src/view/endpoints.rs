@@ -97,15 +97,15 @@ pub enum Basis {
     /// Ready endpoints on all nodes, as far as topology allows.
     Ready(TopologyReason),
     /// Ready endpoints of this node.
-    ReadyHere,
+    ReadyLocal,
     /// None is ready, so those that still serve while they shut down.
-    Ending,
+    Terminating,
     /// None of this node is ready, so those of this node that still serve while they shut down.
-    EndingHere,
+    TerminatingLocal,
     /// No endpoint is usable.
-    Nobody,
+    None,
     /// No endpoint of this node is usable.
-    NobodyHere,
+    NoneLocal,
 }
 
 /// Which hints count for a Service port, and why.
@@ -146,7 +146,7 @@ fn cluster_list<F: Family>(node: &ThisNode, candidates: &Candidates<'_, F>) -> L
     let topology = topology(node, candidates.values());
     let chosen =
         select(candidates, |candidate| candidate.conditions.ready && topology.takes(node, candidate.hints));
-    or_ending(chosen, Basis::Ready(topology), [Basis::Ending, Basis::Nobody], || {
+    or_terminating(chosen, Basis::Ready(topology), [Basis::Terminating, Basis::None], || {
         select(candidates, |candidate| candidate.conditions.is_last_resort())
     })
 }
@@ -154,12 +154,12 @@ fn cluster_list<F: Family>(node: &ThisNode, candidates: &Candidates<'_, F>) -> L
 /// Ready endpoints of this node; if there are none, those of this node that still serve while they shut down.
 fn local_list<F: Family>(candidates: &Candidates<'_, F>) -> List<F> {
     let ready = select(candidates, |candidate| candidate.local && candidate.conditions.ready);
-    or_ending(ready, Basis::ReadyHere, [Basis::EndingHere, Basis::NobodyHere], || {
+    or_terminating(ready, Basis::ReadyLocal, [Basis::TerminatingLocal, Basis::NoneLocal], || {
         select(candidates, |candidate| candidate.local && candidate.conditions.is_last_resort())
     })
 }
 
-fn or_ending<F: Family>(
+fn or_terminating<F: Family>(
     ready: BTreeSet<Destination<F>>,
     basis: Basis,
     [when_ending, when_nobody]: [Basis; 2],

@@ -66,7 +66,7 @@ pub enum Use {
     /// It is on another node.
     OtherNode,
     /// It is shutting down, and others are ready.
-    Ending,
+    Terminating,
     /// It is not ready.
     NotReady,
     /// It is meant for other nodes or zones.
@@ -75,7 +75,7 @@ pub enum Use {
 
 /// Explains a Service in one family.
 pub fn explain<F: Family>(node: &ThisNode, entry: Option<&ServiceEntry>) -> Explanation<F> {
-    let Some((entry, service)) = entry.and_then(|entry| Some((entry, entry.service.as_ref()?))) else {
+    let Some((entry, service)) = entry.and_then(|entry| Some((entry, entry.service.as_deref()?))) else {
         return Explanation::NoService;
     };
     let Some(addresses) = Addresses::<F>::new(node, service) else { return Explanation::NoClusterIp };
@@ -151,13 +151,13 @@ fn usage<F: Family>(address: F::Addr, port: u16, candidate: &Candidate<'_>, list
     if list.endpoints.iter().any(|chosen| (chosen.address, chosen.port) == (address, port)) {
         return Use::Serves;
     }
-    let only_here = matches!(list.basis, Basis::ReadyHere | Basis::EndingHere | Basis::NobodyHere);
+    let only_here = matches!(list.basis, Basis::ReadyLocal | Basis::TerminatingLocal | Basis::NoneLocal);
     if only_here && !candidate.local {
         Use::OtherNode
     } else if candidate.conditions.ready {
         Use::HintedElsewhere
     } else if candidate.conditions.is_last_resort() {
-        Use::Ending
+        Use::Terminating
     } else {
         Use::NotReady
     }

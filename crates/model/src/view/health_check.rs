@@ -31,7 +31,7 @@ pub struct HealthChecks {
 /// serve do not count, even where they take traffic: the load balancer is to look elsewhere. Source: upstream's
 /// `LocalReadyEndpoints` in `pkg/proxy/endpointschangetracker.go`.
 pub fn health_check<F: Family>(node: &ThisNode, entry: &ServiceEntry) -> Option<HealthCheck> {
-    let service = entry.service.as_ref()?;
+    let service = entry.service.as_deref()?;
     let port = service.health_check_node_port?;
     own::<F>(&service.cluster_ips).next()?;
     let mut addresses: BTreeSet<F::Addr> = BTreeSet::new();

@@ -310,7 +310,7 @@ fn external_ips_may_be_ignored() {
         external_ips: [ip("203.0.113.1")].into(),
         ..service(&["10.96.0.10"], &[("", Protocol::Tcp, 80, None)])
     };
-    let entry = ServiceEntry { service: Some(service), ..ServiceEntry::default() };
+    let entry = ServiceEntry { service: Some(Box::new(service)), ..ServiceEntry::default() };
     let n_frontends = |node: &ThisNode| frontends::<V4>(node, &entry).len();
     assert_eq!(n_frontends(&this_node()), 2);
     assert_eq!(n_frontends(&ThisNode { ignores_external_ips: true, ..this_node() }), 1);
@@ -452,7 +452,7 @@ fn an_explanation_says_who_serves_and_why_not_the_others() {
         &[
             "Cluster: 1 Ready(SameZone) (cluster IP 10.96.0.10, node port 30080)",
             "10.244.0.1:80 elsewhere (slice a): Cluster: Serves",
-            "10.244.0.2:80 elsewhere (slice a): Cluster: Ending",
+            "10.244.0.2:80 elsewhere (slice a): Cluster: Terminating",
             "10.244.0.3:80 elsewhere (slice a): Cluster: HintedElsewhere",
         ],
     );
@@ -465,8 +465,8 @@ fn an_explanation_tells_policies_apart() {
         vec![tcp_slice(&[("10.244.0.1", TERMINATING, "node-1"), ("10.244.1.1", READY, "node-2")])],
         &[
             "Cluster: 1 Ready(HintsIncomplete) (cluster IP 10.96.0.10, other addresses, from pods and from this node)",
-            "Local: 1 EndingHere (node port 30080)",
-            "10.244.0.1:80 here (slice a): Cluster: Ending; Local: Serves",
+            "Local: 1 TerminatingLocal (node port 30080)",
+            "10.244.0.1:80 here (slice a): Cluster: Terminating; Local: Serves",
             "10.244.1.1:80 elsewhere (slice a): Cluster: Serves; Local: OtherNode",
         ],
     );
@@ -475,7 +475,7 @@ fn an_explanation_tells_policies_apart() {
         vec![tcp_slice(&[("10.244.0.1", NOT_READY, "node-1"), ("10.244.1.1", READY, "node-2")])],
         &[
             "Cluster: 1 Ready(HintsIncomplete) (other addresses, from pods and from this node)",
-            "Local: 0 NobodyHere, drops (cluster IP 10.96.0.10, node port 30080)",
+            "Local: 0 NoneLocal, drops (cluster IP 10.96.0.10, node port 30080)",
             "10.244.0.1:80 here (slice a): Cluster: NotReady; Local: NotReady",
             "10.244.1.1:80 elsewhere (slice a): Cluster: Serves; Local: OtherNode",
         ],
@@ -521,7 +521,7 @@ fn health_checks_count_addresses_that_are_ready_and_local() {
 
 #[test]
 fn a_service_without_health_check_has_none() {
-    let entry = ServiceEntry { service: Some(local_service(CLUSTER, LOCAL)), slices: Vec::new() };
+    let entry = ServiceEntry { service: Some(Box::new(local_service(CLUSTER, LOCAL))), slices: Vec::new() };
     assert_eq!(health_check::<V4>(&ThisNode::default(), &entry), None);
     assert_eq!(health_check::<V4>(&ThisNode::default(), &ServiceEntry::default()), None);
 }
@@ -536,7 +536,7 @@ fn check_no_local(
         external_ips: ["192.0.2.1", "192.0.2.2"].map(ip).into(),
         ..local_service(policies.0, policies.1)
     };
-    let entry = ServiceEntry { service: Some(service), slices: vec![tcp_slice(endpoints)] };
+    let entry = ServiceEntry { service: Some(Box::new(service)), slices: vec![tcp_slice(endpoints)] };
     let node = ThisNode { name: "node-1".into(), ..ThisNode::default() };
     let found = NoLocalEndpoints::of(&frontends::<V4>(&node, &entry));
     assert_eq!((found.internal, found.external), expected);

@@ -2,7 +2,7 @@
 
 use crate::expr::{DynsetOp, LookupResult};
 use crate::wire::{Writer, attr};
-use crate::{CmpOp, CtKey, Expr, MetaKey, PayloadBase, Register, Verdict};
+use crate::{CmpOp, CtKey, Expr, MetaKey, Name, PayloadBase, Register, Verdict};
 
 /// Attribute numbers of expressions, `NFTA_<NAME>_*`.
 pub(crate) mod number {
@@ -202,30 +202,8 @@ fn put_attributes(out: &mut Writer, expr: &Expr) {
             out.u32(number::META_KEY, meta_key(*key));
             out.u32(number::META_SREG, register_number(*sreg));
         }
-        Expr::Lookup { set, sreg, dreg, invert } => {
-            out.u32(number::LOOKUP_SREG, register_number(*sreg));
-            match dreg {
-                LookupResult::None => {}
-                LookupResult::Verdict => out.u32(number::LOOKUP_DREG, value::REG_VERDICT),
-                LookupResult::Data(dreg) => out.u32(number::LOOKUP_DREG, register_number(*dreg)),
-            }
-            out.text(number::LOOKUP_SET, set);
-            if *invert {
-                out.u32(number::LOOKUP_FLAGS, value::LOOKUP_INVERT);
-            }
-        }
-        Expr::Dynset { set, op, key, data } => {
-            out.u32(number::DYNSET_SREG_KEY, register_number(*key));
-            if let Some(data) = data {
-                out.u32(number::DYNSET_SREG_DATA, register_number(*data));
-            }
-            let (op, timeout_ms) = dynset_op(*op);
-            out.u32(number::DYNSET_OP, op);
-            if timeout_ms > 0 {
-                out.bytes(number::DYNSET_TIMEOUT, &timeout_ms.to_be_bytes());
-            }
-            out.text(number::DYNSET_SET, set);
-        }
+        Expr::Lookup { set, sreg, dreg, invert } => put_lookup(out, set, *sreg, *dreg, *invert),
+        Expr::Dynset { set, op, key, data } => put_dynset(out, set, *op, *key, *data),
         Expr::Immediate { dreg, data } => {
             out.u32(number::IMMEDIATE_DREG, register_number(*dreg));
             out.nest(number::IMMEDIATE_DATA, |out| out.bytes(attr::DATA_VALUE, data));
@@ -273,4 +251,30 @@ fn put_attributes(out: &mut Writer, expr: &Expr) {
         }
         Expr::Unknown { .. } => {}
     }
+}
+
+fn put_lookup(out: &mut Writer, set: &Name, sreg: Register, dreg: LookupResult, invert: bool) {
+    out.u32(number::LOOKUP_SREG, register_number(sreg));
+    match dreg {
+        LookupResult::None => {}
+        LookupResult::Verdict => out.u32(number::LOOKUP_DREG, value::REG_VERDICT),
+        LookupResult::Data(dreg) => out.u32(number::LOOKUP_DREG, register_number(dreg)),
+    }
+    out.text(number::LOOKUP_SET, set);
+    if invert {
+        out.u32(number::LOOKUP_FLAGS, value::LOOKUP_INVERT);
+    }
+}
+
+fn put_dynset(out: &mut Writer, set: &Name, op: DynsetOp, key: Register, data: Option<Register>) {
+    out.u32(number::DYNSET_SREG_KEY, register_number(key));
+    if let Some(data) = data {
+        out.u32(number::DYNSET_SREG_DATA, register_number(data));
+    }
+    let (op, timeout_ms) = dynset_op(op);
+    out.u32(number::DYNSET_OP, op);
+    if timeout_ms > 0 {
+        out.bytes(number::DYNSET_TIMEOUT, &timeout_ms.to_be_bytes());
+    }
+    out.text(number::DYNSET_SET, set);
 }

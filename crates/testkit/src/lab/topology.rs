@@ -176,6 +176,7 @@ pub(super) fn pod_batch(pod: Addresses) -> String {
     let mut batch = String::from("link set lo up\nlink set eth0 up\n");
     line!(batch, "addr add {}/32 dev eth0", pod.ip4);
     line!(batch, "addr add {}/128 dev eth0 nodad", pod.ip6);
+    own_route(&mut batch, pod.ip6);
     for (gateway, onlink) in [("169.254.1.1", "onlink"), ("fe80::1", "")] {
         line!(batch, "neigh add {gateway} lladdr {GATEWAY_MAC} dev eth0 nud permanent");
         line!(batch, "route add default via {gateway} dev eth0 {onlink}");
@@ -197,7 +198,14 @@ fn underlay_batch(own: Addresses) -> String {
     let mut batch = String::from("link set lo up\nlink set eth0 up\n");
     line!(batch, "addr add {}/24 dev eth0", own.ip4);
     line!(batch, "addr add {}/64 dev eth0 nodad", own.ip6);
+    own_route(&mut batch, own.ip6);
     batch
+}
+
+/// The kernel makes the route to an IPv6 address of its own some time after the address (`addrconf_dad_start` of
+/// `net/ipv6/addrconf.c` leaves that to a worker), and until then loses packets to it.
+fn own_route(batch: &mut String, addr: Ipv6Addr) {
+    line!(batch, "route add local {addr} dev eth0");
 }
 
 #[cfg(test)]
