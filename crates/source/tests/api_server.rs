@@ -675,7 +675,7 @@ async fn objects_of_all_kinds_arrive_whole() {
     assert_eq!(client.store.service_cidrs().len(), 1);
     let web = client.store.entry(&ObjectName::new("shop", "web")).unwrap();
     assert_eq!((web.slices.len(), web.service.as_ref().map(|service| service.ports.len())), (1, Some(1)));
-    assert_eq!(Object::Service(web.service.clone().unwrap()).kind(), Kind::Service);
+    assert_eq!(Object::Service(*web.service.clone().unwrap()).kind(), Kind::Service);
 }
 
 #[tokio::test]
