@@ -46,7 +46,8 @@ pub struct Timings {
     pub grace: Duration,
     /// An event that has begun to arrive must have arrived after this time, or the stream is taken for garbage.
     pub event: Duration,
-    /// A watch that used to get bookmarks (about every minute) is given up after this much silence.
+    /// A watch is given up after this much silence: servers send bookmarks about every minute. One that has none costs a
+    /// question for its version this often.
     pub silence: Duration,
     /// A watch that has delivered events out of order is given up after this time, and everything is listed anew.
     pub out_of_order: Duration,

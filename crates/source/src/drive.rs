@@ -19,8 +19,10 @@ const SHORT_WATCH: Duration = Duration::from_secs(1);
 
 /// Why a request ended.
 enum End {
-    /// The answer came to its end. `was_useful`: there is no reason to wait before the next request.
-    Proper {
+    /// A page has come whole.
+    Page,
+    /// A watch came to its end. `was_useful`: there is no reason to wait before the next request.
+    Watch {
         was_useful: bool,
     },
     Failed(Failure),
@@ -50,8 +52,6 @@ pub(crate) struct Driver {
     backoff: Backoff,
     /// Events on their way to the channel; empty between two steps.
     out: Vec<SourceEvent>,
-    /// This server sends bookmarks in quiet times, so that silence means something.
-    has_bookmarks: bool,
     has_problem: bool,
 }
 
@@ -65,8 +65,8 @@ impl Driver {
     ) -> Self {
         let machine = Machine::new(kind, transport.config().content_type == ContentType::Protobuf);
         let backoff = Backoff::new(&timings);
-        let (out, has_bookmarks, has_problem) = (Vec::new(), false, false);
-        Self { kind, transport, timings, interner, events, machine, backoff, out, has_bookmarks, has_problem }
+        let (out, has_problem) = (Vec::new(), false);
+        Self { kind, transport, timings, interner, events, machine, backoff, out, has_problem }
     }
 
     /// Runs until the receiver is gone.
@@ -80,7 +80,8 @@ impl Driver {
         let generation = self.transport.current();
         let (next, trouble) = match self.perform(&generation).await {
             End::Closed => return Err(Closed),
-            End::Proper { was_useful } => {
+            End::Page => return Ok(()),
+            End::Watch { was_useful } => {
                 let trouble = "the server ends watches too soon".to_owned();
                 (self.machine.ended(was_useful), generation.describe(&Failure::Broken(trouble)))
             }
@@ -94,10 +95,18 @@ impl Driver {
             return Ok(());
         }
         self.problem(trouble).await?;
+        let lost = async {
+            match next {
+                Next::Rarely => self.transport.lost().await,
+                Next::Now | Next::Lenient | Next::BackOff { .. } => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            () = tokio::time::sleep(wait) => Ok(()),
-            () = self.events.closed() => Err(Closed),
+            () = tokio::time::sleep(wait) => {}
+            () = lost => self.machine.doubt_absence(),
+            () = self.events.closed() => return Err(Closed),
         }
+        Ok(())
     }
 
     fn wait_of(&mut self, next: &Next) -> Duration {
@@ -111,20 +120,22 @@ impl Driver {
     }
 
     async fn failed(&mut self, failure: &Failure, generation: &Generation) -> Result<Next, Closed> {
-        let is_absent = self.machine.is_absent(failure);
-        if is_absent {
+        if self.machine.is_absent(failure) {
             self.events.metrics().resource(self.kind).absent();
             self.machine.tell_absent(&mut self.out);
             self.flush().await?;
         }
         let next = self.machine.failed(failure);
+        if matches!(failure, Failure::Unreachable(_) | Failure::Broken(_)) {
+            self.transport.tell_lost();
+        }
         let is_unauthorized = matches!(failure, Failure::Status(status) if status.code == 401);
         if (is_unauthorized || matches!(failure, Failure::Unreachable(_)))
             && let Err(error) = self.transport.renew(generation, is_unauthorized).await
         {
             self.problem(format!("the configuration can't be read again: {}", chain(&error))).await?;
         }
-        Ok(if is_absent && !is_unauthorized { Next::Rarely } else { next })
+        Ok(next)
     }
 
     async fn problem(&mut self, text: String) -> Result<(), Closed> {
@@ -155,10 +166,12 @@ impl Driver {
 
     async fn perform(&mut self, generation: &Generation) -> End {
         let result = match self.machine.request() {
-            Request::Page(_) | Request::Version { .. } => self.page(generation).await,
-            Request::StreamedList | Request::Watch { .. } => self.watch(generation).await,
+            Request::Page(_) | Request::Version { .. } => self.page(generation).await.map(|()| End::Page),
+            Request::StreamedList | Request::Watch { .. } => {
+                self.watch(generation).await.map(|was_useful| End::Watch { was_useful })
+            }
         };
-        result.map_or_else(|end| end, |was_useful| End::Proper { was_useful })
+        result.unwrap_or_else(|end| end)
     }
 
     async fn open(&self, generation: &Generation, timeout: Duration) -> Result<Answer, Failure> {
@@ -187,7 +200,7 @@ impl Driver {
         self.events.metrics().resource(self.kind).heard(Instant::now(), bytes);
     }
 
-    async fn page(&mut self, generation: &Generation) -> Result<bool, End> {
+    async fn page(&mut self, generation: &Generation) -> Result<(), End> {
         let answer = self.open(generation, Duration::ZERO).await?;
         let format = answer.format();
         let body = answer.read(&self.timings).await?;
@@ -207,8 +220,7 @@ impl Driver {
             }
         }
         self.flush().await?;
-        self.recovered().await?;
-        Ok(true)
+        self.recovered().await.map_err(End::from)
     }
 
     /// Follows a watch, which may begin with a streamed list, to its end.
@@ -229,7 +241,6 @@ impl Driver {
             let n_before = n_events;
             while let Some(event) = self.next_event(&mut reader)? {
                 n_events += 1;
-                self.has_bookmarks |= is_heartbeat(&event);
                 let was_listing = matches!(self.machine.request(), Request::StreamedList);
                 let was_suspect = self.machine.is_suspect();
                 let result = self.machine.event(event, &mut self.out);
@@ -274,7 +285,7 @@ impl Driver {
         let mut limit = event_end.map_or(end, |event_end| event_end.min(end)).saturating_duration_since(now);
         if matches!(self.machine.request(), Request::StreamedList) {
             limit = limit.min(self.timings.grace);
-        } else if self.has_bookmarks {
+        } else {
             limit = limit.min(self.timings.silence);
         }
         tokio::select! {
@@ -288,8 +299,4 @@ impl Driver {
         let mut interner = self.interner.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(reader.next_event(self.kind, &mut interner)?)
     }
-}
-
-fn is_heartbeat(event: &WatchEvent) -> bool {
-    matches!(event, WatchEvent::Bookmark { initial_events_end: false, .. })
 }

@@ -7,9 +7,10 @@
 //! ```
 //!
 //! Resource versions are opaque texts by contract, but every server's are numbers that grow. So they are compared where
-//! both are numbers, and otherwise followed. A server that was away may come back as an older backup: its first answer then
-//! is its present version ([`Request::Version`]), and one that is lower than ours means a new list, as does anything lower
-//! in a watch.
+//! both are numbers, and otherwise followed. A server may come back as an older backup at any time, and a watch from a version
+//! that it does not have yet opens and then tells nothing, not even bookmarks. So no watch is taken up again before the server
+//! has told its present version ([`Request::Version`]), and one that is lower than ours means a new list, as does anything
+//! lower in a watch.
 //!
 //! Whatever goes wrong, the state delivered last stays in force until a complete new listing replaces it.
 
@@ -24,8 +25,11 @@ use crate::request::{Page, Request};
 
 /// So many failures in a row, and the way that failed is given up: a streamed list for pages.
 const MAX_STREAM_FAILURES: u32 = 2;
-/// So many failures in a row, and a watch or a list in pages begins anew.
+/// So many failures in a row, and a watch, the question for the version, or a list in pages gives way to a new listing.
 const MAX_FAILURES: u32 = 5;
+/// So many times in a row a kind is absent, and that is taken for settled. With the default pauses it takes more than a
+/// minute: a server that has just started refuses everything until it has loaded its roles.
+const MAX_ABSENCES: u32 = 8;
 
 /// Why a request came to nothing.
 #[derive(Debug)]
@@ -104,6 +108,10 @@ pub(crate) struct Machine {
     /// The present watch has delivered events out of order, so nothing says that it has delivered all before its newest.
     is_suspect: bool,
     was_listed: bool,
+    /// How often in a row a watch has failed because the server no longer or not yet has its version, without telling anything.
+    n_expired: u32,
+    /// How often in a row the server has said that it does not have this kind, or not for us.
+    n_absences: u32,
 }
 
 impl Machine {
@@ -121,6 +129,8 @@ impl Machine {
             known: None,
             is_suspect: false,
             was_listed: false,
+            n_expired: 0,
+            n_absences: 0,
         }
     }
 
@@ -150,13 +160,17 @@ impl Machine {
 
     /// The end of a page whose items have all been given to [`Machine::item`].
     pub(crate) fn page_end(&mut self, meta: ListMeta, out: &mut Vec<SourceEvent>) {
-        self.n_failures = 0;
+        self.n_absences = 0;
         if let Request::Version { known } = &self.request {
+            // Failures go on counting: that the server answers this says nothing about its watches.
             self.request = Request::Watch { resource_version: known.clone() };
             if self.is_behind(&meta.resource_version) {
                 self.relist();
             }
-        } else if meta.continue_token.is_empty() {
+            return;
+        }
+        self.n_failures = 0;
+        if meta.continue_token.is_empty() {
             self.complete(meta.resource_version, out);
         } else {
             self.request = Request::Page(Page::Next(meta.continue_token));
@@ -168,6 +182,7 @@ impl Machine {
     /// # Errors
     /// The server ends the watch; it is for the caller to hand the failure to [`Machine::failed`].
     pub(crate) fn event(&mut self, event: WatchEvent, out: &mut Vec<SourceEvent>) -> Result<(), Failure> {
+        let was_watching = self.is_watching();
         match event {
             WatchEvent::Error(status) => return Err(Failure::Status(status)),
             WatchEvent::Bookmark { resource_version, initial_events_end } => match self.request {
@@ -190,23 +205,35 @@ impl Machine {
             WatchEvent::Deleted { name, .. } => self.listing.remove(&name),
         }
         if self.is_watching() {
-            self.n_failures = 0;
+            (self.n_failures, self.n_absences) = (0, 0);
+            // The end of a streamed list is no sign that its version can be watched.
+            self.n_expired = if was_watching { 0 } else { self.n_expired };
         }
         Ok(())
     }
 
-    /// The server has ended the answer properly (a streamed list not before its end). A watch that ends at once and
+    /// The server has ended a watch properly (a streamed list not before its end). A watch that ends at once and
     /// without events is not useful.
     pub(crate) fn ended(&mut self, was_useful: bool) -> Next {
         if self.is_watching() && self.is_suspect {
             self.relist();
             return Next::Lenient;
         }
+        self.ask_version();
         if was_useful { Next::Now } else { Next::BackOff { at_least: None } }
     }
 
     /// The request came to nothing.
     pub(crate) fn failed(&mut self, failure: &Failure) -> Next {
+        // Credentials that have expired may be replaced at any time.
+        let is_absent = self.is_absent(failure) && !is_status(failure, 401);
+        self.n_absences = if is_absent { self.n_absences.saturating_add(1) } else { 0 };
+        let next = self.next_after(failure);
+        if self.n_absences >= MAX_ABSENCES { Next::Rarely } else { next }
+    }
+
+    fn next_after(&mut self, failure: &Failure) -> Next {
+        let n_expired = std::mem::take(&mut self.n_expired);
         let at_least = match failure {
             Failure::Status(status) => {
                 if self.use_protobuf && matches!(status.code, 406 | 415) {
@@ -224,30 +251,38 @@ impl Machine {
         // A server that is away or busy says nothing about the way that we ask. Above all, a whole cluster's nodes must
         // not list everything again because the server was away for a while.
         if is_away(failure) {
-            self.ask_version(failure);
+            // A busy one has been there all along.
+            if !is_status(failure, 429) {
+                self.ask_version();
+            }
             return Next::BackOff { at_least };
         }
         self.n_failures += 1;
         match &self.request {
             Request::StreamedList => self.stream_failed(failure, at_least),
             Request::Page(_) => self.page_failed(failure, at_least),
-            Request::Watch { .. } => self.watch_failed(failure, at_least),
-            // It was only to be safe.
-            Request::Version { known } => {
-                self.request = Request::Watch { resource_version: known.clone() };
+            Request::Watch { .. } => self.watch_failed(failure, at_least, n_expired),
+            Request::Version { .. } => {
+                if self.n_failures >= MAX_FAILURES {
+                    self.relist();
+                }
                 Next::BackOff { at_least }
             }
         }
     }
 
-    /// After silence, the next question is whether the server still knows what we know. A busy one has been there all along.
-    fn ask_version(&mut self, failure: &Failure) {
+    /// Before a watch is taken up again: does the server still know what we know?
+    fn ask_version(&mut self) {
         if let Request::Watch { resource_version } = &self.request
-            && !is_status(failure, 429)
             && number(resource_version).is_some()
         {
             self.request = Request::Version { known: resource_version.clone() };
         }
+    }
+
+    /// Others have lost the server, so that the one that comes back may be another: what it does not have is no longer settled.
+    pub(crate) fn doubt_absence(&mut self) {
+        self.n_absences = 0;
     }
 
     /// Whether a version of the server's is lower than ours.
@@ -298,12 +333,14 @@ impl Machine {
         Next::BackOff { at_least }
     }
 
-    fn watch_failed(&mut self, failure: &Failure, at_least: Option<Duration>) -> Next {
+    fn watch_failed(&mut self, failure: &Failure, at_least: Option<Duration>, n_expired: u32) -> Next {
         match failure {
-            // The version is too old, or newer than all that the server has (after a restored backup).
+            // The version is too old, as mostly after a restart of the server, or newer than all that it has (after a
+            // restored backup). The server is well, so what went wrong before is no reason to wait.
             Failure::Status(s) if s.code == 410 || is_too_large(s) => {
                 self.relist();
-                return Next::Lenient;
+                self.n_expired = n_expired.saturating_add(1);
+                return if n_expired > 0 { Next::Lenient } else { Next::Now };
             }
             // The same watch again, but not for ever: nobody knows what is wrong with it.
             Failure::Status(Status { code: 401 | 403 | 500.., .. })
@@ -311,9 +348,7 @@ impl Machine {
             | Failure::Silent(_)
                 if self.n_failures < MAX_FAILURES && !self.is_suspect =>
             {
-                if matches!(failure, Failure::Silent(_)) {
-                    self.ask_version(failure);
-                }
+                self.ask_version();
             }
             Failure::Status(_)
             | Failure::Unreachable(_)

@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
 use http_body_util::Full;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::sync::Notify;
 use tokio_rustls::rustls;
 use tokio_rustls::rustls::pki_types::ServerName;
 
@@ -49,6 +50,7 @@ pub(crate) struct Transport {
     config: ApiConfig,
     environment: Environment,
     current: Mutex<Arc<Generation>>,
+    lost: Notify,
 }
 
 /// A client and which one it is, so that four tasks that fail at once make one new client.
@@ -75,11 +77,22 @@ impl Transport {
     pub(crate) async fn connect(config: ApiConfig, environment: Environment) -> Result<Self, ConnectError> {
         let access = Access::read(&config, &environment).await?;
         let generation = Generation::new(0, access, &config, &environment)?;
-        Ok(Self { config, environment, current: Mutex::new(Arc::new(generation)) })
+        let current = Mutex::new(Arc::new(generation));
+        Ok(Self { config, environment, current, lost: Notify::new() })
     }
 
     pub(crate) fn config(&self) -> &ApiConfig {
         &self.config
+    }
+
+    /// Tells those that wait in [`Transport::lost`].
+    pub(crate) fn tell_lost(&self) {
+        self.lost.notify_waiters();
+    }
+
+    /// Returns when the connection is lost, or can't be made, from now on.
+    pub(crate) async fn lost(&self) {
+        self.lost.notified().await;
     }
 
     /// The client to use now.

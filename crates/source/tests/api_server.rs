@@ -94,7 +94,6 @@ fn fast() -> Timings {
         watch_timeout: Duration::from_secs(20),
         grace: Duration::from_secs(2),
         event: Duration::from_millis(300),
-        silence: Duration::from_secs(1),
         absent_retry: Duration::from_millis(100),
         ..Timings::default()
     }
@@ -309,9 +308,11 @@ async fn broken_and_ended_watches_are_resumed() {
 #[tokio::test]
 async fn a_silent_watch_is_given_up() {
     let config = Config { bookmark_interval: Duration::from_millis(200), ..Config::default() };
-    let (server, mut client) = caught_up(config).await;
-    // Long enough for a bookmark to have come.
-    tokio::time::sleep(Duration::from_millis(600)).await;
+    let server = start(config);
+    let silence = Duration::from_secs(1);
+    let mut client = Client::start_with(&server, |config| config.timings.silence = silence).await;
+    client.all_listed().await;
+    watches_open(&server);
     server.faults().stall_watches(true);
     server.apply(service("unseen", 20)).unwrap();
     server.clear_requests();

@@ -781,6 +781,96 @@ async fn an_older_backup_is_noticed_while_the_server_is_away() {
     }
 }
 
+/// A site whose server has Service `new` at version 1,000,001, and a client that watches it.
+async fn far_ahead(timings: impl FnOnce(&mut Timings)) -> (Site, Client) {
+    let mut site = Site::new(Config::default());
+    timings(&mut site.timings);
+    site.server.advance_to(1_000_000);
+    site.server.apply(service("new", 2)).unwrap();
+    let mut client = site.connect().await;
+    client.all_listed().await;
+    client.until(|client| client.has("new")).await;
+    site.watched().await;
+    (site, client)
+}
+
+#[tokio::test]
+async fn an_older_backup_is_noticed_when_a_watch_breaks_or_ends() {
+    let ways: [fn(&ApiServer); 2] =
+        [|server| server.faults().drop_watches(), |server| server.faults().end_watches()];
+    for way in ways {
+        let (site, mut client) = far_ahead(|_| {}).await;
+        site.server.restore_backup(500, [service("old", 3)]).unwrap();
+        way(&site.server);
+        client.until(|client| client.has("old") && !client.has("new")).await;
+        site.server.apply(service("later", 4)).unwrap();
+        client.until(|client| client.has("later")).await;
+    }
+}
+
+#[tokio::test]
+async fn an_older_backup_is_noticed_through_refusals() {
+    for code in [403, 500, 503] {
+        let (site, mut client) = far_ahead(|_| {}).await;
+        site.server.restore_backup(500, [service("old", 3)]).unwrap();
+        let fault = Fault::Status { code, retry_after: None };
+        site.server.faults().next_of(ServerKind::Service, Verb::List, 3, fault);
+        site.server.faults().drop_watches();
+        client.until(|client| client.has("old") && !client.has("new")).await;
+    }
+}
+
+#[tokio::test]
+async fn an_older_backup_under_an_open_watch_is_noticed() {
+    let (site, mut client) = far_ahead(|timings| timings.silence = Duration::from_millis(200)).await;
+    site.server.restore_backup(500, [service("old", 3)]).unwrap();
+    client.until(|client| client.has("old") && !client.has("new")).await;
+}
+
+#[tokio::test]
+async fn an_expired_version_after_an_outage_is_listed_at_once() {
+    let (site, mut client) = far_ahead(|_| {}).await;
+    let refusal = Fault::Status { code: 503, retry_after: None };
+    site.server.faults().always(ServerKind::Service, refusal);
+    site.server.faults().drop_watches();
+    client.until(|client| client.problems.iter().any(|text| text.contains("503"))).await;
+    site.server.expire();
+    site.server.apply(service("later", 4)).unwrap();
+    site.server.faults().clear();
+    client.until(|client| client.has("later")).await;
+    // What is waited out is told as a problem.
+    assert!(!client.problems.iter().any(|text| text.contains("410")), "{:?}", client.problems);
+}
+
+#[tokio::test]
+async fn service_cidrs_refused_for_a_while_are_asked_for_again_soon() {
+    // Much longer than any patience here: `absent_retry` is minutes.
+    let site = Site::new(Config::default());
+    let fault = || Fault::Status { code: 403, retry_after: None };
+    site.server.faults().next_of(ServerKind::ServiceCidr, Verb::Watch, 4, fault());
+    let mut client = site.connect().await;
+    client.all_listed().await;
+    site.watched().await;
+    // Also when it has been settled for long, as soon as the server has been away.
+    site.server.faults().always(ServerKind::ServiceCidr, fault());
+    site.server.faults().drop_watches();
+    let n_answers = |status: u16| {
+        let is_counted = |request: &&RequestRecord| {
+            request.status == status && request.path_and_query.contains("servicecidrs")
+        };
+        site.server.requests().iter().filter(is_counted).count()
+    };
+    while n_answers(403) < 4 + 8 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    site.server.faults().clear();
+    site.server.clear_requests();
+    while n_answers(200) == 0 {
+        site.server.faults().drop_watches();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_watch_that_goes_back_means_a_new_list() {
     let site = Site::new(Config::default());

@@ -45,6 +45,7 @@ impl Run {
     /// A machine that watches from version 10, where `a` and `b` exist.
     fn watching() -> Self {
         let mut run = Self::new(Kind::Service);
+        run.machine.watch_begins();
         run.event(WatchEvent::Applied(parsed("a", 3)));
         run.event(WatchEvent::Applied(parsed("b", 2)));
         run.event(bookmark(10, true));
@@ -97,6 +98,10 @@ impl Run {
 
 fn watch(version: &str) -> Request {
     Request::Watch { resource_version: version.to_owned() }
+}
+
+fn version(known: &str) -> Request {
+    Request::Version { known: known.to_owned() }
 }
 
 #[test]
@@ -167,10 +172,13 @@ fn a_watch_tells_each_event_and_goes_on_where_it_ended() {
     run.event(deleted("b", 12));
     assert_eq!(run.told(), ["apply a", "delete b"]);
     assert_eq!(run.machine.ended(true), Next::Now);
+    run.asks(&version("12"));
+    run.page(&["c"], "12", "");
     run.asks(&watch("12"));
+    run.machine.watch_begins();
     run.event(bookmark(20, false));
     assert_eq!(run.machine.failed(&broken()), Next::Lenient);
-    run.asks(&watch("20"));
+    run.asks(&version("20"));
     assert!(run.told().is_empty());
 }
 
@@ -191,7 +199,7 @@ fn an_expired_watch_lists_again_and_keeps_the_state_until_then() {
         }),
     ] {
         let mut run = Run::watching();
-        assert_eq!(run.machine.failed(&failure), Next::Lenient);
+        assert_eq!(run.machine.failed(&failure), Next::Now);
         run.asks(&Request::StreamedList);
         run.event(WatchEvent::Applied(parsed("c", 1)));
         assert!(run.told().is_empty());
@@ -208,7 +216,7 @@ fn an_error_event_is_a_failure() {
     let mut run = Run::watching();
     let error = WatchEvent::Error(Status { code: 410, ..Status::default() });
     let failure = run.machine.event(error, &mut run.out).unwrap_err();
-    assert_eq!(run.machine.failed(&failure), Next::Lenient);
+    assert_eq!(run.machine.failed(&failure), Next::Now);
     run.asks(&Request::StreamedList);
 }
 
@@ -269,10 +277,67 @@ fn a_watch_that_keeps_failing_lists_again() {
     let mut run = Run::watching();
     for _ in 0..4 {
         run.machine.failed(&status(500));
+        run.page(&[], "10", "");
         run.asks(&watch("10"));
     }
     run.machine.failed(&status(500));
     run.asks(&Request::StreamedList);
+}
+
+#[test]
+fn no_watch_is_taken_up_again_before_the_version_is_known() {
+    let end: fn(&mut Machine) = |machine| _ = machine.ended(true);
+    let ways: [fn(&mut Machine); 8] = [
+        end,
+        |machine| _ = machine.ended(false),
+        |machine| _ = machine.failed(&broken()),
+        |machine| _ = machine.failed(&Failure::Silent("nothing came".to_owned())),
+        |machine| _ = machine.failed(&unreachable()),
+        |machine| _ = machine.failed(&status(403)),
+        |machine| _ = machine.failed(&status(500)),
+        |machine| _ = machine.failed(&status(503)),
+    ];
+    for way in ways {
+        for failure in [status(403), status(500), status(503), status(429), broken(), unreachable()] {
+            let mut run = Run::watching();
+            way(&mut run.machine);
+            run.asks(&version("10"));
+            // A failure does not end the asking.
+            assert_eq!(run.machine.failed(&failure), Next::BackOff { at_least: None });
+            run.asks(&version("10"));
+            run.page(&[], "9", "");
+            run.asks(&Request::StreamedList);
+        }
+    }
+}
+
+#[test]
+fn a_server_that_never_tells_its_version_is_listed_anew() {
+    let mut run = Run::watching();
+    run.machine.failed(&broken());
+    for _ in 0..3 {
+        run.machine.failed(&status(403));
+        run.asks(&version("10"));
+    }
+    run.machine.failed(&status(403));
+    run.asks(&Request::StreamedList);
+}
+
+#[test]
+fn an_expired_version_lists_at_once_unless_it_happens_again() {
+    let mut run = Run::watching();
+    for _ in 0..9 {
+        run.machine.failed(&unreachable());
+    }
+    run.page(&[], "12", "");
+    run.asks(&watch("10"));
+    assert_eq!(run.machine.failed(&status(410)), Next::Now);
+    run.event(bookmark(20, true));
+    assert_eq!(run.machine.failed(&status(410)), Next::Lenient);
+    run.event(bookmark(30, true));
+    // A watch that tells something works.
+    run.event(bookmark(31, false));
+    assert_eq!(run.machine.failed(&status(410)), Next::Now);
 }
 
 #[test]
@@ -318,9 +383,8 @@ fn silence_leads_to_a_look_at_the_version() {
     let mut run = Run::watching();
     let silent = || Failure::Silent("nothing came".to_owned());
     assert_eq!(run.machine.failed(&silent()), Next::Lenient);
-    run.asks(&Request::Version { known: "10".to_owned() });
-    // If that fails, it does not matter.
-    run.machine.failed(&status(403));
+    run.asks(&version("10"));
+    run.page(&[], "10", "");
     run.asks(&watch("10"));
     run.machine.failed(&status(429));
     run.asks(&watch("10"));
@@ -441,6 +505,34 @@ fn absent_service_cidrs_count_as_listed() {
     run.machine.tell_absent(&mut run.out);
     assert_eq!(run.told(), ["replace", "listed"]);
     assert!(!Run::paging().machine.is_absent(&status(404)), "services are never absent");
+}
+
+#[test]
+fn an_absence_is_settled_only_when_it_lasts() {
+    let mut run = Run::new(Kind::ServiceCidr);
+    run.event(bookmark(10, true));
+    for _ in 0..2 {
+        // Refused by a server that has just started: not yet.
+        for _ in 1..MAX_ABSENCES {
+            assert_ne!(run.machine.failed(&status(403)), Next::Rarely);
+        }
+        assert_eq!(run.machine.failed(&status(403)), Next::Rarely);
+        assert_eq!(run.machine.failed(&status(403)), Next::Rarely);
+        // Any other failure means another server, perhaps.
+        assert_ne!(run.machine.failed(&unreachable()), Next::Rarely);
+    }
+    for _ in 0..MAX_ABSENCES {
+        run.machine.failed(&status(403));
+    }
+    run.machine.doubt_absence();
+    assert_ne!(run.machine.failed(&status(403)), Next::Rarely);
+    for _ in 0..2 * MAX_ABSENCES {
+        assert_ne!(run.machine.failed(&status(401)), Next::Rarely, "credentials may be replaced");
+    }
+    let mut services = Run::watching();
+    for _ in 0..2 * MAX_ABSENCES {
+        assert_ne!(services.machine.failed(&status(403)), Next::Rarely);
+    }
 }
 
 #[test]
