@@ -69,7 +69,7 @@ fn choice_name(slots: Slots) -> Name {
 }
 
 /// The chain that gives a new client a number: the packet's priority becomes that of an endpoint. See
-/// [`choice`](crate::chains::choice) for how it chooses.
+/// [`tries`](crate::chains::tries) for how it chooses.
 pub(crate) fn choice(slots: Slots) -> ChainSpec {
     let try_slot = |slots: Slots| {
         let key = slot_key(Field::NumgenRandom { modulus: slots.count() });

@@ -68,7 +68,7 @@ pub(crate) enum Map {
     /// protocol . pool → how many endpoints it has, and in the comment whose it is. Not for packets: for people, and for
     /// whoever reads the table.
     Pools,
-    /// frontend → what the packet's priority is to be ([`Choice`](crate::priority::Choice)). Whose flows, and whether by node
+    /// frontend → what the packet's priority is to be ([`priority`](crate::priority)). Whose flows, and whether by node
     /// port.
     ///
     /// Not a verdict: for each new one the kernel checks all verdicts of the table, which would make a change of one Service

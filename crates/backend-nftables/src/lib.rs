@@ -2,14 +2,14 @@
 //!
 //! Pure. The ruleset is flat: a Service or an endpoint is never a chain or a map of its own, only elements in a handful
 //! of maps, because the kernel's cost for a change grows with the number of chains and maps. Only session affinity makes an
-//! exception ([`affinity`]).
+//! exception (`affinity`).
 //!
 //! - `service-ips` and `service-nodeports` give a packet the number of its pool of endpoints, and say which chain chooses
-//!   ([`priority`]);
+//!   (`priority`);
 //! - `endpoints` holds numbered slots for each pool, and the chain picks one at random;
 //! - `no-endpoint-services` and `no-endpoint-nodeports` refuse what nobody serves.
 //!
-//! All addresses of a Service port lead to one pool ([`pools`]). Replacing an endpoint is therefore one element, whatever
+//! All addresses of a Service port lead to one pool (`pools`). Replacing an endpoint is therefore one element, whatever
 //! the number of addresses.
 //!
 //! [`Backend::plan`] turns changed frontends into a transaction, work proportional to the change; [`Backend::repair`]

@@ -1,7 +1,7 @@
 //! What a packet's priority says on its way through our chains. A rule can hand on one number to the next, and this is the
 //! only place for it that no other software reads behind our hooks; it is cleared before the packet leaves.
 //!
-//! Bits 0 to 19 are a pool's number. Above, at first, is what to do with it ([`Choice`]); later, for a client with affinity,
+//! Bits 0 to 19 are a pool's number. Above, at first, is what to do with it ([`ChoiceChain`], [`MasqueradeWhen`]); later, for a client with affinity,
 //! the number of its endpoint.
 
 use model::Masquerade;

@@ -1,4 +1,4 @@
-//! What the API tells, besides the agent's own [`snapshot`]: each type is a document of `/api/v1` or a part of one.
+//! What the API tells, besides the agent's own `agent::snapshot`: each type is a document of `/api/v1` or a part of one.
 //!
 //! Times are seconds of Unix time, durations seconds. Fields may be added; none changes its meaning within a version.
 

@@ -157,7 +157,10 @@ COMMIT
             table.chains.keys().map(|name| &**name).collect::<Vec<_>>(),
             ["KUBE-MARK-MASQ", "PREROUTING"]
         );
-        assert_eq!(table.rules("KUBE-MARK-MASQ").unwrap(), [Box::<str>::from("-j MARK --set-xmark 0x4000/0x4000")]);
+        assert_eq!(
+            table.rules("KUBE-MARK-MASQ").unwrap(),
+            [Box::<str>::from("-j MARK --set-xmark 0x4000/0x4000")]
+        );
         assert_eq!(table.foreign_targets, BTreeSet::from(["KUBE-MARK-MASQ".into()]));
         assert_eq!(table.rules("KUBE-SERVICES"), None);
     }

@@ -43,12 +43,12 @@ fn what_rules_learnt_can_be_looked_up() {
         for family in FAMILIES {
             apply(&fixture(family));
             let affinity = &Sets::new().affinity;
-            let (client, service) = (addr(family, 77), addr(family, 1));
-            let key = Bytes::new().addr(client).addr(service).proto(6).port(80);
+            let client = addr(family, 77);
+            let key = Bytes::new().addr(client);
             let mut reader = TableReader::open().unwrap();
             let table = Name::from(TABLE);
             assert_eq!(reader.element(family, &table, affinity, &key).unwrap(), None);
-            let element = format!("{{ {client} . {service} . tcp . 80 timeout 1h : 1:2 }}");
+            let element = format!("{{ {client} timeout 1h : 1:2 }}");
             nft(&["add", "element", family.as_str(), TABLE, "affinity", &element], "");
             let data = Data::Value(Bytes::new().index(0x1_0002));
             let wanted = Element { key, data, comment: None };
