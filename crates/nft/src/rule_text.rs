@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::expr::{DynsetOp, LookupResult};
-use crate::text::{net, proto, seconds};
+use crate::text::{net, priority, proto, seconds};
 use crate::{Bytes, CmpOp, CtKey, Expr, Family, MetaKey, PayloadBase, Register};
 
 /// The rule as nft prints it, without its comment. What this crate does not write is shown as `[name]`.
@@ -78,7 +78,7 @@ impl Printer {
                 self.words.push(compared);
             }
             Expr::MetaSet { key, sreg } => {
-                let value = assigned(&self.register(*sreg));
+                let value = masked_text(&self.register(*sreg));
                 self.words.push(format!("{} set {value}", meta(*key).0));
             }
             Expr::Lookup { set, sreg, dreg, invert } => self.lookup(set.as_str(), *sreg, *dreg, *invert),
@@ -121,7 +121,7 @@ impl Printer {
         let end = end.map_or(self.loaded.len(), |Register(word)| usize::from(word));
         let start = usize::from(first.0).min(end);
         let parts: Vec<String> =
-            self.loaded[start..end].iter_mut().filter_map(|slot| Some(slot.take()?.text)).collect();
+            self.loaded[start..end].iter_mut().filter_map(|slot| Some(masked_text(&slot.take()?))).collect();
         parts.join(" . ")
     }
 
@@ -193,8 +193,8 @@ fn compare(value: &Loaded, op: CmpOp, data: &[u8]) -> String {
         }
         (_, Some((mask, _))) => {
             let sign = if op == CmpOp::Neq { "!=" } else { "==" };
-            let (mask, data) = (number(mask.as_slice()), number(data));
-            format!("{} & {mask:#010x} {sign} {data:#010x}", value.text)
+            let [mask, data] = [mask.as_slice(), data].map(|bytes| bits(value.kind, number(bytes)));
+            format!("{} & {mask} {sign} {data}", value.text)
         }
         (Kind::Ifname, None) => {
             let name = String::from_utf8_lossy(data);
@@ -210,15 +210,24 @@ fn compare(value: &Loaded, op: CmpOp, data: &[u8]) -> String {
     }
 }
 
-/// What is set to something: a change of itself, or a value.
-fn assigned(value: &Loaded) -> String {
+/// A value, with what was done to its bits.
+fn masked_text(value: &Loaded) -> String {
     let Some((mask, xor)) = &value.masked else { return value.text.clone() };
     let (mask, xor) = (number(mask.as_slice()), number(xor.as_slice()));
+    let [mask_text, xor_text] = [mask, xor].map(|number| bits(value.kind, number));
     match mask {
-        u32::MAX => format!("{} ^ {xor:#010x}", value.text),
-        mask if mask == !xor => format!("{} | {xor:#010x}", value.text),
-        mask if xor == 0 => format!("{} & {mask:#010x}", value.text),
-        mask => format!("{} & {mask:#010x} ^ {xor:#010x}", value.text),
+        u32::MAX => format!("{} ^ {xor_text}", value.text),
+        mask if mask == !xor => format!("{} | {xor_text}", value.text),
+        _ if xor == 0 => format!("{} & {mask_text}", value.text),
+        _ => format!("{} & {mask_text} ^ {xor_text}", value.text),
+    }
+}
+
+/// Bits as nft prints them for what they are of.
+fn bits(kind: Kind, number: u32) -> String {
+    match kind {
+        Kind::Priority => priority(number).to_string(),
+        _ => format!("{number:#010x}"),
     }
 }
 

@@ -201,7 +201,7 @@ fn write_value(out: &mut String, field: Field, reader: &mut Reader<'_>, family: 
 }
 
 /// nft prints priorities as handles of traffic classes, and has names for two of them.
-fn priority(number: u32) -> impl Display {
+pub(crate) fn priority(number: u32) -> impl Display {
     fmt::from_fn(move |f| match number {
         0 => f.write_str("none"),
         u32::MAX => f.write_str("root"),

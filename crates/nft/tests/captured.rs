@@ -107,7 +107,12 @@ fn sets() -> [Arc<Set>; 10] {
         set("nodeport-ips", &[DestAddr], SetData::None),
         set("protocols", &[L4Proto], SetData::Verdict),
         set("ports", &[DestPort], SetData::Fields(vec![DestPort])),
-        Set::learnt("affinity".into(), vec![SourceAddr, DestAddr, L4Proto, DestPort], vec![Priority], 65_535),
+        Set::learnt(
+            "affinity".into(),
+            vec![SourceAddr, DestAddr, L4Proto, DestPort],
+            vec![Priority],
+            262_144,
+        ),
         set("numbers", &[DestAddr, L4Proto, DestPort, Priority], SetData::Fields(vec![Priority])),
         Set::networks("sources".into(), vec![DestAddr, L4Proto, DestPort, SourceAddr]),
         Set::networks("cidrs".into(), vec![DestAddr]),
