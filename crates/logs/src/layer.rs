@@ -1,8 +1,8 @@
-//! From `tracing`'s events to lines.
+//! From `tracing`'s events and spans to lines.
 
 use std::hash::{Hash as _, Hasher as _};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -12,11 +12,14 @@ use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record as SpanRecord};
 use tracing::subscriber::Interest;
 use tracing::{Event, Metadata, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
+use tracing_subscriber::registry;
+use tracing_subscriber::registry::{LookupSpan, Scope};
 
 use crate::limit::{LeftOut, Limiter, WINDOW};
 use crate::queue::{Line, Queue};
-use crate::record::{Content, Number, Place, Record, Severity, Value};
-use crate::verbosity::{ALWAYS, default_of, lowest_of};
+use crate::record::{Content, Fields, Number, Place, Record, Severity, Value};
+use crate::verbosity::{ALWAYS, default_of, lowest_of, lowest_of_span};
 use crate::{Config, Format, OnLoss, Vmodule, json, text};
 
 /// The receiver of all events.
@@ -177,26 +180,23 @@ impl Kind {
     }
 }
 
-impl Subscriber for Klog {
-    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
-        if self.enabled(metadata) { Interest::always() } else { Interest::never() }
+impl Klog {
+    /// Whether a callsite can have a record, or a span gives fields to records.
+    fn is_enabled(&self, metadata: &Metadata<'_>) -> bool {
+        let lowest = if metadata.is_span() { lowest_of_span(metadata) } else { lowest_of(metadata) };
+        lowest.is_some_and(|lowest| lowest <= self.verbosity_for(metadata))
     }
 
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event()
-            && lowest_of(metadata).is_some_and(|lowest| lowest <= self.verbosity_for(metadata))
-    }
-
-    fn max_level_hint(&self) -> Option<LevelFilter> {
-        let highest = self.verbosity().max(self.vmodule.highest());
-        Some(match highest {
+    fn max_level(&self) -> LevelFilter {
+        match self.verbosity().max(self.vmodule.highest()) {
             0 => LevelFilter::INFO,
             1..=3 => LevelFilter::DEBUG,
             _ => LevelFilter::TRACE,
-        })
+        }
     }
 
-    fn event(&self, event: &Event<'_>) {
+    /// Has an event written. `of_spans` gives the fields of the spans that it is in.
+    fn event(&self, event: &Event<'_>, of_spans: impl FnOnce() -> Fields) {
         let metadata = event.metadata();
         let Some(default) = default_of(metadata) else { return };
         let severity = Severity::of(*metadata.level());
@@ -207,34 +207,83 @@ impl Subscriber for Klog {
         if v > self.verbosity_for(metadata) {
             return;
         }
-        let mut content = Content::default();
+        let mut content = Content { fields: of_spans(), ..Content::default() };
         event.record(&mut content);
         let Content { message, fields } = content;
         let place = Place::of(metadata);
         self.take(&Record { time: Timestamp::now(), severity, v, place, message, fields });
     }
+}
 
-    // Spans are not enabled, so nothing of them is ever kept.
-    fn new_span(&self, _span: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
+/// What takes in `tracing`'s events and spans for a [`Klog`].
+pub(crate) fn subscriber(klog: &Arc<Klog>) -> impl Subscriber + Send + Sync + use<> {
+    registry().with(KlogLayer(klog.clone()))
+}
+
+/// Has `tracing`'s events written, with the fields of their spans before their own: what klog calls a logger's values.
+#[derive(Clone, Debug)]
+struct KlogLayer(Arc<Klog>);
+
+/// The fields of a span, kept with it.
+struct SpanFields(Fields);
+
+impl<S: Subscriber + for<'span> LookupSpan<'span>> Layer<S> for KlogLayer {
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if self.0.is_enabled(metadata) { Interest::always() } else { Interest::never() }
     }
-    fn record(&self, _span: &Id, _values: &SpanRecord<'_>) {}
-    fn record_follows_from(&self, _span: &Id, _follows: &Id) {}
-    fn enter(&self, _span: &Id) {}
-    fn exit(&self, _span: &Id) {}
+
+    fn enabled(&self, metadata: &Metadata<'_>, _context: Context<'_, S>) -> bool {
+        self.0.is_enabled(metadata)
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(self.0.max_level())
+    }
+
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let mut content = Content::default();
+        attributes.record(&mut content);
+        if let Some(span) = context.span(id) {
+            span.extensions_mut().insert(SpanFields(content.fields));
+        }
+    }
+
+    fn on_record(&self, id: &Id, values: &SpanRecord<'_>, context: Context<'_, S>) {
+        let mut content = Content::default();
+        values.record(&mut content);
+        if let Some(span) = context.span(id)
+            && let Some(SpanFields(fields)) = span.extensions_mut().get_mut()
+        {
+            fields.extend(content.fields);
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        self.0.event(event, || {
+            let mut fields = Fields::new();
+            for span in context.event_scope(event).into_iter().flat_map(Scope::from_root) {
+                if let Some(SpanFields(of_span)) = span.extensions().get() {
+                    fields.extend(of_span.iter().cloned());
+                }
+            }
+            fields
+        });
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use tracing::{debug, error, info, trace, warn};
+    use tracing::{debug, debug_span, error, error_span, info, trace, trace_span, warn};
 
     use super::*;
     use crate::limit::SHOWN;
 
     fn klog(config: Config) -> Arc<Klog> {
         Arc::new(Klog::new(config, TimeZone::UTC))
+    }
+
+    fn with_klog(klog: &Arc<Klog>, log: impl FnOnce()) {
+        tracing::subscriber::with_default(subscriber(klog), log);
     }
 
     fn text(klog: &Klog) -> String {
@@ -261,7 +310,7 @@ mod tests {
     #[test]
     fn verbosity_decides_and_changes_at_run_time() {
         let klog = klog(Config::default());
-        tracing::subscriber::with_default(klog.clone(), || {
+        with_klog(&klog, || {
             let mut shown = vec!["error", "warn", "info"];
             for (verbosity, more) in [
                 (0, &[][..]),
@@ -286,12 +335,10 @@ mod tests {
 
     #[test]
     fn patterns_raise_and_lower_it_for_some() {
-        for (verbosity, patterns, n_lines) in
-            [(0, "subscriber=4", 8), (4, "subscriber=0", 3), (0, "other=9", 3)]
-        {
+        for (verbosity, patterns, n_lines) in [(0, "layer=4", 8), (4, "layer=0", 3), (0, "other=9", 3)] {
             let config = Config { verbosity, vmodule: patterns.parse().unwrap(), ..Config::default() };
             let klog = klog(config);
-            tracing::subscriber::with_default(klog.clone(), speak);
+            with_klog(&klog, speak);
             assert_eq!(messages(&klog).len(), n_lines, "{patterns}");
         }
     }
@@ -299,7 +346,7 @@ mod tests {
     #[test]
     fn floods_are_summed_up_and_new_errors_shown() {
         let klog = klog(Config { verbosity: 2, ..Config::default() });
-        tracing::subscriber::with_default(klog.clone(), || {
+        with_klog(&klog, || {
             for i in 0..SHOWN + 5 {
                 warn!(i, "flood");
             }
@@ -333,7 +380,7 @@ mod tests {
     #[test]
     fn the_form_can_be_json() {
         let klog = klog(Config { format: Format::Json, ..Config::default() });
-        tracing::subscriber::with_default(klog.clone(), || {
+        with_klog(&klog, || {
             error!(error = %"broke", family = ?1, "what");
         });
         let text = text(&klog);
@@ -342,8 +389,37 @@ mod tests {
             (&json["msg"], &json["err"], &json["family"]),
             (&"what".into(), &"broke".into(), &"1".into())
         );
-        assert!(json["caller"].as_str().unwrap().starts_with("logs/subscriber.rs:"), "{text}");
+        assert!(json["caller"].as_str().unwrap().starts_with("logs/layer.rs:"), "{text}");
         assert!(json["ts"].as_f64().unwrap() > 1.7e12);
         assert!(json.get("v").is_none());
+    }
+
+    #[test]
+    fn records_have_the_fields_of_their_spans() {
+        let klog = klog(Config::default());
+        with_klog(&klog, || {
+            let outer = error_span!("sync", ipFamily = "IPv4", generation = tracing::field::Empty);
+            outer.in_scope(|| {
+                outer.record("generation", 7);
+                info!(a = 1, "inside");
+                error_span!("step", step = 2).in_scope(|| info!("further in"));
+                debug_span!("not asked for", hidden = true).in_scope(|| info!("as if it were not there"));
+                trace_span!("neither", hidden = true).in_scope(|| warn!("nor there"));
+            });
+            info!("outside");
+        });
+        let text = text(&klog);
+        let lines: Vec<&str> =
+            text.lines().filter_map(|line| line.split_once("] ")).map(|(_, rest)| rest).collect();
+        assert_eq!(
+            lines,
+            [
+                r#""inside" ipFamily="IPv4" generation=7 a=1"#,
+                r#""further in" ipFamily="IPv4" generation=7 step=2"#,
+                r#""as if it were not there" ipFamily="IPv4" generation=7"#,
+                r#""nor there" ipFamily="IPv4" generation=7"#,
+                r#""outside""#,
+            ]
+        );
     }
 }
