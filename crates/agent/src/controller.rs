@@ -140,6 +140,12 @@ pub(crate) trait FamilyController: Send {
     /// Whether all has been in force at least once.
     fn was_synced(&self) -> bool;
 
+    /// Whether the last attempt failed.
+    fn has_failed(&self) -> bool;
+
+    /// From now on wants to hear what others change, if all has been in force.
+    fn start_watch(&mut self);
+
     /// Whether all that is known is in force.
     fn is_settled(&self) -> bool;
 
@@ -149,7 +155,7 @@ pub(crate) trait FamilyController: Send {
     /// How the family is.
     fn state(&self, now: Instant) -> FamilyState;
 
-    /// Claims that lose.
+    /// Claims that lose, at most [`snapshot::MAX_CONFLICTS`].
     fn conflicts(&self) -> Vec<snapshot::Conflict>;
 
     /// The last changes.
@@ -280,9 +286,6 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
     }
 
     fn first_synced(&mut self) {
-        if let Some(watch) = self.watch.take() {
-            watch(self.inbox.sender().touches());
-        }
         if let Some(take_over) = self.take_over.take() {
             let sender = self.inbox.sender();
             take_over(Box::new(move || sender.send(Event::OldRulesGone)));
@@ -475,6 +478,18 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
         self.was_synced
     }
 
+    fn has_failed(&self) -> bool {
+        self.failure.is_some()
+    }
+
+    fn start_watch(&mut self) {
+        if self.was_synced
+            && let Some(watch) = self.watch.take()
+        {
+            watch(self.inbox.sender().touches());
+        }
+    }
+
     fn is_settled(&self) -> bool {
         self.pipeline.is_settled()
     }
@@ -501,7 +516,7 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
     }
 
     fn conflicts(&self) -> Vec<snapshot::Conflict> {
-        let claims = self.pipeline.table().lost_claims();
+        let claims = self.pipeline.table().lost_claims().take(snapshot::MAX_CONFLICTS);
         claims.map(|(loser, winner)| build::conflict(loser, winner)).collect()
     }
 
