@@ -141,9 +141,6 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
     }
 
     fn first_synced(&mut self) {
-        if let Some(watch) = self.watch.take() {
-            watch(self.inbox.sender().touches());
-        }
         if let Some(take_over) = self.take_over.take() {
             let sender = self.inbox.sender();
             take_over(Box::new(move || sender.send(Event::OldRulesGone)));
@@ -312,6 +309,18 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
         self.was_synced
     }
 
+    fn has_failed(&self) -> bool {
+        self.failure.is_some()
+    }
+
+    fn start_watch(&mut self) {
+        if self.was_synced
+            && let Some(watch) = self.watch.take()
+        {
+            watch(self.inbox.sender().touches());
+        }
+    }
+
     fn is_settled(&self) -> bool {
         self.pipeline.is_settled()
     }
@@ -326,7 +335,7 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
     }
 
     fn conflicts(&self) -> Vec<snapshot::Conflict> {
-        let claims = self.pipeline.table().lost_claims();
+        let claims = self.pipeline.table().lost_claims().take(snapshot::MAX_CONFLICTS);
         claims.map(|(loser, winner)| build::conflict(loser, winner)).collect()
     }
 

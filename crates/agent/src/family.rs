@@ -128,6 +128,12 @@ pub(crate) trait FamilyController: Send {
     /// Whether all has been in force at least once.
     fn was_synced(&self) -> bool;
 
+    /// Whether the last attempt failed.
+    fn has_failed(&self) -> bool;
+
+    /// From now on wants to hear what others change, if all has been in force.
+    fn start_watch(&mut self);
+
     /// Whether all that is known is in force.
     fn is_settled(&self) -> bool;
 
@@ -137,7 +143,7 @@ pub(crate) trait FamilyController: Send {
     /// How the family is.
     fn state(&self, now: Instant) -> FamilyState;
 
-    /// Claims that lose.
+    /// Claims that lose, at most [`snapshot::MAX_CONFLICTS`].
     fn conflicts(&self) -> Vec<snapshot::Conflict>;
 
     /// The last changes.

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 /// At most so many Services are told at once: telling more would hold up the event loop.
 pub const MAX_PAGE: usize = 200;
+/// For the same reason, at most so many claims that lose, of each family.
+pub const MAX_CONFLICTS: usize = 1000;
 
 /// How everything is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,7 +27,7 @@ pub struct Overview {
     pub services: usize,
     /// Each family that is served.
     pub families: Vec<FamilyState>,
-    /// Claims that lose against another Service's.
+    /// Claims that lose against another Service's, at most [`MAX_CONFLICTS`] of each family.
     pub conflicts: Vec<Conflict>,
     /// The last changes of each family, oldest first; those of the start are not in it.
     pub recent_changes: Vec<RecentChange>,

@@ -38,6 +38,17 @@ pub(crate) enum Question {
     Overview { answer: oneshot::Sender<snapshot::Overview> },
 }
 
+impl Question {
+    /// Nobody waits for the answer any more.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        match self {
+            Self::Service { answer, .. } => answer.is_closed(),
+            Self::Services { answer, .. } => answer.is_closed(),
+            Self::Overview { answer } => answer.is_closed(),
+        }
+    }
+}
+
 /// How many events came in, for metrics.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Events {

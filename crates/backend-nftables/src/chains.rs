@@ -165,6 +165,7 @@ fn balancing<F: Family>(config: &Config) -> Vec<ChainSpec> {
         chain("internal-services", dispatch::<F>(config, Traffic::Internal)),
         chain("balance", balance::<F>(config)),
         chain("affinity", affinity_dispatch()),
+        affinity::dnat(),
         chain("firewall-check", vec![firewall()]),
         chain("services-check", refusals(&ip_key(), false)),
         chain("node-ports-check", node_port_rules::<F>(config, &[go_to("accepted-node-ports-check")])),

@@ -8,8 +8,11 @@ use crate::snapshot;
 use crate::telemetry::Question;
 
 impl Agent {
-    /// Whoever asked may have gone.
+    /// Answers, unless whoever asked has gone.
     pub(super) fn answer(&mut self, question: Question, now: Instant) {
+        if question.is_abandoned() {
+            return;
+        }
         match question {
             Question::Service { service, answer } => drop(answer.send(self.service(&service, now))),
             Question::Services { after, limit, answer } => {
