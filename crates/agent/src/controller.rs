@@ -6,20 +6,21 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
-use mode::{Observer, OpenTarget, Planner, Traffic, Watch};
+use mode::{Observer, OpenTarget, Planner, Watch};
 use model::view::{self, Explanation, ThisNode};
 use model::{
     ConflictChange, Family, Frontend, FrontendAddress, FrontendKey, IpFamily, Node, NodePortAddresses,
-    ServiceEntry, ServiceName, Store, Touched,
+    ServiceEntry, ServiceName, ServicePortName, Store, Touched,
 };
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{debug, info, trace, warn};
 
+use crate::counting::{self, Counted, Counting};
 use crate::flows::{self, OpenConntrack, Sweeps, Swept};
 use crate::history::History;
 use crate::inbox::{Event, Inbox};
-use crate::log::{log_conflict, log_done, log_failed};
+use crate::log::{log_conflict, log_done, log_failed, with_causes};
 use crate::notice::{Conflict, Notice, Notices};
 use crate::outage::Outage;
 use crate::pipeline::{Failing, Pipeline, Progress, Step, Turn};
@@ -27,6 +28,7 @@ use crate::run::StartError;
 use crate::settings::{self, Settings};
 use crate::snapshot::{self, AddressState, Failure, FamilyState, ServiceFamily, build};
 use crate::telemetry::{Events, FamilyTelemetry, Situation, Telemetry};
+use crate::traffic::Traffic;
 use crate::worker::{self, Job, Worker};
 
 /// What serves one family in a mode.
@@ -35,6 +37,8 @@ pub struct FamilyMode<F: Family, P: Planner<F>> {
     pub planner: P,
     /// Opens what does the work.
     pub open: OpenTarget<P::Target>,
+    /// Opens what counters are read over, in a mode that counts: a target that does nothing else.
+    pub meter: Option<OpenTarget<P::Target>>,
     /// Tells when somebody else changes what is ours.
     pub watch: Option<Watch>,
     /// Opens a connection to the tracked flows, in a mode that leaves stale ones behind.
@@ -164,8 +168,8 @@ pub(crate) trait FamilyController: Send {
         now: Instant,
     ) -> Option<ServiceFamily>;
 
-    /// Counters are wanted soon.
-    fn want_traffic(&mut self, now: Instant);
+    /// Somebody looks at what went through.
+    fn want_traffic(&mut self);
 }
 
 /// One family in a mode.
@@ -186,20 +190,18 @@ struct Controller<F: Family, P: Planner<F>> {
     failure: Option<Failure>,
     /// Failures in a row, before anything was in force, after which trying again has no chance.
     hopeless_in_a_row: u32,
-    traffic: Option<(Instant, Traffic)>,
+    counting: Option<Counting>,
 }
 
 /// From so many failures in a row a start is given up that has no chance.
 const HOPELESS_AFTER: u32 = 3;
-/// Counters are not read more often.
-const TRAFFIC_PAUSE: Duration = Duration::from_secs(1);
 /// So many reports are taken in before the event loop looks after others.
 const MAX_EVENTS_AT_ONCE: usize = 16;
 
 impl<F: Family, P: Planner<F>> Controller<F, P> {
     fn start(mode: FamilyMode<F, P>, start: Start<'_>) -> Result<Self, StartError> {
         let Start { settings, telemetry, wake } = start;
-        let FamilyMode { planner, open, watch, flows, take_over, observer, family: _ } = mode;
+        let FamilyMode { planner, open, meter, watch, flows, take_over, observer, family: _ } = mode;
         let (inbox, now) = (Inbox::new(wake.clone()), Instant::now());
         let sender = inbox.sender();
         let worker = Worker::start(F::FAMILY, open, move |report| sender.send(Event::Report(report)))
@@ -210,6 +212,13 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
                 .map_err(|source| StartError::Thread { what: flows::thread_name(F::FAMILY), source })
         };
         let sweeps = flows.map(sweeps).transpose()?;
+        let counting = |open| {
+            let sender = inbox.sender();
+            let report = move |counted| sender.send(Event::Counted(counted));
+            Counting::start(F::FAMILY, open, telemetry.traffic.clone(), report)
+                .map_err(|source| StartError::Thread { what: counting::thread_name(F::FAMILY), source })
+        };
+        let counting = meter.map(counting).transpose()?;
         let rules = planner.settings(&settings.rules::<F>(None, &BTreeSet::new()));
         Ok(Self {
             pipeline: Pipeline::new(planner, rules, settings.min_sync_period, now),
@@ -225,7 +234,7 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
             history: History::default(),
             failure: None,
             hopeless_in_a_row: 0,
-            traffic: None,
+            counting,
         })
     }
 
@@ -253,7 +262,6 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
                     self.failed(failed.text(), failed.failures, failed.retry_in, failed.is_hopeless(), now);
                 }
             }
-            Progress::Counted(traffic) => self.traffic = Some((now, traffic)),
         }
         self.submit(job)?;
         Ok(compared)
@@ -310,6 +318,28 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
         }
     }
 
+    /// What was counted is somebody's.
+    fn take_counted(&mut self, counted: Counted<P::Target>, now: Instant) {
+        let Some(counting) = &mut self.counting else { return };
+        counting.took(counted.took, now);
+        match counted.counted {
+            Ok(Some(counted)) => {
+                let table = self.pipeline.table();
+                let is_gone = |port: &&ServicePortName| {
+                    !table.of_service(&port.service).any(|frontend| frontend.service == **port)
+                };
+                let known = counting.latest();
+                let known = known.iter().flat_map(|traffic| traffic.ports.keys());
+                let gone = known.filter(is_gone).cloned().collect();
+                counting.record(self.pipeline.meters(counted), gone, now);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                debug!(ipFamily = %F::FAMILY, error = with_causes(&error), "what went through can't be read");
+            }
+        }
+    }
+
     /// Has the flows looked at that changes may have left behind; the first time, all flows to Services.
     fn sweep(&mut self, cluster: &Cluster<'_>, now: Instant) -> Result<(), StartError> {
         let keys = self.pipeline.take_ready_flows();
@@ -350,11 +380,8 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
         build::address(frontend, state, rules)
     }
 
-    fn traffic_of(&self, port: &model::ServicePortName, now: Instant) -> Option<snapshot::Traffic> {
-        let (at, traffic) = self.traffic.as_ref()?;
-        let mode::Counters { connections, packets, bytes } = *traffic.0.get(port)?;
-        let age_seconds = now.saturating_duration_since(*at).as_secs_f64();
-        Some(snapshot::Traffic { connections, packets, bytes, age_seconds })
+    fn latest_traffic(&self) -> Option<Arc<Traffic>> {
+        self.counting.as_ref().and_then(Counting::latest)
     }
 }
 
@@ -430,6 +457,7 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
                     compared |= self.carry_on(turn, report.took, now)?;
                 }
                 Some(Event::Swept(swept)) => self.take_swept(&swept, now),
+                Some(Event::Counted(counted)) => self.take_counted(counted, now),
                 Some(Event::Touched(what)) => {
                     warn!(ipFamily = %F::FAMILY, what, "somebody else changed our table");
                     self.pipeline.note_foreign_change(now);
@@ -454,6 +482,9 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
             self.worker.make_room();
         }
         self.telemetry.follow(self.situation(), now);
+        if let Some(counting) = self.counting.as_mut().filter(|_| self.was_synced) {
+            counting.advance(now);
+        }
         self.sweep(cluster, now)
     }
 
@@ -464,7 +495,8 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
 
     fn deadline(&self) -> Option<Instant> {
         let sweep = self.sweeps.as_ref().filter(|_| self.was_synced).and_then(Sweeps::deadline);
-        self.pipeline.deadline().into_iter().chain(sweep).min()
+        let counting = self.counting.as_ref().filter(|_| self.was_synced).and_then(Counting::deadline);
+        self.pipeline.deadline().into_iter().chain(sweep).chain(counting).min()
     }
 
     fn family(&self) -> IpFamily {
@@ -491,6 +523,7 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
             mode: P::NAME.to_owned(),
             is_known: self.pipeline.is_known(),
             was_synced: self.was_synced,
+            last_synced_at: self.telemetry.last_synced(),
             waiting_seconds: self.pipeline.pending_since().map(waiting),
             refused: self.pipeline.refused(),
             failure: self.failure.clone(),
@@ -523,12 +556,13 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
         };
         let frontends = entry.map(|entry| view::frontends::<F>(node, entry)).unwrap_or_default();
         let has_cluster_ip = ports.is_some();
+        let traffic = self.latest_traffic();
         let port = |explained: view::PortExplanation<F>| {
             let own = || frontends.iter().filter(|frontend| frontend.service == explained.port);
             let addresses = own().map(|frontend| self.address(frontend)).collect();
             let affinity = own().next().and_then(|frontend| frontend.affinity);
-            let traffic = self.traffic_of(&explained.port, now);
-            build::port(explained, addresses, affinity.map(|affinity| affinity.timeout.as_secs()), traffic)
+            let affinity_seconds = affinity.map(|affinity| affinity.timeout.as_secs());
+            build::port(explained, addresses, affinity_seconds, traffic.as_deref(), now)
         };
         Some(ServiceFamily {
             family: F::FAMILY.to_string(),
@@ -538,9 +572,9 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
         })
     }
 
-    fn want_traffic(&mut self, now: Instant) {
-        if self.traffic.as_ref().is_none_or(|(at, _)| now >= *at + TRAFFIC_PAUSE) {
-            self.pipeline.want_traffic();
+    fn want_traffic(&mut self) {
+        if let Some(counting) = &mut self.counting {
+            counting.want();
         }
     }
 }

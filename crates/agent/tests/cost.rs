@@ -22,7 +22,7 @@ use model::{
     Change, Conditions, Endpoint, EndpointSlice, Kind, Object, ObjectName, Protocol, SliceEndpoints,
     SlicePort, V4,
 };
-use nft::{Applied, Kernel, KernelError, Name, Reading, Transaction};
+use nft::{Applied, Counts, Kernel, KernelError, Name, Reading, Transaction};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
 
@@ -85,6 +85,10 @@ impl Kernel for Counter {
 
     fn read(&mut self, _family: nft::Family, _table: &Name) -> Result<Reading, KernelError> {
         Ok(Reading::Whole(None))
+    }
+
+    fn counts(&mut self, _family: nft::Family, _table: &Name, _sets: &[Name]) -> Result<Counts, KernelError> {
+        Ok(Counts::new())
     }
 }
 

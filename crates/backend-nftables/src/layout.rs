@@ -181,8 +181,21 @@ impl Map {
                 (frontend_key(by_node_port), SetData::None)
             }
         };
-        Arc::new(Set::new(self.name(), key, data))
+        let set = Set::new(self.name(), key, data);
+        Arc::new(if Self::COUNTED.contains(&self) { set.counted() } else { set })
     }
+
+    /// Those whose elements count what is theirs: new flows to an endpoint (only the first packet of a flow gets there),
+    /// packets that are refused, and packets that are dropped. The counters are part of no rule and of no element, so nothing
+    /// compares them.
+    pub(crate) const COUNTED: [Self; 6] = [
+        Self::Endpoints,
+        Self::AffinityEndpoints,
+        Self::Rejected(false),
+        Self::Rejected(true),
+        Self::Dropped(false),
+        Self::Dropped(true),
+    ];
 }
 
 /// One element of one map.

@@ -1,11 +1,13 @@
 //! The mode as the event loop sees it.
 
-use mode::{Applied, Cause, NeedsReading, PlanOf, Planner, Reading, Rule, Settled, StepResults, Target};
+use mode::{
+    Applied, Cause, Meter, NeedsReading, PlanOf, Planner, Reading, Rule, Settled, StepResults, Target,
+};
 use model::{Changed, Extent, Family, FrontendKey, RuleSettings, Table};
-use nft::{Kernel, KernelError, Ruleset, Transaction};
+use nft::{Counts, Kernel, KernelError, Ruleset, Transaction};
 
 use crate::config::Config;
-use crate::layout::table_name;
+use crate::layout::{Map, table_name};
 use crate::plan::{Backend, Plan};
 
 /// A family's table in a kernel. Atomic: a transaction is the only step of a plan.
@@ -26,7 +28,8 @@ impl Target for NftablesTarget {
     type Receipt = ();
     /// `None`: there is no table.
     type Found = Option<Ruleset>;
-    type Counted = ();
+    /// What elements counted.
+    type Counted = Counts;
     type Error = KernelError;
 
     fn apply(&mut self, steps: Vec<Transaction>, _yields: &dyn Fn() -> bool) -> Applied<Self> {
@@ -48,6 +51,11 @@ impl Target for NftablesTarget {
             Ok(nft::Reading::Unstable) => Reading::Unstable,
             Err(error) => Reading::Failed(error),
         }
+    }
+
+    fn traffic(&mut self) -> Result<Option<Counts>, KernelError> {
+        let sets = Map::COUNTED.map(Map::name);
+        self.kernel.counts(self.family, &table_name(), &sets).map(Some)
     }
 
     fn is_retryable(error: &KernelError) -> bool {
@@ -104,6 +112,10 @@ impl<F: Family> Planner<F> for Backend<F> {
 
     fn rules(&self, key: &FrontendKey<F>) -> Vec<Rule> {
         self.explain(key)
+    }
+
+    fn meters(&self, _table: &Table<F>, counted: Counts) -> Vec<Meter> {
+        self.whose(&counted)
     }
 }
 

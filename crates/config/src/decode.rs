@@ -76,7 +76,8 @@ pub(crate) fn is_empty(value: &Value) -> bool {
         Value::Bool(value) => !value,
         Value::Array(items) => items.is_empty(),
         Value::Object(fields) => fields.is_empty(),
-        Value::Number(_) | Value::String(_) => false,
+        Value::String(text) => text.is_empty(),
+        Value::Number(_) => false,
     }
 }
 

@@ -20,6 +20,10 @@ pub struct Evidence<'a> {
     pub chains: Vec<AnyChain>,
     /// Rules that the proxy holds for the kernel's and that the kernel does not have: whose, and which.
     pub missing: Vec<(String, String)>,
+    /// Families in which chain FORWARD of iptables-legacy drops what no rule accepts.
+    pub legacy_forward_drops: Vec<String>,
+    /// Whether the clock is kept right by somebody; none: the kernel does not tell.
+    pub is_clock_synchronized: Option<bool>,
     /// What of that could not be read, and why.
     pub unread: Vec<String>,
 }
@@ -33,6 +37,7 @@ fn finding(severity: Severity, id: &str, what: String, why: &str, mend: &str) ->
 pub fn findings(evidence: &Evidence<'_>, overview: &Overview, services: &[Service]) -> Vec<Finding> {
     let mut found = Vec::new();
     proxy(overview, &mut found);
+    node(evidence, overview, &mut found);
     rules(evidence, &mut found);
     objects(overview, services, &mut found);
     sysctls(evidence, overview, &mut found);
@@ -46,6 +51,7 @@ pub fn findings(evidence: &Evidence<'_>, overview: &Overview, services: &[Servic
 pub fn looked_at(evidence: &Evidence<'_>) -> Vec<String> {
     let mut looked = vec![
         "the proxy's own state".to_owned(),
+        "the Node object and the clock".to_owned(),
         "every rule against a reading of the kernel".to_owned(),
         "conflicts and endpoints".to_owned(),
         "sysctls".to_owned(),
@@ -110,6 +116,36 @@ fn proxy(overview: &Overview, found: &mut Vec<Finding>) {
                 "find who it is: nft monitor",
             ));
         }
+    }
+}
+
+fn node(evidence: &Evidence<'_>, overview: &Overview, found: &mut Vec<Finding>) {
+    let name = &overview.node;
+    if overview.is_listed && !overview.is_node_known {
+        found.push(finding(
+            Severity::Error,
+            "no-node",
+            format!("there is no Node {name}"),
+            "endpoints of this node, its zone and its addresses are not recognised: policies Local find no endpoint, node ports no address",
+            "kubectl get nodes; name this node's with --hostname-override or hostnameOverride, or leave that out if the host's name is right",
+        ));
+    } else if overview.is_node_known && overview.node_addresses.is_empty() {
+        found.push(finding(
+            Severity::Warning,
+            "no-node-addresses",
+            format!("the Node {name} has no addresses"),
+            "with nodePortAddresses primary no node port is served, and stale flows to node ports are not forgotten",
+            "set --node-ip of the kubelet, or find why the cloud provider tells none: kubectl get node -o yaml",
+        ));
+    }
+    if evidence.is_clock_synchronized == Some(false) {
+        found.push(finding(
+            Severity::Info,
+            "clock-not-synchronized",
+            "the kernel says that nobody keeps the clock right (adjtimex)".to_owned(),
+            "a clock that is wrong makes certificates and tokens invalid, and kubeproxy_network_programming_duration_seconds meaningless",
+            "run chrony or systemd-timesyncd; on a virtual machine whose host keeps the clock there is nothing to do",
+        ));
     }
 }
 
@@ -277,7 +313,9 @@ fn others(evidence: &Evidence<'_>, overview: &Overview, found: &mut Vec<Finding>
         let hook = chain.hook.as_ref().filter(|hook| hook.hook == FORWARD && hook.drops)?;
         Some(format!("{} of table {} (priority {})", chain.name, chain.table, hook.priority))
     });
-    let dropping: BTreeSet<String> = dropping.collect();
+    let of_legacy = |family: &String| format!("FORWARD of table filter of iptables-legacy ({family})");
+    let dropping: BTreeSet<String> =
+        dropping.chain(evidence.legacy_forward_drops.iter().map(of_legacy)).collect();
     for chain in &dropping {
         found.push(finding(
             Severity::Warning,

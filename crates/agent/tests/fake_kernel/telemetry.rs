@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use model::view::{HealthCheck, HealthChecks};
 use model::{EndpointSlice, IpFamily, Node, Object, Service, SliceEndpoints, TrafficPolicy};
-use nft::{Applied, Name, Reading, Transaction};
+use nft::{Applied, Counts, Name, Reading, Transaction};
 use tokio::time::Instant;
 
 use super::common::NODE;
@@ -25,6 +25,10 @@ impl Kernel for Slow {
 
     fn read(&mut self, family: nft::Family, table: &Name) -> Result<Reading, KernelError> {
         self.kernel.read(family, table)
+    }
+
+    fn counts(&mut self, family: nft::Family, table: &Name, sets: &[Name]) -> Result<Counts, KernelError> {
+        self.kernel.counts(family, table, sets)
     }
 }
 
