@@ -10,6 +10,7 @@
 mod backoff;
 mod controller;
 mod counting;
+mod family;
 mod flows;
 mod history;
 mod inbox;
@@ -26,8 +27,8 @@ mod telemetry;
 mod traffic;
 mod worker;
 
-pub use controller::{FamilyMode, OldRulesGone, ServedFamily, TakeOver};
 pub use counting::Published;
+pub use family::{FamilyMode, OldRulesGone, ServedFamily, TakeOver};
 pub use flows::OpenConntrack;
 pub use log::with_causes;
 pub use mode::Counters;
