@@ -19,6 +19,25 @@ pub struct Traffic {
     pub since_start: Counters,
     /// When it was read.
     pub read_at: Instant,
+    /// It was read before, so that rates are known.
+    pub has_rates: bool,
+}
+
+impl Traffic {
+    /// What went through a Service port; nothing, if that is not among them.
+    pub fn of(&self, service: &ServicePortName) -> Flow {
+        self.ports.get(service).map_or(self.nothing(), |port| port.flow)
+    }
+
+    /// What went to an endpoint of a Service port.
+    pub fn to(&self, service: &ServicePortName, endpoint: &SocketAddr) -> Flow {
+        let port = self.ports.get(service);
+        port.and_then(|port| port.endpoints.get(endpoint)).copied().unwrap_or(self.nothing())
+    }
+
+    fn nothing(&self) -> Flow {
+        Flow { total: Counters::default(), per_second: self.has_rates.then(Rates::default) }
+    }
 }
 
 /// What went through a Service port.
@@ -111,7 +130,12 @@ impl Ledger {
             account.forget_former();
             (service.clone(), account.publish(seconds))
         });
-        Traffic { ports: ports.collect(), since_start: self.since_start, read_at: now }
+        Traffic {
+            ports: ports.collect(),
+            since_start: self.since_start,
+            read_at: now,
+            has_rates: seconds.is_some(),
+        }
     }
 }
 

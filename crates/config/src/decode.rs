@@ -250,6 +250,23 @@ impl Field for FlushFrequency {
     }
 }
 
+/// A word of which one is `off`, which YAML 1.1 reads as the boolean false.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Switch(pub String);
+
+impl Field for Switch {
+    fn read(value: &Value, path: &str, report: &mut Report) -> Self {
+        match value {
+            Value::Bool(false) => Self("off".to_owned()),
+            other => Self(String::read(other, path, report)),
+        }
+    }
+
+    fn write(&self) -> Value {
+        self.0.write()
+    }
+}
+
 impl Field for Quantity {
     fn read(value: &Value, path: &str, report: &mut Report) -> Self {
         let text = match value {

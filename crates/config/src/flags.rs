@@ -184,7 +184,7 @@ const NODE: &[Flag] = &[
     field(
         "service-metrics",
         "serviceMetrics.mode",
-        Target::Text(|given, mode| given.file.service_metrics.mode = mode),
+        Target::Text(|given, mode| given.file.service_metrics.mode.0 = mode),
         "Of which Services /metrics has series of their own: off (the default), top (those with the most new flows) or all",
     )
     .placeholder("MODE"),

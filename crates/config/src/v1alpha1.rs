@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::decode::{FlushFrequency, object};
+use crate::decode::{FlushFrequency, Switch, object};
 use crate::duration::GoDuration;
 use crate::quantity::Quantity;
 
@@ -215,7 +215,7 @@ object! {
     /// `serviceMetrics`.
     ServiceMetrics {
         /// `off`, `top` or `all`; empty means `off`.
-        mode: String = "mode" omitempty,
+        mode: Switch = "mode" omitempty,
         /// How many Service ports in mode `top`; absent means 50.
         top: Option<i32> = "top" omitempty,
         /// Only of these namespaces; none means all.

@@ -95,7 +95,7 @@ fn service_metrics(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> Serv
         check.failed(FieldError::invalid("serviceMetrics.top", &top, POSITIVE));
         1
     });
-    let series = match said.mode.as_str() {
+    let series = match said.mode.0.as_str() {
         "" | "off" => ServiceSeries::Off,
         "top" => ServiceSeries::Top(count),
         "all" => ServiceSeries::All,

@@ -2,7 +2,6 @@
 
 use cleanup::legacy::{Info, forward_drops};
 use kernel::Xtables;
-use model::IpFamily;
 use nft::Family;
 
 use crate::file::Root;
@@ -11,8 +10,8 @@ use crate::file::Root;
 /// this network namespace are not looked at, since that would make them; nor are those that can't be read.
 pub fn legacy_forward_drops(root: &Root) -> Vec<String> {
     let families = [
-        (IpFamily::V4, Family::Ip, "proc/thread-self/net/ip_tables_names"),
-        (IpFamily::V6, Family::Ip6, "proc/thread-self/net/ip6_tables_names"),
+        ("IPv4", Family::Ip, "proc/thread-self/net/ip_tables_names"),
+        ("IPv6", Family::Ip6, "proc/thread-self/net/ip6_tables_names"),
     ];
     let drops = |family: Family, path: &str| {
         let names = std::fs::read_to_string(root.path(path)).ok()?;
@@ -24,7 +23,7 @@ pub fn legacy_forward_drops(root: &Root) -> Vec<String> {
         forward_drops(family, &info, &xtables.entries(TABLE, info.size).ok()?)
     };
     let dropping = families.into_iter().filter(|(_, family, path)| drops(*family, path) == Some(true));
-    dropping.map(|(family, ..)| family.to_string()).collect()
+    dropping.map(|(family, ..)| family.to_owned()).collect()
 }
 
 const TABLE: &str = "filter";

@@ -22,13 +22,13 @@ pub(crate) fn port<F: Family>(
     known: Option<&crate::traffic::Traffic>,
     now: Instant,
 ) -> Port {
-    let of_port = known.and_then(|known| known.ports.get(&explained.port));
-    let age = known.map(|known| now.saturating_duration_since(known.read_at));
-    let traffic = |flow: Option<&Flow>| age.map(|age| traffic(flow.copied().unwrap_or_default(), age));
+    let service = explained.port.clone();
+    let traffic = |known: &crate::traffic::Traffic, flow: Flow| {
+        traffic(flow, now.saturating_duration_since(known.read_at))
+    };
     let endpoint = |explained: EndpointExplanation<F>| {
         let address = SocketAddr::new(explained.address.into(), explained.port);
-        let flow = of_port.and_then(|port| port.endpoints.get(&address));
-        endpoint(explained, address, traffic(flow))
+        endpoint(explained, address, known.map(|known| traffic(known, known.to(&service, &address))))
     };
     Port {
         service_port: explained.port.to_string(),
@@ -37,7 +37,7 @@ pub(crate) fn port<F: Family>(
         affinity_seconds,
         policies: explained.lists.into_iter().map(policy).collect(),
         endpoints: explained.endpoints.into_iter().map(endpoint).collect(),
-        traffic: traffic(of_port.map(|port| &port.flow)),
+        traffic: known.map(|known| traffic(known, known.of(&service))),
     }
 }
 

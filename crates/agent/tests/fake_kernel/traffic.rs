@@ -140,3 +140,25 @@ async fn no_change_waits_for_a_reading_of_counters() {
     drop(permit);
     bench.until("it is told at last", |bench| bench.told(1) == Some((4, 0, 0))).await;
 }
+
+/// Each turn of the event loop answers one question, and takes in what has arrived: so a change is in the worker's hands after
+/// one answer, however many wait.
+#[tokio::test]
+async fn a_thousand_questions_hold_up_no_change() {
+    let kernel = FakeKernel::new();
+    let mut bench = open_counting(&kernel);
+    bench.apply(service(1)).await;
+    bench.listed().await;
+    bench.converged().await;
+    let before = bench.telemetry.overview().await.unwrap().generation;
+    let asked: Vec<_> = (0..1000).map(|_| bench.telemetry.overview()).collect();
+    bench.apply(slice(1, &[1])).await;
+    let mut answered_before = 0;
+    for answer in asked {
+        let overview = answer.await.unwrap();
+        let is_taken_up = overview.generation > before;
+        answered_before += usize::from(!is_taken_up);
+    }
+    assert!(answered_before <= 1, "{answered_before} questions were answered before the change");
+    bench.converged().await;
+}

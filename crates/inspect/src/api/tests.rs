@@ -94,7 +94,12 @@ fn published() -> agent::Published {
         let endpoints = [(endpoint.parse().unwrap(), flow(connections, 0))].into();
         let port = PortTraffic { flow: flow(connections, refused), found: Counters::default(), endpoints };
         let ports = [(service.clone(), port)].into();
-        Arc::new(Traffic { ports, since_start: Counters::default(), read_at: Instant::now() })
+        Arc::new(Traffic {
+            ports,
+            since_start: Counters::default(),
+            read_at: Instant::now(),
+            has_rates: true,
+        })
     };
     let v4 = traffic("10.244.0.2:8080", 30, 0);
     let v6 = traffic("[fd00:10:244::2]:8080", 12, 5);

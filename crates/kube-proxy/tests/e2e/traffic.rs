@@ -60,11 +60,16 @@ fn what_goes_through_is_counted_in_every_mode(mode: ProxyMode) {
     let _proxy = start(&cluster);
     connect(&cluster, 10);
     wait_for_count(&cluster, "connections", 10);
-    let list = told(cluster.lab.node(), &["list", "endpoints", "web", "-o", "json"]);
-    let list: Value = serde_json::from_str(&list).unwrap();
-    let tcp = list["items"].as_array().unwrap().iter().filter(|row| row["protocol"] == "TCP");
-    let counted: Vec<u64> = tcp.filter_map(|row| row["traffic"]["connections"].as_u64()).collect();
-    assert_eq!((counted.len(), counted.iter().sum::<u64>()), (4, 10), "{list}");
+    let mut list = Value::Null;
+    // Each family is read by itself.
+    let all_counted = wait_until(PATIENCE, || {
+        let text = told(cluster.lab.node(), &["list", "endpoints", "web", "-o", "json"]);
+        list = serde_json::from_str(&text).unwrap();
+        let tcp = list["items"].as_array().unwrap().iter().filter(|row| row["protocol"] == "TCP");
+        let counted: Vec<u64> = tcp.filter_map(|row| row["traffic"]["connections"].as_u64()).collect();
+        (counted.len(), counted.iter().sum::<u64>()) == (4, 10)
+    });
+    assert!(all_counted, "{list}");
     cluster.api.delete(Kind::EndpointSlice, NAMESPACE, "web-v4");
     wait_for(cluster.lab.outside(), Transport::Tcp, web(), &Err(FailureClass::Refused));
     let refused = wait_until(PATIENCE, || row(&cluster)["refused"].as_u64() >= Some(1));
