@@ -40,8 +40,8 @@ enum PluginError {
     },
     #[error("{what}: {stderr}")]
     Failed { what: String, stderr: String },
-    #[error("what kubectl told of pods can't be understood")]
-    Pods(#[source] serde_json::Error),
+    #[error("what kubectl told can't be understood")]
+    Answer(#[source] serde_json::Error),
     #[error("no pod of kube-proxy runs on {0} (looked for {1} in namespace {2})")]
     NoPod(String, String, String),
     #[error("name a node with --node, or ask --all-nodes; there are {0}")]
@@ -199,7 +199,7 @@ impl Target {
         command.args(["get", "pods", "--output=json", "--field-selector=status.phase=Running"]);
         command.args([format!("--namespace={}", self.namespace), format!("--selector={}", self.selector)]);
         let output = output(&mut command, "list the proxy's pods")?;
-        let mut pods = read_pods(&output.stdout).map_err(PluginError::Pods)?;
+        let mut pods = read_pods(&output.stdout).map_err(PluginError::Answer)?;
         let none =
             |node: &str| PluginError::NoPod(node.to_owned(), self.selector.clone(), self.namespace.clone());
         match &self.nodes {
@@ -263,7 +263,7 @@ impl Target {
         let mut lists = Vec::new();
         for answer in answers {
             let list = answer?;
-            lists.push(serde_json::from_slice(&list.stdout).map_err(PluginError::Pods)?);
+            lists.push(serde_json::from_slice(&list.stdout).map_err(PluginError::Answer)?);
         }
         Ok(top::added_up(lists))
     }

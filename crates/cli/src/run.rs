@@ -174,14 +174,16 @@ async fn ask(invocation: &Invocation, colours: bool) -> Result<Answer, ClientErr
             Ok(answer(&report, names, Text::Plain(show::packet(&report)), false))
         }
         What::Check => check(invocation, colours).await,
-        What::Top(selector) => {
-            let mut list: TrafficList = get(invocation, "traffic").await?;
-            list.items.retain(|row| top::is_meant(selector, row));
-            let names = list.items.iter().map(|row| row.service_port.clone()).collect();
-            Ok(answer(&list, names, Text::Table(top::table(&list)), false))
-        }
+        What::Top(selector) => traffic(invocation, selector).await,
         What::Trace(_) | What::Dump { .. } => unreachable!("they are carried out elsewhere"),
     }
+}
+
+async fn traffic(invocation: &Invocation, selector: &Selector) -> Result<Answer, ClientError> {
+    let mut list: TrafficList = get(invocation, "traffic").await?;
+    list.items.retain(|row| top::is_meant(selector, row));
+    let names = list.items.iter().map(|row| row.service_port.clone()).collect();
+    Ok(answer(&list, names, Text::Table(top::table(&list)), false))
 }
 
 /// The proxy that `--server` says.

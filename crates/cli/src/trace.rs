@@ -11,6 +11,7 @@ use inspect::document::{ServiceList, TracedPacket, TracedVerdict};
 use nft::Name;
 use nft::trace::{Ends, Event, Traced, Traces, Verdict, What};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::Instant;
 
 use crate::client::{ClientError, Server};
@@ -50,59 +51,72 @@ pub(crate) async fn run(
     as_json: bool,
     out: &mut impl Write,
 ) -> Result<(), ClientError> {
-    let services = services(server, question).await?;
-    let addresses = Addresses::of(&services);
+    let addresses = Addresses::of(&services(server, question).await?);
     if addresses.0.len() > MAX_ADDRESSES {
         let why = format!("there are {} addresses of Services; name a Service", addresses.0.len());
         return Err(ClientError::Trace(why));
     }
-    let traced: Vec<Traced> = addresses.0.keys().copied().collect();
+    let told = begin(local, &addresses, question.per_second)?;
+    tokio::select! {
+        result = print_all(told, &addresses, question.count, as_json, out) => result,
+        () = interrupted() => Ok(()),
+        () = after(question.seconds) => Ok(()),
+    }
+}
+
+/// Begins to trace; what is told comes from a thread that waits for the kernel.
+fn begin(local: &dyn Local, addresses: &Addresses, per_second: u32) -> Result<Receiver<Heard>, ClientError> {
     // Several may trace at once.
     let table = Name::from(format!("{TABLE}-trace-{}", std::process::id()));
-    let packets = local.trace(&table, &traced, question.per_second).map_err(ClientError::Trace)?;
-    let mut signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
-    let ended = async {
-        match &mut signals {
-            (Ok(interrupt), Ok(terminate)) => {
-                tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+    let traced: Vec<Traced> = addresses.0.keys().copied().collect();
+    let packets = local.trace(&table, &traced, per_second).map_err(ClientError::Trace)?;
+    let (sender, told) = channel(64);
+    let thread = std::thread::Builder::new().name("trace".into());
+    thread.spawn(move || listen(packets, &table, &sender)).map_err(ClientError::Terminal)?;
+    Ok(told)
+}
+
+async fn print_all(
+    mut told: Receiver<Heard>,
+    addresses: &Addresses,
+    count: usize,
+    as_json: bool,
+    out: &mut impl Write,
+) -> Result<(), ClientError> {
+    let mut printed = 0;
+    while printed < count
+        && let Some(heard) = told.recv().await
+    {
+        match heard.map_err(ClientError::Trace)? {
+            Told::Packet(packet) => {
+                print(out, &addresses.describe(&packet), as_json).map_err(ClientError::Terminal)?;
+                printed += 1;
             }
-            _ => std::future::pending().await,
-        }
-    };
-    let (sender, mut told) = tokio::sync::mpsc::channel(64);
-    std::thread::Builder::new()
-        .name("trace".into())
-        .spawn(move || listen(packets, &table, &sender))
-        .map_err(ClientError::Terminal)?;
-    let limit = question.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let over = async {
-        match limit {
-            Some(limit) => tokio::time::sleep_until(limit).await,
-            None => std::future::pending().await,
-        }
-    };
-    let work = async {
-        let mut left = question.count;
-        while let Some(told) = told.recv().await {
-            match told.map_err(ClientError::Trace)? {
-                Told::Packet(packet) => {
-                    print(out, &addresses.describe(&packet), as_json).map_err(ClientError::Terminal)?;
-                    left -= 1;
-                    if left == 0 {
-                        break;
-                    }
-                }
-                Told::Lost => {
-                    drop(writeln!(
-                        std::io::stderr(),
-                        "Some packets were not told: there were too many at once."
-                    ));
-                }
+            Told::Lost => {
+                drop(writeln!(std::io::stderr(), "Some packets were not told: there were too many at once."));
             }
         }
-        Ok(())
-    };
-    tokio::select! { result = work => result, () = ended => Ok(()), () = over => Ok(()) }
+    }
+    Ok(())
+}
+
+/// Somebody wants the program to end.
+async fn interrupted() {
+    let (interrupt, terminate) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    match (interrupt, terminate) {
+        (Ok(mut interrupt), Ok(mut terminate)) => {
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+        }
+        // The system's own way ends it as well, and the kernel cleans up.
+        _ => std::future::pending().await,
+    }
+}
+
+async fn after(seconds: Option<u64>) {
+    match seconds {
+        Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn services(server: &Server, question: &TraceQuestion) -> Result<Vec<Service>, ClientError> {
@@ -139,7 +153,10 @@ fn line(packet: &TracedPacket) -> String {
     format!("{service} {} {} -> {}{to}: {verdict}{by}", packet.protocol, packet.source, packet.destination)
 }
 
-/// What the listening thread tells.
+/// What the listening thread tells; an error, after which it tells no more, why.
+type Heard = Result<Told, String>;
+
+/// Something to print.
 enum Told {
     Packet(Packet),
     Lost,
@@ -149,11 +166,7 @@ enum Told {
 ///
 /// Only packets that began to be traced here count. One that a node sends to itself is seen again when it arrives, under another
 /// number.
-fn listen(
-    mut packets: Box<dyn Packets>,
-    table: &Name,
-    sender: &tokio::sync::mpsc::Sender<Result<Told, String>>,
-) {
+fn listen(mut packets: Box<dyn Packets>, table: &Name, sender: &Sender<Heard>) {
     let mut under_way: BTreeMap<u32, (Packet, Instant)> = BTreeMap::new();
     while !sender.is_closed() {
         let events = match packets.wait(SILENCE / 4) {
