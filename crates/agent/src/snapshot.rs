@@ -303,6 +303,8 @@ pub struct Endpoint {
     pub is_serving: bool,
     /// The condition `terminating`.
     pub is_terminating: bool,
+    /// It has topology hints, whatever they say.
+    pub is_hinted: bool,
     /// The `EndpointSlice` that it is from.
     pub slice: String,
     /// Its use, by policy.

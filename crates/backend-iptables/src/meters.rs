@@ -11,11 +11,11 @@ use mode::{Counters, Meter};
 use model::{ObjectName, Protocol, ServicePortName};
 use rustc_hash::FxBuildHasher;
 
-use crate::names::{EXTERNAL_SERVICES, NODE_PORTS, SERVICES, is_of_service, kind_and_suffix};
+use crate::names::{EXTERNAL_SERVICES, NODE_PORTS, PROXY_FIREWALL, SERVICES, is_of_service, kind_and_suffix};
 
 /// Chains whose rules tell something.
 pub(crate) fn is_wanted(table: TableName, chain: &str) -> bool {
-    let entries = [SERVICES, EXTERNAL_SERVICES, NODE_PORTS];
+    let entries = [SERVICES, EXTERNAL_SERVICES, NODE_PORTS, PROXY_FIREWALL];
     is_of_service(table, chain) || entries.iter().any(|entry| entry.name().as_str() == chain)
 }
 
@@ -44,14 +44,18 @@ fn meter(rule: &CountedRule, owners: &Owners<'_>) -> Option<Meter> {
         let counters = Counters::connections(packets);
         return Some(Meter { service, endpoint: Some(endpoint), id: id(rule), counters });
     }
-    let counters = if comment(&rule.text)?.ends_with(" has no endpoints") {
+    let counters = if is_about(rule, " has no endpoints") {
         Counters { refused: packets, ..Counters::default() }
-    } else if comment(&rule.text)?.ends_with(" has no local endpoints") {
+    } else if [" has no local endpoints", " traffic not accepted by "].iter().any(|why| is_about(rule, why)) {
         Counters { dropped: packets, ..Counters::default() }
     } else {
         return None;
     };
     Some(Meter { service: service_port(rule)?, endpoint: None, id: id(rule), counters })
+}
+
+fn is_about(rule: &CountedRule, what: &str) -> bool {
+    comment(&rule.text).is_some_and(|comment| comment.contains(what))
 }
 
 /// The Service port that a rule's comment begins with, with the rule's protocol.

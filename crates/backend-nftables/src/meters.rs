@@ -42,7 +42,13 @@ impl<F: Family> Backend<F> {
             });
             refused.chain(dropped)
         });
-        in_slots.chain(by_number).chain(turned_away).collect()
+        let by_source = of(Map::SourceDropped).filter_map(|count| {
+            let counters = Counters { dropped: count.packets, ..Counters::default() };
+            let meter = self.turned_away(false, count, counters)?;
+            // The same address may have been without local endpoints, with a counter of its own.
+            Some(Meter { id: meter.id ^ 1, ..meter })
+        });
+        in_slots.chain(by_number).chain(turned_away).chain(by_source).collect()
     }
 
     fn turned_away(&self, by_node_port: bool, count: &Count, counters: Counters) -> Option<Meter> {

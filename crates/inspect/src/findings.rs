@@ -186,18 +186,31 @@ fn objects(overview: &Overview, services: &[Service], found: &mut Vec<Finding>) 
             "kube-proxy list services --no-endpoints, then kube-proxy explain service NAMESPACE/NAME",
         ));
     }
-    for (basis, id, why) in [
-        (Basis::ReadyZoneUnknown, "hints-zone-unknown", "this node has no label topology.kubernetes.io/zone"),
+    hints(services, found);
+}
+
+/// Topology hints that nobody honours.
+fn hints(services: &[Service], found: &mut Vec<Finding>) {
+    let by_basis = |basis: Basis| {
+        move |service: &Service| {
+            ports(service).flat_map(|port| &port.policies).any(|policy| policy.basis == basis)
+        }
+    };
+    let kinds: [(&str, &str, &dyn Fn(&Service) -> bool); 3] = [
         (
-            Basis::ReadyNoneForThisZone,
+            "hints-zone-unknown",
+            "this node has no label topology.kubernetes.io/zone",
+            &by_basis(Basis::ReadyZoneUnknown),
+        ),
+        (
             "hints-not-for-this-zone",
             "no endpoint is hinted for this node's zone",
+            &by_basis(Basis::ReadyNoneForThisZone),
         ),
-    ] {
-        let policies = |service: &&Service| {
-            ports(service).flat_map(|port| &port.policies).any(|policy| policy.basis == basis)
-        };
-        let ignored: Vec<String> = services.iter().filter(policies).map(name).collect();
+        ("hints-incomplete", "some ready endpoints have none", &has_some_hints),
+    ];
+    for (id, why, is_ignored) in kinds {
+        let ignored: Vec<String> = services.iter().filter(|service| is_ignored(service)).map(name).collect();
         if let Some(first) = ignored.first() {
             found.push(finding(
                 Severity::Warning,
@@ -211,6 +224,16 @@ fn objects(overview: &Overview, services: &[Service], found: &mut Vec<Finding>) 
             ));
         }
     }
+}
+
+/// Whether some port has hints for some of its ready endpoints, and not for others, so that they count for none.
+fn has_some_hints(service: &Service) -> bool {
+    ports(service).any(|port| {
+        let mut ready = port.endpoints.iter().filter(|endpoint| endpoint.is_ready);
+        let count = ready.clone().filter(|endpoint| endpoint.is_hinted).count();
+        let is_basis = |policy: &agent::snapshot::Policy| policy.basis == Basis::ReadyHintsIncomplete;
+        count > 0 && ready.any(|endpoint| !endpoint.is_hinted) && port.policies.iter().any(is_basis)
+    })
 }
 
 fn name(service: &Service) -> String {

@@ -74,6 +74,7 @@ pub(crate) fn service(name: &str, ip: &str) -> Service {
         is_ready: is_local,
         is_serving: true,
         is_terminating: !is_local,
+        is_hinted: false,
         slice: format!("{name}-abc"),
         uses: vec![Use { policy: TrafficPolicy::Cluster, usage }],
         traffic: Some(traffic(if is_local { 30 } else { 10 })),

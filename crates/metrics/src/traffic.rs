@@ -150,7 +150,10 @@ impl Vectors {
         Self([
             vector("connections", "New flows that were given an endpoint,"),
             vector("refused_packets", "Packets that were refused, since there is no endpoint,"),
-            vector("dropped_packets", "Packets that were dropped, since their endpoints are on other nodes,"),
+            vector(
+                "dropped_packets",
+                "Packets that were dropped, since their endpoints are elsewhere or their sender is not allowed,",
+            ),
         ])
     }
 

@@ -11,7 +11,8 @@ pub struct Counters {
     pub connections: u64,
     /// Packets that were refused, since there is no endpoint.
     pub refused: u64,
-    /// Packets that were dropped, since their endpoints are on other nodes.
+    /// Packets that were dropped, since their endpoints are on other nodes, or since their sender is in none of
+    /// `loadBalancerSourceRanges`.
     pub dropped: u64,
     /// Packets both ways, where the kernel counts them anyway.
     pub packets: Option<u64>,

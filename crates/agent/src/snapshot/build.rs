@@ -125,6 +125,7 @@ fn endpoint<F: Family>(
         is_ready: explained.conditions.ready,
         is_serving: explained.conditions.serving,
         is_terminating: explained.conditions.terminating,
+        is_hinted: explained.hinted,
         slice: explained.slice,
         uses: explained.uses.into_iter().map(usage).collect(),
         traffic,

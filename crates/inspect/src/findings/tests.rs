@@ -87,6 +87,12 @@ fn troubles_of_objects() {
     check(&["hints-zone-unknown"], |_, _, service| {
         fixture::port(service).policies[0].basis = Basis::ReadyZoneUnknown;
     });
+    check(&["hints-incomplete"], |_, _, service| {
+        let endpoints = &mut fixture::port(service).endpoints;
+        (endpoints[0].is_hinted, endpoints[1].is_ready) = (true, true);
+    });
+    // One that is ending needs none.
+    check(&[], |_, _, service| fixture::port(service).endpoints[0].is_hinted = true);
     check(&["hints-not-for-this-zone"], |_, _, service| {
         fixture::port(service).policies[0].basis = Basis::ReadyNoneForThisZone;
     });
