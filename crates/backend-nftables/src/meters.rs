@@ -98,9 +98,10 @@ fn connections<F: Family>(
 /// The frontend whose element has this key.
 fn parse_frontend<F: Family>(key: &Bytes, by_node_port: bool) -> Option<FrontendKey<F>> {
     let mut fields = key.reader();
-    let address = match by_node_port {
-        false => FrontendAddress::Ip(F::narrow(fields.addr(nft_family::<F>())?)?),
-        true => FrontendAddress::Node,
+    let address = if by_node_port {
+        FrontendAddress::Node
+    } else {
+        FrontendAddress::Ip(F::narrow(fields.addr(nft_family::<F>())?)?)
     };
     let protocol = Protocol::from_number(fields.proto()?)?;
     let port = fields.port()?;
