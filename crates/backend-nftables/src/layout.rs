@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use model::{Balancer, Destination, Family, FrontendAddress, FrontendKey, IpFamily, Masquerade, Protocol};
+use model::{Balancer, Destination, Family, FrontendAddress, FrontendKey, Masquerade, Protocol};
 use nft::{Bytes, DEFAULT_LEARNT_SIZE, Data, Element, Field, Name, Set, SetData};
 
 /// The table that is ours, in `ip` and in `ip6`: the name that upstream uses, which its clean-up and other software
@@ -20,14 +20,6 @@ pub fn choosing_chains() -> [Name; 2] {
 /// The maps that send packets of Services to endpoints, whoever they are from: empty where IPVS does that.
 pub fn choosing_maps() -> [Name; 2] {
     [false, true].map(|by_node_port| Map::Frontends(Traffic::Any, by_node_port).name())
-}
-
-/// The netfilter family of a table for `F`.
-pub fn nft_family<F: Family>() -> nft::Family {
-    match F::FAMILY {
-        IpFamily::V4 => nft::Family::Ip,
-        IpFamily::V6 => nft::Family::Ip6,
-    }
 }
 
 /// Whose flows a map is for: `externalTrafficPolicy: Local` has internal ones take a short cut to all endpoints.
@@ -342,5 +334,5 @@ pub(crate) fn parse_slot(key: &Bytes) -> Option<((u8, u32), u32)> {
 /// Reads an endpoint back.
 pub(crate) fn parse_socket<F: Family>(data: &Bytes) -> Option<Socket<F>> {
     let mut fields = data.reader();
-    Some((F::narrow(fields.addr(nft_family::<F>())?)?, fields.port()?))
+    Some((F::narrow(fields.addr(F::FAMILY.into())?)?, fields.port()?))
 }

@@ -12,7 +12,7 @@ use nft::dump::Count;
 use nft::{Bytes, Counts, Data};
 use rustc_hash::FxBuildHasher;
 
-use crate::layout::{Map, nft_family, parse_pool, parse_slot, parse_socket};
+use crate::layout::{Map, parse_pool, parse_slot, parse_socket};
 use crate::plan::Backend;
 use crate::pools::{Pool, PoolKey};
 use crate::priority::parse_endpoint;
@@ -101,7 +101,7 @@ fn parse_frontend<F: Family>(key: &Bytes, by_node_port: bool) -> Option<Frontend
     let address = if by_node_port {
         FrontendAddress::Node
     } else {
-        FrontendAddress::Ip(F::narrow(fields.addr(nft_family::<F>())?)?)
+        FrontendAddress::Ip(F::narrow(fields.addr(F::FAMILY.into())?)?)
     };
     let protocol = Protocol::from_number(fields.proto()?)?;
     let port = fields.port()?;

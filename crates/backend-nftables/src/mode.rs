@@ -4,7 +4,8 @@ use mode::{
     Applied, Cause, Meter, NeedsReading, PlanOf, Planner, Reading, Rule, Settled, StepResults, Target,
 };
 use model::{Changed, Extent, Family, FrontendKey, RuleSettings, Table};
-use nft::{Counts, Kernel, KernelError, Ruleset, Transaction};
+use netlink::NetlinkError;
+use nft::{Counts, Kernel, Ruleset, Transaction};
 
 use crate::config::Config;
 use crate::layout::{Map, table_name};
@@ -30,7 +31,7 @@ impl Target for NftablesTarget {
     type Found = Option<Ruleset>;
     /// What elements counted.
     type Counted = Counts;
-    type Error = KernelError;
+    type Error = NetlinkError;
 
     fn apply(&mut self, steps: Vec<Transaction>, _yields: &dyn Fn() -> bool) -> Applied<Self> {
         let mut applied = Applied { results: Vec::with_capacity(1), kernel_time: None, is_usable: true };
@@ -45,7 +46,7 @@ impl Target for NftablesTarget {
         applied
     }
 
-    fn read(&mut self) -> Reading<Option<Ruleset>, KernelError> {
+    fn read(&mut self) -> Reading<Option<Ruleset>, NetlinkError> {
         match self.kernel.read(self.family, &table_name()) {
             Ok(nft::Reading::Whole(found)) => Reading::Whole(found),
             Ok(nft::Reading::Unstable) => Reading::Unstable,
@@ -53,17 +54,17 @@ impl Target for NftablesTarget {
         }
     }
 
-    fn traffic(&mut self) -> Result<Option<Counts>, KernelError> {
+    fn traffic(&mut self) -> Result<Option<Counts>, NetlinkError> {
         let sets = Map::COUNTED.map(Map::name);
         self.kernel.counts(self.family, &table_name(), &sets).map(Some)
     }
 
-    fn is_retryable(error: &KernelError) -> bool {
+    fn is_retryable(error: &NetlinkError) -> bool {
         error.is_retryable()
     }
 
-    fn outcome_unknown(why: &'static str) -> KernelError {
-        KernelError::OutcomeUnknown { why }
+    fn outcome_unknown(why: &'static str) -> NetlinkError {
+        NetlinkError::OutcomeUnknown { why }
     }
 }
 

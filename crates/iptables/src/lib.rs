@@ -17,5 +17,5 @@ pub use border::{Iptables, IptablesError};
 pub use counts::{CountedRule, read_counts};
 pub use name::{ChainName, NameError, TableName};
 pub use restore::{Edit, Restore, Section};
-pub use rule::{Comment, Interface, Match, Negatable, Recent, Rule, Side, Target};
+pub use rule::{AddrField, Comment, Interface, Match, Negatable, Recent, Rule, Target};
 pub use save::{SaveError, Saved, SavedTable};

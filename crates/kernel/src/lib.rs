@@ -21,7 +21,7 @@ mod xtables;
 pub use crate::conntrack::Flows;
 pub use crate::device::VirtualDevice;
 pub use crate::ipvs::{KernelIpvs, SchedulerError, check_scheduler};
-pub use crate::netlink::{Netlink, NetlinkError, Protocol, Refusal};
+pub use crate::netlink::{Netlink, Protocol, Refusal};
 pub use clock::is_clock_synchronized;
 pub use heap::{release_memory, share_heap};
 pub use lookup::TableReader;

@@ -31,7 +31,7 @@ mod transaction;
 mod udata;
 mod wire;
 
-pub use border::{Applied, Counts, Kernel, KernelError, Reading};
+pub use border::{Applied, Counts, Kernel, Reading};
 pub use bytes::{Bytes, Reader};
 pub use chain::{BaseChain, Chain, ChainType, Hook, Rule};
 pub use encode::{Batch, Cursor, Encoded, Encoder, encode};

@@ -4,6 +4,7 @@ use std::sync::mpsc;
 
 use backend_nftables::NftablesTarget;
 use model::{ObjectName, Protocol, ServicePortName};
+use netlink::NetlinkError;
 use nft::{Applied, Bytes, Counts, Data, Name, Reading, Transaction};
 
 use super::*;
@@ -17,15 +18,15 @@ struct Held {
 }
 
 impl Kernel for Held {
-    fn apply(&mut self, tx: &Transaction) -> Result<Applied, KernelError> {
+    fn apply(&mut self, tx: &Transaction) -> Result<Applied, NetlinkError> {
         self.kernel.apply(tx)
     }
 
-    fn read(&mut self, family: nft::Family, table: &Name) -> Result<Reading, KernelError> {
+    fn read(&mut self, family: nft::Family, table: &Name) -> Result<Reading, NetlinkError> {
         self.kernel.read(family, table)
     }
 
-    fn counts(&mut self, family: nft::Family, table: &Name, sets: &[Name]) -> Result<Counts, KernelError> {
+    fn counts(&mut self, family: nft::Family, table: &Name, sets: &[Name]) -> Result<Counts, NetlinkError> {
         self.permissions.lock().unwrap().recv().ok();
         self.kernel.counts(family, table, sets)
     }

@@ -6,13 +6,13 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use apiserver::Kind;
+use fakes::objects::NAMESPACE;
+use lab::Host;
+use lab::client::{FailureClass, Transport};
+use lab::proxy::{Proxy, wait_until};
 use serde_json::Value;
-use testkit::apiserver::Kind;
-use testkit::client::{FailureClass, Transport};
 use testkit::cluster::{Cluster, ProxyMode};
-use testkit::lab::Host;
-use testkit::objects::NAMESPACE;
-use testkit::proxy::{Proxy, wait_until};
 
 use crate::support::{
     PATIENCE, WEB_V4, apply_endpoints, apply_web, ask, check_listable, cluster, cluster_in, ip, program,
