@@ -133,10 +133,11 @@ fn read<T: Target>(open: &OpenTarget<T>, slot: &mut Option<T>) -> Result<Option<
 
 /// Nobody looks: so often, lest much is lost with what is deleted.
 const EVERY: Duration = Duration::from_secs(10);
-/// Somebody looks: so often.
-const EVERY_WHEN_WANTED: Duration = Duration::from_secs(1);
-/// A reading takes at most one part in so many of the time.
+/// And readings take at most one part in so many of the time.
 const SHARE: u32 = 100;
+/// Somebody looks: the same.
+const EVERY_WHEN_WANTED: Duration = Duration::from_secs(1);
+const SHARE_WHEN_WANTED: u32 = 10;
 
 /// When readings are due.
 #[derive(Debug, Default)]
@@ -151,8 +152,9 @@ impl Rhythm {
     /// `None`: at once, or not before the one under way is over.
     fn due(&self) -> Option<Instant> {
         let (at, took) = self.last.filter(|_| !self.is_reading)?;
-        let pause = if self.is_wanted { EVERY_WHEN_WANTED } else { EVERY };
-        Some(at + pause.max(took.saturating_mul(SHARE)))
+        let (pause, share) =
+            if self.is_wanted { (EVERY_WHEN_WANTED, SHARE_WHEN_WANTED) } else { (EVERY, SHARE) };
+        Some(at + pause.max(took.saturating_mul(share)))
     }
 
     fn begin_if_due(&mut self, now: Instant) -> bool {
@@ -186,7 +188,8 @@ mod tests {
         assert!(!rhythm.begin_if_due(start + second / 2));
         assert!(rhythm.begin_if_due(start + second));
         rhythm.end(start + second, 2 * second);
-        rhythm.is_wanted = true;
         assert_eq!(rhythm.due(), Some(start + second + SHARE * 2 * second));
+        rhythm.is_wanted = true;
+        assert_eq!(rhythm.due(), Some(start + second + SHARE_WHEN_WANTED * 2 * second));
     }
 }
