@@ -61,6 +61,7 @@ impl Question {
             Self::Service { answer, .. } => answer.is_closed(),
             Self::Services { answer, .. } => answer.is_closed(),
             Self::Overview { answer } => answer.is_closed(),
+            Self::Traffic => false,
         }
     }
 }
