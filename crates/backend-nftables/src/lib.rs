@@ -26,6 +26,7 @@ mod found;
 mod frontend;
 mod ipvs;
 mod layout;
+mod meters;
 mod mode;
 mod plan;
 mod pools;
