@@ -23,6 +23,8 @@ pub struct FamilyMode<F: Family, P: Planner<F>> {
     pub planner: P,
     /// Opens what does the work.
     pub open: OpenTarget<P::Target>,
+    /// Opens what counters are read over, in a mode that counts: a target that does nothing else.
+    pub meter: Option<OpenTarget<P::Target>>,
     /// Tells when somebody else changes what is ours.
     pub watch: Option<Watch>,
     /// Opens a connection to the tracked flows, in a mode that leaves stale ones behind.
@@ -158,6 +160,6 @@ pub(crate) trait FamilyController: Send {
         now: Instant,
     ) -> Option<ServiceFamily>;
 
-    /// Counters are wanted soon.
-    fn want_traffic(&mut self, now: Instant);
+    /// Somebody looks at what went through.
+    fn want_traffic(&mut self);
 }

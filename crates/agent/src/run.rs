@@ -201,6 +201,9 @@ impl Agent {
             self.take_inputs(input, inputs, now);
         }
         let n_services = self.look_at_some(now);
+        if n_services > 0 {
+            self.telemetry.tell_news();
+        }
         if !self.touched.is_empty() || !self.missing.is_empty() {
             return Ok(n_services);
         }
@@ -301,6 +304,9 @@ impl Agent {
         }
         touched.node |= completed;
         self.tell(&events, &touched, now);
+        if touched.node || completed {
+            self.telemetry.tell_news();
+        }
         if self.missing.is_empty() {
             self.look_at(touched, now);
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use backend_nftables::{Backend, Config, Extent};
 use model::{
     AddressKind, Affinity, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool,
-    Protocol, ServicePortName, Table, TrafficPolicy, V4, Verdict,
+    Protocol, ServicePortName, Table, V4, Verdict,
 };
 use nft::{Name, Op, Statement};
 
@@ -23,16 +23,13 @@ fn frontends(n: u16, endpoints: std::ops::Range<u8>) -> Vec<Frontend<V4>> {
     let pool = Pool::new(endpoints.map(destination).collect::<BTreeSet<_>>(), Verdict::Reject);
     let protocol = Protocol::Tcp;
     let frontend = |kind, address, port| Frontend {
-        key: FrontendKey { address, protocol, port },
-        kind,
-        service: ServicePortName { service: name(n), port: "http".into(), protocol },
-        pool: pool.clone(),
-        policy: TrafficPolicy::Cluster,
-        internal_pool: None,
-        affinity: None,
         masquerade: Masquerade::Always,
-        allowed_sources: None,
-        flow_endpoints: [].into(),
+        ..Frontend::new(
+            FrontendKey { address, protocol, port },
+            kind,
+            ServicePortName { service: name(n), port: "http".into(), protocol },
+            pool.clone(),
+        )
     };
     let ip = |first| FrontendAddress::Ip([first, 0, high, low].into());
     vec![

@@ -12,8 +12,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use backend_nftables::table_name;
 use kernel::Nftables;
+use lab::client::Reply;
 use nft::{Bytes, Data, Element, Family, Field, Kernel as _, Op, Set, SetData, Transaction};
-use testkit::client::Reply;
 use tokio::time::Instant;
 
 use crate::churn::{self, Churn};
