@@ -1,12 +1,14 @@
 //! The tracked flows of the network namespace in which the sockets were opened.
 
 mod deleter;
+mod lookup;
 mod reader;
 
 use conntrack::{Conntrack, ConntrackError, Filter, Flow};
 
 use crate::socket::{Channel, Socket, SocketOption};
 use deleter::Deleter;
+pub use lookup::FlowLookup;
 use reader::Reader;
 
 /// How often the table is read when each reading is disturbed.
