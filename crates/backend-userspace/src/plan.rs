@@ -23,7 +23,7 @@ pub struct UserspacePlanner<R, S> {
 pub struct Pending<H> {
     rules: H,
     told: BTreeSet<Frontend>,
-    forgotten: Vec<Frontend>,
+    forgotten: BTreeSet<Frontend>,
 }
 
 impl<R, S> UserspacePlanner<R, S> {
@@ -66,7 +66,7 @@ impl News {
     /// The worker knows of a frontend before rules hand its flows over, and for as long as they do.
     fn around<S, H>(self, rules: Plan<S, H>, captures: bool) -> Plan<Step<S>, Pending<H>> {
         let told = self.set.iter().map(|route| route.frontend).collect();
-        let pending = Pending { rules: rules.held, told, forgotten: self.gone.clone() };
+        let pending = Pending { rules: rules.held, told, forgotten: self.gone.iter().copied().collect() };
         let set = Routes { set: self.set, ..Routes::default() };
         let gone = Routes { gone: self.gone, ..Routes::default() };
         let some = |routes: Routes| {
@@ -115,7 +115,9 @@ impl<F: Family, R: Planner<F>, S: Site + 'static> Planner<F> for UserspacePlanne
         self.told.extend(told);
         let failed = results.iter().any(Result::is_err);
         if !failed {
-            forgotten.iter().for_each(|frontend| drop(self.told.remove(frontend)));
+            for frontend in &forgotten {
+                self.told.remove(frontend);
+            }
         }
         let of_rules = results.into_iter().filter_map(|result| match result {
             Ok(Receipt::Rules(receipt)) => Some(Ok(receipt)),

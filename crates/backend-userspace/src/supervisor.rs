@@ -105,6 +105,8 @@ pub struct Supervisor<S: Site> {
     /// No worker before.
     not_before: Option<Instant>,
     captures: bool,
+    /// Nothing is handed over any more, whatever is still being planned.
+    is_over: bool,
     is_leased: bool,
     /// What was last complained of, so that it is said once.
     complaint: Option<String>,
@@ -125,6 +127,7 @@ impl<S: Site> Supervisor<S> {
             n_deaths: 0,
             not_before: None,
             captures: false,
+            is_over: false,
             is_leased: false,
             complaint: None,
         }
@@ -156,7 +159,7 @@ impl<S: Site> Supervisor<S> {
 
     /// From now on flows are handed over.
     pub(crate) fn capture(&mut self, now: Instant) {
-        self.captures = true;
+        self.captures = !self.is_over;
         self.look_after(now);
     }
 
@@ -252,10 +255,267 @@ impl<S: Site> Supervisor<S> {
 
     /// Hands over no more flows, and has the worker end with its last one. Gives it, so that it can be waited for.
     pub fn shut_down(&mut self) -> Option<S::Worker> {
-        self.captures = false;
+        (self.captures, self.is_over) = (false, true);
         self.end_lease();
         let mut worker = self.worker.take()?;
         worker.drain();
         Some(worker)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use proxy::frame::{Pool, Protocol};
+
+    use super::*;
+
+    /// What a host does, and what it was asked for.
+    #[derive(Debug, Default)]
+    struct Host {
+        addresses: Vec<IpAddr>,
+        /// Listeners that the lease is for, by their address.
+        lease: Option<IpAddr>,
+        renewals: usize,
+        refuses: bool,
+        workers: Vec<FakeState>,
+        /// Workers that start and die at once.
+        doomed: bool,
+    }
+
+    #[derive(Debug, Default)]
+    struct FakeState {
+        address: Option<IpAddr>,
+        routes: Vec<Frontend>,
+        is_dead: bool,
+        is_full: bool,
+        drains: bool,
+    }
+
+    type Shared = Arc<Mutex<Host>>;
+
+    struct FakeSite(Shared);
+
+    struct FakeWorker(Shared, usize);
+
+    impl Site for FakeSite {
+        type Listeners = IpAddr;
+        type Worker = FakeWorker;
+
+        fn address(&mut self, in_use: Option<IpAddr>) -> Option<IpAddr> {
+            let addresses = &self.0.lock().unwrap().addresses;
+            in_use.filter(|in_use| addresses.contains(in_use)).or(addresses.first().copied())
+        }
+
+        fn listen(&mut self, address: IpAddr) -> io::Result<IpAddr> {
+            Ok(address)
+        }
+
+        fn start(&mut self, listeners: &IpAddr) -> io::Result<FakeWorker> {
+            let mut host = self.0.lock().unwrap();
+            let is_dead = host.doomed;
+            host.workers.push(FakeState { address: Some(*listeners), is_dead, ..FakeState::default() });
+            Ok(FakeWorker(self.0.clone(), host.workers.len() - 1))
+        }
+
+        fn renew(&mut self, listeners: &IpAddr) -> Result<(), String> {
+            let mut host = self.0.lock().unwrap();
+            if host.refuses {
+                return Err("refused".to_owned());
+            }
+            host.lease = Some(*listeners);
+            host.renewals += 1;
+            Ok(())
+        }
+
+        fn end(&mut self) {
+            self.0.lock().unwrap().lease = None;
+        }
+    }
+
+    impl Worker for FakeWorker {
+        fn set_routes(&mut self, routes: &Routes) -> Result<(), WorkerGone> {
+            let state = &mut self.0.lock().unwrap().workers[self.1];
+            if state.is_dead {
+                return Err(WorkerGone("dead".to_owned()));
+            }
+            if routes.replace {
+                state.routes.clear();
+            }
+            state.routes.retain(|frontend| !routes.gone.contains(frontend));
+            state.routes.extend(routes.set.iter().map(|route| route.frontend));
+            Ok(())
+        }
+
+        fn is_alive(&mut self) -> bool {
+            !self.0.lock().unwrap().workers[self.1].is_dead
+        }
+
+        fn is_full(&self) -> bool {
+            self.0.lock().unwrap().workers[self.1].is_full
+        }
+
+        fn drain(&mut self) {
+            self.0.lock().unwrap().workers[self.1].drains = true;
+        }
+    }
+
+    fn address(n: u8) -> IpAddr {
+        [192, 168, 0, n].into()
+    }
+
+    fn frontend(port: u16) -> Frontend {
+        Frontend { address: None, protocol: Protocol::Tcp, port }
+    }
+
+    fn set(ports: &[u16]) -> Routes {
+        let pool =
+            || Pool { name: "a".to_owned(), endpoints: vec![([10, 0, 0, 1], 80).into()], affinity_secs: None };
+        let route = |port: &u16| Route { frontend: frontend(*port), any: pool(), internal: None };
+        Routes { set: ports.iter().map(route).collect(), ..Routes::default() }
+    }
+
+    fn begun(ports: &[u16]) -> (Shared, Supervisor<FakeSite>, Instant) {
+        let host = Arc::new(Mutex::new(Host { addresses: vec![address(7)], ..Host::default() }));
+        let (mut supervisor, now) = (Supervisor::new(FakeSite(host.clone())), Instant::now());
+        supervisor.set_routes(set(ports), now);
+        (host, supervisor, now)
+    }
+
+    #[test]
+    fn nothing_is_handed_over_before_all_is_in_place() {
+        let (host, mut supervisor, now) = begun(&[1]);
+        supervisor.look_after(now);
+        assert!(host.lock().unwrap().workers.is_empty());
+        assert_eq!(host.lock().unwrap().lease, None);
+        supervisor.capture(now);
+        assert_eq!(host.lock().unwrap().lease, Some(address(7)));
+        assert_eq!(host.lock().unwrap().workers[0].routes, [frontend(1)]);
+        assert_eq!(supervisor.condition(), Condition { is_leased: true, deaths: 0 });
+    }
+
+    #[test]
+    fn each_look_renews_the_lease() {
+        let (host, mut supervisor, now) = begun(&[1]);
+        supervisor.capture(now);
+        supervisor.look_after(now + Supervisor::<FakeSite>::PERIOD);
+        assert_eq!(host.lock().unwrap().renewals, 2);
+        assert_eq!(host.lock().unwrap().workers.len(), 1);
+    }
+
+    #[test]
+    fn a_worker_hears_of_what_differs_and_the_next_one_of_all() {
+        let (host, mut supervisor, now) = begun(&[1, 2]);
+        supervisor.capture(now);
+        let gone = Routes { gone: vec![frontend(1), frontend(9)], ..set(&[2, 3]) };
+        supervisor.set_routes(gone, now);
+        assert_eq!(host.lock().unwrap().workers[0].routes, [frontend(2), frontend(3)]);
+        host.lock().unwrap().workers[0].is_dead = true;
+        supervisor.look_after(now);
+        assert_eq!(host.lock().unwrap().workers[1].routes, [frontend(2), frontend(3)]);
+        assert_eq!(host.lock().unwrap().lease, Some(address(7)), "connections wait for it");
+        assert_eq!(supervisor.condition().deaths, 1);
+    }
+
+    #[test]
+    fn a_worker_that_takes_no_routes_is_replaced_at_once() {
+        let (host, mut supervisor, now) = begun(&[1]);
+        supervisor.capture(now);
+        host.lock().unwrap().workers[0].is_dead = true;
+        supervisor.set_routes(set(&[2]), now);
+        assert_eq!(host.lock().unwrap().workers[1].routes, [frontend(1), frontend(2)]);
+    }
+
+    #[test]
+    fn a_full_worker_gets_no_more_until_it_has_room() {
+        let (host, mut supervisor, now) = begun(&[1]);
+        supervisor.capture(now);
+        host.lock().unwrap().workers[0].is_full = true;
+        supervisor.look_after(now);
+        assert_eq!(host.lock().unwrap().lease, None);
+        assert!(!supervisor.condition().is_leased);
+        host.lock().unwrap().workers[0].is_full = false;
+        supervisor.look_after(now);
+        assert_eq!(host.lock().unwrap().lease, Some(address(7)));
+        assert_eq!(host.lock().unwrap().workers.len(), 1);
+    }
+
+    #[test]
+    fn workers_that_die_again_and_again_are_given_up_for_a_while() {
+        let (host, mut supervisor, now) = begun(&[1]);
+        host.lock().unwrap().doomed = true;
+        for _ in 0..20 {
+            supervisor.capture(now);
+        }
+        assert_eq!(host.lock().unwrap().workers.len(), MAX_DEATHS);
+        assert_eq!(host.lock().unwrap().lease, None);
+        host.lock().unwrap().doomed = false;
+        supervisor.look_after(now + GIVEN_UP - Duration::from_secs(1));
+        assert_eq!(host.lock().unwrap().lease, None);
+        supervisor.look_after(now + GIVEN_UP);
+        assert_eq!(host.lock().unwrap().lease, Some(address(7)));
+    }
+
+    #[test]
+    fn deaths_of_long_ago_do_not_count() {
+        let (host, mut supervisor, mut now) = begun(&[1]);
+        supervisor.capture(now);
+        for n in 0..3 * MAX_DEATHS {
+            host.lock().unwrap().workers[n].is_dead = true;
+            now += RECENT / 4;
+            supervisor.look_after(now);
+            assert_eq!(host.lock().unwrap().lease, Some(address(7)), "after {n} deaths");
+        }
+    }
+
+    #[test]
+    fn an_address_that_goes_takes_its_listeners_and_drains_its_worker() {
+        let (host, mut supervisor, now) = begun(&[1]);
+        supervisor.capture(now);
+        // Another one alone changes nothing.
+        host.lock().unwrap().addresses.insert(0, address(8));
+        supervisor.look_after(now);
+        assert_eq!(host.lock().unwrap().workers.len(), 1);
+        host.lock().unwrap().addresses = vec![address(8)];
+        supervisor.look_after(now);
+        let state = host.lock().unwrap();
+        assert!(state.workers[0].drains);
+        assert_eq!((state.lease, state.workers[1].address), (Some(address(8)), Some(address(8))));
+    }
+
+    #[test]
+    fn a_node_without_an_address_has_no_worker() {
+        let (host, mut supervisor, now) = begun(&[1]);
+        host.lock().unwrap().addresses.clear();
+        supervisor.capture(now);
+        assert!(host.lock().unwrap().workers.is_empty());
+        host.lock().unwrap().addresses.push(address(7));
+        supervisor.look_after(now);
+        assert_eq!(host.lock().unwrap().lease, Some(address(7)));
+    }
+
+    #[test]
+    fn a_lease_that_is_refused_is_asked_for_again() {
+        let (host, mut supervisor, now) = begun(&[1]);
+        host.lock().unwrap().refuses = true;
+        supervisor.capture(now);
+        assert!(!supervisor.condition().is_leased);
+        host.lock().unwrap().refuses = false;
+        supervisor.look_after(now);
+        assert!(supervisor.condition().is_leased);
+    }
+
+    #[test]
+    fn the_end_drains_and_hands_nothing_over_any_more() {
+        let (host, mut supervisor, now) = begun(&[1]);
+        supervisor.capture(now);
+        assert!(supervisor.shut_down().is_some());
+        supervisor.look_after(now);
+        // A plan that was under way.
+        supervisor.capture(now);
+        let state = host.lock().unwrap();
+        assert!(state.workers[0].drains);
+        assert_eq!((state.lease, state.workers.len()), (None, 1));
     }
 }

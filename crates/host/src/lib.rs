@@ -15,6 +15,7 @@ pub mod ipvs;
 pub mod oom;
 pub mod privileges;
 pub mod route_localnet;
+mod seccomp;
 
 pub use cleanup::{
     CleanupError, FAMILIES, Removed, Report, clean_up_all, clean_up_iptables, clean_up_nftables,
@@ -26,5 +27,6 @@ pub use facts::{ConntrackFacts, Facts};
 pub use file::{FileError, Root};
 pub use ipvs::apply_ipvs;
 pub use oom::set_oom_score;
-pub use privileges::{NoPermission, drop_privileges, require_net_admin};
+pub use privileges::{NoPermission, PrivilegeError, drop_all_privileges, drop_privileges, require_net_admin};
 pub use route_localnet::set_route_localnet;
+pub use seccomp::{SeccompError, restrict_system_calls};

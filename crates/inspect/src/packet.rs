@@ -190,12 +190,13 @@ fn rule_step(step: &Step) -> RuleStep {
 
 /// Ways that come to the same are one ending.
 fn endings(ways: &Ways, destination: SocketAddr) -> Vec<Ending> {
-    let mut shares: BTreeMap<Outcome, f64> = BTreeMap::new();
+    let mut shares: BTreeMap<(bool, Outcome), f64> = BTreeMap::new();
     for way in &ways.ways {
-        *shares.entry(way.outcome).or_default() += way.probability;
+        *shares.entry((is_proxied(&way.steps), way.outcome)).or_default() += way.probability;
     }
-    let ending = |(outcome, share): (Outcome, f64)| {
+    let ending = |((is_proxied, outcome), share): ((bool, Outcome), f64)| {
         let (verdict, to, masqueraded) = match outcome {
+            Outcome::Delivered { .. } if is_proxied => (Verdict::Proxied, None, false),
             Outcome::Delivered { to, masqueraded } if to == destination => {
                 (Verdict::Untouched, Some(to), masqueraded)
             }
@@ -208,6 +209,14 @@ fn endings(ways: &Ways, destination: SocketAddr) -> Vec<Ending> {
     let mut endings: Vec<Ending> = shares.into_iter().map(ending).collect();
     endings.sort_by(|a, b| b.share.total_cmp(&a.share));
     endings
+}
+
+/// Whether a rule translated to where a worker of this node listens (`backend-nftables`: `lease`).
+fn is_proxied(steps: &[Step]) -> bool {
+    steps.iter().any(|step| {
+        step.rule.starts_with("dnat ")
+            && (step.rule.ends_with("map @proxies") || step.rule.ends_with("map @internal-proxies"))
+    })
 }
 
 /// The port of the Service that the packet is for, in the packet's family.
@@ -288,6 +297,9 @@ fn endings_in_words(endings: &[Ending]) -> Vec<String> {
         (Verdict::Translated, Some(to)) => {
             format!("The packet goes to {to} in {} of the cases.", percent(ending.share))
         }
+        (Verdict::Proxied, _) => {
+            "A worker of this node takes the flow, and carries it to an endpoint of its choice.".to_owned()
+        }
         (Verdict::Refused, _) => "The packet is refused with an ICMP error.".to_owned(),
         (Verdict::Dropped, _) => "The packet is dropped.".to_owned(),
         (Verdict::Untouched | Verdict::Translated, _) => {
@@ -299,6 +311,9 @@ fn endings_in_words(endings: &[Ending]) -> Vec<String> {
 }
 
 fn source_in_words(endings: &[Ending], packet: &PacketQuestion) -> Option<String> {
+    if endings.iter().any(|ending| ending.verdict == Verdict::Proxied) {
+        return Some("The endpoint sees an address of this node as source, which is the worker's.".to_owned());
+    }
     let translated = || endings.iter().filter(|ending| ending.verdict == Verdict::Translated);
     translated().next()?;
     let seen = if translated().all(|ending| ending.masqueraded) {

@@ -30,6 +30,9 @@ fn main() -> ExitCode {
     kernel::share_heap();
     let arguments: Vec<String> =
         std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
+    if arguments.first().is_some_and(|first| first == mode::userspace::WORKER) {
+        return mode::userspace::run_worker(&arguments[1..]);
+    }
     if arguments.first().is_some_and(|first| cli::is_command(first)) {
         return cli::run(arguments);
     }

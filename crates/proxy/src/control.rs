@@ -12,8 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::frame::{self, FrameError, FrameReader, MAX_TO_AGENT_BYTES, MAX_TO_WORKER_BYTES, ToAgent, ToWorker};
 
-/// Frames that may wait for an agent that is busy. There is a question for each new client of UDP.
-const WAITING: usize = 1024;
+/// Questions that may wait for an agent that is busy. There is one for each new client of UDP.
+const MAX_QUESTIONS: usize = 1024;
 /// An answer that comes later is of no use to a client.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 const RECEIVE_BYTES: usize = 64 * 1024;
@@ -21,35 +21,39 @@ const RECEIVE_BYTES: usize = 64 * 1024;
 /// What the worker has to say to its agent.
 #[derive(Debug)]
 pub(crate) struct Control {
-    outgoing: mpsc::Sender<ToAgent>,
+    /// Bounded by the number of questions; all else is little.
+    outgoing: mpsc::UnboundedSender<ToAgent>,
     questions: Mutex<HashMap<u64, oneshot::Sender<Option<SocketAddr>>>>,
     next_id: AtomicU64,
 }
 
 impl Control {
     /// With what it says, to be sent.
-    pub(crate) fn new() -> (Self, mpsc::Receiver<ToAgent>) {
-        let (outgoing, says) = mpsc::channel(WAITING);
+    pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<ToAgent>) {
+        let (outgoing, says) = mpsc::unbounded_channel();
         (Self { outgoing, questions: Mutex::default(), next_id: AtomicU64::new(0) }, says)
     }
 
     /// Tells something. It is lost when the agent is gone.
-    pub(crate) async fn tell(&self, what: ToAgent) {
-        drop(self.outgoing.send(what).await);
+    pub(crate) fn tell(&self, what: ToAgent) {
+        drop(self.outgoing.send(what));
     }
 
     /// Where a UDP flow was sent to; `None` if the agent does not know, or is gone.
     pub(crate) async fn where_to(&self, client: SocketAddr, listener: SocketAddr) -> Option<SocketAddr> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = oneshot::channel();
-        self.questions().insert(id, sender);
-        let asked = self.outgoing.try_send(ToAgent::WhereTo { id, client, listener });
-        let answer = match asked {
-            Ok(()) => tokio::time::timeout(ANSWER_LIMIT, answer).await.ok()?.ok()?,
-            Err(_too_many) => None,
-        };
+        {
+            let mut questions = self.questions();
+            if questions.len() >= MAX_QUESTIONS {
+                return None;
+            }
+            questions.insert(id, sender);
+        }
+        self.tell(ToAgent::WhereTo { id, client, listener });
+        let answer = tokio::time::timeout(ANSWER_LIMIT, answer).await;
         self.questions().remove(&id);
-        answer
+        answer.ok()?.ok()?
     }
 
     /// Passes an answer on.
@@ -68,7 +72,7 @@ impl Control {
 }
 
 /// Sends what the worker says, for as long as the agent is there.
-pub(crate) async fn send(mut says: mpsc::Receiver<ToAgent>, mut agent: OwnedWriteHalf) {
+pub(crate) async fn send(mut says: mpsc::UnboundedReceiver<ToAgent>, mut agent: OwnedWriteHalf) {
     while let Some(frame) = says.recv().await {
         let Ok(bytes) = frame::encode(&frame, MAX_TO_AGENT_BYTES) else { continue };
         if agent.write_all(&bytes).await.is_err() {

@@ -17,5 +17,5 @@ mod tcp;
 mod udp;
 mod worker;
 
-pub use handover::{Listeners, hand_over};
+pub use handover::{Listeners, Pair, hand_over};
 pub use worker::{WorkerError, run};

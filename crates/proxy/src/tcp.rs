@@ -50,9 +50,10 @@ impl Drop for OwnConnection<'_> {
 /// Serves a listener for as long as it is asked for.
 pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener, traffic: Traffic) {
     loop {
-        let room = shared.room().await;
         match listener.accept().await {
             Ok((client, peer)) => {
+                // Others wait in the listener's queue meanwhile.
+                let room = shared.room().await;
                 let shared = shared.clone();
                 tokio::spawn(async move {
                     carry(&shared, client, peer, traffic).await;
@@ -85,7 +86,11 @@ async fn carry(shared: &Shared, client: TcpStream, peer: SocketAddr, traffic: Tr
     let pool = sent_to.ok().and_then(|sent_to| shared.table.pool(Protocol::Tcp, sent_to, traffic));
     let Some(pool) = pool else { return reset(&[&client]) };
     let Some((endpoint, flow)) = connect(shared, &pool, peer).await else { return reset(&[&client]) };
-    for stream in [&client, &endpoint] {
+    carry_to(shared, &client, &endpoint, &flow).await;
+}
+
+async fn carry_to(shared: &Shared, client: &TcpStream, endpoint: &TcpStream, flow: &Flow) {
+    for stream in [client, endpoint] {
         // A connection works without either.
         drop(stream.set_nodelay(true));
         drop(SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE)));
@@ -96,13 +101,13 @@ async fn carry(shared: &Shared, client: TcpStream, peer: SocketAddr, traffic: Tr
         tokio::time::sleep(shared.drain).await;
     };
     let carried = tokio::select! {
-        carried = relay(&client, &endpoint) => carried,
+        carried = relay(client, endpoint) => carried,
         () = drained => Err(io::Error::other("the endpoint is gone, and its time is over")),
     };
     drop(own);
     if let Err(error) = carried {
-        debug!(%peer, endpoint = %flow.address(), %error, "a connection broke");
-        reset(&[&client, &endpoint]);
+        debug!(endpoint = %flow.address(), %error, "a connection broke");
+        reset(&[client, endpoint]);
     }
 }
 
@@ -138,5 +143,112 @@ fn reset(streams: &[&TcpStream]) {
     for stream in streams {
         // It is closed in any case.
         drop(SockRef::from(*stream).set_linger(Some(Duration::ZERO)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::control::Control;
+    use crate::frame::{Frontend, Pool, Route, Routes, Settings};
+
+    fn shared(connect_timeout_ms: u64, drain_ms: u64) -> Shared {
+        let settings =
+            Settings { connect_timeout_ms, udp_idle_ms: 1000, drain_ms, linger_ms: 0, max_flows: None };
+        Shared::new(Control::new().0, &settings, 1024)
+    }
+
+    const FRONTEND: Frontend = Frontend { address: None, protocol: Protocol::Tcp, port: 80 };
+
+    fn set(shared: &Shared, endpoints: &[SocketAddr]) -> Arc<LivePool> {
+        let pool = Pool { name: "a".to_owned(), endpoints: endpoints.to_vec(), affinity_secs: None };
+        let route = Route { frontend: FRONTEND, any: pool, internal: None };
+        shared.table.apply(Routes { set: vec![route], ..Routes::default() });
+        shared.table.pool(Protocol::Tcp, ([192, 0, 2, 1], 80).into(), Traffic::Any).unwrap()
+    }
+
+    async fn listener() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    const CLIENT: SocketAddr =
+        SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 9)), 40_000);
+
+    #[tokio::test]
+    async fn endpoints_that_refuse_are_passed_over() {
+        let (_listener, there) = listener().await;
+        let (gone, refuses) = listener().await;
+        drop(gone);
+        let shared = shared(10_000, 0);
+        let pool = set(&shared, &[refuses, there]);
+        for _ in 0..4 {
+            let (_stream, flow) = connect(&shared, &pool, CLIENT).await.unwrap();
+            assert_eq!(flow.address(), there);
+        }
+        let pool = set(&shared, &[refuses]);
+        assert!(connect(&shared, &pool, CLIENT).await.is_none());
+    }
+
+    /// A listener whose queue is full does not answer.
+    #[tokio::test]
+    async fn endpoints_that_do_not_answer_are_passed_over() {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        socket.listen(0).unwrap();
+        let silent = socket.local_addr().unwrap().as_socket().unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(connected) =
+            tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(silent)).await
+        {
+            waiting.push(connected.unwrap());
+            assert!(waiting.len() < 16, "the queue takes any number");
+        }
+        let (_listener, there) = listener().await;
+        let shared = shared(200, 0);
+        let pool = set(&shared, &[silent, there]);
+        let (_stream, flow) = connect(&shared, &pool, CLIENT).await.unwrap();
+        assert_eq!(flow.address(), there);
+    }
+
+    /// Client, endpoint, and the end of what is between them.
+    async fn carried(shared: &Arc<Shared>) -> (TcpStream, TcpStream, tokio::task::JoinHandle<()>) {
+        let (near, near_address) = listener().await;
+        let (far, far_address) = listener().await;
+        let (client, accepted) = tokio::join!(TcpStream::connect(near_address), near.accept());
+        let pool = set(shared, &[far_address]);
+        let (endpoint, flow) = connect(shared, &pool, CLIENT).await.unwrap();
+        let (accepted, shared) = (accepted.unwrap().0, shared.clone());
+        let carried = tokio::spawn(async move { carry_to(&shared, &accepted, &endpoint, &flow).await });
+        (client.unwrap(), far.accept().await.unwrap().0, carried)
+    }
+
+    #[tokio::test]
+    async fn connections_to_an_endpoint_that_is_gone_end_at_their_deadline() {
+        let shared = Arc::new(shared(10_000, 300));
+        let (mut client, mut endpoint, carried) = carried(&shared).await;
+        set(&shared, &[([127, 0, 0, 1], 1).into()]);
+        // They go on meanwhile.
+        client.write_all(b"still there?").await.unwrap();
+        let mut received = [0; 12];
+        endpoint.read_exact(&mut received).await.unwrap();
+        carried.await.unwrap();
+        assert_eq!(client.read(&mut received).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn what_leads_back_here_is_known_while_it_lasts() {
+        let shared = Arc::new(shared(10_000, 0));
+        let (client, endpoint, carried) = carried(&shared).await;
+        let own = endpoint.peer_addr().unwrap();
+        while !shared.own.contains(own) {
+            tokio::task::yield_now().await;
+        }
+        drop((client, endpoint));
+        carried.await.unwrap();
+        assert!(!shared.own.contains(own));
     }
 }

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
@@ -104,7 +105,7 @@ async fn work(agent: &UnixStream, listeners: Listeners, max_files: usize) -> Res
 }
 
 /// For how long flows may come that were on their way when capture was turned off.
-const DRAIN_LINGER: Duration = Duration::from_millis(500);
+const DRAIN_LINGER: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 enum Ended {
@@ -130,15 +131,20 @@ fn serve(shared: &Arc<Shared>, listeners: Listeners) -> io::Result<JoinSet<()>> 
 async fn obey(shared: &Arc<Shared>, incoming: &mut Incoming) -> Result<Ended, FrameError> {
     let mut full = false;
     let mut look = tokio::time::interval(LOOK);
+    // Whoever ends the agent may well ask all processes to end: connections go on. With no handler a signal would end all.
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate()).ok(), signal(SignalKind::interrupt()).ok());
     loop {
         let frame = tokio::select! {
             frame = incoming.next() => frame?,
+            () = received(&mut terminate) => return Ok(Ended::Told),
+            () = received(&mut interrupt) => continue,
             _ = look.tick() => {
                 let is_full = shared.room.available_permits() == 0;
                 if is_full != full {
                     full = is_full;
                     warn!(full, "the worker's room for flows");
-                    shared.control.tell(ToAgent::Full(full)).await;
+                    shared.control.tell(ToAgent::Full(full));
                 }
                 continue;
             }
@@ -148,7 +154,7 @@ async fn obey(shared: &Arc<Shared>, incoming: &mut Incoming) -> Result<Ended, Fr
             Some(ToWorker::Routes(routes)) => {
                 let generation = routes.generation;
                 shared.table.apply(routes);
-                shared.control.tell(ToAgent::InForce { generation }).await;
+                shared.control.tell(ToAgent::InForce { generation });
             }
             Some(ToWorker::To { id, destination }) => shared.control.answered(id, destination),
             Some(ToWorker::Drain) => return Ok(Ended::Told),
@@ -158,11 +164,21 @@ async fn obey(shared: &Arc<Shared>, incoming: &mut Incoming) -> Result<Ended, Fr
     }
 }
 
+async fn received(signal: &mut Option<Signal>) {
+    let is_received = match signal {
+        Some(signal) => signal.recv().await.is_some(),
+        None => false,
+    };
+    if !is_received {
+        std::future::pending().await
+    }
+}
+
 /// How often the worker looks whether it has room.
 const LOOK: Duration = Duration::from_millis(200);
 
 impl Shared {
-    fn new(control: Control, settings: &Settings, max_files: usize) -> Self {
+    pub(crate) fn new(control: Control, settings: &Settings, max_files: usize) -> Self {
         let by_files = (max_files.saturating_sub(OTHER_FILES) / FILES_PER_FLOW).max(1);
         let max_flows = settings.max_flows.unwrap_or(by_files).min(by_files);
         Self {

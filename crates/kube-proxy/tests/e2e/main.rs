@@ -29,4 +29,5 @@ mod permissions;
 mod status;
 mod support;
 mod takeover;
+mod userspace;
 mod watch;
