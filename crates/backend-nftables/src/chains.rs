@@ -12,10 +12,10 @@ use nft::{
 use crate::affinity;
 use crate::config::Config;
 use crate::ipvs;
-use crate::lease;
 use crate::layout::{
     Map, MapElement, Traffic, frontend_key, hairpin_key, ip_key, port_key, slot_key, source_key,
 };
+use crate::lease;
 use crate::priority::{
     self, ChoiceChain, MAX_AFFINITY_ENDPOINTS, MAX_ENDPOINTS, MasqueradeWhen, POOL, PROXIED,
     PROXIED_INTERNAL, Slots,

@@ -12,8 +12,8 @@ use model::{
 use nft::{Bytes, Data, Element};
 
 use crate::layout::{IpvsMasquerade, Map, MapElement, Traffic, cut_comment, frontend_bytes, source_bytes};
-use crate::pools::Pool;
 use crate::lease::can_be_proxied;
+use crate::pools::Pool;
 use crate::priority::{MasqueradeWhen, PROXIED, PROXIED_INTERNAL, choice};
 
 /// What the kernel holds, or is to hold, for one frontend.
@@ -74,9 +74,8 @@ impl Programmed {
             allowed_sources: frontend.allowed_sources.clone(),
             any,
             // The node's own flows are masqueraded, those of pods are not.
-            internal: internal.map(|pool| {
-                action(TrafficPolicy::Cluster, pool, MasqueradeWhen::FromNode, PROXIED_INTERNAL)
-            }),
+            internal: internal
+                .map(|pool| action(TrafficPolicy::Cluster, pool, MasqueradeWhen::FromNode, PROXIED_INTERNAL)),
             local_addresses: local_addresses(frontend, balancer),
         }
     }

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use model::{Balancer, Destination, Family, FrontendAddress, FrontendKey, IpFamily, Masquerade, Protocol};
-use crate::lease::LEASE_SECS;
+use model::{Balancer, Destination, Family, FrontendAddress, FrontendKey, Masquerade, Protocol};
 use nft::{Bytes, DEFAULT_LEARNT_SIZE, Data, Element, Field, Name, Set, SetData};
+
+use crate::lease::LEASE_SECS;
 
 /// The table that is ours, in `ip` and in `ip6`: the name that upstream uses, which its clean-up and other software
 /// look for.
@@ -21,14 +22,6 @@ pub fn choosing_chains() -> [Name; 2] {
 /// The maps that send packets of Services to endpoints, whoever they are from: empty where IPVS does that.
 pub fn choosing_maps() -> [Name; 2] {
     [false, true].map(|by_node_port| Map::Frontends(Traffic::Any, by_node_port).name())
-}
-
-/// The netfilter family of a table for `F`.
-pub fn nft_family<F: Family>() -> nft::Family {
-    match F::FAMILY {
-        IpFamily::V4 => nft::Family::Ip,
-        IpFamily::V6 => nft::Family::Ip6,
-    }
 }
 
 /// Whose flows a map is for: `externalTrafficPolicy: Local` has internal ones take a short cut to all endpoints.
@@ -343,5 +336,5 @@ pub(crate) fn parse_slot(key: &Bytes) -> Option<((u8, u32), u32)> {
 /// Reads an endpoint back.
 pub(crate) fn parse_socket<F: Family>(data: &Bytes) -> Option<Socket<F>> {
     let mut fields = data.reader();
-    Some((F::narrow(fields.addr(nft_family::<F>())?)?, fields.port()?))
+    Some((F::narrow(fields.addr(F::FAMILY.into())?)?, fields.port()?))
 }

@@ -14,7 +14,7 @@ use model::{Family, Protocol};
 use nft::{Bytes, Data, Element, Op, Rule, Statement, Transaction};
 
 use crate::chains::rule;
-use crate::layout::{Map, Traffic, nft_family, proxy_key, table_name};
+use crate::layout::{Map, Traffic, proxy_key, table_name};
 use crate::priority::{PROXIED, PROXIED_INTERNAL};
 
 /// For how long a lease is, in seconds: as long may new flows fail after a proxy and its agent were killed.
@@ -80,7 +80,7 @@ pub fn end<F: Family>() -> Transaction {
 
 fn transaction<F: Family>(op: impl Fn(Traffic) -> Op) -> Transaction {
     let ops = Traffic::ALL.map(op).into();
-    Transaction { ops, ..Transaction::new(nft_family::<F>(), table_name()) }
+    Transaction { ops, ..Transaction::new(F::FAMILY.into(), table_name()) }
 }
 
 fn key(protocol: Protocol) -> Bytes {

@@ -2,7 +2,8 @@
 
 use mode::{Applied, Cause, NeedsReading, PlanOf, Planner, Reading, Rule, Settled, StepResults, Target};
 use model::{Changed, Extent, Family, FrontendKey, RuleSettings, Table};
-use nft::{Kernel, KernelError, Ruleset, Transaction};
+use netlink::NetlinkError;
+use nft::{Kernel, Ruleset, Transaction};
 
 use crate::config::Config;
 use crate::layout::table_name;
@@ -27,7 +28,7 @@ impl Target for NftablesTarget {
     /// `None`: there is no table.
     type Found = Option<Ruleset>;
     type Counted = ();
-    type Error = KernelError;
+    type Error = NetlinkError;
 
     fn apply(&mut self, steps: Vec<Transaction>, _yields: &dyn Fn() -> bool) -> Applied<Self> {
         let mut applied = Applied { results: Vec::with_capacity(1), kernel_time: None, is_usable: true };
@@ -42,7 +43,7 @@ impl Target for NftablesTarget {
         applied
     }
 
-    fn read(&mut self) -> Reading<Option<Ruleset>, KernelError> {
+    fn read(&mut self) -> Reading<Option<Ruleset>, NetlinkError> {
         match self.kernel.read(self.family, &table_name()) {
             Ok(nft::Reading::Whole(found)) => Reading::Whole(found),
             Ok(nft::Reading::Unstable) => Reading::Unstable,
@@ -50,12 +51,12 @@ impl Target for NftablesTarget {
         }
     }
 
-    fn is_retryable(error: &KernelError) -> bool {
+    fn is_retryable(error: &NetlinkError) -> bool {
         error.is_retryable()
     }
 
-    fn outcome_unknown(why: &'static str) -> KernelError {
-        KernelError::OutcomeUnknown { why }
+    fn outcome_unknown(why: &'static str) -> NetlinkError {
+        NetlinkError::OutcomeUnknown { why }
     }
 }
 

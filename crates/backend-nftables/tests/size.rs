@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use backend_nftables::{Backend, Config, Extent};
 use model::{
     AddressKind, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool, Protocol,
-    ServicePortName, Table, TrafficPolicy, V4, Verdict,
+    ServicePortName, Table, V4, Verdict,
 };
 
 const SERVICES: u16 = 100;
@@ -20,16 +20,13 @@ fn frontends(n: u16, endpoints: std::ops::Range<u8>) -> Vec<Frontend<V4>> {
     let pool = Pool::new(endpoints.map(destination).collect::<BTreeSet<_>>(), Verdict::Reject);
     let protocol = Protocol::Tcp;
     let frontend = |kind, address, port| Frontend {
-        key: FrontendKey { address, protocol, port },
-        kind,
-        service: ServicePortName { service: name(n), port: "http".into(), protocol },
-        pool: pool.clone(),
-        policy: TrafficPolicy::Cluster,
-        internal_pool: None,
-        affinity: None,
         masquerade: Masquerade::Always,
-        allowed_sources: None,
-        flow_endpoints: [].into(),
+        ..Frontend::new(
+            FrontendKey { address, protocol, port },
+            kind,
+            ServicePortName { service: name(n), port: "http".into(), protocol },
+            pool.clone(),
+        )
     };
     let ip = |first| FrontendAddress::Ip([first, 0, high, low].into());
     vec![

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use mode::{Cause, NeedsReading, Plan, PlanOf, Planner, Rule, RuleCount, Settled, StepResults, Target, Traffic};
+use mode::{
+    Cause, NeedsReading, Plan, PlanOf, Planner, Rule, RuleCount, Settled, StepResults, Target, Traffic,
+};
 use model::{Balancer, Family, FrontendKey, RuleSettings, Table};
 use proxy::frame::{Frontend, Route, Routes};
 

@@ -370,8 +370,11 @@ mod tests {
     }
 
     fn set(ports: &[u16]) -> Routes {
-        let pool =
-            || Pool { name: "a".to_owned(), endpoints: vec![([10, 0, 0, 1], 80).into()], affinity_secs: None };
+        let pool = || Pool {
+            name: "a".to_owned(),
+            endpoints: vec![([10, 0, 0, 1], 80).into()],
+            affinity_secs: None,
+        };
         let route = |port: &u16| Route { frontend: frontend(*port), any: pool(), internal: None };
         Routes { set: ports.iter().map(route).collect(), ..Routes::default() }
     }

@@ -6,15 +6,16 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
-use backend_nftables::{Backend, NftablesTarget, nft_family, table_name};
+use backend_nftables::{Backend, NftablesTarget, table_name};
 use backend_userspace::{Site, Supervisor, UserspacePlanner, UserspaceTarget, Worker, WorkerGone};
+use fakes::contract::Contract;
+use fakes::kernel::FakeKernel;
+use fakes::on_paper;
 use mode::{Cause, Planner, Reading, Target};
-use model::{Changed, RuleSettings, Table, V4};
-use nft::{Applied, Kernel, KernelError, Name, Transaction};
+use model::{Changed, Family as _, RuleSettings, Table, V4};
+use netlink::NetlinkError;
+use nft::{Applied, Kernel, Name, Transaction};
 use proxy::frame::Routes;
-use testkit::contract::Contract;
-use testkit::fake_kernel::FakeKernel;
-use testkit::on_paper;
 
 /// What was done, in its order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,12 +31,12 @@ type Log = Arc<Mutex<Vec<Done>>>;
 struct LoggedKernel(FakeKernel, Log);
 
 impl Kernel for LoggedKernel {
-    fn apply(&mut self, tx: &Transaction) -> Result<Applied, KernelError> {
+    fn apply(&mut self, tx: &Transaction) -> Result<Applied, NetlinkError> {
         self.1.lock().unwrap().push(Done::Rules);
         self.0.apply(tx)
     }
 
-    fn read(&mut self, family: nft::Family, table: &Name) -> Result<nft::Reading, KernelError> {
+    fn read(&mut self, family: nft::Family, table: &Name) -> Result<nft::Reading, NetlinkError> {
         self.0.read(family, table)
     }
 }
@@ -108,7 +109,7 @@ impl Setup {
     fn on(kernel: FakeKernel, log: Log) -> Self {
         let logged = Box::new(LoggedKernel(kernel.clone(), log.clone()));
         let supervisor = Arc::new(Mutex::new(Supervisor::new(LoggedSite(log.clone()))));
-        let target = UserspaceTarget::new(NftablesTarget::new(nft_family::<V4>(), logged), supervisor);
+        let target = UserspaceTarget::new(NftablesTarget::new(V4::FAMILY.into(), logged), supervisor);
         let planner = UserspacePlanner::new(Backend::new(RuleSettings::default()));
         Self { planner, target, kernel, log }
     }
@@ -172,7 +173,7 @@ fn a_start_on_an_unchanged_table_writes_nothing() {
 fn what_is_there_lists_maps_for_a_lease() {
     let (mut setup, table) = (Setup::new(), contract());
     setup.perform(&table, None);
-    let found = setup.kernel.clone().read(nft_family::<V4>(), &table_name()).unwrap();
+    let found = setup.kernel.clone().read(V4::FAMILY.into(), &table_name()).unwrap();
     let found = found.whole().unwrap().unwrap();
     for name in ["proxies", "internal-proxies"] {
         assert!(found.sets[name].set.is_transient());

@@ -3,12 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 use crate::hash::mixed;
 use crate::maglev::Maglev;
 use crate::ring::Ring;
 
 /// How an endpoint is chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Policy {
     /// One after the other.
     #[default]
@@ -21,6 +23,28 @@ pub enum Policy {
     RingHash,
     /// By the client's address, in Maglev's table.
     Maglev,
+}
+
+impl Policy {
+    /// All that there are.
+    pub const ALL: [Self; 5] =
+        [Self::RoundRobin, Self::Random, Self::LeastRequest, Self::RingHash, Self::Maglev];
+
+    /// As people write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RoundRobin => "round-robin",
+            Self::Random => "random",
+            Self::LeastRequest => "least-request",
+            Self::RingHash => "ring-hash",
+            Self::Maglev => "maglev",
+        }
+    }
+
+    /// The policy of a name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|policy| policy.as_str() == name)
+    }
 }
 
 /// What a choice depends on.
@@ -103,9 +127,6 @@ mod tests {
 
     use super::*;
 
-    const ALL: [Policy; 5] =
-        [Policy::RoundRobin, Policy::Random, Policy::LeastRequest, Policy::RingHash, Policy::Maglev];
-
     fn endpoints(n: u16) -> Vec<SocketAddr> {
         (0..n).map(|n| SocketAddr::from(([10, 0, (n >> 8) as u8, n.to_be_bytes()[1]], 80))).collect()
     }
@@ -178,7 +199,7 @@ mod tests {
             n_endpoints in 0..40u16,
             usable in proptest::collection::vec(any::<bool>(), 40),
             n in any::<u32>(),
-            policy in proptest::sample::select(ALL.to_vec()),
+            policy in proptest::sample::select(Policy::ALL.to_vec()),
         ) {
             let choice = Choice::new(policy, &endpoints(n_endpoints));
             let draw = Draw { random: mixed(u64::from(n)), ..draw(n % 1000) };

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use testkit::apiserver::Kind;
-use testkit::proxy::Proxy;
+use apiserver::Kind;
+use lab::proxy::Proxy;
 use tokio::time::Instant;
 
 use crate::log;

@@ -25,7 +25,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use testkit::lab::enter_user_namespace;
+use lab::enter_user_namespace;
 
 fn main() -> ExitCode {
     // Before anything else, because only a process with one thread may.

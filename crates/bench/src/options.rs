@@ -8,7 +8,7 @@ use testkit::cluster::Flavour;
 
 use crate::changes::Effort;
 use crate::churn::Churn;
-use crate::contender::{Contender, Side};
+use crate::contender::{Contender, Series};
 
 /// What was asked for.
 #[derive(Clone, Debug)]
@@ -91,14 +91,14 @@ fn options(matches: &ArgMatches) -> Options {
     let seconds = |name: &str| Duration::from_secs(number(name).into());
     let text = |name: &str| matches.get_one::<String>(name).cloned().unwrap_or_default();
     let path = |name: &str| matches.get_one::<PathBuf>(name).cloned();
-    let contender = |side, program, extra: &str| Contender {
-        side,
+    let contender = |series, program, extra: &str| Contender {
+        series,
         program,
         mode: text("mode"),
         extra: text(extra).split_whitespace().map(str::to_owned).collect(),
     };
-    let ours = contender(Side::Ours, path("PROGRAM").unwrap_or_default(), "arguments");
-    let peer = path("peer").map(|program| contender(Side::Peer, program, "peer-arguments"));
+    let ours = contender(Series::Ours, path("PROGRAM").unwrap_or_default(), "arguments");
+    let peer = path("peer").map(|program| contender(Series::Peer, program, "peer-arguments"));
     let flavour = FLAVOURS.into_iter().find(|flavour| flavour.suffix() == text("flavour"));
     Options {
         flavour: flavour.filter(|_| text("mode") == "iptables"),

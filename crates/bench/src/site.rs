@@ -4,14 +4,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use apiserver::{ApiServer, Config as ApiConfig, Kind};
+use fakes::objects::{self, NAMESPACE};
+use lab::commits::Generation;
+use lab::echo::{EchoServer, Mode};
+use lab::proxy::Proxy;
+use lab::{Config as LabConfig, Host, Lab};
 use serde_json::Value;
-use testkit::apiserver::{ApiServer, Config as ApiConfig, Kind};
 use testkit::cluster::{Flavour, LINE_PORT, NODE, UDP_PORT};
-use testkit::commits::Generation;
-use testkit::echo::{EchoServer, Mode};
-use testkit::lab::{Config as LabConfig, Host, Lab};
-use testkit::objects::{self, NAMESPACE};
-use testkit::proxy::Proxy;
 use tokio::time::Instant;
 
 use crate::contender::Contender;

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 
+use fakes::objects::{self, Endpoint, NAMESPACE, Port};
 use model::{
-    AddressKind, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool, Protocol,
-    ServicePortName, TrafficPolicy, V4, Verdict,
+    AddressKind, Destination, Frontend, FrontendAddress, FrontendKey, ObjectName, Pool, Protocol,
+    ServicePortName, V4, Verdict,
 };
 use serde_json::Value;
 use testkit::cluster::{LINE_PORT, NODE, UDP_PORT};
-use testkit::objects::{self, Endpoint, NAMESPACE, Port};
 
 /// The port of every Service and of its endpoints.
 const PORT: Port = Port { name: "http", protocol: "TCP", port: 80, target: 8080, node_port: None };
@@ -297,26 +297,20 @@ impl World {
             local: self.node(*number) == NODE,
         };
         let endpoints: BTreeSet<_> = self.endpoints[service].iter().map(destination).collect();
-        Frontend {
-            key: FrontendKey {
+        Frontend::new(
+            FrontendKey {
                 address: FrontendAddress::Ip(service_ip(service)),
                 protocol: Protocol::Tcp,
                 port: PORT.port,
             },
-            kind: AddressKind::ClusterIp,
-            service: ServicePortName {
+            AddressKind::ClusterIp,
+            ServicePortName {
                 service: object_name(service),
                 port: PORT.name.into(),
                 protocol: Protocol::Tcp,
             },
-            pool: Pool::new(endpoints, Verdict::Reject),
-            policy: TrafficPolicy::Cluster,
-            internal_pool: None,
-            affinity: None,
-            masquerade: Masquerade::UnlessFromPod,
-            allowed_sources: None,
-            flow_endpoints: std::sync::Arc::default(),
-        }
+            Pool::new(endpoints, Verdict::Reject),
+        )
     }
 }
 

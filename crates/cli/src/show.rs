@@ -217,7 +217,7 @@ pub fn findings(list: &FindingList, colours: bool) -> String {
     let count = |severity| list.items.iter().filter(|finding| finding.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
     let found = format!("{}, {}", counted(errors, "error"), counted(warnings, "warning"));
-    lines.push(format!("{found}. Looked at: {}.", list.looked_at.join("; ")));
+    lines.push(format!("{found}. Looked at: {}.", list.checked.join("; ")));
     text(&lines)
 }
 

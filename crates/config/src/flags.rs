@@ -9,7 +9,7 @@ pub(crate) static GROUPS: [Group; 8] = [
     Group { title: "Source", flags: SOURCE },
     Group { title: "Node and listeners", flags: NODE },
     Group { title: "Traffic", flags: TRAFFIC },
-    Group { title: "Modes iptables and ipvs", flags: OTHER_MODES },
+    Group { title: "Modes iptables, ipvs and userspace", flags: OTHER_MODES },
     Group { title: "Connection tracking", flags: CONNTRACK },
     Group { title: "Logging", flags: LOGGING },
     Group { title: "Inherited by upstream from a library", flags: INHERITED },
@@ -199,7 +199,7 @@ const TRAFFIC: &[Flag] = &[
     field(
         "masquerade-all",
         "nftables.masqueradeAll",
-        Target::Bool(|given, on| *given.file.shared_mut().masquerade_all = on),
+        Target::Bool(|given, on| *given.file.mode_section_mut().masquerade_all = on),
         "Masquerade all traffic to cluster IPs",
     ),
     field(
@@ -315,6 +315,13 @@ const OTHER_MODES: &[Flag] = &[
         Target::Duration(|given, timeout| given.file.ipvs.udp_timeout = timeout),
         "Time-out of UDP flows; 0 leaves the kernel's",
     ),
+    own(
+        "userspace-policy",
+        "",
+        Target::Text(|given, policy| given.own.userspace_policy = policy),
+        "How workers choose endpoints: round-robin, random, least-request, ring-hash or maglev; without it round-robin",
+    )
+    .placeholder("NAME"),
 ];
 
 const CONNTRACK: &[Flag] = &[

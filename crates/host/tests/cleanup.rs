@@ -6,11 +6,11 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
+use fakes::upstream::{self, ServicePort};
 use host::{Report, Root, clean_up_all, clean_up_nftables, clean_up_other_modes};
+use lab::Namespace;
+use lab::commits::Generation;
 use tempfile::TempDir;
-use testkit::commits::Generation;
-use testkit::lab::Namespace;
-use testkit::upstream::{self, ServicePort};
 
 /// A flavour of iptables and a family.
 #[derive(Clone, Copy, Debug)]
@@ -390,7 +390,7 @@ fn tables_of_mode_nftables_go_in_two_steps() {
         (report.removed.len(), generation.read().unwrap() - before)
     };
     let choosing = ["nat-prerouting".into(), "nat-output".into()];
-    let clean = || host.net.run(|| clean_up_nftables(&"kube-proxy".into(), &choosing, &host::FAMILIES));
+    let clean = || host.net.run(|| clean_up_nftables(&"kube-proxy".into(), &choosing, &nft::Family::ALL));
     // Two for IPv6; for IPv4 one, since a chain was missing.
     assert_eq!(commits(&clean), (2, 3));
     assert_eq!(commits(&clean), (0, 0));

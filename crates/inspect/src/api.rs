@@ -17,7 +17,7 @@ use model::{ObjectName, ServiceName};
 use serde::Serialize;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
-use walk::{Packet, Ways};
+use walk::{Packet, Paths};
 
 use crate::document::{
     ConflictList, EndpointList, FamilyHealth, Finding, FindingList, FlowList, Health, Limit, Problem,
@@ -72,7 +72,7 @@ pub trait Host: Send + Sync {
     ///
     /// # Errors
     /// They can't be read or followed; why.
-    fn walk(&self, packet: &Packet, limit: usize) -> Result<Ways, String>;
+    fn walk(&self, packet: &Packet, limit: usize) -> Result<Paths, String>;
 
     /// The host's addresses.
     fn addresses(&self) -> Vec<IpAddr>;
@@ -263,9 +263,9 @@ impl Api {
         let mut services = Vec::new();
         self.each_service(&Selector::default(), |service, _| services.push(service)).await?;
         let found = self.on_host(move |host| Ok(host.findings(&overview, &services))).await?;
-        let (mut items, looked_at) = found;
+        let (mut items, checked) = found;
         items.sort();
-        Ok(FindingList { items, looked_at })
+        Ok(FindingList { items, checked })
     }
 
     async fn events(&self) -> Result<Response<Body>, ApiError> {

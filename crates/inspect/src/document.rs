@@ -217,7 +217,7 @@ pub struct FindingList {
     /// The worst first.
     pub items: Vec<Finding>,
     /// What was looked at, also where nothing was found.
-    pub looked_at: Vec<String>,
+    pub checked: Vec<String>,
 }
 
 /// Something that is wrong, or may become so.

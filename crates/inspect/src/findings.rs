@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use agent::snapshot::{AddressKind, AddressState, Basis, Overview, Service};
+use agent::snapshot::{AddressKind, AddressState, Basis, FamilyState, Overview, Service};
 use host::Facts;
 use nft::AnyChain;
 
@@ -43,7 +43,7 @@ pub fn findings(evidence: &Evidence<'_>, overview: &Overview, services: &[Servic
 }
 
 /// What was looked at, for people who want to know what nothing was found in.
-pub fn looked_at(evidence: &Evidence<'_>) -> Vec<String> {
+pub fn checked(evidence: &Evidence<'_>) -> Vec<String> {
     let mut looked = vec![
         "the proxy's own state".to_owned(),
         "every rule against a reading of the kernel".to_owned(),
@@ -77,39 +77,43 @@ fn proxy(overview: &Overview, found: &mut Vec<Finding>) {
         ));
     }
     for family in &overview.families {
-        if let Some(failure) = &family.failure {
-            found.push(finding(
-                Severity::Error,
-                "rules-refused",
-                format!("{}: the rules can't be put in force, {} times in a row: {}", family.family, failure.times, failure.error),
-                "changes of Services and endpoints have no effect on this node",
-                "the error names the object; a lack of CAP_NET_ADMIN or of a kernel module needs mending on the node",
-            ));
-        }
-        if family.refused > 0 {
-            found.push(finding(
-                Severity::Warning,
-                "addresses-refused",
-                format!(
-                    "{}: {} addresses were refused by the kernel and are tried again",
-                    family.family, family.refused
-                ),
-                "packets to them go nowhere",
-                "see the log for the reason of each",
-            ));
-        }
-        if family.repairs.audit_divergences > 0 {
-            found.push(finding(
-                Severity::Warning,
-                "rules-changed-by-others",
-                format!(
-                    "{}: {} audits found rules that somebody else had changed",
-                    family.family, family.repairs.audit_divergences
-                ),
-                "until an audit finds it, packets go where the other one wants",
-                "find who it is: nft monitor",
-            ));
-        }
+        family_state(family, found);
+    }
+}
+
+fn family_state(family: &FamilyState, found: &mut Vec<Finding>) {
+    if let Some(failure) = &family.failure {
+        found.push(finding(
+            Severity::Error,
+            "rules-refused",
+            format!("{}: the rules can't be put in force, {} times in a row: {}", family.family, failure.times, failure.error),
+            "changes of Services and endpoints have no effect on this node",
+            "the error names the object; a lack of CAP_NET_ADMIN or of a kernel module needs mending on the node",
+        ));
+    }
+    if family.refused > 0 {
+        found.push(finding(
+            Severity::Warning,
+            "addresses-refused",
+            format!(
+                "{}: {} addresses were refused by the kernel and are tried again",
+                family.family, family.refused
+            ),
+            "packets to them go nowhere",
+            "see the log for the reason of each",
+        ));
+    }
+    if family.repairs.audit_divergences > 0 {
+        found.push(finding(
+            Severity::Warning,
+            "rules-changed-by-others",
+            format!(
+                "{}: {} audits found rules that somebody else had changed",
+                family.family, family.repairs.audit_divergences
+            ),
+            "until an audit finds it, packets go where the other one wants",
+            "find who it is: nft monitor",
+        ));
     }
 }
 
@@ -150,6 +154,10 @@ fn objects(overview: &Overview, services: &[Service], found: &mut Vec<Finding>) 
             "kube-proxy list services --no-endpoints, then kube-proxy explain service NAMESPACE/NAME",
         ));
     }
+    hints(services, found);
+}
+
+fn hints(services: &[Service], found: &mut Vec<Finding>) {
     for (basis, id, why) in [
         (Basis::ReadyZoneUnknown, "hints-zone-unknown", "this node has no label topology.kubernetes.io/zone"),
         (
@@ -257,8 +265,6 @@ fn connection_tracking(evidence: &Evidence<'_>, found: &mut Vec<Finding>) {
 
 /// Upstream's chains, tables of another mode, and chains that drop what is forwarded.
 fn others(evidence: &Evidence<'_>, overview: &Overview, found: &mut Vec<Finding>) {
-    /// `NF_INET_FORWARD`
-    const FORWARD: u32 = 2;
     let chains_of = |table: &str| evidence.chains.iter().any(|chain| chain.table == table);
     let upstream = evidence.chains.iter().any(|chain| chain.name.starts_with("KUBE-SVC-"));
     if evidence.mode != "iptables" && upstream {
@@ -273,6 +279,14 @@ fn others(evidence: &Evidence<'_>, overview: &Overview, found: &mut Vec<Finding>
             evidence.facts.ipvs_servers
         )));
     }
+    dropping(evidence, found);
+    nothing_served(overview, found);
+}
+
+/// Chains that drop what is forwarded.
+fn dropping(evidence: &Evidence<'_>, found: &mut Vec<Finding>) {
+    /// `NF_INET_FORWARD`
+    const FORWARD: u32 = 2;
     let dropping = evidence.chains.iter().filter_map(|chain| {
         let hook = chain.hook.as_ref().filter(|hook| hook.hook == FORWARD && hook.drops)?;
         Some(format!("{} of table {} (priority {})", chain.name, chain.table, hook.priority))
@@ -287,6 +301,9 @@ fn others(evidence: &Evidence<'_>, overview: &Overview, found: &mut Vec<Finding>
             "iptables -P FORWARD ACCEPT, or a rule of the network plugin that accepts pods",
         ));
     }
+}
+
+fn nothing_served(overview: &Overview, found: &mut Vec<Finding>) {
     if overview.services > 0
         && overview.families.iter().all(|family| family.frontends == 0)
         && overview.is_listed

@@ -15,5 +15,5 @@ mod text;
 pub use border::{Iptables, IptablesError};
 pub use name::{ChainName, NameError, TableName};
 pub use restore::{Edit, Restore, Section};
-pub use rule::{Comment, Interface, Match, Negatable, Recent, Rule, Side, Target};
+pub use rule::{AddrField, Comment, Interface, Match, Negatable, Recent, Rule, Target};
 pub use save::{SaveError, Saved, SavedTable};

@@ -19,7 +19,7 @@ mod xtables;
 pub use crate::conntrack::{FlowLookup, Flows};
 pub use crate::device::VirtualDevice;
 pub use crate::ipvs::{KernelIpvs, SchedulerError, check_scheduler};
-pub use crate::netlink::{Netlink, NetlinkError, Protocol, Refusal};
+pub use crate::netlink::{Netlink, Protocol, Refusal};
 pub use heap::{release_memory, share_heap};
 pub use lookup::TableReader;
 pub use nftables::{LikelyKeys, Nftables};

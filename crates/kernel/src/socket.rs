@@ -86,6 +86,53 @@ pub enum Wait {
     Never,
 }
 
+/// Has errors explained in words, and not repeat the request.
+pub(crate) fn explained<C: Channel>(socket: C) -> io::Result<C> {
+    socket.set(SocketOption::ExtendedAck, 1)?;
+    socket.set(SocketOption::CapAck, 1)?;
+    Ok(socket)
+}
+
+/// One of a socket's two buffers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Buffer {
+    Send,
+    Receive,
+}
+
+impl Buffer {
+    /// The option within the system's limit, and the one that needs a privilege.
+    const fn options(self) -> (SocketOption, SocketOption) {
+        match self {
+            Self::Send => (SocketOption::SendBuffer, SocketOption::ForceSendBuffer),
+            Self::Receive => (SocketOption::ReceiveBuffer, SocketOption::ForceReceiveBuffer),
+        }
+    }
+
+    /// How many bytes it holds; 0 if the system won't tell.
+    pub(crate) fn size(self, socket: &impl Channel) -> usize {
+        socket.get(self.options().0).ok().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0)
+    }
+
+    /// Makes it hold this many bytes: twice as many, as the kernel counts, or what the system's limit allows.
+    pub(crate) fn set_size(self, socket: &impl Channel, bytes: libc::c_int) -> io::Result<()> {
+        let (limited, forced) = self.options();
+        socket.set(forced, bytes).or_else(|_denied| socket.set(limited, bytes))
+    }
+
+    /// Makes it hold at least this many bytes if the kernel lets us; gives how many it holds.
+    pub(crate) fn make_room(self, socket: &impl Channel, bytes: usize) -> usize {
+        let held = self.size(socket);
+        if held >= bytes {
+            return held;
+        }
+        match self.set_size(socket, libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX)) {
+            // What can't be set shows in the room that is left.
+            Ok(()) | Err(_) => self.size(socket),
+        }
+    }
+}
+
 impl Socket {
     /// A socket of a netlink family (`NETLINK_*`) in the network namespace of the calling thread.
     pub(crate) fn open_protocol(protocol: libc::c_int) -> io::Result<Self> {

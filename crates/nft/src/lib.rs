@@ -30,7 +30,7 @@ mod transaction;
 mod udata;
 mod wire;
 
-pub use border::{Applied, Kernel, KernelError, Reading};
+pub use border::{Applied, Kernel, Reading};
 pub use bytes::{Bytes, Reader};
 pub use chain::{BaseChain, Chain, ChainType, Hook, Rule};
 pub use encode::{Batch, Cursor, Encoded, Encoder, encode};

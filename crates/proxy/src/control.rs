@@ -10,7 +10,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::frame::{self, FrameError, FrameReader, MAX_TO_AGENT_BYTES, MAX_TO_WORKER_BYTES, ToAgent, ToWorker};
+use crate::frame::{
+    self, FrameError, FrameReader, MAX_TO_AGENT_BYTES, MAX_TO_WORKER_BYTES, ToAgent, ToWorker,
+};
 
 /// Questions that may wait for an agent that is busy. There is one for each new client of UDP.
 const MAX_QUESTIONS: usize = 1024;

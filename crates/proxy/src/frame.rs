@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use balance::Policy;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +36,8 @@ pub struct Settings {
     pub drain_ms: u64,
     /// For how long flows may come after the last word from an agent: a lease, and a little more.
     pub linger_ms: u64,
+    /// How endpoints are chosen.
+    pub policy: Policy,
     /// Connections and UDP clients at a time; `None`: as many as there may be open files.
     pub max_flows: Option<usize>,
 }

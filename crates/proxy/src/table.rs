@@ -24,8 +24,16 @@ pub(crate) enum Traffic {
 #[derive(Debug, Default)]
 pub(crate) struct Table(RwLock<Inner>);
 
+impl Table {
+    /// Without routes yet; endpoints will be chosen by this policy.
+    pub(crate) fn new(policy: Policy) -> Self {
+        Self(RwLock::new(Inner { policy, ..Inner::default() }))
+    }
+}
+
 #[derive(Debug, Default)]
 struct Inner {
+    policy: Policy,
     routes: HashMap<Frontend, Target, FxBuildHasher>,
     /// By name.
     pools: HashMap<String, Weak<Used>, FxBuildHasher>,
@@ -88,7 +96,7 @@ impl Inner {
             known.0.update(&pool);
             return known;
         }
-        let used = Arc::new(Used(Arc::new(LivePool::new(&pool))));
+        let used = Arc::new(Used(Arc::new(LivePool::new(self.policy, &pool))));
         self.pools.insert(pool.name, Arc::downgrade(&used));
         used
     }
@@ -97,6 +105,7 @@ impl Inner {
 /// Endpoints, and what they have to do.
 #[derive(Debug)]
 pub(crate) struct LivePool {
+    policy: Policy,
     members: RwLock<Arc<Members>>,
     clients: Mutex<Affinity>,
     began: Instant,
@@ -122,9 +131,9 @@ pub(crate) struct Endpoint {
 pub(crate) struct Flow(Arc<Endpoint>);
 
 impl LivePool {
-    fn new(pool: &Pool) -> Self {
-        let members = RwLock::new(Arc::new(Members::new(pool, &[])));
-        Self { members, clients: Mutex::default(), began: Instant::now() }
+    fn new(policy: Policy, pool: &Pool) -> Self {
+        let members = RwLock::new(Arc::new(Members::new(policy, pool, &[])));
+        Self { policy, members, clients: Mutex::default(), began: Instant::now() }
     }
 
     fn update(&self, pool: &Pool) {
@@ -132,7 +141,7 @@ impl LivePool {
         if members.is_of(pool) {
             return;
         }
-        let new = Members::new(pool, &members.endpoints);
+        let new = Members::new(self.policy, pool, &members.endpoints);
         let is_there = |address| new.endpoints.iter().any(|endpoint| endpoint.address == address);
         for endpoint in members.endpoints.iter().filter(|endpoint| !is_there(endpoint.address)) {
             endpoint.gone.send_replace(true);
@@ -166,14 +175,14 @@ impl LivePool {
 
 impl Members {
     /// Endpoints that were there before stay what they are.
-    fn new(pool: &Pool, before: &[Arc<Endpoint>]) -> Self {
+    fn new(policy: Policy, pool: &Pool, before: &[Arc<Endpoint>]) -> Self {
         let endpoint = |address: &SocketAddr| {
             let known = before.iter().find(|endpoint| endpoint.address == *address);
             known.cloned().unwrap_or_else(|| Arc::new(Endpoint::new(*address)))
         };
         Self {
             endpoints: pool.endpoints.iter().map(endpoint).collect(),
-            choice: Choice::new(Policy::RoundRobin, &pool.endpoints),
+            choice: Choice::new(policy, &pool.endpoints),
             affinity: pool.affinity_secs.map(Duration::from_secs),
         }
     }
@@ -287,9 +296,7 @@ mod tests {
         let both = ["10.96.0.1", "10.96.0.2"];
         set(
             &table,
-            both.iter()
-                .map(|ip| route(frontend(Some(ip), 80), pool("a", &[1, 2], None), None))
-                .collect(),
+            both.iter().map(|ip| route(frontend(Some(ip), 80), pool("a", &[1, 2], None), None)).collect(),
         );
         assert_eq!(pick(&table, "10.96.0.1:80", Traffic::Any), Some(endpoint(1)));
         assert_eq!(pick(&table, "10.96.0.2:80", Traffic::Any), Some(endpoint(2)));
@@ -306,6 +313,15 @@ mod tests {
         assert_eq!(pick(&table, "192.0.2.8:1", Traffic::Any), Some(endpoint(2)));
         assert_eq!(pick(&table, "192.0.2.8:2", Traffic::Any), None);
         assert_eq!(table.0.read().unwrap().pools.len(), 1);
+    }
+
+    #[test]
+    fn a_table_chooses_by_its_policy() {
+        let by_client = Table::new(Policy::Maglev);
+        set(&by_client, vec![route(frontend(None, 1), pool("a", &[1, 2, 3], None), None)]);
+        let met: std::collections::BTreeSet<_> =
+            (0..6).map(|_| pick(&by_client, "192.0.2.8:1", Traffic::Any)).collect();
+        assert_eq!(met.len(), 1, "a client has one endpoint");
     }
 
     #[test]

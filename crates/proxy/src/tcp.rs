@@ -114,11 +114,8 @@ async fn carry_to(shared: &Shared, client: &TcpStream, endpoint: &TcpStream, flo
 /// What the client sent to, before the kernel translated it.
 fn original_destination(client: &TcpStream) -> io::Result<SocketAddr> {
     let socket = SockRef::from(client);
-    let found = if client.local_addr()?.is_ipv4() {
-        socket.original_dst_v4()
-    } else {
-        socket.original_dst_v6()
-    };
+    let found =
+        if client.local_addr()?.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
     found?.as_socket().ok_or_else(|| io::Error::other("no address of a known family"))
 }
 
@@ -148,6 +145,7 @@ fn reset(streams: &[&TcpStream]) {
 
 #[cfg(test)]
 mod tests {
+    use balance::Policy;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
@@ -155,8 +153,14 @@ mod tests {
     use crate::frame::{Frontend, Pool, Route, Routes, Settings};
 
     fn shared(connect_timeout_ms: u64, drain_ms: u64) -> Shared {
-        let settings =
-            Settings { connect_timeout_ms, udp_idle_ms: 1000, drain_ms, linger_ms: 0, max_flows: None };
+        let settings = Settings {
+            connect_timeout_ms,
+            udp_idle_ms: 1000,
+            drain_ms,
+            linger_ms: 0,
+            policy: Policy::RoundRobin,
+            max_flows: None,
+        };
         Shared::new(Control::new().0, &settings, 1024)
     }
 

@@ -182,7 +182,7 @@ impl Shared {
         let by_files = (max_files.saturating_sub(OTHER_FILES) / FILES_PER_FLOW).max(1);
         let max_flows = settings.max_flows.unwrap_or(by_files).min(by_files);
         Self {
-            table: Table::default(),
+            table: Table::new(settings.policy),
             control,
             own: tcp::OwnConnections::default(),
             connect_timeout: Duration::from_millis(settings.connect_timeout_ms),

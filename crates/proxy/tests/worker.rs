@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use balance::Policy;
 use proxy::frame::{
     FrameReader, Frontend, MAX_TO_AGENT_BYTES, MAX_TO_WORKER_BYTES, Pool, Protocol, Route, Routes, Settings,
     ToAgent, ToWorker, encode,
@@ -39,6 +40,7 @@ impl Agent {
             udp_idle_ms,
             drain_ms: 0,
             linger_ms: 0,
+            policy: Policy::RoundRobin,
             max_flows,
         }));
         agent

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use model::view::{HealthCheck, HealthChecks};
 use model::{EndpointSlice, IpFamily, Node, Object, Service, SliceEndpoints, TrafficPolicy};
+use netlink::NetlinkError;
 use nft::{Applied, Name, Reading, Transaction};
 use tokio::time::Instant;
 
@@ -18,12 +19,12 @@ struct Slow {
 }
 
 impl Kernel for Slow {
-    fn apply(&mut self, tx: &Transaction) -> Result<Applied, KernelError> {
+    fn apply(&mut self, tx: &Transaction) -> Result<Applied, NetlinkError> {
         self.permissions.lock().unwrap().recv().unwrap();
         self.kernel.apply(tx)
     }
 
-    fn read(&mut self, family: nft::Family, table: &Name) -> Result<Reading, KernelError> {
+    fn read(&mut self, family: nft::Family, table: &Name) -> Result<Reading, NetlinkError> {
         self.kernel.read(family, table)
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use agent::snapshot::{Conflict, RecentChange};
 use http::Request;
 use serde_json::{Value, json};
-use walk::{Outcome, Step, Way};
+use walk::{Outcome, Path, Step};
 
 use super::*;
 use crate::document::{FlowRow, PacketReport, Severity};
@@ -13,7 +13,7 @@ use crate::fixture;
 struct FakeHost;
 
 impl Host for FakeHost {
-    fn walk(&self, packet: &Packet, _limit: usize) -> Result<Ways, String> {
+    fn walk(&self, packet: &Packet, _limit: usize) -> Result<Paths, String> {
         let (outcome, found) = match (packet.destination.ip().to_string().as_str(), packet.destination.port())
         {
             ("10.96.0.10", 80) => {
@@ -26,7 +26,7 @@ impl Host for FakeHost {
         };
         let step =
             Step { hook: "prerouting", table: "", chain: "services".into(), rule: "a rule".into(), found };
-        Ok(Ways { ways: vec![Way { outcome, steps: vec![step], probability: 1.0 }], complete: true })
+        Ok(Paths { paths: vec![Path { outcome, steps: vec![step], probability: 1.0 }], complete: true })
     }
 
     fn addresses(&self) -> Vec<IpAddr> {
@@ -205,7 +205,7 @@ async fn findings_come_worst_first() {
     let list = ok("/api/v1/findings").await;
     let ids: Vec<_> = list["items"].as_array().unwrap().iter().map(|item| item["id"].clone()).collect();
     assert_eq!(ids, ["b", "a"]);
-    assert_eq!(list["lookedAt"], json!(["501 Services"]));
+    assert_eq!(list["checked"], json!(["501 Services"]));
 }
 
 async fn packet(query: &str) -> PacketReport {

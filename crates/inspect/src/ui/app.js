@@ -471,7 +471,7 @@ function checkView() {
           h("div", null, chip(finding.severity, tones[finding.severity])), h("div", { class: "what" }, finding.what),
           h("div", { class: "why" }, finding.why), h("div", { class: "mend" }, h("code", null, finding.mend), copyButton(finding.mend)))),
         list.items.length ? "" : h("p", { class: "panel empty" }, "Nothing was found."),
-        h("p", { class: "sub" }, `Looked at: ${list.lookedAt.join("; ")}.`));
+        h("p", { class: "sub" }, `Looked at: ${list.checked.join("; ")}.`));
     } catch (error) {
       root.replaceChildren(head("Check"), h("p", { class: "panel error" }, error.message));
     }

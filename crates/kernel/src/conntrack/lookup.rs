@@ -1,8 +1,9 @@
 //! Single flows.
 
 use conntrack::{Flow, Tuple, lookup};
+use netlink::NetlinkError;
 
-use crate::netlink::{Netlink, NetlinkError, Protocol};
+use crate::netlink::{Netlink, Protocol};
 
 /// Looks up tracked flows one by one, in the network namespace of the thread that opened it.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ::mode::Touches;
 use agent::{FamilyMode, ServedFamily};
-use backend_nftables::{Backend, Config, NftablesTarget, nft_family};
+use backend_nftables::{Backend, Config, NftablesTarget};
 use metrics::{Metrics, NftablesMetrics};
 use model::{Family, IpFamily, V4, V6};
 use tracing::warn;
@@ -25,7 +25,7 @@ pub(super) fn serve(families: &[IpFamily], metrics: &Metrics) -> Vec<ServedFamil
 }
 
 fn served<F: Family>(observer: NftablesMetrics, take_overs: &TakeOvers) -> FamilyMode<F, Backend<F>> {
-    let family = nft_family::<F>();
+    let family = nft::Family::from(F::FAMILY);
     FamilyMode {
         planner: Backend::new(Config::default()),
         open: Arc::new(move || {

@@ -3,6 +3,7 @@
 mod process;
 mod site;
 
+use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use agent::{FamilyMode, ServedFamily, with_causes};
 use anyhow::Context as _;
-use backend_nftables::{Backend, NftablesTarget, lease::LEASE_SECS, nft_family};
+use backend_nftables::{Backend, NftablesTarget, lease::LEASE_SECS};
 use backend_userspace::{Supervisor, UserspacePlanner, UserspaceTarget, Worker as _};
 use config::Config;
 use metrics::{Metrics, UserspaceMetrics};
@@ -21,6 +22,7 @@ use proxy::frame::Settings;
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
+use self::process::Process;
 use self::site::KernelSite;
 use super::{Endings, nftables, spawn_watch};
 use crate::takeover::{Leftovers, TakeOvers};
@@ -47,12 +49,20 @@ pub(super) fn serve(
 ) -> Vec<ServedFamily> {
     let observer = UserspaceMetrics::register(metrics);
     let take_overs = TakeOvers::new(Leftovers::OtherModes, families);
-    let shared = Shared { settings: settings(config), verbosity: config.logging.verbosity, take_overs, endings };
+    let shared = Shared {
+        settings: settings(config),
+        verbosity: config.logging.verbosity,
+        take_overs,
+        families: RefCell::default(),
+    };
     let family = |family: &IpFamily| match family {
         IpFamily::V4 => ServedFamily::new(shared.served::<V4>(observer(*family))),
         IpFamily::V6 => ServedFamily::new(shared.served::<V6>(observer(*family))),
     };
-    families.iter().map(family).collect()
+    let served = families.iter().map(family).collect();
+    let ending = shared.families.take();
+    endings.add(move || end(ending));
+    served
 }
 
 fn settings(config: &Config) -> Settings {
@@ -64,29 +74,30 @@ fn settings(config: &Config) -> Settings {
         udp_idle_ms: millis(forgotten.map_or(UDP_IDLE, |timeout| (timeout * 2 / 3).min(UDP_IDLE))),
         drain_ms: millis(DRAIN),
         linger_ms: u64::from(LEASE_SECS) * 2000,
+        policy: config.userspace_policy,
         max_flows: None,
     }
 }
 
 /// What both families have.
-struct Shared<'e> {
+struct Shared {
     settings: Settings,
     verbosity: u32,
     take_overs: TakeOvers,
-    endings: &'e Endings,
+    families: RefCell<Vec<ShutDown>>,
 }
 
-type Supervised<F> = Arc<Mutex<Supervisor<KernelSite<F>>>>;
 type Planner<F> = UserspacePlanner<Backend<F>, KernelSite<F>>;
 
-impl Shared<'_> {
+impl Shared {
     fn served<F: Family>(&self, metrics: UserspaceMetrics) -> FamilyMode<F, Planner<F>> {
-        let family = nft_family::<F>();
+        let family = nft::Family::from(F::FAMILY);
         let site = KernelSite::new(self.settings.clone(), self.verbosity);
         let supervisor = Arc::new(Mutex::new(Supervisor::new(site)));
         look_after(Arc::downgrade(&supervisor), metrics.clone());
         let ended = supervisor.clone();
-        self.endings.add(move || end(&ended));
+        let shut_down = move || ended.lock().unwrap_or_else(PoisonError::into_inner).shut_down();
+        self.families.borrow_mut().push(Box::new(shut_down));
         FamilyMode {
             planner: UserspacePlanner::new(Backend::new(RuleSettings::default())),
             open: Arc::new(move || {
@@ -125,13 +136,16 @@ fn look_after<F: Family>(supervisor: Weak<Mutex<Supervisor<KernelSite<F>>>>, met
     }
 }
 
-/// New flows go to endpoints by rules at once. The worker goes on with those that it has; it is waited for only where the end of
-/// this process would be its own.
-fn end<F: Family>(supervisor: &Supervised<F>) {
-    let worker = supervisor.lock().unwrap_or_else(PoisonError::into_inner).shut_down();
-    let Some(mut worker) = worker.filter(|_| std::process::id() == 1) else { return };
+/// Has a family's flows handed over no more; gives the worker that still has some.
+type ShutDown = Box<dyn FnOnce() -> Option<Process> + Send>;
+
+/// New flows go to endpoints by rules at once. Workers go on with those that they have; they are waited for only where the end of
+/// this process would be theirs.
+fn end(families: Vec<ShutDown>) {
+    let mut workers: Vec<Process> = families.into_iter().filter_map(|shut_down| shut_down()).collect();
     let deadline = Instant::now() + END_LIMIT;
-    while worker.is_alive() && Instant::now() < deadline {
+    let is_first = std::process::id() == 1;
+    while is_first && workers.iter_mut().any(|worker| worker.is_alive()) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(50));
     }
 }

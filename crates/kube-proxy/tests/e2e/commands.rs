@@ -2,10 +2,10 @@
 
 use std::process::{Command, Output};
 
+use fakes::objects::{self, Endpoint};
+use lab::proxy::wait_until;
 use serde_json::json;
 use testkit::cluster::{Cluster, NODE, NODE2};
-use testkit::objects::{self, Endpoint};
-use testkit::proxy::wait_until;
 
 use crate::support::{PATIENCE, WEB_PORTS, WEB_V4, WEB_V6, cluster, ip, program, start};
 

@@ -5,14 +5,14 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use fakes::objects::{self, Endpoint, Port};
+use lab::Host;
+use lab::client::{Load, LoadGenerator, Reply, Transport, ask_once};
+use lab::proxy::{Proxy, wait_until};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use testkit::client::{Load, LoadGenerator, Reply, Transport, ask_once};
 use testkit::cluster::{Cluster, KEEP_PORT, NODE, ProxyMode};
-use testkit::lab::Host;
-use testkit::objects::{self, Endpoint, Port};
-use testkit::proxy::{Proxy, wait_until};
 
 use crate::support::{
     PATIENCE, REQUEST, WEB_V4, WEB_V6, apply_endpoints, apply_web, check_listable, cluster_in, ip, start,
@@ -216,6 +216,35 @@ fn restarts_of_the_agent_fail_no_connection() {
         assert_eq!(report.failed(), 0, "{:?}", report.first_failure);
         assert!(report.succeeded > 200, "{} connections in {:?}", report.succeeded, report.elapsed);
     }
+}
+
+/// From mode nftables and back: the table stays, and flows are handed over or not.
+#[test]
+fn a_change_of_mode_fails_no_connection() {
+    let cluster = cluster_in(ProxyMode::Nftables, 3, 1);
+    apply_web(&cluster);
+    let mut proxy = start(&cluster);
+    wait_for_capture(&cluster, false);
+    let load = |transport, v6| Load { target: web(v6), transport, rate: 100, timeout: REQUEST };
+    let generators = [
+        LoadGenerator::start(cluster.lab.outside(), load(Transport::Tcp, false)).unwrap(),
+        LoadGenerator::start(cluster.lab.pod(0), load(Transport::Tcp, true)).unwrap(),
+    ];
+    proxy.terminate(PATIENCE).unwrap();
+    let cluster = cluster.in_mode(ProxyMode::Userspace).unwrap();
+    proxy = start(&cluster);
+    wait_for_capture(&cluster, true);
+    proxy.terminate(PATIENCE).unwrap();
+    let cluster = cluster.in_mode(ProxyMode::Nftables).unwrap();
+    let _proxy = start(&cluster);
+    wait_for_capture(&cluster, false);
+    for generator in generators {
+        let report = generator.stop();
+        assert_eq!(report.failed(), 0, "{:?}", report.first_failure);
+        assert!(report.succeeded > 50, "{} connections in {:?}", report.succeeded, report.elapsed);
+    }
+    let listing = check_listable(&cluster);
+    assert!(!listing.contains("proxies"), "{listing}");
 }
 
 /// Nobody is left to do anything: what was handed over to workers goes to endpoints by the rules as soon as the lease is over.

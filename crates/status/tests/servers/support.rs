@@ -116,7 +116,7 @@ impl Bench {
     /// Both families run and have succeeded; the Node is eligible.
     pub(crate) fn all_well(&self) {
         let mut health = self.health.lock();
-        for family in [IpFamily::V4, IpFamily::V6] {
+        for family in IpFamily::ALL {
             health.started(family, SystemTime::now());
             health.synced(family, SystemTime::now());
             health.pending(family, None);

@@ -80,13 +80,14 @@ impl Worker for Process {
         self.generation += 1;
         let routes = Routes { generation: self.generation, ..routes.clone() };
         let told = self.control.say(&ToWorker::Routes(routes));
-        let in_force = told.map_err(|error| WorkerGone(format!("it can't be told: {error}"))).and_then(|()| {
-            // Whatever is in force of before does not count.
-            let answered = std::iter::from_fn(|| self.in_force.recv_timeout(PATIENCE).ok());
-            let is_this = |generation: &u64| *generation == self.generation;
-            let mut answered = answered.skip_while(|generation| !is_this(generation));
-            answered.next().ok_or_else(|| WorkerGone("it does not answer".to_owned()))
-        });
+        let in_force =
+            told.map_err(|error| WorkerGone(format!("it can't be told: {error}"))).and_then(|()| {
+                // Whatever is in force of before does not count.
+                let answered = std::iter::from_fn(|| self.in_force.recv_timeout(PATIENCE).ok());
+                let is_this = |generation: &u64| *generation == self.generation;
+                let mut answered = answered.skip_while(|generation| !is_this(generation));
+                answered.next().ok_or_else(|| WorkerGone("it does not answer".to_owned()))
+            });
         if in_force.is_err() {
             self.control.kill();
         }

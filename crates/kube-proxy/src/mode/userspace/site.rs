@@ -8,7 +8,8 @@ use agent::with_causes;
 use backend_nftables::lease::{self, Listeners as Lease, Ports};
 use backend_userspace::Site;
 use model::Family;
-use nft::{Kernel as _, KernelError, Transaction};
+use netlink::NetlinkError;
+use nft::{Kernel as _, Transaction};
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::SockaddrStorage;
@@ -38,13 +39,13 @@ impl<F: Family> KernelSite<F> {
         Self { settings, verbosity, kernel: None, family: PhantomData }
     }
 
-    fn apply(&mut self, transaction: &Transaction) -> Result<(), KernelError> {
+    fn apply(&mut self, transaction: &Transaction) -> Result<(), NetlinkError> {
         if self.kernel.is_none() {
             self.kernel = Some(kernel::Nftables::open()?);
         }
         let Some(kernel) = &mut self.kernel else { return Ok(()) };
         let applied = kernel.apply(transaction).map(drop);
-        if applied.as_ref().is_err_and(|error| error.errno().is_none()) {
+        if applied.as_ref().is_err_and(|error| error.refusal().is_none()) {
             // It may not be usable any more.
             self.kernel = None;
         }
@@ -82,7 +83,7 @@ impl<F: Family> Site for KernelSite<F> {
     fn renew(&mut self, listeners: &Place) -> Result<(), String> {
         const ENOENT: i32 = 2;
         let renewed = match self.apply(&lease::renew::<F>(&listeners.lease)) {
-            Err(error) if error.errno() == Some(ENOENT) => self.apply(&lease::begin::<F>(&listeners.lease)),
+            Err(error) if error.refusal() == Some(ENOENT) => self.apply(&lease::begin::<F>(&listeners.lease)),
             other => other,
         };
         renewed.map_err(|error| format!("the lease is refused: {}", with_causes(&error)))
@@ -99,7 +100,8 @@ impl<F: Family> Site for KernelSite<F> {
 /// Addresses of this node to which packets can be sent from anywhere, in the order of its devices.
 fn addresses<F: Family>() -> nix::Result<Vec<IpAddr>> {
     let wanted = InterfaceFlags::IFF_UP;
-    let is_usable = |flags: InterfaceFlags| flags.contains(wanted) && !flags.contains(InterfaceFlags::IFF_LOOPBACK);
+    let is_usable =
+        |flags: InterfaceFlags| flags.contains(wanted) && !flags.contains(InterfaceFlags::IFF_LOOPBACK);
     let found = getifaddrs()?.filter(|found| is_usable(found.flags));
     let addresses = found.filter_map(|found| ip(&found.address?));
     Ok(addresses.filter(|address| F::narrow(*address).is_some() && is_global(*address)).collect())
