@@ -6,7 +6,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 BUILD_TOOLS := cc:gcc cc:libc6-dev
 # netbase: without it nft shows the numbers of protocols, not their names.
 RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux /etc/protocols:netbase
-TEST_TOOLS := $(RUN_TOOLS) iptables:iptables ipset:ipset conntrack:conntrack
+TEST_TOOLS := $(RUN_TOOLS) iptables:iptables ipset:ipset conntrack:conntrack tmux:tmux
 
 .PHONY: demo test guest-test check package-check page-check image bench fuzz fmt docs-files
 

@@ -23,7 +23,7 @@ use model::{
     SlicePort, V4,
 };
 use netlink::NetlinkError;
-use nft::{Applied, Kernel, Name, Reading, Transaction};
+use nft::{Applied, Counts, Kernel, Name, Reading, Transaction};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
 
@@ -86,6 +86,15 @@ impl Kernel for Counter {
 
     fn read(&mut self, _family: nft::Family, _table: &Name) -> Result<Reading, NetlinkError> {
         Ok(Reading::Whole(None))
+    }
+
+    fn counts(
+        &mut self,
+        _family: nft::Family,
+        _table: &Name,
+        _sets: &[Name],
+    ) -> Result<Counts, NetlinkError> {
+        Ok(Counts::new())
     }
 }
 

@@ -53,6 +53,8 @@ pub(crate) enum Map {
     Hairpin,
     /// address . protocol . port . source network.
     AllowedSources,
+    /// The same as `Restricted`: packets of all others find it, so that its elements count them.
+    SourceDropped,
     /// Addresses, protocols and ports that only `AllowedSources` may use.
     Restricted,
     /// Cluster IPs in use: what is sent to another of their ports is refused.
@@ -124,7 +126,7 @@ impl Map {
             Traffic::ALL.into_iter().flat_map(|traffic| either.map(|by| Self::Frontends(traffic, by)));
         [
             &[Self::Endpoints, Self::AffinityEndpoints, Self::AffinitySlots, Self::Hairpin][..],
-            &[Self::AllowedSources, Self::Restricted, Self::ClusterIps],
+            &[Self::AllowedSources, Self::SourceDropped, Self::Restricted, Self::ClusterIps],
             &[Self::AffinityChains, Self::Chains, Self::Pools],
             &frontends.collect::<Vec<_>>(),
             &either.map(Self::Rejected),
@@ -142,6 +144,7 @@ impl Map {
             Self::Proxies(Traffic::Internal) => "internal-proxies",
             Self::Hairpin => "hairpin-connections",
             Self::AllowedSources => "allowed-sources",
+            Self::SourceDropped => "source-dropped-services",
             Self::Restricted => "source-restricted-services",
             Self::ClusterIps => "cluster-ips",
             Self::AffinityChains => "affinity-chains",
@@ -178,7 +181,7 @@ impl Map {
             }
             Self::Hairpin => (hairpin_key(), SetData::None),
             Self::AllowedSources => return Arc::new(Set::networks(self.name(), source_key())),
-            Self::Restricted => (ip_key(), SetData::None),
+            Self::SourceDropped | Self::Restricted => (ip_key(), SetData::None),
             Self::ClusterIps | Self::VirtualIps => (vec![Field::DestAddr], SetData::None),
             Self::AffinityChains | Self::Chains => (vec![Field::Priority], SetData::Verdict),
             Self::Pools => (pool_key(), SetData::Fields(vec![SLOT])),
@@ -187,8 +190,22 @@ impl Map {
                 (frontend_key(by_node_port), SetData::None)
             }
         };
-        Arc::new(Set::new(self.name(), key, data))
+        let set = Set::new(self.name(), key, data);
+        Arc::new(if Self::COUNTED.contains(&self) { set.counted() } else { set })
     }
+
+    /// Those whose elements count what is theirs: new flows to an endpoint (only the first packet of a flow gets there),
+    /// packets that are refused, and packets that are dropped. The counters are part of no rule and of no element, so nothing
+    /// compares them.
+    pub(crate) const COUNTED: [Self; 7] = [
+        Self::Endpoints,
+        Self::AffinityEndpoints,
+        Self::SourceDropped,
+        Self::Rejected(false),
+        Self::Rejected(true),
+        Self::Dropped(false),
+        Self::Dropped(true),
+    ];
 }
 
 /// One element of one map.

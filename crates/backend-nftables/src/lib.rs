@@ -27,6 +27,7 @@ mod frontend;
 mod ipvs;
 mod layout;
 pub mod lease;
+mod meters;
 mod mode;
 mod plan;
 mod pools;

@@ -1,12 +1,14 @@
 //! The mode as the event loop sees it.
 
-use mode::{Applied, Cause, NeedsReading, PlanOf, Planner, Reading, Rule, Settled, StepResults, Target};
+use mode::{
+    Applied, Cause, Meter, NeedsReading, PlanOf, Planner, Reading, Rule, Settled, StepResults, Target,
+};
 use model::{Changed, Extent, Family, FrontendKey, RuleSettings, Table};
 use netlink::NetlinkError;
-use nft::{Kernel, Ruleset, Transaction};
+use nft::{Counts, Kernel, Ruleset, Transaction};
 
 use crate::config::Config;
-use crate::layout::table_name;
+use crate::layout::{Map, table_name};
 use crate::plan::{Backend, Plan};
 
 /// A family's table in a kernel. Atomic: a transaction is the only step of a plan.
@@ -27,7 +29,8 @@ impl Target for NftablesTarget {
     type Receipt = ();
     /// `None`: there is no table.
     type Found = Option<Ruleset>;
-    type Counted = ();
+    /// What elements counted.
+    type Counted = Counts;
     type Error = NetlinkError;
 
     fn apply(&mut self, steps: Vec<Transaction>, _yields: &dyn Fn() -> bool) -> Applied<Self> {
@@ -49,6 +52,11 @@ impl Target for NftablesTarget {
             Ok(nft::Reading::Unstable) => Reading::Unstable,
             Err(error) => Reading::Failed(error),
         }
+    }
+
+    fn traffic(&mut self) -> Result<Option<Counts>, NetlinkError> {
+        let sets = Map::COUNTED.map(Map::name);
+        self.kernel.counts(self.family, &table_name(), &sets).map(Some)
     }
 
     fn is_retryable(error: &NetlinkError) -> bool {
@@ -105,6 +113,10 @@ impl<F: Family> Planner<F> for Backend<F> {
 
     fn rules(&self, key: &FrontendKey<F>) -> Vec<Rule> {
         self.explain(key)
+    }
+
+    fn meters(&self, _table: &Table<F>, counted: Counts) -> Vec<Meter> {
+        self.whose(&counted)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use model::{Family, FrontendKey, Table, TrafficPolicy, shrink_if_sparse};
+use model::{Family, FrontendKey, ServicePortName, Table, TrafficPolicy, shrink_if_sparse};
 use nft::{Op, Transaction};
 use rustc_hash::FxBuildHasher;
 
@@ -204,6 +204,16 @@ impl<F: Family> Backend<F> {
             }
         };
         elements.map(rule).collect()
+    }
+
+    /// The pools that are held.
+    pub(crate) fn pools(&self) -> impl Iterator<Item = (&PoolKey, &Pool<F>)> {
+        self.held.pools.iter()
+    }
+
+    /// Whose frontend is held to be there.
+    pub(crate) fn held_service(&self, key: &FrontendKey<F>) -> Option<&ServicePortName> {
+        self.held.frontends.get(key).map(|programmed| &programmed.service)
     }
 
     /// Takes note that the kernel took the plan's transaction.

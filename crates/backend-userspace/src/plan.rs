@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use mode::{
-    Cause, NeedsReading, Plan, PlanOf, Planner, Rule, RuleCount, Settled, StepResults, Target, Traffic,
+    Cause, Meter, NeedsReading, Plan, PlanOf, Planner, Rule, RuleCount, Settled, StepResults, Target,
 };
 use model::{Balancer, Family, FrontendKey, RuleSettings, Table};
 use proxy::frame::{Frontend, Route, Routes};
@@ -137,7 +137,7 @@ impl<F: Family, R: Planner<F>, S: Site + 'static> Planner<F> for UserspacePlanne
         self.rules.rule_counts()
     }
 
-    fn traffic(&self, table: &Table<F>, counted: <R::Target as Target>::Counted) -> Traffic {
-        self.rules.traffic(table, counted)
+    fn meters(&self, table: &Table<F>, counted: <R::Target as Target>::Counted) -> Vec<Meter> {
+        self.rules.meters(table, counted)
     }
 }

@@ -14,7 +14,7 @@ use fakes::on_paper;
 use mode::{Cause, Planner, Reading, Target};
 use model::{Changed, Family as _, RuleSettings, Table, V4};
 use netlink::NetlinkError;
-use nft::{Applied, Kernel, Name, Transaction};
+use nft::{Applied, Counts, Kernel, Name, Transaction};
 use proxy::frame::Routes;
 
 /// What was done, in its order.
@@ -38,6 +38,10 @@ impl Kernel for LoggedKernel {
 
     fn read(&mut self, family: nft::Family, table: &Name) -> Result<nft::Reading, NetlinkError> {
         self.0.read(family, table)
+    }
+
+    fn counts(&mut self, family: nft::Family, table: &Name, sets: &[Name]) -> Result<Counts, NetlinkError> {
+        self.0.counts(family, table, sets)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::report::{Report, machine, say};
 use crate::results::{Notebook, Results};
 use crate::site::Site;
 use crate::world::World;
-use crate::{changes, churn, data_path, start};
+use crate::{changes, churn, data_path, disturbed, start};
 
 /// Measures everything and publishes it.
 ///
@@ -20,6 +20,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     for contender in &options.contenders {
         let program = contender.program.display();
         anyhow::ensure!(contender.program.is_file(), "{program} is not there; build it first");
+    }
+    if options.disturbed {
+        return disturbed::run(options);
     }
     let mut bench = Bench { options, results: Results::default(), begun: Instant::now() };
     bench.small()?;

@@ -146,6 +146,12 @@ impl Site {
     }
 }
 
+/// Addresses of the client, the last of its range, from which [`Site::reach`] sends last.
+pub(crate) fn client_ips(count: u8) -> impl Iterator<Item = Ipv4Addr> {
+    let end = u32::from(FIRST_SOURCE) + (1 << (32 - SOURCES_PREFIX));
+    (1..=count).map(move |n| Ipv4Addr::from(end - u32::from(n)))
+}
+
 /// Gives the client a range of addresses of its own, among those of pods.
 fn sources(lab: &Lab) -> anyhow::Result<Sources> {
     let client = lab.pod(SERVERS);

@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use netlink::NetlinkError;
+use nft::dump::Count;
 use nft::{
-    Applied, BaseChain, ChainState, ChainType, Data, Element, Expr, Family, Hook, Kernel, LookupResult, Name,
-    Op, Reading, Rule, Ruleset, Set, SetState, Transaction, Verdict,
+    Applied, BaseChain, Bytes, ChainState, ChainType, Counts, Data, Element, Expr, Family, Hook, Kernel,
+    LookupResult, Name, Op, Reading, Rule, Ruleset, Set, SetState, Transaction, Verdict,
 };
 
 const ENOENT: i32 = 2;
@@ -29,6 +30,8 @@ struct State {
     tables: BTreeMap<(Family, Name), Ruleset>,
     /// Transactions that were applied.
     applied: Vec<Transaction>,
+    /// Packets by element, of counted sets.
+    counts: BTreeMap<(Family, Name, Name, Bytes), u64>,
     /// Answers to give instead of doing the next calls; `None`: do this one.
     faults: VecDeque<Option<Fault>>,
 }
@@ -65,6 +68,18 @@ impl FakeKernel {
         self.state().tables.get(&(family, name.clone())).cloned()
     }
 
+    /// Packets are looked up that an element of a counted set matches.
+    ///
+    /// # Panics
+    /// There is no such element.
+    pub fn count(&self, family: Family, table: &Name, set: &Name, key: Bytes, packets: u64) {
+        let mut state = self.state();
+        let found = state.tables.get(&(family, table.clone())).and_then(|table| table.sets.get(set));
+        let element = found.filter(|state| state.set.is_counted).map(|state| &state.elements);
+        assert!(element.is_some_and(|elements| elements.iter().any(|element| element.key == key)));
+        *state.counts.entry((family, table.clone(), set.clone(), key)).or_default() += packets;
+    }
+
     /// Changes a table behind everybody's back.
     pub fn tamper(&self, family: Family, name: &Name, change: impl FnOnce(&mut Ruleset)) {
         if let Some(table) = self.state().tables.get_mut(&(family, name.clone())) {
@@ -74,7 +89,9 @@ impl FakeKernel {
 
     /// Deletes a table behind everybody's back.
     pub fn delete_table(&self, family: Family, name: &Name) {
-        self.state().tables.remove(&(family, name.clone()));
+        let mut state = self.state();
+        state.tables.remove(&(family, name.clone()));
+        state.counts.retain(|(of, table, ..), _| *of != family || table != name);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -98,6 +115,9 @@ impl Kernel for FakeKernel {
             Some(table) => state.tables.insert(key, table),
             None => state.tables.remove(&key),
         };
+        state.counts.retain(|(family, table, set, key), _| {
+            *family != tx.family || *table != tx.table || !tx.ops.iter().any(|op| makes_anew(op, set, key))
+        });
         state.applied.push(tx.clone());
         if fault.is_some() {
             return Err(NetlinkError::OutcomeUnknown { why: "staged" });
@@ -113,6 +133,35 @@ impl Kernel for FakeKernel {
             Some(Fault::Panic) => panic_on_request(),
             None => Ok(Reading::Whole(state.tables.get(&(family, table.clone())).cloned())),
         }
+    }
+
+    fn counts(&mut self, family: Family, table: &Name, sets: &[Name]) -> Result<Counts, NetlinkError> {
+        let state = self.state();
+        let mut counts = Counts::new();
+        for ((of, within, set, key), packets) in &state.counts {
+            let found = state.tables.get(&(family, table.clone())).and_then(|table| table.sets.get(set));
+            let elements = found.map_or(&[][..], |state| &state.elements);
+            let element = elements.iter().find(|element| element.key == *key);
+            if let Some(element) = element.filter(|_| (*of, within) == (family, table) && sets.contains(set))
+            {
+                let count = Count { element: element.clone(), packets: *packets };
+                counts.entry(set.clone()).or_default().push(count);
+            }
+        }
+        Ok(counts)
+    }
+}
+
+/// Whether an element that counted is not the same any more after this.
+fn makes_anew(op: &Op, set: &Name, key: &Bytes) -> bool {
+    match op {
+        Op::DeleteTable => true,
+        Op::DeleteSet(name) => name == set,
+        Op::DeleteElements { set: of, elements } => of.name == *set && elements.contains(key),
+        Op::ReplaceElements { set: of, elements } => {
+            of.name == *set && elements.iter().any(|element| element.key == *key)
+        }
+        _ => false,
     }
 }
 
@@ -256,7 +305,7 @@ fn add_element(table: &mut Ruleset, name: &Name, element: &Element) -> Result<()
     Ok(())
 }
 
-fn delete_element(table: &mut Ruleset, name: &Name, key: &nft::Bytes) -> Result<(), NetlinkError> {
+fn delete_element(table: &mut Ruleset, name: &Name, key: &Bytes) -> Result<(), NetlinkError> {
     let set = table.sets.get_mut(name).ok_or_else(|| refused(name, ENOENT))?;
     match set.elements.binary_search_by_key(key, |known| known.key) {
         Ok(idx) => {

@@ -398,3 +398,19 @@ fn tables_of_mode_nftables_go_in_two_steps() {
     let listed = host.net.exec("nft", &["list", "tables"]).unwrap();
     assert!(listed.contains("table ip mine") && !listed.contains("kube-proxy"), "{listed}");
 }
+
+/// What `check` wants to know, beside all clean-up.
+#[test]
+fn a_policy_of_iptables_legacy_that_drops_what_is_forwarded_is_found() {
+    for (tool, family) in [(TOOLS[0], "IPv4"), (TOOLS[1], "IPv6")] {
+        let host = Host::new();
+        let found = || host.net.run(|| host::legacy_forward_drops(&host.root()));
+        assert_eq!(found(), Vec::<String>::new());
+        let names = if tool.v6 { "/proc/net/ip6_tables_names" } else { "/proc/net/ip_tables_names" };
+        assert_eq!(host.net.exec("cat", &[names]).unwrap(), "", "to look must make no table");
+        tool.run(&host, "-A FORWARD -p tcp -j DROP");
+        assert_eq!(found(), Vec::<String>::new());
+        tool.run(&host, "-P FORWARD DROP");
+        assert_eq!(found(), [family]);
+    }
+}

@@ -5,9 +5,9 @@ use std::thread;
 use std::time::Duration;
 
 use netlink::NetlinkError;
-use nft::dump::{MAX_CHAINS, MAX_KEYS, Message, Request, RulesetReader, messages};
+use nft::dump::{Count, MAX_CHAINS, MAX_KEYS, Message, Request, RulesetReader, messages};
 use nft::{
-    Applied, Batch, Bytes, Encoder, Family, Kernel, Name, Reading, Ruleset, Set, SetKind, Transaction,
+    Applied, Batch, Bytes, Counts, Encoder, Family, Kernel, Name, Reading, Ruleset, Set, SetKind, Transaction,
 };
 use tokio::time::Instant;
 
@@ -128,6 +128,19 @@ impl<C: Channel> Kernel for Nftables<C> {
         }
         reading
     }
+
+    fn counts(&mut self, family: Family, table: &Name, sets: &[Name]) -> Result<Counts, NetlinkError> {
+        let counts = self.read_counts(family, table, sets);
+        if counts.is_err() {
+            (self.socket, self.own_port) = open_own_socket()?;
+        }
+        counts
+    }
+}
+
+/// What went while it was read has nothing to tell.
+fn unless_absent(error: NetlinkError) -> Result<(), NetlinkError> {
+    if is_absent(&error) { Ok(()) } else { Err(error) }
 }
 
 fn is_absent(error: &NetlinkError) -> bool {
@@ -338,6 +351,72 @@ impl<C: Channel> Nftables<C> {
         self.ask(&Request::Elements(family, table, &set.name), |message| reader.add(message))
     }
 
+    /// What elements have counted. Large sets are asked for by key, for which the smaller ones have to be read before.
+    fn read_counts(&mut self, family: Family, table: &Name, sets: &[Name]) -> Result<Counts, NetlinkError> {
+        let mut reader = RulesetReader::new(family, table);
+        match self.ask(&Request::Sets(family, table), |message| reader.add(message)) {
+            Err(error) if is_absent(&error) => return Ok(Counts::new()),
+            other => other?,
+        }
+        let all = reader.sets();
+        let is_large = |count: Option<usize>| count.is_some_and(|count| count >= LARGE);
+        let are_keys_needed = all.iter().any(|(set, count)| sets.contains(&set.name) && is_large(*count));
+        let mut counts = Counts::new();
+        for (set, count) in &all {
+            let is_asked_for = set.is_counted && sets.contains(&set.name);
+            if is_asked_for {
+                let keys = if is_large(*count) {
+                    (self.likely_keys)(&set.name, reader.so_far())
+                } else {
+                    Vec::new()
+                };
+                let found = self.read_counts_of(family, table, set, &keys)?;
+                counts.insert(set.name.clone(), found);
+            } else if are_keys_needed && !is_large(*count) {
+                let request = Request::Elements(family, table, &set.name);
+                self.ask(&request, |message| reader.add(message)).or_else(unless_absent)?;
+            }
+        }
+        Ok(counts)
+    }
+
+    fn read_counts_of(
+        &mut self,
+        family: Family,
+        table: &Name,
+        set: &Set,
+        keys: &[Bytes],
+    ) -> Result<Vec<Count>, NetlinkError> {
+        let mut found = Vec::new();
+        if keys.is_empty() {
+            let request = Request::Elements(family, table, &set.name);
+            self.ask(&request, |message| found.extend(nft::dump::counts(message))).or_else(unless_absent)?;
+        }
+        for keys in keys.chunks(self.keys_at_once()) {
+            let before = found.len();
+            let request = Request::Keys(family, table, set, keys);
+            match self.ask(&request, |message| found.extend(nft::dump::counts(message))) {
+                // One of them went meanwhile, and hides those behind it.
+                Err(error) if is_absent(&error) => found.truncate(before),
+                other => {
+                    other?;
+                    continue;
+                }
+            }
+            for key in keys.chunks(1) {
+                let request = Request::Keys(family, table, set, key);
+                self.ask(&request, |message| found.extend(nft::dump::counts(message)))
+                    .or_else(unless_absent)?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// So many answers about keys fit into the receive buffer.
+    fn keys_at_once(&self) -> usize {
+        (Buffer::Receive.size(&self.socket) / KEY_ANSWER_BYTES).clamp(1, MAX_KEYS)
+    }
+
     /// Reads a set by its keys; false if one of them is not in it, and then nothing is read.
     fn read_keys(
         &mut self,
@@ -348,8 +427,7 @@ impl<C: Channel> Nftables<C> {
         reader: &mut RulesetReader<'_>,
         touches: &mut Touches<'_, C>,
     ) -> Result<bool, NetlinkError> {
-        let at_once = (Buffer::Receive.size(&self.socket) / KEY_ANSWER_BYTES).clamp(1, MAX_KEYS);
-        for keys in keys.chunks(at_once) {
+        for keys in keys.chunks(self.keys_at_once()) {
             touches.take_in()?;
             match self.ask(&Request::Keys(family, table, set, keys), |message| reader.add(message)) {
                 Err(NetlinkError::Refused { .. }) => {

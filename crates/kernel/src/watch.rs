@@ -74,7 +74,7 @@ impl TableWatch {
     /// # Errors
     /// As [`TableWatch::open`].
     pub fn with_room(table: Name, bytes: i32) -> Result<Self, NetlinkError> {
-        let socket = listen(bytes).map_err(|source| NetlinkError::Open { source })?;
+        let socket = listen_to_others(bytes).map_err(|source| NetlinkError::Open { source })?;
         Ok(Self { socket, table, received: vec![0; RECEIVE_BYTES], room_bytes: bytes })
     }
 
@@ -89,7 +89,8 @@ impl TableWatch {
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
                     // Until its queue has been empty once, the kernel does not tell of further losses (`netlink_overrun` of
                     // `net/netlink/af_netlink.c`). A new socket has lost nothing.
-                    self.socket = listen(self.room_bytes).map_err(|source| NetlinkError::Open { source })?;
+                    self.socket =
+                        listen_to_others(self.room_bytes).map_err(|source| NetlinkError::Open { source })?;
                     return Ok(ForeignChange { family: None, what: "notifications were lost" });
                 }
                 Err(source) => return Err(NetlinkError::Receive { source }),
@@ -99,6 +100,15 @@ impl TableWatch {
             }
         }
     }
+}
+
+/// The same without what is told of this process's own sockets, as far as there are any by now: their commits would wake the
+/// thread for nothing. (All notifications of a datagram are of one commit: `nft_commit_notify`.)
+fn listen_to_others(buffer_bytes: i32) -> std::io::Result<Socket> {
+    let socket: Socket = listen(buffer_bytes)?;
+    let own: Vec<u32> = OWN_PORTS.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+    socket.ignore_senders(&own)?;
+    Ok(socket)
 }
 
 /// A socket that is told of each change in the network namespace of the calling thread.

@@ -59,7 +59,13 @@ impl inspect::Host for ThisHost {
 
     fn findings(&self, overview: &Overview, services: &[Service]) -> (Vec<Finding>, Vec<String>) {
         let mode = self.mode.to_string();
-        let mut evidence = Evidence { mode: &mode, facts: Facts::read(&self.root), ..Evidence::default() };
+        let mut evidence = Evidence {
+            mode: &mode,
+            facts: Facts::read(&self.root),
+            legacy_forward_drops: host::legacy_forward_drops(&self.root),
+            is_clock_synchronized: kernel::is_clock_synchronized(),
+            ..Evidence::default()
+        };
         for family in Family::ALL {
             match TableReader::open().and_then(|mut reader| reader.all_chains(family)) {
                 Ok(chains) => evidence.chains.extend(chains),

@@ -3,6 +3,7 @@
 
 mod config_file;
 mod inspected;
+mod local;
 mod mode;
 mod notices;
 mod platform;
@@ -33,8 +34,11 @@ fn main() -> ExitCode {
     if arguments.first().is_some_and(|first| first == mode::userspace::WORKER) {
         return mode::userspace::run_worker(&arguments[1..]);
     }
+    if std::env::args_os().next().is_some_and(|program| cli::kubectl::is_plugin(&program)) {
+        return cli::kubectl::run(arguments);
+    }
     if arguments.first().is_some_and(|first| cli::is_command(first)) {
-        return cli::run(arguments);
+        return cli::run(arguments, &local::ThisNode);
     }
     match CommandLine::parse(arguments) {
         Ok(Parsed::Run(command_line)) => run(&command_line),

@@ -48,12 +48,12 @@ impl Writer {
             // Nobody can be told if this is lost, too.
             _ = self.sink.write(Severity::Warning, &line);
         }
-        if batch.flush || is_due {
+        if batch.flush.is_some() || is_due {
             unwritten += u64::from(self.sink.flush().is_err());
         }
         self.klog.lose(unwritten);
-        if batch.flush {
-            self.klog.queue().note_flushed();
+        if let Some(number) = batch.flush {
+            self.klog.queue().note_flushed(number);
         }
     }
 }

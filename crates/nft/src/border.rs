@@ -1,9 +1,11 @@
 //! The border to a kernel, real or fake.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use netlink::NetlinkError;
 
+use crate::dump::Count;
 use crate::{Family, Name, Ruleset, Transaction};
 
 /// Somewhere that transactions can be applied to and tables read from. One instance is used by one thread.
@@ -18,7 +20,17 @@ pub trait Kernel: Send {
     /// # Errors
     /// The kernel can't be asked. [`NetlinkError::Interrupted`] is no error here, but [`Reading::Unstable`].
     fn read(&mut self, family: Family, table: &Name) -> Result<Reading, NetlinkError>;
+
+    /// Reads what elements of these sets have counted, by set: those that have counted something. Sets that are not there, or
+    /// not counted, are left out. Not of one moment: what changes meanwhile may be told as it was before or as it is after.
+    ///
+    /// # Errors
+    /// The kernel can't be asked.
+    fn counts(&mut self, family: Family, table: &Name, sets: &[Name]) -> Result<Counts, NetlinkError>;
 }
+
+/// What elements have counted, by set.
+pub type Counts = BTreeMap<Name, Vec<Count>>;
 
 /// What came of reading a table.
 #[derive(Clone, Debug, PartialEq, Eq)]

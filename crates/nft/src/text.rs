@@ -113,6 +113,9 @@ fn declaration(set: &Set, family: Family) -> impl Display {
             SetKind::Learnt { size } => write!(f, "size {size}; flags dynamic,timeout; ")?,
             SetKind::Leased { timeout_secs } => write!(f, "flags timeout; timeout {timeout_secs}s; ")?,
         }
+        if set.is_counted {
+            f.write_str("counter; ")?;
+        }
         match &set.comment {
             Some(comment) => write!(f, "comment {}; ", quoted(comment)),
             None => Ok(()),

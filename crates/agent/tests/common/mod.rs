@@ -34,10 +34,22 @@ pub struct Given {
     pub gone: Arc<Mutex<Vec<OldRulesGone>>>,
 }
 
-/// IPv4 in a mode whose target is opened so.
+/// IPv4 in a mode whose target is opened so; what went through is not read.
 pub fn served<P: Planner<V4>>(
     planner: P,
     open: mode::OpenTarget<P::Target>,
+    conntrack: &FakeConntrack,
+    given: &Given,
+    observer: Box<dyn Observer>,
+) -> ServedFamily {
+    served_with(planner, open, None, conntrack, given, observer)
+}
+
+/// The same; what went through is read over a target that is opened like `meter`.
+pub fn served_with<P: Planner<V4>>(
+    planner: P,
+    open: mode::OpenTarget<P::Target>,
+    meter: Option<mode::OpenTarget<P::Target>>,
     conntrack: &FakeConntrack,
     given: &Given,
     observer: Box<dyn Observer>,
@@ -46,6 +58,7 @@ pub fn served<P: Planner<V4>>(
     ServedFamily::new(FamilyMode {
         planner,
         open,
+        meter,
         watch: Some(Box::new(move |told| *touches.lock().unwrap() = Some(told))),
         flows: Some(Arc::new(move || Ok(Box::new(flows.clone())))),
         take_over: Some(Box::new(move |told| gone.lock().unwrap().push(told))),

@@ -11,6 +11,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod telemetry;
+mod traffic;
 mod turns;
 
 use std::sync::{Arc, Mutex};

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use model::view::{HealthCheck, HealthChecks};
 use model::{EndpointSlice, IpFamily, Node, Object, Service, SliceEndpoints, TrafficPolicy};
 use netlink::NetlinkError;
-use nft::{Applied, Name, Reading, Transaction};
+use nft::{Applied, Counts, Name, Reading, Transaction};
 use tokio::time::Instant;
 
 use super::common::NODE;
@@ -26,6 +26,10 @@ impl Kernel for Slow {
 
     fn read(&mut self, family: nft::Family, table: &Name) -> Result<Reading, NetlinkError> {
         self.kernel.read(family, table)
+    }
+
+    fn counts(&mut self, family: nft::Family, table: &Name, sets: &[Name]) -> Result<Counts, NetlinkError> {
+        self.kernel.counts(family, table, sets)
     }
 }
 

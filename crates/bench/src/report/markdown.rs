@@ -86,7 +86,7 @@ fn line(text: &mut String, line: &str) {
 }
 
 /// A table of which the first row is the head; the first column and the last are text, the others numbers.
-fn aligned(rows: &[Vec<String>]) -> String {
+pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let is_text = |column: usize| column == 0 || column + 1 == columns;
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0).max(3);

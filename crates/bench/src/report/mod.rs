@@ -4,6 +4,8 @@ mod json;
 mod markdown;
 mod plot;
 
+pub(crate) use markdown::aligned;
+
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;

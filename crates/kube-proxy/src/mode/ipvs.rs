@@ -92,10 +92,11 @@ impl Shared {
         take_overs: &TakeOvers,
     ) -> FamilyMode<F, IpvsPlanner<F, Backend<F>>> {
         let (options, activity, period) = (self.options.clone(), Activity::default(), self.period);
-        let watched = activity.clone();
+        let (watched, of_meter) = (activity.clone(), options.clone());
         FamilyMode {
             planner: IpvsPlanner::new(Backend::new(Rules::default()), options.clone()),
             open: Arc::new(move || Ok(open(options.clone())?.telling(activity.clone()))),
+            meter: Some(Arc::new(move || open(of_meter.clone()))),
             watch: Some(Box::new(move |touches| {
                 let of_rules = touches.clone();
                 spawn_watch(move || nftables::watch(F::FAMILY.into(), &of_rules));

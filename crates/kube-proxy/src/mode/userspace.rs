@@ -100,6 +100,8 @@ impl Shared {
         self.families.borrow_mut().push(Box::new(shut_down));
         FamilyMode {
             planner: UserspacePlanner::new(Backend::new(RuleSettings::default())),
+            // Rules would count only what goes by them alone.
+            meter: None,
             open: Arc::new(move || {
                 let kernel = kernel::Nftables::open()?.expecting(backend_nftables::slot_keys);
                 let rules = NftablesTarget::new(family, Box::new(kernel));

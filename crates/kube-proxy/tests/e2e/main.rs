@@ -29,5 +29,6 @@ mod permissions;
 mod status;
 mod support;
 mod takeover;
+mod traffic;
 mod userspace;
 mod watch;

@@ -41,6 +41,7 @@ pub(crate) fn loopback(port: u16) -> SocketAddr {
 pub(crate) fn config() -> Config {
     Config {
         metrics_address: Some(loopback(0)),
+        socket: None,
         health_address: Some(loopback(0)),
         bind_hard_fail: false,
         profiling: true,
