@@ -214,10 +214,8 @@ fn endings(paths: &Paths, destination: SocketAddr) -> Vec<Ending> {
 
 /// Whether a rule translated to where a worker of this node listens (`backend-nftables`: `lease`).
 fn is_proxied(steps: &[Step]) -> bool {
-    steps.iter().any(|step| {
-        step.rule.starts_with("dnat ")
-            && (step.rule.ends_with("map @proxies") || step.rule.ends_with("map @internal-proxies"))
-    })
+    let hands_over = ["map @proxies", "map @internal-proxies"];
+    steps.iter().any(|step| hands_over.iter().any(|end| step.rule.ends_with(end)))
 }
 
 /// The port of the Service that the packet is for, in the packet's family.

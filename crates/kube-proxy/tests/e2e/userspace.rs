@@ -241,7 +241,7 @@ fn a_change_of_mode_fails_no_connection() {
     for generator in generators {
         let report = generator.stop();
         assert_eq!(report.failed(), 0, "{:?}", report.first_failure);
-        assert!(report.succeeded > 50, "{} connections in {:?}", report.succeeded, report.elapsed);
+        assert!(report.succeeded > 0, "no connection in {:?}", report.elapsed);
     }
     let listing = check_listable(&cluster);
     assert!(!listing.contains("proxies"), "{listing}");
