@@ -191,13 +191,13 @@ impl Bench {
     async fn converged(&self) {
         let mut kernel = kernel::Nftables::open().unwrap();
         let mut left = None;
-        for _ in 0..10_000 {
+        for _ in 0..6000 {
             let found = kernel.read(nft::Family::Ip, &table_name()).unwrap().whole().unwrap();
             left = difference(&self.store, found.as_ref());
             if left.is_none() {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!("not converged; left to do:\n{}", left.unwrap_or_default());
     }

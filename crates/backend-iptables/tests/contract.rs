@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use backend_iptables::{Backend, Config, Extent, NodePortAddresses, PREFIX, PodSource};
-use fakes::contract::{AddressKind, Case, Client, Contract};
+use fakes::contract::Contract;
 use fakes::iptables::FakeIptables;
 use fakes::objects::{self, Endpoint, Port};
 use fakes::objects::{LINE_PORT, NODE, NODE2, UDP_PORT};
@@ -93,21 +93,8 @@ fn node_ports_on_localhost() {
     let off = Config { node_ports: NodePortAddresses::All, ..config(&places) };
     let on = Config { localhost_node_ports: true, ..off.clone() };
     let [off, on] = [off, on].map(|config| tracer(&on_paper::table::<V4>(&store), &config, &places));
-    let by_node_port = |case: &&Case| case.client == Client::Host && case.address == AddressKind::NodePort;
-    for case in contract.cases.iter().filter(by_node_port) {
-        let to_node = packet(case, &places, 17);
-        let port = to_node.destination.port();
-        let loopback = Packet {
-            source: ([127, 0, 0, 1], 40_000).into(),
-            destination: ([127, 0, 0, 1], port).into(),
-            ..to_node
-        };
-        let masqueraded = |outcome| match outcome {
-            Outcome::Delivered { to, .. } => Outcome::Delivered { to, masqueraded: true },
-            other => other,
-        };
-        let wanted: BTreeSet<_> = expected(case, &places, UDP_PORT).into_iter().map(masqueraded).collect();
-        assert_eq!(outcomes(&on, &loopback), wanted, "{case:?}");
+    for (loopback, wanted) in on_paper::on_localhost(&contract, &places) {
+        assert_eq!(outcomes(&on, &loopback), wanted, "{loopback:?}");
         let untouched = Outcome::Delivered { to: loopback.destination, masqueraded: false };
         assert_eq!(outcomes(&off, &loopback), BTreeSet::from([untouched]));
         // A port that nobody serves: what listens there on loopback is for the node alone.

@@ -357,8 +357,9 @@ fn clients_outlive_a_restart_and_another_time_out<F: Family>(mut world: World<F>
     world.set(Service { timeout_secs: 86_400, ..WEB });
     assert_eq!(ask_all::<F>(WEB), first);
     // The kernel tells whole ticks, so that one which was just renewed may have all of its day.
-    let in_a_day = listing().matches(" expires 23h59m").count() + listing().matches(" expires 1d ").count();
-    assert_eq!(in_a_day, usize::from(CLIENTS), "{}", listing());
+    let listed = listing();
+    let in_a_day = listed.matches(" expires 23h59m").count() + listed.matches(" expires 1d ").count();
+    assert_eq!(in_a_day, usize::from(CLIENTS), "{listed}");
     // While no proxy runs.
     world.table.set_service(&WEB.name(), Service { timeout_secs: 700, ..WEB }.frontends());
     world.restart();

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use backend_nftables::{Backend, Config, Extent, NodePortAddresses, PodSource, table_name};
-use fakes::contract::{AddressKind, Case, Client, Contract};
+use fakes::contract::Contract;
 use fakes::kernel::FakeKernel;
 use fakes::objects::{LINE_PORT, UDP_PORT};
 use fakes::on_paper::{self, Places, expected, packet};
@@ -92,25 +92,13 @@ fn node_ports_on_localhost() {
     let off = config::<V4>(&store, &places);
     let on = Config { localhost_node_ports: true, ..off.clone() };
     let [off, on] = [off, on].map(|config| tracer::<V4>(&store, &config, &places));
-    let by_node_port = |case: &&Case| case.client == Client::Host && case.address == AddressKind::NodePort;
-    for case in contract.cases.iter().filter(by_node_port) {
-        let to_node = packet(case, &places, 17);
-        let port = to_node.destination.port();
-        let loopback = Packet {
-            source: ([127, 0, 0, 1], 40_000).into(),
-            destination: ([127, 0, 0, 1], port).into(),
-            ..to_node
-        };
-        let masqueraded = |outcome| match outcome {
-            Outcome::Delivered { to, .. } => Outcome::Delivered { to, masqueraded: true },
-            other => other,
-        };
-        let wanted = expected(case, &places, UDP_PORT).into_iter().map(masqueraded).collect();
-        assert_eq!(on.outcomes(&loopback).unwrap(), wanted, "{case:?}");
+    for (loopback, wanted) in on_paper::on_localhost(&contract, &places) {
+        assert_eq!(on.outcomes(&loopback).unwrap(), wanted, "{loopback:?}");
         let untouched = Outcome::Delivered { to: loopback.destination, masqueraded: false };
         assert_eq!(off.outcomes(&loopback).unwrap(), BTreeSet::from([untouched]));
         let from_outside = Packet { origin: Origin::Interface("eth0".into()), ..loopback };
         assert_eq!(on.outcomes(&from_outside).unwrap(), BTreeSet::from([Outcome::Dropped]));
+        let port = from_outside.destination.port();
         let disguised = Packet { destination: (places.node, port).into(), ..from_outside };
         assert_eq!(on.outcomes(&disguised).unwrap(), BTreeSet::from([Outcome::Dropped]));
     }

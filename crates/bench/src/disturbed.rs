@@ -40,6 +40,8 @@ enum Disturber {
 const PAUSE: Duration = Duration::from_millis(50);
 /// How often the table is damaged, and how often it is touched without harm.
 const REPAIRS: usize = 5;
+/// Without a reading for this long there is none.
+const QUIET: Duration = Duration::from_secs(1);
 /// Clients with affinity.
 const CLIENTS: u8 = 100;
 
@@ -85,6 +87,8 @@ struct Figures {
     turns: Vec<f64>,
     /// Commits a second of the disturber in each round.
     commits: Vec<f64>,
+    /// Times that the table was read and compared in each round.
+    readings: Vec<f64>,
     /// Times that all rules were written anew.
     rebuilds: f64,
     asked: u32,
@@ -121,6 +125,7 @@ impl Figures {
             times(&self.churned, 500),
             times(&self.churned, 990),
             numbers(&self.turns, 1000.0),
+            numbers(&self.readings, 1.0),
             self.rebuilds.to_string(),
             self.asked.to_string(),
             self.moved.to_string(),
@@ -128,7 +133,7 @@ impl Figures {
     }
 }
 
-const ROWS: [(&str, &str); 11] = [
+const ROWS: [(&str, &str); 12] = [
     ("commits a second by others", "20"),
     ("process start -> packets arrive, ms, median", "1.2 x alone"),
     ("table touched -> read and found right, ms, median", ""),
@@ -137,6 +142,7 @@ const ROWS: [(&str, &str); 11] = [
     ("change during churn: API write -> packets follow, ms, median", ""),
     ("the same, p99", "10"),
     ("event loop: longest turn, ms", "50 at 1,000 Services"),
+    ("times that the table was read and compared", "11"),
     ("times that all rules were written anew", "none"),
     ("new flows of clients with affinity", ""),
     ("of these, to another endpoint than before", "none"),
@@ -206,7 +212,9 @@ fn work(
         || {
             for _ in 0..REPAIRS {
                 figures.audited.push(audit(site)?);
+                rest(site)?;
                 figures.repaired.push(repair(site)?);
+                rest(site)?;
             }
             let churned = churn::make(site, &mut world, churn)?;
             figures.churned.extend(churned.marks.during);
@@ -215,6 +223,7 @@ fn work(
     )?;
     figures.asked += clients.asked;
     figures.moved += clients.moved;
+    figures.readings.push(readings(site)?);
     figures.rebuilds += metric(site, "kubeproxy_rebuilds_total")?;
     figures.turns.push(metric(site, "kubeproxy_event_loop_longest_turn_seconds")?);
     Ok(())
@@ -282,12 +291,10 @@ fn touch(site: &Site, ops: Vec<Op>) -> anyhow::Result<Instant> {
 /// Touches the table and leaves it as it was; then it is read and compared as by an audit, of which there is one each ten
 /// minutes.
 fn audit(site: &Site) -> anyhow::Result<Duration> {
-    let readings =
-        || metric(site, "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}");
-    let before = readings()?;
+    let before = readings(site)?;
     let chain = || "of-others".into();
     let touched = touch(site, vec![Op::AddChain { name: chain(), base: None }, Op::DeleteChain(chain())])?;
-    while readings()? <= before {
+    while readings(site)? <= before {
         anyhow::ensure!(touched.elapsed() < LIMIT, "a commit to our table was not noticed");
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -299,6 +306,24 @@ fn repair(site: &Site) -> anyhow::Result<Duration> {
     let damaged = touch(site, vec![Op::SetRules { chain: "services".into(), rules: Vec::new() }])?;
     let [_, probe] = PROBES;
     site.client().run(|| Ok(site.reach(probe.target(), 0)? - damaged))
+}
+
+/// Waits until the table is read no more: changes wait while it is.
+fn rest(site: &Site) -> anyhow::Result<()> {
+    let mut before = readings(site)?;
+    loop {
+        std::thread::sleep(QUIET);
+        let now = readings(site)?;
+        if now <= before {
+            return Ok(());
+        }
+        before = now;
+    }
+}
+
+/// How often the table has been read and compared.
+fn readings(site: &Site) -> anyhow::Result<f64> {
+    metric(site, "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}")
 }
 
 /// What clients with affinity met.

@@ -193,7 +193,7 @@ fn answers_to_deletions_are_counted() {
     for (answers, lost) in [(&[][..], false), (&[(0, 2)][..], false), (&[(1, 0)][..], true)] {
         let (deleted, error) = outcome(answers, lost);
         assert_eq!(deleted, 0);
-        assert!(error.unwrap().starts_with("outcome of deletions is unknown: "));
+        assert!(error.unwrap().starts_with("outcome is unknown: "));
     }
 }
 

@@ -72,7 +72,7 @@ impl State {
     fn change(&mut self, change: AddressChange) -> Result<(), NetlinkError> {
         let (AddressChange::Add(address) | AddressChange::Delete(address)) = change;
         if let Some(errno) = self.refusing.get(&address) {
-            return Err(NetlinkError::refused(change.to_string(), *errno, None));
+            return Err(NetlinkError::refused(format!("to {change}"), *errno, None));
         }
         match change {
             AddressChange::Add(address) => self.addresses.device.insert(address),

@@ -145,7 +145,7 @@ fn subject(command: &Command) -> Option<ServerId> {
 
 impl State {
     fn answer(&mut self, command: &Command) -> Result<(), NetlinkError> {
-        let refused = |errno| NetlinkError::refused(command.to_string(), errno, None);
+        let refused = |errno| NetlinkError::refused(format!("to {command}"), errno, None);
         let fault = self.faults.pop_front().flatten();
         if let Some(errno) = subject(command).and_then(|id| self.refusing.get(&id)) {
             return Err(refused(*errno));

@@ -11,8 +11,11 @@ use model::{Change, Family, Interner, IpFamily, Store, Table, Touched};
 use serde_json::Value;
 use walk::{Origin, Outcome, Packet};
 
-use crate::contract::{Answer, Case, Client, Contract, target};
-use crate::objects::{self, NODE};
+use crate::contract::{AddressKind, Answer, Case, Client, Contract, target};
+use crate::objects::{self, NODE, UDP_PORT};
+
+/// `IPPROTO_UDP`
+const UDP: u8 = 17;
 
 /// Addresses of those who take part, in one family.
 #[derive(Clone, Copy, Debug)]
@@ -126,4 +129,21 @@ pub fn expected(case: &Case, places: &Places, port: u16) -> BTreeSet<Outcome> {
     endpoints
         .map(|(_, ip)| Outcome::Delivered { to: SocketAddr::new(ip, port), masqueraded: sees_node })
         .collect()
+}
+
+/// The contract's UDP packets from the node's own processes to node ports, sent to loopback instead, with what should become of
+/// each where node ports are served there: the same, always masqueraded. IPv4.
+pub fn on_localhost(contract: &Contract, places: &Places) -> Vec<(Packet, BTreeSet<Outcome>)> {
+    let by_node_port = |case: &&Case| case.client == Client::Host && case.address == AddressKind::NodePort;
+    let masqueraded = |outcome| match outcome {
+        Outcome::Delivered { to, .. } => Outcome::Delivered { to, masqueraded: true },
+        other => other,
+    };
+    let on_loopback = |case: &Case| {
+        let to_node = packet(case, places, UDP);
+        let (source, port) = (([127, 0, 0, 1], 40_000).into(), to_node.destination.port());
+        let loopback = Packet { source, destination: ([127, 0, 0, 1], port).into(), ..to_node };
+        (loopback, expected(case, places, UDP_PORT).into_iter().map(masqueraded).collect())
+    };
+    contract.cases.iter().filter(by_node_port).map(on_loopback).collect()
 }

@@ -155,6 +155,6 @@ fn refused(change: AddressChange, refusal: Refusal) -> Result<(), NetlinkError> 
     const EADDRNOTAVAIL: i32 = 99;
     match (change, refusal.errno) {
         (AddressChange::Add(_), EEXIST) | (AddressChange::Delete(_), EADDRNOTAVAIL) => Ok(()),
-        _ => Err(refusal.of(change.to_string())),
+        _ => Err(refusal.of(format!("to {change}"))),
     }
 }

@@ -49,7 +49,7 @@ impl KernelIpvs {
             Ok(refusals) => {
                 results.extend(commands.iter().map(|_| Ok(())));
                 for (position, refusal) in refusals {
-                    let command = commands[position].to_string();
+                    let command = format!("to {}", commands[position]);
                     results[begin + position] = Err(refusal.of(command));
                 }
             }

@@ -132,6 +132,25 @@ pub struct Service {
     pub health_check_node_port: Option<u16>,
 }
 
+impl Service {
+    /// A Service that asks for nothing: neither addresses nor ports, and all policies `Cluster`.
+    pub fn new(name: ServiceName) -> Self {
+        Self {
+            name,
+            uid: None,
+            cluster_ips: Box::default(),
+            ports: Box::default(),
+            external_ips: Box::default(),
+            load_balancer_ips: Box::default(),
+            source_ranges: Box::default(),
+            affinity: None,
+            internal_policy: TrafficPolicy::Cluster,
+            external_policy: TrafficPolicy::Cluster,
+            health_check_node_port: None,
+        }
+    }
+}
+
 /// One port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {

@@ -11,7 +11,7 @@ use std::net::Ipv4Addr;
 use model::view::{ThisNode, frontends};
 use model::{
     Change, Conditions, Endpoint, EndpointSlice, Interner, Kind, Object, ObjectName, Protocol, Service,
-    ServicePort, SliceEndpoints, SlicePort, Store, Table, Touched, TrafficPolicy, Uid, V4,
+    ServicePort, SliceEndpoints, SlicePort, Store, Table, Touched, Uid, V4,
 };
 
 const SERVICES: u32 = 2000;
@@ -29,7 +29,6 @@ fn name(interner: &mut Interner, name: &str) -> ObjectName {
 
 fn service(n: u32, interner: &mut Interner) -> Object {
     Object::Service(Service {
-        name: name(interner, &format!("svc-{n:06}")),
         uid: Uid::parse("01234567-0000-4000-8000-000000000000"),
         cluster_ips: [Ipv4Addr::from(SERVICE_IP + n).into()].into(),
         ports: [ServicePort {
@@ -39,13 +38,7 @@ fn service(n: u32, interner: &mut Interner) -> Object {
             node_port: None,
         }]
         .into(),
-        external_ips: Box::default(),
-        load_balancer_ips: Box::default(),
-        source_ranges: Box::default(),
-        affinity: None,
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        health_check_node_port: None,
+        ..Service::new(name(interner, &format!("svc-{n:06}")))
     })
 }
 

@@ -5,23 +5,14 @@ use std::collections::BTreeMap;
 
 use model::{
     Change, Conditions, Endpoint, EndpointSlice, Kind, Node, Object, ObjectName, Service, ServiceCidr,
-    ServiceEntry, SliceEndpoints, Store, Touched, TrafficPolicy,
+    ServiceEntry, SliceEndpoints, Store, Touched,
 };
 use proptest::prelude::*;
 
 fn service(n: u8, version: u8) -> Object {
     Object::Service(Service {
-        name: ObjectName::new("ns", &format!("svc-{n}")),
-        uid: None,
         cluster_ips: [[10, 96, version, n].into()].into(),
-        ports: Box::default(),
-        external_ips: Box::default(),
-        load_balancer_ips: Box::default(),
-        source_ranges: Box::default(),
-        affinity: None,
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        health_check_node_port: None,
+        ..Service::new(ObjectName::new("ns", &format!("svc-{n}")))
     })
 }
 

@@ -31,7 +31,7 @@ pub enum NetlinkError {
     /// The kernel refused an object or a request; of several, this was the first.
     #[error("kernel refused {object}: {}{}", io::Error::from_raw_os_error(*.errno), in_brackets(.message.as_deref()))]
     Refused {
-        /// What was refused, such as `element 10.0.0.1 . tcp . 80 of map service-ips` or `reading of ip udp flows`.
+        /// What was refused, such as `element 10.0.0.1 . tcp . 80 of map service-ips` or `to add address 10.96.0.1`.
         object: String,
         /// Number of the error.
         errno: i32,

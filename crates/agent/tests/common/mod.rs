@@ -14,7 +14,7 @@ use mode::{Observer, Planner, Touches, Unobserved};
 use model::view::{ThisNode, frontends};
 use model::{
     Conditions, Endpoint, EndpointSlice, IpFamily, Object, ObjectName, Protocol, Service, ServicePort,
-    SliceEndpoints, SlicePort, Store, Table, TrafficPolicy, V4,
+    SliceEndpoints, SlicePort, Store, Table, V4,
 };
 use netlink::NetlinkError;
 use nft::Kernel;
@@ -96,18 +96,10 @@ pub fn service(n: u8) -> Object {
 /// A Service with this cluster IP and TCP port 80.
 pub fn plain_service(name: ObjectName, cluster_ip: Ipv4Addr) -> Service {
     Service {
-        name,
-        uid: None,
         cluster_ips: [cluster_ip.into()].into(),
         ports: [ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }]
             .into(),
-        external_ips: Box::default(),
-        load_balancer_ips: Box::default(),
-        source_ranges: Box::default(),
-        affinity: None,
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        health_check_node_port: None,
+        ..Service::new(name)
     }
 }
 

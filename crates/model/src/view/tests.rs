@@ -9,8 +9,6 @@ use crate::{
 
 fn service(cluster_ips: &[&str], ports: &[(&str, Protocol, u16, Option<u16>)]) -> Service {
     Service {
-        name: ObjectName::new("shop", "front"),
-        uid: None,
         cluster_ips: cluster_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
         ports: ports
             .iter()
@@ -21,13 +19,7 @@ fn service(cluster_ips: &[&str], ports: &[(&str, Protocol, u16, Option<u16>)]) -
                 node_port: *node_port,
             })
             .collect(),
-        external_ips: Box::default(),
-        load_balancer_ips: Box::default(),
-        source_ranges: Box::default(),
-        affinity: None,
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        health_check_node_port: None,
+        ..Service::new(ObjectName::new("shop", "front"))
     }
 }
 
