@@ -63,10 +63,6 @@ struct InFlight<H, F: Family> {
 }
 
 /// One family's state.
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a fact of its own, and any may hold with any other"
-)]
 pub(crate) struct Pipeline<F: Family, P: Planner<F>> {
     table: Table<F>,
     planner: P,
