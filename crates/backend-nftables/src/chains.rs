@@ -15,8 +15,10 @@ use crate::ipvs;
 use crate::layout::{
     Map, MapElement, Traffic, frontend_key, hairpin_key, ip_key, port_key, slot_key, source_key,
 };
+use crate::lease;
 use crate::priority::{
-    self, ChoiceChain, MAX_AFFINITY_ENDPOINTS, MAX_ENDPOINTS, MasqueradeWhen, POOL, Slots,
+    self, ChoiceChain, MAX_AFFINITY_ENDPOINTS, MAX_ENDPOINTS, MasqueradeWhen, POOL, PROXIED,
+    PROXIED_INTERNAL, Slots,
 };
 
 /// A chain and its rules.
@@ -82,7 +84,7 @@ pub(crate) fn choice_elements() -> impl Iterator<Item = MapElement> {
     random.chain([element(ChoiceChain::Affinity, Name::from_static("affinity"))])
 }
 
-/// What is done with packets of Services: marked if they are to be masqueraded, then sent to the chain of their choice. The
+/// What is done with packets of Services: handed to a proxy that has a lease, or marked if they are to be masqueraded, then sent to the chain of their choice. The
 /// packet's priority says both ([`crate::priority`]).
 fn balance<F: Family>(config: &Config) -> Vec<Rule> {
     let mark = Statement::SetMarkBit(config.masquerade_mark);
@@ -99,9 +101,13 @@ fn balance<F: Family>(config: &Config) -> Vec<Rule> {
         not_from_pod.map(|test| rule([unless_from_pod, test, mark.clone()]))
     };
     let from_node = rule([when(MasqueradeWhen::FromNode), Statement::SourceIsLocal, mark]);
-    let chain = Field::PriorityBits { mask: priority::CHAIN };
+    let (proxied, chain) = match config.balancer {
+        Balancer::Proxies => (lease::rules(), priority::CHAIN & !PROXIED & !PROXIED_INTERNAL),
+        Balancer::Rules | Balancer::Ipvs { .. } => (Vec::new(), priority::CHAIN),
+    };
+    let chain = Field::PriorityBits { mask: chain };
     let choose = rule([Statement::Vmap { key: vec![chain], map: Map::Chains.name() }]);
-    [always].into_iter().chain(unless_from_pod).chain([from_node, choose]).collect()
+    proxied.into_iter().chain([always]).chain(unless_from_pod).chain([from_node, choose]).collect()
 }
 
 /// To the chain of the pool itself, which knows its clients.

@@ -117,7 +117,7 @@ impl<F: Family> CountedChanges<F> {
             let Some(programmed) = programmed else { continue };
             self.hairpins.count(programmed.local_addresses::<F>(), change);
             let FrontendAddress::Ip(addr) = key.address else { continue };
-            if programmed.kind == AddressKind::ClusterIp || *balancer != Balancer::Rules {
+            if programmed.kind == AddressKind::ClusterIp || !balancer.has_rules_for_all() {
                 self.closed_ips.count([addr], change);
             }
         }

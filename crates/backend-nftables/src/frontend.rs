@@ -12,8 +12,9 @@ use model::{
 use nft::{Bytes, Data, Element};
 
 use crate::layout::{IpvsMasquerade, Map, MapElement, Traffic, cut_comment, frontend_bytes, source_bytes};
+use crate::lease::can_be_proxied;
 use crate::pools::Pool;
-use crate::priority::{MasqueradeWhen, choice};
+use crate::priority::{MasqueradeWhen, PROXIED, PROXIED_INTERNAL, choice};
 
 /// What the kernel holds, or is to hold, for one frontend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,10 +51,12 @@ impl Programmed {
         balancer: &Balancer,
         pool: impl Fn(TrafficPolicy) -> Option<&'a Pool<F>>,
     ) -> Self {
-        let action = |policy, wanted: &model::Pool<F>, masquerade| match (wanted, pool(policy)) {
+        let is_proxied = *balancer == Balancer::Proxies && can_be_proxied(frontend.key.protocol);
+        let action = |policy, wanted: &model::Pool<F>, masquerade, proxied| match (wanted, pool(policy)) {
             (model::Pool::Empty(verdict), _) => Action::Refuse(*verdict),
             (model::Pool::Endpoints(_), Some(pool)) => {
-                Action::Choose { policy, priority: choice(masquerade, pool.chain(), pool.number) }
+                let proxied = if is_proxied { proxied } else { 0 };
+                Action::Choose { policy, priority: proxied | choice(masquerade, pool.chain(), pool.number) }
             }
             // There are more pools than numbers.
             (model::Pool::Endpoints(_), None) => Action::Refuse(Verdict::Reject),
@@ -61,7 +64,9 @@ impl Programmed {
         let internal = frontend.internal_pool.as_ref().filter(|pool| !pool.endpoints().is_empty());
         let any = match (&frontend.pool, balancer) {
             (model::Pool::Endpoints(_), Balancer::Ipvs { .. }) => Action::LeaveToIpvs(frontend.masquerade),
-            (wanted, _) => action(frontend.policy, wanted, MasqueradeWhen::Frontend(frontend.masquerade)),
+            (wanted, _) => {
+                action(frontend.policy, wanted, MasqueradeWhen::Frontend(frontend.masquerade), PROXIED)
+            }
         };
         Self {
             service: frontend.service.clone(),
@@ -69,7 +74,8 @@ impl Programmed {
             allowed_sources: frontend.allowed_sources.clone(),
             any,
             // The node's own flows are masqueraded, those of pods are not.
-            internal: internal.map(|pool| action(TrafficPolicy::Cluster, pool, MasqueradeWhen::FromNode)),
+            internal: internal
+                .map(|pool| action(TrafficPolicy::Cluster, pool, MasqueradeWhen::FromNode, PROXIED_INTERNAL)),
             local_addresses: local_addresses(frontend, balancer),
         }
     }
@@ -130,7 +136,7 @@ impl Programmed {
 
 /// None where the rules themselves choose: there they are the pools'.
 fn local_addresses<F: Family>(frontend: &Frontend<F>, balancer: &Balancer) -> Box<[IpAddr]> {
-    if *balancer == Balancer::Rules {
+    if balancer.has_rules_for_all() {
         return Box::default();
     }
     let local = frontend.pool.endpoints().iter().filter(|endpoint| endpoint.local);

@@ -6,6 +6,8 @@ use ipnet::IpNet;
 use model::{Balancer, Destination, Family, FrontendAddress, FrontendKey, Masquerade, Protocol};
 use nft::{Bytes, DEFAULT_LEARNT_SIZE, Data, Element, Field, Name, Set, SetData};
 
+use crate::lease::LEASE_SECS;
+
 /// The table that is ours, in `ip` and in `ip6`: the name that upstream uses, which its clean-up and other software
 /// look for.
 pub fn table_name() -> Name {
@@ -45,6 +47,8 @@ pub(crate) enum Map {
     AffinityEndpoints,
     /// protocol . pool . slot → number of the endpoint in it and pool, for pools with affinity.
     AffinitySlots,
+    /// protocol → where a proxy of this node listens: written by whoever renews the [lease](crate::lease). Whose flows.
+    Proxies(Traffic),
     /// source . destination of flows that an endpoint on this node opens to itself through a Service.
     Hairpin,
     /// address . protocol . port . source network.
@@ -95,19 +99,23 @@ impl Map {
     /// All that there are with this balancer, in order.
     pub(crate) fn all(balancer: &Balancer) -> Vec<Self> {
         let mut maps = Self::of_rules();
-        if let Balancer::Ipvs { .. } = balancer {
-            let balanced = IpvsMasquerade::ALL.into_iter();
-            maps.extend(balanced.flat_map(|when| [false, true].map(|by| Self::Ipvs(when, by))));
-            maps.push(Self::VirtualIps);
-            maps.sort_unstable();
+        match balancer {
+            Balancer::Rules => {}
+            Balancer::Ipvs { .. } => {
+                let balanced = IpvsMasquerade::ALL.into_iter();
+                maps.extend(balanced.flat_map(|when| [false, true].map(|by| Self::Ipvs(when, by))));
+                maps.push(Self::VirtualIps);
+            }
+            Balancer::Proxies => maps.extend(Traffic::ALL.map(Self::Proxies)),
         }
+        maps.sort_unstable();
         maps
     }
 
     /// Addresses whose other ports are refused.
     pub(crate) fn closed_ips(balancer: &Balancer) -> Self {
         match balancer {
-            Balancer::Rules => Self::ClusterIps,
+            Balancer::Rules | Balancer::Proxies => Self::ClusterIps,
             Balancer::Ipvs { .. } => Self::VirtualIps,
         }
     }
@@ -132,6 +140,8 @@ impl Map {
             Self::Endpoints => "endpoints",
             Self::AffinityEndpoints => "affinity-endpoints",
             Self::AffinitySlots => "affinity-slots",
+            Self::Proxies(Traffic::Any) => "proxies",
+            Self::Proxies(Traffic::Internal) => "internal-proxies",
             Self::Hairpin => "hairpin-connections",
             Self::AllowedSources => "allowed-sources",
             Self::SourceDropped => "source-dropped-services",
@@ -165,6 +175,10 @@ impl Map {
             Self::Endpoints => (slot_key(SLOT), endpoint),
             Self::AffinityEndpoints => (pool_key(), endpoint),
             Self::AffinitySlots => (slot_key(SLOT), number),
+            Self::Proxies(_) => {
+                let (key, data) = (proxy_key(), vec![Field::DestAddr, Field::DestPort]);
+                return Arc::new(Set::leased(self.name(), key, data, LEASE_SECS));
+            }
             Self::Hairpin => (hairpin_key(), SetData::None),
             Self::AllowedSources => return Arc::new(Set::networks(self.name(), source_key())),
             Self::SourceDropped | Self::Restricted => (ip_key(), SetData::None),
@@ -274,6 +288,11 @@ pub(crate) fn source_key() -> Vec<Field> {
 /// How a packet to a node port is looked up.
 pub(crate) fn port_key() -> Vec<Field> {
     vec![Field::L4Proto, Field::DestPort]
+}
+
+/// How the proxy of a protocol is looked up.
+pub(crate) fn proxy_key() -> Vec<Field> {
+    vec![Field::L4Proto]
 }
 
 /// How a flow back to its sender is looked up, after its destination was rewritten.

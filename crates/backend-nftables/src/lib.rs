@@ -26,6 +26,7 @@ mod found;
 mod frontend;
 mod ipvs;
 mod layout;
+pub mod lease;
 mod meters;
 mod mode;
 mod plan;

@@ -242,7 +242,7 @@ fn of_frontend<'a, F: Family>(
     balancer: &Balancer,
 ) -> impl Iterator<Item = (TrafficPolicy, Wanted<'a, F>)> {
     let internal = frontend.internal_pool.as_ref().map(|pool| (TrafficPolicy::Cluster, pool));
-    let any = Some((frontend.policy, &frontend.pool)).filter(|_| *balancer == Balancer::Rules);
+    let any = Some((frontend.policy, &frontend.pool)).filter(|_| balancer.has_rules_for_all());
     [any, internal].into_iter().flatten().filter_map(|(policy, pool)| match pool {
         model::Pool::Endpoints(endpoints) => {
             Some((policy, Wanted { endpoints, affinity: frontend.affinity }))

@@ -13,6 +13,11 @@ pub(crate) const CHAIN: u32 = 0x3ff0_0000;
 /// The bits that say when to masquerade.
 pub(crate) const MASQUERADE: u32 = 0xc000_0000;
 
+/// Among the bits of a chain's number, where proxies balance: a proxy takes the flow if there is a lease.
+pub(crate) const PROXIED: u32 = 0x1000_0000;
+/// The same, for internal flows that take the short cut.
+pub(crate) const PROXIED_INTERNAL: u32 = 0x0800_0000;
+
 /// Where the numbers of chains and of endpoints begin.
 const SHIFT: u32 = 20;
 /// Endpoints of a pool with affinity that take part: what is left of 32 bits for their numbers, of which 0 is none.
@@ -122,12 +127,13 @@ mod tests {
         let distinct: std::collections::BTreeSet<_> = bits.iter().collect();
         assert_eq!(distinct.len(), 18);
         for bits in bits {
-            assert!(bits != 0 && bits & !CHAIN == 0);
+            assert!(bits != 0 && bits & !CHAIN == 0 && bits & (PROXIED | PROXIED_INTERNAL) == 0);
             for masquerade in [Masquerade::UnlessFromPod, Masquerade::Always, Masquerade::Never] {
                 assert_eq!(MasqueradeWhen::Frontend(masquerade).bits() & !MASQUERADE, 0);
             }
         }
         assert_eq!(MASQUERADE | CHAIN | POOL, u32::MAX);
+        assert_eq!((PROXIED | PROXIED_INTERNAL) & !CHAIN, 0);
         assert_eq!(parse_endpoint(endpoint(MAX_AFFINITY_ENDPOINTS, POOL)), (MAX_AFFINITY_ENDPOINTS, POOL));
     }
 }

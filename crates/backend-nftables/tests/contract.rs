@@ -4,24 +4,27 @@
 
 use std::collections::BTreeSet;
 
-use backend_nftables::{Backend, Config, Extent, NodePortAddresses, PodSource, table_name};
-use fakes::contract::Contract;
+use backend_nftables::{Backend, Config, Extent, NodePortAddresses, PodSource, lease, table_name};
+use fakes::contract::{Client, Contract};
 use fakes::kernel::FakeKernel;
 use fakes::objects::{LINE_PORT, UDP_PORT};
 use fakes::on_paper::{self, Places, expected, packet};
-use model::{Family, Store, V4, V6};
-use nft::Kernel;
+use model::{Balancer, Family, Store, V4, V6};
+use nft::{Kernel, Op, Ruleset};
 use walk::nft::Tracer;
 use walk::{Origin, Outcome, Packet, Paths};
 
 /// The rules for these objects, as a kernel holds them.
 fn tracer<F: Family>(store: &Store, config: &Config, places: &Places) -> Tracer {
+    Tracer::new(ruleset::<F>(store, config), F::FAMILY.into(), [places.node])
+}
+
+fn ruleset<F: Family>(store: &Store, config: &Config) -> Ruleset {
     let table = on_paper::table::<F>(store);
     let plan = Backend::new(config.clone()).repair(config, &table, None, Extent::Difference);
     let mut kernel = FakeKernel::new();
     kernel.apply(&plan.transaction).unwrap();
-    let ruleset = kernel.read(F::FAMILY.into(), &table_name()).unwrap().whole().unwrap().unwrap();
-    Tracer::new(ruleset, F::FAMILY.into(), [places.node])
+    kernel.read(F::FAMILY.into(), &table_name()).unwrap().whole().unwrap().unwrap()
 }
 
 fn config<F: Family>(store: &Store, places: &Places) -> Config {
@@ -75,6 +78,59 @@ fn check_paths(tracer: &Tracer, packet: &Packet, outcomes: &BTreeSet<Outcome>) {
 #[test]
 fn every_line_holds_for_ipv4() {
     check_family::<V4>();
+}
+
+/// With a lease, proxies have each flow that endpoints would have; what nobody serves is refused or dropped as ever. Without, all
+/// is as where rules choose.
+fn check_proxies<F: Family>() {
+    let contract = Contract::read();
+    let store = on_paper::store(&contract).unwrap();
+    let places = Places::of(F::FAMILY);
+    let config = Config { balancer: Balancer::Proxies, ..config::<F>(&store, &places) };
+    let ports = |tcp, udp| lease::Ports { tcp, udp };
+    let listeners = lease::Listeners {
+        address: places.node,
+        any: ports(40_001, 40_002),
+        internal: ports(40_003, 40_004),
+    };
+    let ruleset = ruleset::<F>(&store, &config);
+    let tracer = |ruleset| Tracer::new(ruleset, F::FAMILY.into(), [places.node]);
+    let (without, with) = (tracer(ruleset.clone()), tracer(leased::<F>(ruleset, &listeners)));
+    let runs = contract.cases.iter().flat_map(|case| [(6, LINE_PORT), (17, UDP_PORT)].map(|run| (case, run)));
+    let (mut n_any, mut n_internal) = (0, 0);
+    for (case, (protocol, port)) in runs {
+        let packet = packet(case, &places, protocol);
+        let expected = expected(case, &places, port);
+        assert_eq!(without.outcomes(&packet).unwrap(), expected, "{case:?}\n{packet:?}");
+        let found = with.outcomes(&packet).unwrap();
+        if expected.iter().all(|outcome| !matches!(outcome, Outcome::Delivered { .. })) {
+            assert_eq!(found, expected, "{case:?}\n{packet:?}");
+            continue;
+        }
+        let to = |ports: lease::Ports| {
+            let port = if protocol == 6 { ports.tcp } else { ports.udp };
+            BTreeSet::from([Outcome::Delivered { to: (places.node, port).into(), masqueraded: false }])
+        };
+        let is_internal = found == to(listeners.internal);
+        assert!(is_internal || found == to(listeners.any), "{case:?}\n{found:?}");
+        assert!(!is_internal || case.client != Client::Outside, "{case:?}");
+        (n_any, n_internal) = (n_any + usize::from(!is_internal), n_internal + usize::from(is_internal));
+    }
+    assert!(n_any > 50 && n_internal > 10, "{n_any} to any, {n_internal} by the short cut");
+}
+
+fn leased<F: Family>(mut ruleset: Ruleset, listeners: &lease::Listeners) -> Ruleset {
+    for op in lease::begin::<F>(listeners).ops {
+        let Op::AddElements { set, elements } = op else { panic!("a lease begins with {op:?}") };
+        ruleset.sets.get_mut(&set.name).unwrap().elements.extend(elements);
+    }
+    ruleset
+}
+
+#[test]
+fn proxies_have_what_endpoints_would_have_for_as_long_as_there_is_a_lease() {
+    check_proxies::<V4>();
+    check_proxies::<V6>();
 }
 
 #[test]

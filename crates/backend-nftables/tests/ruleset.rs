@@ -139,6 +139,33 @@ fn beside_ipvs() {
     insta::assert_snapshot!(text(&config, services));
 }
 
+/// Proxies are to have TCP and UDP; rules choose endpoints without a lease, and for SCTP.
+#[test]
+fn beside_proxies() {
+    let config = Config {
+        node_ports: NodePortAddresses::Within(vec!["192.168.0.7/32".parse().unwrap()]),
+        pods: Some(PodSource::Cidr("10.244.0.0/16".parse().unwrap())),
+        balancer: Balancer::Proxies,
+        ..Config::default()
+    };
+    let web = ["10.244.0.1", "10.244.1.2"];
+    let cluster = frontend::<V4>("web", Some("10.96.0.10"), Protocol::Tcp, 80, &web);
+    let local = Frontend {
+        kind: AddressKind::LoadBalancerIp,
+        policy: TrafficPolicy::Local,
+        pool: frontend::<V4>("web", None, Protocol::Tcp, 80, &["10.244.0.1"]).pool,
+        internal_pool: Some(cluster.pool.clone()),
+        masquerade: Masquerade::Never,
+        ..frontend("web", Some("203.0.113.5"), Protocol::Tcp, 80, &[])
+    };
+    let services = vec![
+        vec![cluster, local, frontend("web", None, Protocol::Udp, 30080, &web)],
+        vec![frontend("signal", Some("10.96.0.12"), Protocol::Sctp, 80, &web)],
+        vec![frontend("gone", Some("10.96.0.11"), Protocol::Udp, 53, &[])],
+    ];
+    insta::assert_snapshot!(text(&config, services));
+}
+
 /// What is read from the kernel has lost its statements; in words it is the same as before.
 #[track_caller]
 fn check_rules_read_back<F: Family>(config: &Config, frontends: Vec<Frontend<F>>) {

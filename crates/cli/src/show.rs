@@ -420,6 +420,7 @@ fn ending(ending: &Ending) -> String {
         (Verdict::Translated, Some(to)) => format!("translated to {to}"),
         (Verdict::Refused, _) => "refused".to_owned(),
         (Verdict::Dropped, _) => "dropped".to_owned(),
+        (Verdict::Proxied, _) => "carried by a worker of this node".to_owned(),
         (Verdict::Untouched | Verdict::Translated, _) => "left alone".to_owned(),
     };
     let source = if ending.masqueraded { ", masqueraded" } else { "" };

@@ -75,6 +75,7 @@ pub(crate) struct OwnFlags {
     pub(crate) version: VersionFlag,
     pub(crate) master: String,
     pub(crate) manifests: String,
+    pub(crate) userspace_policy: String,
     pub(crate) healthz_port: i32,
     pub(crate) metrics_port: i32,
     /// `minSyncPeriod` was said, by a flag or in the file: upstream's default of it is not honoured.
@@ -91,6 +92,7 @@ impl Default for OwnFlags {
             version: VersionFlag::No,
             master: String::new(),
             manifests: String::new(),
+            userspace_policy: String::new(),
             healthz_port: crate::v1alpha1::HEALTHZ_PORT.into(),
             metrics_port: crate::v1alpha1::METRICS_PORT.into(),
             says_min_sync_period: false,

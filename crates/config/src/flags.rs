@@ -10,7 +10,7 @@ pub(crate) static GROUPS: [Group; 8] = [
     Group { title: "Source", flags: SOURCE },
     Group { title: "Node and listeners", flags: NODE },
     Group { title: "Traffic", flags: TRAFFIC },
-    Group { title: "Modes iptables and ipvs", flags: OTHER_MODES },
+    Group { title: "Modes iptables, ipvs and userspace", flags: OTHER_MODES },
     Group { title: "Connection tracking", flags: CONNTRACK },
     Group { title: "Logging", flags: LOGGING },
     Group { title: "Inherited by upstream from a library", flags: INHERITED },
@@ -343,6 +343,13 @@ const OTHER_MODES: &[Flag] = &[
         Target::Duration(|given, timeout| given.file.ipvs.udp_timeout = timeout),
         "Time-out of UDP flows; 0 leaves the kernel's",
     ),
+    own(
+        "userspace-policy",
+        "",
+        Target::Text(|given, policy| given.own.userspace_policy = policy),
+        "How workers choose endpoints: round-robin, random, least-request, ring-hash or maglev; without it round-robin",
+    )
+    .placeholder("NAME"),
 ];
 
 const CONNTRACK: &[Flag] = &[

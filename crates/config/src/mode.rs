@@ -23,7 +23,7 @@ pub enum Mode {
 
 impl Mode {
     /// The modes that this program has, best first. An empty `mode` takes the first that the kernel supports.
-    pub const BUILT_IN: &[Self] = &[Self::NfTables, Self::IpTables, Self::Ipvs];
+    pub const BUILT_IN: &[Self] = &[Self::NfTables, Self::IpTables, Self::Ipvs, Self::Userspace];
 
     const ALL: [Self; 6] =
         [Self::NfTables, Self::IpTables, Self::Ipvs, Self::Ebpf, Self::Userspace, Self::Kernelspace];

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use balance::Policy;
 use ipnet::IpNet;
 use serde_json::Value;
 
@@ -63,6 +64,8 @@ pub struct Config {
     pub nftables_localhost_node_ports: bool,
     /// What only mode ipvs needs.
     pub ipvs: Ipvs,
+    /// How workers of mode userspace choose endpoints (`--userspace-policy`).
+    pub userspace_policy: Policy,
     /// Sysctls of connection tracking.
     pub conntrack: Conntrack,
     /// How and how much to log.

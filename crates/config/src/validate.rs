@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use balance::Policy;
 use ipnet::IpNet;
 
 use crate::duration::GoDuration;
@@ -44,6 +45,7 @@ pub(crate) fn config(
     let check = &mut Check { errors: &mut errors };
     let masquerade_bit = masquerade_bit(&file, mode, check);
     let ipvs = ipvs(&file, mode, check);
+    let userspace_policy = userspace_policy(own, mode, check);
     let conntrack = conntrack(&file, check);
     let oom_score_adj = oom_score_adj(&file, check);
     let client_connection = client_connection(&file, own, check);
@@ -79,12 +81,27 @@ pub(crate) fn config(
         iptables_localhost_node_ports: file.iptables.localhost_node_ports.unwrap_or(true),
         nftables_localhost_node_ports: gates.enabled(NFTABLES_LOCALHOST_NODE_PORTS),
         ipvs,
+        userspace_policy,
         conntrack,
         logging,
         gates,
         file,
     };
     FieldErrors::or(errors, config)
+}
+
+fn userspace_policy(own: &OwnFlags, mode: Mode, check: &mut Check<'_>) -> Policy {
+    const FLAG: &str = "--userspace-policy";
+    let name = own.userspace_policy.as_str();
+    if !name.is_empty() && mode != Mode::Userspace {
+        check.failed(FieldError::invalid(FLAG, name, "is for mode userspace only"));
+    }
+    let policy = if name.is_empty() { Some(Policy::default()) } else { Policy::named(name) };
+    policy.unwrap_or_else(|| {
+        let all = Policy::ALL.map(Policy::as_str).join(", ");
+        check.failed(FieldError::invalid(FLAG, name, &format!("must be one of {all}")));
+        Policy::default()
+    })
 }
 
 /// Series of Services, if there are to be any.

@@ -191,8 +191,10 @@ fn what_is_written_means_the_same_when_it_is_read() {
         let Ok(Parsed::Run(command_line)) = CommandLine::parse(words(&case.arguments)) else { continue };
         let Ok(config) = case.load(&command_line).config else { continue };
         // What a file has no field for is given again.
-        let own =
-            command_line.values().into_iter().filter(|(name, _)| ["master", "manifests"].contains(name));
+        let own = command_line
+            .values()
+            .into_iter()
+            .filter(|(name, _)| ["master", "manifests", "userspace-policy"].contains(name));
         let arguments =
             own.map(|(name, value)| format!("--{name}={value}")).chain(["--config=written".to_owned()]);
         let Ok(Parsed::Run(again)) = CommandLine::parse(arguments) else { panic!("{}", path.display()) };

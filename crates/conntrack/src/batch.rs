@@ -4,7 +4,7 @@ use netlink::NetlinkError;
 use netlink::{Writer, flag, messages};
 
 use crate::Flow;
-use crate::filter::put_addr;
+use crate::lookup::put_reply;
 use crate::wire::{attr, kind};
 
 const ENOENT: i32 = 2;
@@ -95,18 +95,7 @@ impl Batch {
 /// it got the old one's id.
 fn put_deletion(out: &mut Writer, flow: &Flow, flags: u16, seq: u32) {
     let start = out.begin_message(kind::DELETE, flags, seq, flow.family().nfproto(), 0);
-    let reply = &flow.reply;
-    out.nest(attr::TUPLE_REPLY, |out| {
-        out.nest(attr::TUPLE_IP, |out| {
-            put_addr(out, reply.src, true);
-            put_addr(out, reply.dst, false);
-        });
-        out.nest(attr::TUPLE_PROTO, |out| {
-            out.u8(attr::PROTO_NUM, flow.protocol);
-            out.u16(attr::PROTO_SRC_PORT, reply.src_port);
-            out.u16(attr::PROTO_DST_PORT, reply.dst_port);
-        });
-    });
+    put_reply(out, flow.protocol, &flow.reply);
     if flow.reply_zone != 0 {
         out.u16(attr::ZONE, flow.reply_zone);
     }

@@ -19,6 +19,7 @@ mod border;
 mod decode;
 mod filter;
 mod flow;
+pub mod lookup;
 mod pass;
 mod wire;
 

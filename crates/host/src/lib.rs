@@ -16,6 +16,7 @@ mod legacy_policy;
 pub mod oom;
 pub mod privileges;
 pub mod route_localnet;
+mod seccomp;
 
 pub use cleanup::{
     CleanupError, Removed, Report, clean_up_all, clean_up_iptables, clean_up_nftables, clean_up_other_modes,
@@ -28,5 +29,6 @@ pub use file::{FileError, Root};
 pub use ipvs::apply_ipvs;
 pub use legacy_policy::legacy_forward_drops;
 pub use oom::set_oom_score;
-pub use privileges::{NoPermission, drop_privileges, require_net_admin};
+pub use privileges::{NoPermission, PrivilegeError, drop_all_privileges, drop_privileges, require_net_admin};
 pub use route_localnet::set_route_localnet;
+pub use seccomp::{SeccompError, restrict_system_calls};

@@ -61,6 +61,26 @@ pub fn drop_privileges(raw_sockets: bool) -> Vec<PrivilegeError> {
     steps.into_iter().filter_map(failed).collect()
 }
 
+/// Gives up all capabilities for good, and the means to get any. To be called before there is a second thread.
+///
+/// # Errors
+/// The first that could not be given up.
+pub fn drop_all_privileges() -> Result<(), PrivilegeError> {
+    let failed = |what| move |source| PrivilegeError { what, source };
+    set_no_new_privs(true).map_err(failed("set no_new_privs"))?;
+    clear_ambient_capability_set().map_err(failed("clear the ambient capabilities"))?;
+    // It takes a capability that the process may lack, and without new privileges the bounding set gives nothing.
+    match narrow_bounding_set(CapabilitySet::empty()) {
+        Ok(()) | Err(_) => {}
+    }
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, none).map_err(failed("give up capabilities"))
+}
+
 fn narrow_bounding_set(kept: CapabilitySet) -> rustix::io::Result<()> {
     let refused = CapabilitySet::all().difference(kept).iter().find_map(|capability| {
         // A kernel that does not know the capability says EINVAL.
@@ -105,6 +125,19 @@ mod tests {
             let failed: Vec<_> = drop_privileges(false).iter().map(ToString::to_string).collect();
             assert_eq!(failed, ["narrow the bounding set"]);
             assert_eq!(shown("CapEff"), 1 << 12);
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn nothing_is_left_of_all_privileges() {
+        std::thread::spawn(|| {
+            drop_all_privileges().unwrap();
+            for set in ["CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb"] {
+                assert_eq!(shown(set), 0, "{set}");
+            }
+            assert_eq!(shown("NoNewPrivs"), 1);
         })
         .join()
         .unwrap();

@@ -373,6 +373,8 @@ pub struct Ending {
 pub enum Verdict {
     /// Its destination is rewritten.
     Translated,
+    /// A worker of this node takes it, and sends to an endpoint itself.
+    Proxied,
     /// The rules of Services leave it alone.
     Untouched,
     /// It is answered with an ICMP error.

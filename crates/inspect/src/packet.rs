@@ -191,12 +191,13 @@ fn rule_step(step: &Step) -> RuleStep {
 
 /// Paths that come to the same are one ending.
 fn endings(paths: &Paths, destination: SocketAddr) -> Vec<Ending> {
-    let mut shares: BTreeMap<Outcome, f64> = BTreeMap::new();
+    let mut shares: BTreeMap<(bool, Outcome), f64> = BTreeMap::new();
     for path in &paths.paths {
-        *shares.entry(path.outcome).or_default() += path.probability;
+        *shares.entry((is_proxied(&path.steps), path.outcome)).or_default() += path.probability;
     }
-    let ending = |(outcome, share): (Outcome, f64)| {
+    let ending = |((is_proxied, outcome), share): ((bool, Outcome), f64)| {
         let (verdict, to, masqueraded) = match outcome {
+            Outcome::Delivered { .. } if is_proxied => (Verdict::Proxied, None, false),
             Outcome::Delivered { to, masqueraded } if to == destination => {
                 (Verdict::Untouched, Some(to), masqueraded)
             }
@@ -209,6 +210,12 @@ fn endings(paths: &Paths, destination: SocketAddr) -> Vec<Ending> {
     let mut endings: Vec<Ending> = shares.into_iter().map(ending).collect();
     endings.sort_by(|a, b| b.share.total_cmp(&a.share));
     endings
+}
+
+/// Whether a rule translated to where a worker of this node listens (`backend-nftables`: `lease`).
+fn is_proxied(steps: &[Step]) -> bool {
+    let hands_over = ["map @proxies", "map @internal-proxies"];
+    steps.iter().any(|step| hands_over.iter().any(|end| step.rule.ends_with(end)))
 }
 
 /// The port of the Service that the packet is for, in the packet's family.
@@ -289,6 +296,9 @@ fn endings_in_words(endings: &[Ending]) -> Vec<String> {
         (Verdict::Translated, Some(to)) => {
             format!("The packet goes to {to} in {} of the cases.", percent(ending.share))
         }
+        (Verdict::Proxied, _) => {
+            "A worker of this node takes the flow, and carries it to an endpoint of its choice.".to_owned()
+        }
         (Verdict::Refused, _) => "The packet is refused with an ICMP error.".to_owned(),
         (Verdict::Dropped, _) => "The packet is dropped.".to_owned(),
         (Verdict::Untouched | Verdict::Translated, _) => {
@@ -300,6 +310,11 @@ fn endings_in_words(endings: &[Ending]) -> Vec<String> {
 }
 
 fn source_in_words(endings: &[Ending], packet: &PacketQuestion) -> Option<String> {
+    if endings.iter().any(|ending| ending.verdict == Verdict::Proxied) {
+        return Some(
+            "The endpoint sees an address of this node as source, which is the worker's.".to_owned(),
+        );
+    }
     let translated = || endings.iter().filter(|ending| ending.verdict == Verdict::Translated);
     translated().next()?;
     let seen = if translated().all(|ending| ending.masqueraded) {

@@ -1,6 +1,7 @@
 //! The tracked flows of the network namespace in which the sockets were opened.
 
 mod deleter;
+mod lookup;
 mod reader;
 
 use conntrack::{Conntrack, Filter, Flow};
@@ -8,6 +9,7 @@ use netlink::NetlinkError;
 
 use crate::socket::{Channel, Socket, explained};
 use deleter::Deleter;
+pub use lookup::FlowLookup;
 use reader::Reader;
 
 /// What is counted.

@@ -18,7 +18,7 @@ mod trace;
 mod watch;
 mod xtables;
 
-pub use crate::conntrack::Flows;
+pub use crate::conntrack::{FlowLookup, Flows};
 pub use crate::device::VirtualDevice;
 pub use crate::ipvs::{KernelIpvs, SchedulerError, check_scheduler};
 pub use crate::netlink::{Netlink, Protocol, Refusal};

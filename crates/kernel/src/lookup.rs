@@ -65,7 +65,7 @@ impl<C: Channel> TableReader<C> {
         Err(NetlinkError::Interrupted)
     }
 
-    /// The element with this key of a set of [`SetKind::Exact`] or [`SetKind::Learnt`], if there is one.
+    /// The element with this key of a set of any kind but [`SetKind::Networks`], if there is one.
     ///
     /// # Errors
     /// The kernel does not answer.

@@ -28,7 +28,7 @@ pub(crate) struct ThisHost {
 impl inspect::Host for ThisHost {
     fn walk(&self, packet: &Packet, limit: usize) -> Result<Paths, String> {
         match self.mode {
-            Mode::NfTables => walk_nftables(packet, self.addresses(), limit),
+            Mode::NfTables | Mode::Userspace => walk_nftables(packet, self.addresses(), limit),
             Mode::IpTables => walk_iptables(packet, self.addresses(), limit),
             other => Err(format!("rules of mode {other} can't be followed")),
         }

@@ -31,6 +31,9 @@ fn main() -> ExitCode {
     kernel::share_heap();
     let arguments: Vec<String> =
         std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
+    if arguments.first().is_some_and(|first| first == mode::userspace::WORKER) {
+        return mode::userspace::run_worker(&arguments[1..]);
+    }
     if std::env::args_os().next().is_some_and(|program| cli::kubectl::is_plugin(&program)) {
         return cli::kubectl::run(arguments);
     }

@@ -3,7 +3,9 @@
 mod iptables;
 pub(crate) mod ipvs;
 mod nftables;
+pub(crate) mod userspace;
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use agent::{ServedFamily, Settings};
@@ -20,12 +22,32 @@ pub(crate) async fn serve(
     settings: &Settings,
     families: Vec<IpFamily>,
     metrics: &Metrics,
+    endings: &Endings,
 ) -> anyhow::Result<Vec<ServedFamily>> {
     match config.mode {
         Mode::NfTables => Ok(nftables::serve(&families, metrics)),
         Mode::IpTables => iptables::serve(settings, families, metrics).await,
         Mode::Ipvs => ipvs::serve(config, settings, &families, metrics),
-        mode @ (Mode::Ebpf | Mode::Userspace | Mode::Kernelspace) => not_built_in(mode),
+        Mode::Userspace => Ok(userspace::serve(config, &families, metrics, endings)),
+        mode @ (Mode::Ebpf | Mode::Kernelspace) => not_built_in(mode),
+    }
+}
+
+/// What a mode does when the program is asked to end, before it does.
+#[derive(Clone, Default)]
+pub(crate) struct Endings(Arc<Mutex<Vec<Ending>>>);
+
+type Ending = Box<dyn FnOnce() + Send>;
+
+impl Endings {
+    fn add(&self, ending: impl FnOnce() + Send + 'static) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(ending));
+    }
+
+    /// Does all, each once. May wait; not longer than the limits of the modes.
+    pub(crate) fn run(&self) {
+        let endings = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        endings.into_iter().for_each(|ending| ending());
     }
 }
 
@@ -37,8 +59,8 @@ fn not_built_in<T>(mode: Mode) -> anyhow::Result<T> {
 /// Why this host can't run a mode, as far as one can tell without trying.
 pub(crate) fn unusable(mode: Mode) -> Option<String> {
     match mode {
-        Mode::NfTables => nftables::unusable(),
-        Mode::IpTables | Mode::Ipvs | Mode::Ebpf | Mode::Userspace | Mode::Kernelspace => None,
+        Mode::NfTables | Mode::Userspace => nftables::unusable(),
+        Mode::IpTables | Mode::Ipvs | Mode::Ebpf | Mode::Kernelspace => None,
     }
 }
 

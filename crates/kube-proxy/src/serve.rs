@@ -62,8 +62,9 @@ pub(crate) async fn serve(
             None => std::future::pending().await,
         }
     };
+    let endings = mode::Endings::default();
     let outcome = tokio::select! {
-        result = run(config, families, settings, telemetry, events, read) => result,
+        result = run(config, families, settings, telemetry, &endings, events, read) => result,
         error = listener.run(source.client(), &node_name, &checked) => Err(error),
         error = status.failed() => {
             recorder.send(servers::failure_event(&error, &node_name));
@@ -77,6 +78,10 @@ pub(crate) async fn serve(
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
+    let ended = tokio::task::spawn_blocking(move || endings.run());
+    if ended.await.is_err() {
+        warn!("not all that was begun was brought to an end");
+    }
     recorder.flush(FLUSH).await;
     outcome
 }
@@ -87,10 +92,11 @@ async fn run(
     families: Vec<IpFamily>,
     settings: Settings,
     telemetry: Telemetry,
+    endings: &mode::Endings,
     events: mpsc::Receiver<SourceEvent>,
     read: impl Fn(SourceEvent) -> Option<Input>,
 ) -> anyhow::Result<()> {
-    let families = mode::serve(config, &settings, families, &telemetry.metrics).await?;
+    let families = mode::serve(config, &settings, families, &telemetry.metrics, endings).await?;
     agent::run(families, settings, telemetry, events, read).await.context("serve")
 }
 

@@ -69,6 +69,49 @@ impl Observer for IpvsMetrics {
     }
 }
 
+/// What one family has in mode `userspace`.
+#[derive(Clone, Debug)]
+pub struct UserspaceMetrics {
+    /// What its rules have.
+    pub rules: NftablesMetrics,
+    /// 1 while new flows are handed to a worker, 0 while they go to endpoints by rules alone.
+    pub leased: IntGauge,
+    /// Workers that died.
+    pub deaths: IntCounter,
+}
+
+impl UserspaceMetrics {
+    /// Registers them; gives what makes those of a family. To be called once.
+    pub fn register(metrics: &Metrics) -> impl Fn(IpFamily) -> Self + use<> {
+        let rules = NftablesMetrics::register(metrics);
+        let registrar = &metrics.registrar;
+        let leased = registrar.gauges(
+            "kubeproxy_worker_leased",
+            "1 while new flows are handed to a worker, 0 while they go to endpoints by rules alone",
+            &["ip_family"],
+        );
+        let deaths = registrar.counters(
+            "kubeproxy_worker_deaths_total",
+            "Workers that ended without being asked to",
+            &["ip_family"],
+        );
+        move |family| {
+            let label = family.to_string();
+            Self {
+                rules: rules(family),
+                leased: leased.with_label_values(&[&*label]),
+                deaths: deaths.with_label_values(&[&*label]),
+            }
+        }
+    }
+}
+
+impl Observer for UserspaceMetrics {
+    fn attempted(&self, attempt: &Attempt<'_>) {
+        self.rules.attempted(attempt);
+    }
+}
+
 /// Rules of one table.
 #[derive(Clone, Debug)]
 pub struct TableMetrics {

@@ -57,6 +57,19 @@ pub enum Balancer {
         /// them too.
         node_addresses: Vec<IpAddr>,
     },
+    /// Proxies on this node for TCP and UDP, for as long as they hold a lease on it; the rules themselves for all else, and
+    /// whenever there is no lease.
+    Proxies,
+}
+
+impl Balancer {
+    /// Whether rules lead to endpoints of all pools.
+    pub const fn has_rules_for_all(&self) -> bool {
+        match self {
+            Self::Rules | Self::Proxies => true,
+            Self::Ipvs { .. } => false,
+        }
+    }
 }
 
 /// `nodePortAddresses`. Whether loopback addresses are among them is a setting of its own.

@@ -61,8 +61,18 @@ fn set_kind(attrs: &Attrs<'_>, flags: u32) -> SetKind {
     match set_size(attrs) {
         Some(size) if flags & set_flag::EVAL != 0 => SetKind::Learnt { size },
         _ if flags & set_flag::INTERVAL != 0 => SetKind::Networks,
-        _ => SetKind::Exact,
+        _ => match default_timeout_secs(attrs) {
+            Some(timeout_secs) => SetKind::Leased { timeout_secs },
+            None => SetKind::Exact,
+        },
     }
+}
+
+/// `None` if there is none, or one that is no number of seconds.
+fn default_timeout_secs(attrs: &Attrs<'_>) -> Option<u32> {
+    let millis = u64::from_be_bytes(attrs.find(attr::SET_TIMEOUT)?.try_into().ok()?);
+    let is_whole = millis % 1000 == 0 && millis > 0;
+    is_whole.then(|| u32::try_from(millis / 1000).ok())?
 }
 
 fn set_size(attrs: &Attrs<'_>) -> Option<u32> {
@@ -74,8 +84,9 @@ fn is_as_declared(attrs: &Attrs<'_>, set: &Set, family: Family) -> bool {
     let length = |kind| attrs.u32(kind).and_then(|len| usize::try_from(len).ok());
     let size = match set.kind {
         SetKind::Learnt { size } => Some(size),
-        SetKind::Exact | SetKind::Networks => None,
+        SetKind::Exact | SetKind::Networks | SetKind::Leased { .. } => None,
     };
+    let is_leased = matches!(set.kind, SetKind::Leased { .. });
     let has_default_timeout = attrs.find(attr::SET_TIMEOUT).is_some();
     let data_fits = match &set.data {
         SetData::None | SetData::Verdict => true,
@@ -86,7 +97,7 @@ fn is_as_declared(attrs: &Attrs<'_>, set: &Set, family: Family) -> bool {
     !set.key.is_empty()
         && data_fits
         && set_size(attrs) == size
-        && !has_default_timeout
+        && has_default_timeout == is_leased
         && is_attached_as_declared(attrs, set)
         && attrs.u32(attr::SET_FLAGS).unwrap_or_default() == set_flags(set)
         && attrs.u32(attr::SET_KEY_TYPE) == Some(type_number(&set.key, family))

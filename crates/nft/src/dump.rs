@@ -278,7 +278,7 @@ impl<'a> RulesetReader<'a> {
     /// The sets whose elements are still to be asked for, those with the fewest first, with the number of elements where the
     /// kernel tells it.
     pub fn sets(&self) -> Vec<(Set, Option<usize>)> {
-        let sets = self.ruleset.sets.values().filter(|state| !state.foreign && !is_learnt(state));
+        let sets = self.ruleset.sets.values().filter(|state| !state.foreign && !state.set.is_transient());
         let mut sets: Vec<_> =
             sets.map(|state| (state.set.clone(), self.counts.get(&state.set.name).copied())).collect();
         sets.sort_by_key(|(_, count)| *count);
@@ -324,10 +324,6 @@ impl<'a> RulesetReader<'a> {
         }
         Collected { ruleset: self.ruleset, is_complete }
     }
-}
-
-fn is_learnt(state: &SetState) -> bool {
-    matches!(state.set.kind, SetKind::Learnt { .. })
 }
 
 /// A range that is no network can't be said in an element, which makes the set foreign.

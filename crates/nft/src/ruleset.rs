@@ -28,7 +28,7 @@ pub struct SetState {
     /// and the comment, the elements are not read, and it matches nothing. Also a set of networks that holds ranges
     /// which are none: an element can't say them, so the set has to be made anew.
     pub foreign: bool,
-    /// Elements, sorted by key; none for [`SetKind::Learnt`](crate::SetKind), which holds what nobody planned.
+    /// Elements, sorted by key; none for a set that [is transient](Set::is_transient), which holds what nobody planned.
     pub elements: Vec<Element>,
 }
 

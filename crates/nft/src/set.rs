@@ -77,6 +77,12 @@ pub enum SetKind {
         /// told nothing, because it makes room for as many as it is told of from the beginning: 1 MiB for 65,536.
         size: u32,
     },
+    /// Keys that we write, each of which the kernel forgets by itself: `timeout 3s; flags timeout`. Whoever wants one to stay
+    /// deletes it and adds it again in one transaction before its time is over. Elements are not read from the kernel.
+    Leased {
+        /// Seconds that an element stays; must not be 0.
+        timeout_secs: u32,
+    },
 }
 
 /// The size that the kernel gives a set which rules write and which has none (`nft_dynset_init` of
@@ -118,6 +124,16 @@ impl Set {
     /// A map to values without comment, to be filled by rules with at most `size` elements.
     pub fn learnt(name: Name, key: Vec<Field>, data: Vec<Field>, size: u32) -> Self {
         Self { kind: SetKind::Learnt { size }, ..Self::new(name, key, SetData::Fields(data)) }
+    }
+
+    /// A map to values without comment, whose elements go by themselves.
+    pub fn leased(name: Name, key: Vec<Field>, data: Vec<Field>, timeout_secs: u32) -> Self {
+        Self { kind: SetKind::Leased { timeout_secs }, ..Self::new(name, key, SetData::Fields(data)) }
+    }
+
+    /// Whether its elements come and go without those who plan, and are not read from the kernel.
+    pub const fn is_transient(&self) -> bool {
+        matches!(self.kind, SetKind::Learnt { .. } | SetKind::Leased { .. })
     }
 
     /// The same with elements that count.

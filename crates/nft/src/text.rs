@@ -111,6 +111,7 @@ fn declaration(set: &Set, family: Family) -> impl Display {
             SetKind::Exact => {}
             SetKind::Networks => f.write_str("flags interval; ")?,
             SetKind::Learnt { size } => write!(f, "size {size}; flags dynamic,timeout; ")?,
+            SetKind::Leased { timeout_secs } => write!(f, "flags timeout; timeout {timeout_secs}s; ")?,
         }
         if set.is_counted {
             f.write_str("counter; ")?;

@@ -51,6 +51,7 @@ fn set(family: Family) -> impl Strategy<Value = Set> {
         3 => Just(SetKind::Exact),
         2 => Just(SetKind::Networks),
         1 => (1..=u32::MAX).prop_map(|size| SetKind::Learnt { size }),
+        1 => (1..=u32::MAX).prop_map(|timeout_secs| SetKind::Leased { timeout_secs }),
     ];
     let comment = option::of("[a-z/:]{1,128}".prop_map(Into::into));
     (vec(field(), 1..5), data, kind, any::<bool>(), comment)

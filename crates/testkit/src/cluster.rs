@@ -30,6 +30,8 @@ pub enum ProxyMode {
     Iptables(Flavour),
     /// `ipvs`; needs a kernel that has it, and `ipvsadm`.
     Ipvs,
+    /// `userspace`.
+    Userspace,
 }
 
 /// Which kernel interface iptables uses.
@@ -128,7 +130,7 @@ impl Cluster {
     /// They can't be listed.
     pub fn listing(&self) -> anyhow::Result<String> {
         match self.mode {
-            ProxyMode::Nftables => Ok(self.lab.check_listable()?.text),
+            ProxyMode::Nftables | ProxyMode::Userspace => Ok(self.lab.check_listable()?.text),
             ProxyMode::Iptables(flavour) => Ok(flavour.save(self.lab.node())?.concat()),
             ProxyMode::Ipvs => {
                 let servers = self.lab.node().exec("ipvsadm", &["-Ln"])?;
@@ -149,6 +151,7 @@ impl Cluster {
             ProxyMode::Nftables => "nftables",
             ProxyMode::Iptables(_) => "iptables",
             ProxyMode::Ipvs => "ipvs",
+            ProxyMode::Userspace => "userspace",
         };
         ["--kubeconfig", &kubeconfig, "--hostname-override", NODE, "--proxy-mode", mode, "-v", "2"]
             .into_iter()
@@ -182,6 +185,11 @@ impl Cluster {
             let ended = lab::proxy::wait_until(START_LIMIT, || ready(&proxy) || !proxy.is_running());
             anyhow::ensure!(ended && ready(&proxy), "the proxy is not ready:\n{}", proxy.log().join("\n"));
         }
+        if self.mode == ProxyMode::Userspace {
+            let leased = |proxy: &Proxy| proxy.log().iter().filter(|line| line.contains(LEASED)).count() >= 2;
+            let ready = lab::proxy::wait_until(START_LIMIT, || leased(&proxy));
+            anyhow::ensure!(ready, "no flows go through workers:\n{}", proxy.log().join("\n"));
+        }
         Ok(proxy)
     }
 
@@ -212,6 +220,8 @@ impl Cluster {
     }
 }
 
+/// What a proxy says of each family whose flows go through a worker.
+const LEASED: &str = "flows go through a worker";
 /// How long a start may take before it counts as failed; this machine may be busy.
 const START_LIMIT: Duration = Duration::from_secs(30);
 

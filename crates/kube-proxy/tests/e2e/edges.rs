@@ -135,7 +135,7 @@ fn trouble_from_all_sides_stops_nothing() {
     let loses = || metric(node, "kubeproxy_log_records_lost_total").is_some_and(|lost| lost > 0.0);
     while round < 2 || !loses() {
         assert!(round < 100, "a log that nobody reads takes everything");
-        folders.configure(["mode: userspace", "mode: ["][round % 2]);
+        folders.configure(["mode: kernelspace", "mode: ["][round % 2]);
         folders.serve(lab.pod(round % 2).ip4().into());
         folders.crowd(round);
         wait_for(lab.outside(), Transport::Tcp, web, &Ok(servers[round % 2].name()));
@@ -163,7 +163,7 @@ fn an_unusable_configuration_is_told_on_the_node() {
     let mut proxy = Proxy::start(cluster.lab.node(), program(), &arguments).unwrap();
     assert!(wait_until(PATIENCE, || get(cluster.lab.node(), local(HEALTH), "/healthz")
         .is_some_and(|reply| reply.status == 200)));
-    folders.configure(&format!("clientConnection: {{ kubeconfig: {kubeconfig} }}\nmode: userspace\n"));
+    folders.configure(&format!("clientConnection: {{ kubeconfig: {kubeconfig} }}\nmode: kernelspace\n"));
     let told =
         || cluster.api.list(Kind::Event).into_iter().find(|event| event["reason"] == "InvalidConfiguration");
     assert!(wait_until(PATIENCE, || told().is_some()), "{:?}", proxy.log());

@@ -30,4 +30,5 @@ mod status;
 mod support;
 mod takeover;
 mod traffic;
+mod userspace;
 mod watch;

@@ -166,6 +166,7 @@ impl Site {
     fn configure(&self, mode: ProxyMode) {
         let name = match mode {
             ProxyMode::Nftables => "nftables",
+            ProxyMode::Userspace => "userspace",
             ProxyMode::Iptables(flavour) => {
                 self.mark(flavour);
                 "iptables"

@@ -146,7 +146,7 @@ impl Lengths {
             SetData::None | SetData::Verdict => 0,
         };
         let cover = match set.kind {
-            SetKind::Exact | SetKind::Learnt { .. } => Cover::Exact,
+            SetKind::Exact | SetKind::Learnt { .. } | SetKind::Leased { .. } => Cover::Exact,
             SetKind::Networks if set.has_key_ends() => Cover::KeyEnd(family),
             SetKind::Networks => Cover::EndElement(family),
         };

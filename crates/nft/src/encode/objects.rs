@@ -86,6 +86,9 @@ fn put_set(out: &mut Writer, set: &Set, id: u32, family: Family) {
         }),
         SetKind::Exact | SetKind::Networks | SetKind::Learnt { size: DEFAULT_LEARNT_SIZE } => {}
         SetKind::Learnt { size } => out.nest(attr::SET_DESC, |out| out.u32(attr::DESC_SIZE, size)),
+        SetKind::Leased { timeout_secs } => {
+            out.bytes(attr::SET_TIMEOUT, &(u64::from(timeout_secs) * 1000).to_be_bytes());
+        }
     }
     out.bytes(attr::SET_USERDATA, &udata::set(set, family));
     if set.is_counted {
@@ -114,6 +117,7 @@ pub(crate) const fn set_flags(set: &Set) -> u32 {
         SetKind::Networks if set.has_key_ends() => set_flag::INTERVAL | set_flag::CONCAT,
         SetKind::Networks => set_flag::INTERVAL,
         SetKind::Learnt { .. } => set_flag::TIMEOUT | set_flag::EVAL,
+        SetKind::Leased { .. } => set_flag::TIMEOUT,
     }
 }
 

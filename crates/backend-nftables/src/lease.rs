@@ -1,0 +1,100 @@
+//! The lease that a proxy of this node has on flows ([`Balancer::Proxies`](model::Balancer::Proxies)).
+//!
+//! All frontends have what they have where rules choose endpoints. Those that a proxy can serve have a bit more in the number that
+//! their packets get as priority; a packet with that bit goes to the proxy's listener, if maps `proxies` and `internal-proxies`
+//! say where that is. Their elements go by themselves after [`LEASE_SECS`] unless they are renewed, and from then on new
+//! flows go to endpoints by the rules alone. So a proxy that dies, with whoever looks after it, can't take Services with it.
+//!
+//! There are two listeners for each protocol, since only the rules can tell internal flows that take the short cut of
+//! `externalTrafficPolicy: Local`, and the proxy has to know.
+
+use std::net::IpAddr;
+
+use model::{Family, Protocol};
+use nft::{Bytes, Data, Element, Op, Rule, Statement, Transaction};
+
+use crate::chains::rule;
+use crate::layout::{Map, Traffic, proxy_key, table_name};
+use crate::priority::{PROXIED, PROXIED_INTERNAL};
+
+/// For how long a lease is, in seconds: as long may new flows fail after a proxy and its agent were killed.
+pub const LEASE_SECS: u32 = 3;
+
+/// Where proxies listen, all at one local address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listeners {
+    /// An address of this node.
+    pub address: IpAddr,
+    /// The ports for flows from anywhere.
+    pub any: Ports,
+    /// The ports for internal flows that take the short cut.
+    pub internal: Ports,
+}
+
+/// A port for each protocol, in host byte order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// TCP
+    pub tcp: u16,
+    /// UDP
+    pub udp: u16,
+}
+
+/// Whether proxies know the protocol; other flows go by the rules.
+pub const fn can_be_proxied(protocol: Protocol) -> bool {
+    matches!(protocol, Protocol::Tcp | Protocol::Udp)
+}
+
+/// The rules that hand flows over, ahead of those that mark and choose.
+pub(crate) fn rules() -> Vec<Rule> {
+    let hand_over = |bit, traffic| {
+        rule([
+            Statement::PriorityBitsAre { mask: bit, value: bit },
+            Statement::DnatMap { key: proxy_key(), map: Map::Proxies(traffic).name() },
+        ])
+    };
+    vec![hand_over(PROXIED_INTERNAL, Traffic::Internal), hand_over(PROXIED, Traffic::Any)]
+}
+
+/// Begins a lease. Refused if there is one already with other listeners.
+pub fn begin<F: Family>(listeners: &Listeners) -> Transaction {
+    transaction::<F>(|traffic| Op::AddElements {
+        set: Map::Proxies(traffic).set(),
+        elements: elements(listeners, traffic),
+    })
+}
+
+/// Renews a lease. Refused if it is over.
+pub fn renew<F: Family>(listeners: &Listeners) -> Transaction {
+    transaction::<F>(|traffic| Op::ReplaceElements {
+        set: Map::Proxies(traffic).set(),
+        elements: elements(listeners, traffic),
+    })
+}
+
+/// Ends a lease. Refused if it is over.
+pub fn end<F: Family>() -> Transaction {
+    let keys = || [Protocol::Tcp, Protocol::Udp].map(key).to_vec();
+    transaction::<F>(|traffic| Op::DeleteElements { set: Map::Proxies(traffic).set(), elements: keys() })
+}
+
+fn transaction<F: Family>(op: impl Fn(Traffic) -> Op) -> Transaction {
+    let ops = Traffic::ALL.map(op).into();
+    Transaction { ops, ..Transaction::new(F::FAMILY.into(), table_name()) }
+}
+
+fn key(protocol: Protocol) -> Bytes {
+    Bytes::new().proto(protocol.number())
+}
+
+fn elements(listeners: &Listeners, traffic: Traffic) -> Vec<Element> {
+    let ports = match traffic {
+        Traffic::Any => listeners.any,
+        Traffic::Internal => listeners.internal,
+    };
+    let element = |protocol, port| {
+        let data = Data::Value(Bytes::new().addr(listeners.address).port(port));
+        Element { key: key(protocol), data, comment: None }
+    };
+    vec![element(Protocol::Tcp, ports.tcp), element(Protocol::Udp, ports.udp)]
+}

@@ -1,0 +1,23 @@
+//! The userspace backend: from the load-balancing table of one family to routes of a worker (crate `proxy`), which carries
+//! connections and datagrams itself.
+//!
+//! All that packets need besides is the table of mode nftables with another balancer
+//! ([`Balancer::Proxies`](model::Balancer::Proxies)): it restricts, refuses and drops as ever, and chooses endpoints itself
+//! for what no worker can carry and whenever there is no lease ([`backend_nftables::lease`]). So a worker is never missed: without
+//! one, this is mode nftables.
+//!
+//! - [`UserspacePlanner`] has a worker told of a frontend before rules hand its flows over, and that one is gone after they no
+//!   longer do.
+//! - [`Supervisor`] has one worker at work, with listeners that outlive it, and renews the lease for as long as that is well.
+//!
+//! Pure, except that both pass on what is to be done to borders: [`mode::Target`], [`Site`], [`Worker`].
+#![forbid(unsafe_code)]
+
+mod plan;
+mod routes;
+mod supervisor;
+mod target;
+
+pub use plan::{Pending, UserspacePlanner};
+pub use supervisor::{Condition, Site, Supervisor, Worker, WorkerGone};
+pub use target::{Receipt, Step, UserspaceTarget};

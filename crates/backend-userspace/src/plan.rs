@@ -1,0 +1,143 @@
+//! The planner: what a worker is to know, and when, beside what rules are to say.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use mode::{
+    Cause, Meter, NeedsReading, Plan, PlanOf, Planner, Rule, RuleCount, Settled, StepResults, Target,
+};
+use model::{Balancer, Family, FrontendKey, RuleSettings, Table};
+use proxy::frame::{Frontend, Route, Routes};
+
+use crate::routes;
+use crate::supervisor::Site;
+use crate::target::{Receipt, Step, UserspaceTarget};
+
+/// One family's routes, with the rules that `R` makes.
+pub struct UserspacePlanner<R, S> {
+    rules: R,
+    /// Frontends that a worker may know of.
+    told: BTreeSet<Frontend>,
+    site: std::marker::PhantomData<fn() -> S>,
+}
+
+/// What a plan leads to.
+pub struct Pending<H> {
+    rules: H,
+    told: BTreeSet<Frontend>,
+    forgotten: BTreeSet<Frontend>,
+}
+
+impl<R, S> UserspacePlanner<R, S> {
+    /// A planner that knows nothing yet.
+    pub fn new(rules: R) -> Self {
+        Self { rules, told: BTreeSet::new(), site: std::marker::PhantomData }
+    }
+}
+
+/// What a worker is to hear.
+#[derive(Default)]
+struct News {
+    set: Vec<Route>,
+    gone: Vec<Frontend>,
+}
+
+impl<R, S> UserspacePlanner<R, S> {
+    fn news_of_changed<F: Family>(&self, table: &Table<F>, keys: &BTreeSet<FrontendKey<F>>) -> News {
+        let mut news = News::default();
+        for key in keys {
+            match (table.get(key).and_then(routes::route), routes::frontend(key)) {
+                (Some(route), _) => news.set.push(route),
+                (None, Some(frontend)) if self.told.contains(&frontend) => news.gone.push(frontend),
+                (None, _) => {}
+            }
+        }
+        news
+    }
+
+    fn news_of_all<F: Family>(&self, table: &Table<F>) -> News {
+        let mut set: Vec<Route> = table.iter().filter_map(routes::route).collect();
+        set.sort_unstable_by_key(|route| route.frontend);
+        let is_set = |frontend: &Frontend| set.binary_search_by_key(frontend, |route| route.frontend).is_ok();
+        let gone = self.told.iter().filter(|frontend| !is_set(frontend)).copied().collect();
+        News { set, gone }
+    }
+}
+
+impl News {
+    /// The worker knows of a frontend before rules hand its flows over, and for as long as they do.
+    fn around<S, H>(self, rules: Plan<S, H>, captures: bool) -> Plan<Step<S>, Pending<H>> {
+        let told = self.set.iter().map(|route| route.frontend).collect();
+        let pending = Pending { rules: rules.held, told, forgotten: self.gone.iter().copied().collect() };
+        let set = Routes { set: self.set, ..Routes::default() };
+        let gone = Routes { gone: self.gone, ..Routes::default() };
+        let some = |routes: Routes| {
+            let is_empty = routes.set.is_empty() && routes.gone.is_empty();
+            (!is_empty).then(|| Step::Routes(Box::new(routes)))
+        };
+        let rule_steps = rules.steps.into_iter().map(|step| Step::Rules(Box::new(step)));
+        let steps = some(set).into_iter().chain(rule_steps).chain(some(gone));
+        let steps = steps.chain(captures.then_some(Step::Capture)).collect();
+        Plan { steps, writes: rules.writes, held: pending }
+    }
+}
+
+impl<F: Family, R: Planner<F>, S: Site + 'static> Planner<F> for UserspacePlanner<R, S> {
+    const NAME: &'static str = "userspace";
+    type Settings = R::Settings;
+    type Target = UserspaceTarget<R::Target, S>;
+    type Held = Pending<R::Held>;
+
+    fn settings(&self, rules: &RuleSettings) -> R::Settings {
+        self.rules.settings(&RuleSettings { balancer: Balancer::Proxies, ..rules.clone() })
+    }
+
+    fn held_settings(&self) -> Option<&R::Settings> {
+        self.rules.held_settings()
+    }
+
+    fn plan(
+        &self,
+        table: &Table<F>,
+        settings: &R::Settings,
+        cause: Cause<'_, F, <R::Target as Target>::Found>,
+    ) -> Result<PlanOf<Self, F>, NeedsReading> {
+        let (news, captures) = match &cause {
+            Cause::Changed(changed) => (self.news_of_changed(table, &changed.frontends), false),
+            Cause::Found(_) | Cause::Anew(_) => (self.news_of_all(table), true),
+            Cause::Settings | Cause::Woken(_) => (News::default(), false),
+        };
+        let rules = self.rules.plan(table, settings, cause)?;
+        Ok(news.around(rules, captures))
+    }
+
+    fn settle(&mut self, held: Self::Held, results: StepResults<Self::Target>) -> Settled<F> {
+        let Pending { rules, told, forgotten } = held;
+        // Whatever became of it, a worker may have heard of these.
+        self.told.extend(told);
+        let failed = results.iter().any(Result::is_err);
+        if !failed {
+            for frontend in &forgotten {
+                self.told.remove(frontend);
+            }
+        }
+        let of_rules = results.into_iter().filter_map(|result| match result {
+            Ok(Receipt::Rules(receipt)) => Some(Ok(receipt)),
+            Ok(Receipt::Done) => None,
+            Err(error) => Some(Err(Arc::clone(&error))),
+        });
+        self.rules.settle(rules, of_rules.collect())
+    }
+
+    fn rules(&self, key: &FrontendKey<F>) -> Vec<Rule> {
+        self.rules.rules(key)
+    }
+
+    fn rule_counts(&self) -> Vec<RuleCount> {
+        self.rules.rule_counts()
+    }
+
+    fn meters(&self, table: &Table<F>, counted: <R::Target as Target>::Counted) -> Vec<Meter> {
+        self.rules.meters(table, counted)
+    }
+}

@@ -1,0 +1,45 @@
+//! Frontends as a worker knows them.
+
+use std::net::SocketAddr;
+
+use model::{Family, FrontendAddress, FrontendKey, Pool, Protocol, ServicePortName, TrafficPolicy};
+use proxy::frame::{self, Route};
+
+/// What a worker calls a frontend; `None` if it does not know the protocol.
+pub(crate) fn frontend<F: Family>(key: &FrontendKey<F>) -> Option<frame::Frontend> {
+    let protocol = match key.protocol {
+        Protocol::Tcp => frame::Protocol::Tcp,
+        Protocol::Udp => frame::Protocol::Udp,
+        Protocol::Sctp => return None,
+    };
+    let address = match key.address {
+        FrontendAddress::Ip(address) => Some(address.into()),
+        FrontendAddress::Node => None,
+    };
+    Some(frame::Frontend { address, protocol, port: key.port })
+}
+
+/// Where a worker takes flows to a frontend; `None` if rules hand none over, because nobody serves them.
+///
+/// Internal flows may have endpoints where others have none: then a worker gets no others.
+pub(crate) fn route<F: Family>(wanted: &model::Frontend<F>) -> Option<Route> {
+    let affinity_secs = wanted.affinity.map(|affinity| affinity.timeout.as_secs());
+    let pool = |policy, pool: &Pool<F>| {
+        let endpoints: Vec<SocketAddr> =
+            pool.endpoints().iter().map(|to| SocketAddr::new(to.address.into(), to.port)).collect();
+        let name = pool_name(&wanted.service, policy);
+        (!endpoints.is_empty()).then_some(frame::Pool { name, endpoints, affinity_secs })
+    };
+    let any = pool(wanted.policy, &wanted.pool);
+    let internal = wanted.internal_pool.as_ref().and_then(|found| pool(TrafficPolicy::Cluster, found));
+    let any = any.or_else(|| internal.clone())?;
+    Some(Route { frontend: frontend(&wanted.key)?, any, internal })
+}
+
+fn pool_name(service: &ServicePortName, policy: TrafficPolicy) -> String {
+    let policy = match policy {
+        TrafficPolicy::Cluster => "",
+        TrafficPolicy::Local => " local",
+    };
+    format!("{service}/{:?}{policy}", service.protocol)
+}

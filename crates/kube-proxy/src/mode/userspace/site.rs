@@ -1,0 +1,121 @@
+//! What the supervisor needs of this host.
+
+use std::io;
+use std::marker::PhantomData;
+use std::net::IpAddr;
+
+use agent::with_causes;
+use backend_nftables::lease::{self, Listeners as Lease, Ports};
+use backend_userspace::Site;
+use model::Family;
+use netlink::NetlinkError;
+use nft::{Kernel as _, Transaction};
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
+use nix::sys::socket::SockaddrStorage;
+use proxy::frame::Settings;
+use proxy::{Listeners, Pair};
+use tracing::debug;
+
+use super::process::Process;
+
+/// This host, in one family.
+pub(super) struct KernelSite<F> {
+    settings: Settings,
+    verbosity: u32,
+    /// Opened on the thread that first uses it.
+    kernel: Option<kernel::Nftables>,
+    family: PhantomData<fn() -> F>,
+}
+
+/// Listeners, and how rules find them.
+pub(super) struct Place {
+    sockets: Listeners,
+    lease: Lease,
+}
+
+impl<F: Family> KernelSite<F> {
+    pub(super) fn new(settings: Settings, verbosity: u32) -> Self {
+        Self { settings, verbosity, kernel: None, family: PhantomData }
+    }
+
+    fn apply(&mut self, transaction: &Transaction) -> Result<(), NetlinkError> {
+        if self.kernel.is_none() {
+            self.kernel = Some(kernel::Nftables::open()?);
+        }
+        let Some(kernel) = &mut self.kernel else { return Ok(()) };
+        let applied = kernel.apply(transaction).map(drop);
+        if applied.as_ref().is_err_and(|error| error.refusal().is_none()) {
+            // It may not be usable any more.
+            self.kernel = None;
+        }
+        applied
+    }
+}
+
+impl<F: Family> Site for KernelSite<F> {
+    type Listeners = Place;
+    type Worker = Process;
+
+    fn address(&mut self, in_use: Option<IpAddr>) -> Option<IpAddr> {
+        let addresses = match addresses::<F>() {
+            Ok(addresses) => addresses,
+            // Nothing is known to be wrong with the one in use.
+            Err(_) => return in_use,
+        };
+        in_use.filter(|in_use| addresses.contains(in_use)).or_else(|| addresses.first().copied())
+    }
+
+    fn listen(&mut self, address: IpAddr) -> io::Result<Place> {
+        let sockets = Listeners::at(address)?;
+        let ports = |pair: &Pair| -> io::Result<Ports> {
+            Ok(Ports { tcp: pair.tcp.local_addr()?.port(), udp: pair.udp.local_addr()?.port() })
+        };
+        let lease = Lease { address, any: ports(&sockets.any)?, internal: ports(&sockets.internal)? };
+        debug!(%address, any = ?lease.any, internal = ?lease.internal, "workers listen");
+        Ok(Place { sockets, lease })
+    }
+
+    fn start(&mut self, listeners: &Place) -> io::Result<Process> {
+        Process::start(&listeners.sockets, &self.settings, self.verbosity)
+    }
+
+    fn renew(&mut self, listeners: &Place) -> Result<(), String> {
+        const ENOENT: i32 = 2;
+        let renewed = match self.apply(&lease::renew::<F>(&listeners.lease)) {
+            Err(error) if error.refusal() == Some(ENOENT) => self.apply(&lease::begin::<F>(&listeners.lease)),
+            other => other,
+        };
+        renewed.map_err(|error| format!("the lease is refused: {}", with_causes(&error)))
+    }
+
+    fn end(&mut self) {
+        if let Err(error) = self.apply(&lease::end::<F>()) {
+            // It is over already, or will be soon.
+            debug!(err = with_causes(&error), "the lease is not ended");
+        }
+    }
+}
+
+/// Addresses of this node to which packets can be sent from anywhere, in the order of its devices.
+fn addresses<F: Family>() -> nix::Result<Vec<IpAddr>> {
+    let wanted = InterfaceFlags::IFF_UP;
+    let is_usable =
+        |flags: InterfaceFlags| flags.contains(wanted) && !flags.contains(InterfaceFlags::IFF_LOOPBACK);
+    let found = getifaddrs()?.filter(|found| is_usable(found.flags));
+    let addresses = found.filter_map(|found| ip(&found.address?));
+    Ok(addresses.filter(|address| F::narrow(*address).is_some() && is_global(*address)).collect())
+}
+
+fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::from(address.ip())))
+}
+
+/// Not one that means something on one link only.
+fn is_global(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => !address.is_link_local() && !address.is_loopback(),
+        IpAddr::V6(address) => !address.is_unicast_link_local() && !address.is_loopback(),
+    }
+}

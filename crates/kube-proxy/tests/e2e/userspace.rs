@@ -1,0 +1,307 @@
+//! Mode userspace: workers, and what becomes of flows when workers or their agent are gone.
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use fakes::objects::{self, Endpoint, Port};
+use lab::Host;
+use lab::client::{Load, LoadGenerator, Reply, Transport, ask_once};
+use lab::proxy::{Proxy, wait_until};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use testkit::cluster::{Cluster, KEEP_PORT, NODE, ProxyMode};
+
+use crate::support::{
+    PATIENCE, REQUEST, WEB_V4, WEB_V6, apply_endpoints, apply_web, check_listable, cluster_in, ip, start,
+};
+
+fn cluster(pods: usize, node2_pods: usize) -> Cluster {
+    cluster_in(ProxyMode::Userspace, pods, node2_pods)
+}
+
+fn own_ip(host: &Host, v6: bool) -> IpAddr {
+    if v6 { host.ip6().into() } else { host.ip4().into() }
+}
+
+fn web(v6: bool) -> SocketAddr {
+    (ip(if v6 { WEB_V6 } else { WEB_V4 }), 80).into()
+}
+
+fn ask(from: &Host, transport: Transport, to: SocketAddr) -> Reply {
+    let answer = from.run(|| ask_once(transport, to, REQUEST));
+    answer.unwrap_or_else(|failure| panic!("{transport:?} to {to}: {failure}"))
+}
+
+/// Waits until a worker carries the Service's flows of both families, or until none does: a pod's address is seen only then.
+#[track_caller]
+fn wait_for_capture(cluster: &Cluster, captured: bool) {
+    let (pod, node) = (cluster.lab.pod(1), cluster.lab.node());
+    for v6 in [false, true] {
+        let seen = own_ip(if captured { node } else { pod }, v6);
+        let is_so = || {
+            let answer = pod.run(|| ask_once(Transport::Tcp, web(v6), REQUEST));
+            answer.is_ok_and(|reply| reply.client.ip() == seen)
+        };
+        assert!(wait_until(PATIENCE, is_so), "captured: {captured}, {}", web(v6));
+    }
+}
+
+/// The workers of a proxy, of any age.
+fn workers(proxy: &Proxy) -> Vec<i32> {
+    let children = std::fs::read_dir(format!("/proc/{}/task", proxy.pid())).unwrap().flat_map(|task| {
+        std::fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default().into_bytes()
+    });
+    let children = String::from_utf8(children.collect()).unwrap();
+    children.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+fn kill_all(pids: &[i32]) {
+    for pid in pids {
+        kill(Pid::from_raw(*pid), Signal::SIGKILL).unwrap();
+    }
+}
+
+#[test]
+fn flows_go_through_a_worker_each_to_the_next_endpoint() {
+    let cluster = cluster(3, 1);
+    apply_web(&cluster);
+    let _proxy = start(&cluster);
+    wait_for_capture(&cluster, true);
+    let all: BTreeSet<&str> = cluster.pod_names().into_iter().collect();
+    for (from, v6, transport) in [
+        (cluster.lab.pod(0), false, Transport::Tcp),
+        (cluster.lab.outside(), true, Transport::Tcp),
+        (cluster.lab.pod(1), true, Transport::Udp),
+        (cluster.lab.node(), false, Transport::Udp),
+    ] {
+        let replies: Vec<Reply> = (0..8).map(|_| ask(from, transport, web(v6))).collect();
+        for reply in &replies {
+            assert_eq!(reply.client.ip(), own_ip(cluster.lab.node(), v6), "the endpoint sees the node");
+        }
+        // One after the other: each is met within four.
+        for round in replies.chunks(4) {
+            assert_eq!(round.iter().map(|reply| &*reply.name).collect::<BTreeSet<_>>(), all);
+        }
+    }
+    check_listable(&cluster);
+}
+
+#[test]
+fn an_endpoint_that_refuses_is_passed_over_and_the_client_notices_nothing() {
+    let cluster = cluster(2, 0);
+    apply_web(&cluster);
+    let _proxy = start(&cluster);
+    wait_for_capture(&cluster, true);
+    let (mut v4, mut v6) = (cluster.endpoints(false), cluster.endpoints(true));
+    // Nobody listens there: the node itself refuses.
+    v4.insert(0, Endpoint::ready(own_ip(cluster.lab.node(), false), NODE));
+    v6.insert(0, Endpoint::ready(own_ip(cluster.lab.node(), true), NODE));
+    apply_endpoints(&cluster, &v4, &v6);
+    let listing = || check_listable(&cluster);
+    let added = own_ip(cluster.lab.node(), true).to_string();
+    assert!(wait_until(PATIENCE, || listing().contains(&format!("{added} . "))), "{}", listing());
+    for v6 in [false, true] {
+        let met: BTreeSet<String> =
+            (0..12).map(|_| ask(cluster.lab.outside(), Transport::Tcp, web(v6)).name).collect();
+        assert_eq!(met.len(), 2);
+    }
+}
+
+/// One connection is held open, and one side of it closed, while endpoints change and the agent restarts.
+#[test]
+fn connections_outlive_changes_and_the_agent() {
+    let cluster = cluster(2, 0);
+    let port = Port { name: "keep", protocol: "TCP", port: 80, target: KEEP_PORT, node_port: None };
+    cluster.apply(objects::service("keep", &[ip("10.96.0.20")], &[port])).unwrap();
+    cluster.apply(objects::slice("keep", "v4", &[port], &cluster.endpoints(false)[..1])).unwrap();
+    apply_web(&cluster);
+    let mut proxy = start(&cluster);
+    wait_for_capture(&cluster, true);
+    let to: SocketAddr = (ip("10.96.0.20"), 80).into();
+    let stream = cluster.lab.outside().run(|| TcpStream::connect(to)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let line = |wanted: &str| {
+        let mut found = Vec::new();
+        while found.last() != Some(&b'\n') {
+            let mut byte = [0];
+            (&stream).read_exact(&mut byte).unwrap();
+            found.extend(byte);
+        }
+        let found = String::from_utf8(found).unwrap();
+        assert!(found.contains(wanted), "{found}");
+    };
+    line("name=");
+    cluster.apply(objects::slice("keep", "v4", &[port], &cluster.endpoints(false)[1..])).unwrap();
+    proxy.terminate(PATIENCE).unwrap();
+    let _proxy = start(&cluster);
+    wait_for_capture(&cluster, true);
+    (&stream).write_all(b"still there?\n").unwrap();
+    line("still there?");
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!((&stream).read_to_end(&mut Vec::new()).unwrap(), 0, "the end is told both ways");
+}
+
+/// A connection that is made while there is no worker waits for the next one.
+#[test]
+fn new_connections_wait_for_the_next_worker() {
+    let cluster = cluster(2, 0);
+    apply_web(&cluster);
+    let proxy = start(&cluster);
+    wait_for_capture(&cluster, true);
+    for _ in 0..3 {
+        let before = workers(&proxy);
+        assert_eq!(before.len(), 2, "one for each family");
+        kill_all(&before);
+        for v6 in [false, true] {
+            let reply = ask(cluster.lab.pod(1), Transport::Tcp, web(v6));
+            assert_eq!(reply.client.ip(), own_ip(cluster.lab.node(), v6), "it goes through a worker");
+        }
+        let others = || {
+            let now = workers(&proxy);
+            now.len() == 2 && now.iter().all(|pid| !before.contains(pid))
+        };
+        assert!(wait_until(PATIENCE, others), "{:?} are not others than {before:?}", workers(&proxy));
+    }
+}
+
+#[test]
+fn workers_that_die_again_and_again_are_given_up() {
+    let cluster = cluster(2, 0);
+    apply_web(&cluster);
+    let proxy = start(&cluster);
+    wait_for_capture(&cluster, true);
+    let given_up = |proxy: &Proxy| {
+        proxy.log().iter().filter(|line| line.contains("workers die again and again")).count() >= 2
+    };
+    let killed = || {
+        // One may have ended by itself meanwhile.
+        for pid in workers(&proxy) {
+            assert!(matches!(kill(Pid::from_raw(pid), Signal::SIGKILL), Ok(()) | Err(Errno::ESRCH)));
+        }
+        given_up(&proxy)
+    };
+    assert!(wait_until(PATIENCE * 2, killed), "{}", proxy.log().join("\n"));
+    wait_for_capture(&cluster, false);
+    check_listable(&cluster);
+}
+
+/// Restarts in both ways under new connections all the time: none fails, whether it is carried by a worker of before, by one
+/// of after, or goes by the rules in between.
+#[test]
+fn restarts_of_the_agent_fail_no_connection() {
+    let cluster = cluster(3, 1);
+    apply_web(&cluster);
+    let mut proxy = start(&cluster);
+    wait_for_capture(&cluster, true);
+    let load = |transport, v6| Load { target: web(v6), transport, rate: 100, timeout: REQUEST };
+    let generators = [
+        LoadGenerator::start(cluster.lab.outside(), load(Transport::Tcp, false)).unwrap(),
+        LoadGenerator::start(cluster.lab.pod(0), load(Transport::Tcp, true)).unwrap(),
+    ];
+    for round in 0..4 {
+        std::thread::sleep(Duration::from_millis(300));
+        if round % 2 == 0 {
+            assert_eq!(proxy.terminate(PATIENCE).unwrap().code(), Some(0));
+        } else {
+            proxy.kill().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        proxy = start(&cluster);
+    }
+    for generator in generators {
+        let report = generator.stop();
+        assert_eq!(report.failed(), 0, "{:?}", report.first_failure);
+        assert!(report.succeeded > 200, "{} connections in {:?}", report.succeeded, report.elapsed);
+    }
+}
+
+/// From mode nftables and back: the table stays, and flows are handed over or not.
+#[test]
+fn a_change_of_mode_fails_no_connection() {
+    let cluster = cluster_in(ProxyMode::Nftables, 3, 1);
+    apply_web(&cluster);
+    let mut proxy = start(&cluster);
+    wait_for_capture(&cluster, false);
+    let load = |transport, v6| Load { target: web(v6), transport, rate: 100, timeout: REQUEST };
+    let generators = [
+        LoadGenerator::start(cluster.lab.outside(), load(Transport::Tcp, false)).unwrap(),
+        LoadGenerator::start(cluster.lab.pod(0), load(Transport::Tcp, true)).unwrap(),
+    ];
+    proxy.terminate(PATIENCE).unwrap();
+    let cluster = cluster.in_mode(ProxyMode::Userspace).unwrap();
+    proxy = start(&cluster);
+    wait_for_capture(&cluster, true);
+    proxy.terminate(PATIENCE).unwrap();
+    let cluster = cluster.in_mode(ProxyMode::Nftables).unwrap();
+    let _proxy = start(&cluster);
+    wait_for_capture(&cluster, false);
+    for generator in generators {
+        let report = generator.stop();
+        assert_eq!(report.failed(), 0, "{:?}", report.first_failure);
+        assert!(report.succeeded > 0, "no connection in {:?}", report.elapsed);
+    }
+    let listing = check_listable(&cluster);
+    assert!(!listing.contains("proxies"), "{listing}");
+}
+
+/// Nobody is left to do anything: what was handed over to workers goes to endpoints by the rules as soon as the lease is over.
+#[test]
+fn the_rules_go_on_alone_when_everything_is_killed() {
+    let cluster = cluster(2, 0);
+    apply_web(&cluster);
+    let mut proxy = start(&cluster);
+    wait_for_capture(&cluster, true);
+    let workers = workers(&proxy);
+    kill(Pid::from_raw(i32::try_from(proxy.pid()).unwrap()), Signal::SIGSTOP).unwrap();
+    kill_all(&workers);
+    proxy.kill().unwrap();
+    wait_for_capture(&cluster, false);
+    check_listable(&cluster);
+}
+
+#[test]
+fn workers_have_no_privileges() {
+    let cluster = cluster(1, 0);
+    let proxy = start(&cluster);
+    for pid in workers(&proxy) {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        // The bounding set, which the agent may not narrow any more, gives nothing without new privileges.
+        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+            let line = status.lines().find(|line| line.starts_with(set)).unwrap();
+            assert!(line.ends_with("\t0000000000000000"), "{line}");
+        }
+        assert!(status.contains("NoNewPrivs:\t1") && status.contains("Seccomp:\t2"), "{status}");
+    }
+}
+
+/// A client of UDP keeps its endpoint, until that is gone; then it has another at once.
+#[test]
+fn a_udp_client_is_moved_when_its_endpoint_goes() {
+    let cluster = cluster(2, 0);
+    apply_web(&cluster);
+    let _proxy = start(&cluster);
+    wait_for_capture(&cluster, true);
+    let socket = cluster.lab.outside().run(|| std::net::UdpSocket::bind("0.0.0.0:0")).unwrap();
+    socket.set_read_timeout(Some(REQUEST)).unwrap();
+    socket.connect(web(false)).unwrap();
+    let asked = || {
+        let mut answer = [0; 512];
+        socket.send(b"who?").unwrap();
+        let len = socket.recv(&mut answer).ok()?;
+        Some(String::from_utf8_lossy(&answer[..len]).into_owned())
+    };
+    let names = cluster.pod_names();
+    let named = |answer: &str| names.iter().position(|name| answer.contains(name));
+    let first = named(&asked().unwrap()).unwrap();
+    for _ in 0..5 {
+        assert_eq!(named(&asked().unwrap()), Some(first));
+    }
+    let other = 1 - first;
+    let (v4, v6) = (cluster.endpoints(false), cluster.endpoints(true));
+    apply_endpoints(&cluster, &v4[other..=other], &v6[other..=other]);
+    let moved = || asked().and_then(|answer| named(&answer)) == Some(other);
+    assert!(wait_until(PATIENCE, moved), "the client stays with {}", names[first]);
+}

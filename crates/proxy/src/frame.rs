@@ -1,0 +1,265 @@
+//! What agent and worker say to each other: frames of JSON, each behind its length.
+
+use std::net::{IpAddr, SocketAddr};
+
+use balance::Policy;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// What an agent tells a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToWorker {
+    /// Comes first, and once.
+    Settings(Settings),
+    /// Other routes.
+    Routes(Routes),
+    /// The answer to [`ToAgent::WhereTo`].
+    To {
+        /// The question's number.
+        id: u64,
+        /// Where the flow was sent to; `None`: nobody knows.
+        destination: Option<SocketAddr>,
+    },
+    /// No flows come any more: what waits is served, then the worker ends with its last connection.
+    Drain,
+}
+
+/// How a worker works.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// For how long a connection to an endpoint is tried, before another endpoint is.
+    pub connect_timeout_ms: u64,
+    /// For how long a client of UDP has its endpoint after its last datagram. Shorter than the kernel remembers the flow, so that
+    /// a flow that is new to the kernel is new to the worker.
+    pub udp_idle_ms: u64,
+    /// For how long connections to an endpoint that is gone may go on.
+    pub drain_ms: u64,
+    /// For how long flows may come after the last word from an agent: a lease, and a little more.
+    pub linger_ms: u64,
+    /// How endpoints are chosen.
+    pub policy: Policy,
+    /// Connections and UDP clients at a time; `None`: as many as there may be open files.
+    pub max_flows: Option<usize>,
+}
+
+/// Routes that are new, other ones or gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Routes {
+    /// To be named when they are in force.
+    pub generation: u64,
+    /// These are all; others are forgotten.
+    pub replace: bool,
+    /// In force from now on.
+    pub set: Vec<Route>,
+    /// No longer.
+    pub gone: Vec<Frontend>,
+}
+
+/// Where flows to one frontend go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// What flows were sent to.
+    pub frontend: Frontend,
+    /// The endpoints for flows from anywhere.
+    pub any: Pool,
+    /// The endpoints for internal flows, where these take a short cut.
+    pub internal: Option<Pool>,
+}
+
+/// What a flow was sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Frontend {
+    /// An address; `None`: any of the node's, by node port.
+    pub address: Option<IpAddr>,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port, in host byte order.
+    pub port: u16,
+}
+
+/// A protocol that workers know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Protocol {
+    /// TCP
+    Tcp,
+    /// UDP
+    Udp,
+}
+
+/// Endpoints of a Service port. Frontends with pools of the same name share its turns, its clients and its connections.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// Service, port, protocol and traffic policy.
+    pub name: String,
+    /// One or more.
+    pub endpoints: Vec<SocketAddr>,
+    /// `ClientIP` affinity: for how long, in seconds.
+    pub affinity_secs: Option<u64>,
+}
+
+/// What a worker tells an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToAgent {
+    /// New flows go by these routes.
+    InForce {
+        /// [`Routes::generation`]
+        generation: u64,
+    },
+    /// Where a UDP flow was sent to, before the kernel translated it.
+    WhereTo {
+        /// For the answer.
+        id: u64,
+        /// Whose flow, as it arrives.
+        client: SocketAddr,
+        /// Where it arrives.
+        listener: SocketAddr,
+    },
+    /// Whether it has as many flows as it can have.
+    Full(bool),
+}
+
+/// The other side does not keep to this.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// A frame is longer than any can be.
+    #[error("a frame of {len} bytes, of {limit} at most")]
+    TooLong {
+        /// The length that it says.
+        len: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// A frame is not what it should be.
+    #[error("a frame that makes no sense")]
+    Malformed {
+        /// What is wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// The longest frame to a worker. It is the whole table of a cluster of a million endpoints.
+pub const MAX_TO_WORKER_BYTES: usize = 256 << 20;
+/// The longest frame to an agent, which does not believe its workers everything.
+pub const MAX_TO_AGENT_BYTES: usize = 4096;
+const LENGTH_BYTES: usize = 4;
+
+/// A frame, as it is sent.
+///
+/// # Errors
+/// It would be longer than any can be.
+pub fn encode<T: Serialize>(frame: &T, limit: usize) -> Result<Vec<u8>, FrameError> {
+    let mut bytes = vec![0; LENGTH_BYTES];
+    serde_json::to_writer(&mut bytes, frame).map_err(|source| FrameError::Malformed { source })?;
+    let len = bytes.len() - LENGTH_BYTES;
+    match u32::try_from(len) {
+        Ok(prefix) if len <= limit => bytes[..LENGTH_BYTES].copy_from_slice(&prefix.to_be_bytes()),
+        _ => return Err(FrameError::TooLong { len, limit }),
+    }
+    Ok(bytes)
+}
+
+/// Takes frames out of a stream of bytes.
+#[derive(Debug)]
+pub struct FrameReader {
+    bytes: Vec<u8>,
+    limit: usize,
+}
+
+impl FrameReader {
+    /// For frames of at most so many bytes.
+    pub const fn new(limit: usize) -> Self {
+        Self { bytes: Vec::new(), limit }
+    }
+
+    /// Takes in what was received.
+    pub fn extend(&mut self, received: &[u8]) {
+        self.bytes.extend_from_slice(received);
+    }
+
+    /// The next frame, if it is complete.
+    ///
+    /// # Errors
+    /// The other side does not keep to this; nothing that follows can be understood.
+    pub fn next_frame<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
+        let Some((prefix, rest)) = self.bytes.split_first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
+        let len = usize::try_from(u32::from_be_bytes(*prefix)).unwrap_or(usize::MAX);
+        if len > self.limit {
+            return Err(FrameError::TooLong { len, limit: self.limit });
+        }
+        let Some(frame) = rest.get(..len) else { return Ok(None) };
+        let frame = serde_json::from_slice(frame).map_err(|source| FrameError::Malformed { source })?;
+        self.bytes.drain(..LENGTH_BYTES + len);
+        Ok(Some(frame))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn routes(generation: u64) -> ToWorker {
+        let frontend = |address| Frontend { address, protocol: Protocol::Tcp, port: 80 };
+        let pool = |name: &str| Pool {
+            name: name.to_owned(),
+            endpoints: vec!["10.0.0.1:8080".parse().unwrap(), "[fd00::1]:8080".parse().unwrap()],
+            affinity_secs: Some(10_800),
+        };
+        ToWorker::Routes(Routes {
+            generation,
+            replace: true,
+            set: vec![Route {
+                frontend: frontend(None),
+                any: pool("default/web:http/TCP local"),
+                internal: Some(pool("default/web:http/TCP")),
+            }],
+            gone: vec![frontend(Some("10.96.0.10".parse().unwrap()))],
+        })
+    }
+
+    #[test]
+    fn what_exceeds_the_limit_is_neither_written_nor_taken() {
+        let frame = routes(1);
+        let len = encode(&frame, usize::MAX).unwrap().len() - LENGTH_BYTES;
+        assert!(encode(&frame, len).is_ok());
+        assert!(matches!(encode(&frame, len - 1), Err(FrameError::TooLong { .. })));
+        let mut reader = FrameReader::new(10);
+        reader.extend(&11_u32.to_be_bytes());
+        assert!(matches!(reader.next_frame::<ToAgent>(), Err(FrameError::TooLong { len: 11, limit: 10 })));
+    }
+
+    proptest! {
+        #[test]
+        fn frames_come_out_as_they_went_in_however_the_stream_is_cut(
+            generations in proptest::collection::vec(any::<u64>(), 1..5),
+            cut in 1..200_usize,
+        ) {
+            let frames: Vec<_> = generations.into_iter().map(routes).collect();
+            let bytes: Vec<u8> =
+                frames.iter().flat_map(|frame| encode(frame, MAX_TO_WORKER_BYTES).unwrap()).collect();
+            let (mut reader, mut found) = (FrameReader::new(MAX_TO_WORKER_BYTES), Vec::new());
+            for piece in bytes.chunks(cut) {
+                reader.extend(piece);
+                while let Some(frame) = reader.next_frame::<ToWorker>().unwrap() {
+                    found.push(frame);
+                }
+            }
+            prop_assert_eq!(found, frames);
+        }
+
+        #[test]
+        fn whatever_a_worker_sends_is_taken_or_refused_with_no_panic(bytes: Vec<u8>, damage in any::<(usize, u8)>()) {
+            let mut reader = FrameReader::new(MAX_TO_AGENT_BYTES);
+            reader.extend(&bytes);
+            while let Ok(Some(_)) = reader.next_frame::<ToAgent>() {}
+            let mut sound = encode(&ToAgent::InForce { generation: 7 }, MAX_TO_AGENT_BYTES).unwrap();
+            let position = damage.0 % sound.len();
+            sound[position] = damage.1;
+            let mut reader = FrameReader::new(MAX_TO_AGENT_BYTES);
+            reader.extend(&sound);
+            drop(reader.next_frame::<ToAgent>());
+        }
+    }
+}

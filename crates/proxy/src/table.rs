@@ -1,0 +1,368 @@
+//! Where flows go: routes, and pools with what goes on in them.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use balance::{Affinity, Choice, Draw, Policy};
+use rustc_hash::FxBuildHasher;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::frame::{Frontend, Pool, Protocol, Route, Routes};
+
+/// Which listener a flow came in by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Traffic {
+    Any,
+    Internal,
+}
+
+/// All routes.
+#[derive(Debug, Default)]
+pub(crate) struct Table(RwLock<Inner>);
+
+impl Table {
+    /// Without routes yet; endpoints will be chosen by this policy.
+    pub(crate) fn new(policy: Policy) -> Self {
+        Self(RwLock::new(Inner { policy, ..Inner::default() }))
+    }
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    policy: Policy,
+    routes: HashMap<Frontend, Target, FxBuildHasher>,
+    /// By name.
+    pools: HashMap<String, Weak<Used>, FxBuildHasher>,
+}
+
+#[derive(Debug)]
+struct Target {
+    any: Arc<Used>,
+    internal: Option<Arc<Used>>,
+}
+
+/// A pool that routes lead to. With the last of them its endpoints go, whoever still has a flow there.
+#[derive(Debug)]
+struct Used(Arc<LivePool>);
+
+impl Drop for Used {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+impl Table {
+    /// Has these routes in force.
+    pub(crate) fn apply(&self, routes: Routes) {
+        let mut inner = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        // Gone only when the new ones are there, since they may lead to the same pools.
+        let replaced = if routes.replace { std::mem::take(&mut inner.routes) } else { HashMap::default() };
+        for frontend in &routes.gone {
+            inner.routes.remove(frontend);
+        }
+        for Route { frontend, any, internal } in routes.set {
+            let target = Target { any: inner.pool(any), internal: internal.map(|pool| inner.pool(pool)) };
+            inner.routes.insert(frontend, target);
+        }
+        drop(replaced);
+        inner.pools.retain(|_, pool| pool.strong_count() > 0);
+    }
+
+    /// The pool for flows to an address, or to a node port if no frontend has the address.
+    pub(crate) fn pool(
+        &self,
+        protocol: Protocol,
+        destination: SocketAddr,
+        traffic: Traffic,
+    ) -> Option<Arc<LivePool>> {
+        let inner = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let frontend = |address| Frontend { address, protocol, port: destination.port() };
+        let by_address = inner.routes.get(&frontend(Some(destination.ip())));
+        let target = by_address.or_else(|| inner.routes.get(&frontend(None)))?;
+        match (traffic, &target.internal) {
+            (Traffic::Internal, Some(internal)) => Some(internal.0.clone()),
+            _ => Some(target.any.0.clone()),
+        }
+    }
+}
+
+impl Inner {
+    fn pool(&mut self, pool: Pool) -> Arc<Used> {
+        if let Some(known) = self.pools.get(&pool.name).and_then(Weak::upgrade) {
+            known.0.update(&pool);
+            return known;
+        }
+        let used = Arc::new(Used(Arc::new(LivePool::new(self.policy, &pool))));
+        self.pools.insert(pool.name, Arc::downgrade(&used));
+        used
+    }
+}
+
+/// Endpoints, and what they have to do.
+#[derive(Debug)]
+pub(crate) struct LivePool {
+    policy: Policy,
+    members: RwLock<Arc<Members>>,
+    clients: Mutex<Affinity>,
+    began: Instant,
+}
+
+#[derive(Debug)]
+struct Members {
+    endpoints: Vec<Arc<Endpoint>>,
+    choice: Choice,
+    affinity: Option<Duration>,
+}
+
+/// One endpoint of a pool, for as long as it is there or has flows.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) address: SocketAddr,
+    flows: AtomicUsize,
+    gone: watch::Sender<bool>,
+}
+
+/// A flow to an endpoint, which counts until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Flow(Arc<Endpoint>);
+
+impl LivePool {
+    fn new(policy: Policy, pool: &Pool) -> Self {
+        let members = RwLock::new(Arc::new(Members::new(policy, pool, &[])));
+        Self { policy, members, clients: Mutex::default(), began: Instant::now() }
+    }
+
+    fn update(&self, pool: &Pool) {
+        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
+        if members.is_of(pool) {
+            return;
+        }
+        let new = Members::new(self.policy, pool, &members.endpoints);
+        let is_there = |address| new.endpoints.iter().any(|endpoint| endpoint.address == address);
+        for endpoint in members.endpoints.iter().filter(|endpoint| !is_there(endpoint.address)) {
+            endpoint.gone.send_replace(true);
+        }
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner).retain(is_there);
+        *members = Arc::new(new);
+    }
+
+    /// All endpoints go.
+    fn close(&self) {
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        for endpoint in &members.endpoints {
+            endpoint.gone.send_replace(true);
+        }
+    }
+
+    /// An endpoint for a client's new flow, none of those that were tried.
+    pub(crate) fn pick(&self, client: IpAddr, tried: &[SocketAddr]) -> Option<Flow> {
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(timeout) = members.affinity else { return members.pick(client, tried) };
+        let now = self.began.elapsed();
+        // Held until the client has its endpoint, so that two flows at once come to the same.
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = clients.endpoint(client, now, timeout).filter(|known| !tried.contains(known));
+        let known = known.and_then(|known| members.flow_to(known));
+        let flow = known.or_else(|| members.pick(client, tried))?;
+        clients.give(client, flow.address(), now, timeout);
+        Some(flow)
+    }
+}
+
+impl Members {
+    /// Endpoints that were there before stay what they are.
+    fn new(policy: Policy, pool: &Pool, before: &[Arc<Endpoint>]) -> Self {
+        let endpoint = |address: &SocketAddr| {
+            let known = before.iter().find(|endpoint| endpoint.address == *address);
+            known.cloned().unwrap_or_else(|| Arc::new(Endpoint::new(*address)))
+        };
+        Self {
+            endpoints: pool.endpoints.iter().map(endpoint).collect(),
+            choice: Choice::new(policy, &pool.endpoints),
+            affinity: pool.affinity_secs.map(Duration::from_secs),
+        }
+    }
+
+    fn is_of(&self, pool: &Pool) -> bool {
+        self.affinity == pool.affinity_secs.map(Duration::from_secs)
+            && self.endpoints.iter().map(|endpoint| endpoint.address).eq(pool.endpoints.iter().copied())
+    }
+
+    fn pick(&self, client: IpAddr, tried: &[SocketAddr]) -> Option<Flow> {
+        let load = |at: usize| self.endpoints[at].flows.load(Ordering::Relaxed);
+        let usable = |at: usize| !tried.contains(&self.endpoints[at].address);
+        let draw = Draw { client, random: fastrand::u64(..) };
+        self.choice.pick(draw, load, usable).map(|at| Flow::new(&self.endpoints[at]))
+    }
+
+    fn flow_to(&self, address: SocketAddr) -> Option<Flow> {
+        self.endpoints.iter().find(|endpoint| endpoint.address == address).map(Flow::new)
+    }
+}
+
+impl Endpoint {
+    fn new(address: SocketAddr) -> Self {
+        Self { address, flows: AtomicUsize::new(0), gone: watch::Sender::new(false) }
+    }
+}
+
+impl Flow {
+    fn new(endpoint: &Arc<Endpoint>) -> Self {
+        endpoint.flows.fetch_add(1, Ordering::Relaxed);
+        Self(endpoint.clone())
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.0.address
+    }
+
+    /// Ends when the endpoint is no longer one of the pool's.
+    pub(crate) async fn endpoint_gone(&self) {
+        // The sender is ours.
+        drop(self.0.gone.subscribe().wait_for(|gone| *gone).await);
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        self.0.flows.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+
+    fn endpoint(n: u8) -> SocketAddr {
+        ([10, 0, 0, n], 8080).into()
+    }
+
+    fn pool(name: &str, endpoints: &[u8], affinity_secs: Option<u64>) -> Pool {
+        let endpoints = endpoints.iter().copied().map(endpoint).collect();
+        Pool { name: name.to_owned(), endpoints, affinity_secs }
+    }
+
+    fn frontend(address: Option<&str>, port: u16) -> Frontend {
+        Frontend { address: address.map(|text| text.parse().unwrap()), protocol: Protocol::Tcp, port }
+    }
+
+    fn route(frontend: Frontend, any: Pool, internal: Option<Pool>) -> Route {
+        Route { frontend, any, internal }
+    }
+
+    fn set(table: &Table, routes: Vec<Route>) {
+        table.apply(Routes { set: routes, ..Routes::default() });
+    }
+
+    fn pick(table: &Table, destination: &str, traffic: Traffic) -> Option<SocketAddr> {
+        let pool = table.pool(Protocol::Tcp, destination.parse().unwrap(), traffic)?;
+        pool.pick(CLIENT, &[]).map(|flow| flow.address())
+    }
+
+    #[test]
+    fn an_address_comes_before_a_node_port() {
+        let table = Table::default();
+        set(
+            &table,
+            vec![
+                route(frontend(Some("192.0.2.7"), 30080), pool("a", &[1], None), None),
+                route(frontend(None, 30080), pool("b", &[2], None), None),
+            ],
+        );
+        assert_eq!(pick(&table, "192.0.2.7:30080", Traffic::Any), Some(endpoint(1)));
+        assert_eq!(pick(&table, "192.0.2.8:30080", Traffic::Any), Some(endpoint(2)));
+        assert_eq!(pick(&table, "192.0.2.8:30081", Traffic::Any), None);
+    }
+
+    #[test]
+    fn internal_flows_take_the_short_cut_where_there_is_one() {
+        let table = Table::default();
+        let with = route(frontend(None, 1), pool("a local", &[1], None), Some(pool("a", &[2], None)));
+        set(&table, vec![with, route(frontend(None, 2), pool("b", &[3], None), None)]);
+        assert_eq!(pick(&table, "192.0.2.8:1", Traffic::Any), Some(endpoint(1)));
+        assert_eq!(pick(&table, "192.0.2.8:1", Traffic::Internal), Some(endpoint(2)));
+        assert_eq!(pick(&table, "192.0.2.8:2", Traffic::Internal), Some(endpoint(3)));
+    }
+
+    #[test]
+    fn frontends_of_a_pool_share_its_turns() {
+        let table = Table::default();
+        let both = ["10.96.0.1", "10.96.0.2"];
+        set(
+            &table,
+            both.iter().map(|ip| route(frontend(Some(ip), 80), pool("a", &[1, 2], None), None)).collect(),
+        );
+        assert_eq!(pick(&table, "10.96.0.1:80", Traffic::Any), Some(endpoint(1)));
+        assert_eq!(pick(&table, "10.96.0.2:80", Traffic::Any), Some(endpoint(2)));
+    }
+
+    #[test]
+    fn what_replaces_leaves_nothing_else_and_keeps_what_stays() {
+        let table = Table::default();
+        set(&table, vec![route(frontend(None, 1), pool("a", &[1, 2], None), None)]);
+        set(&table, vec![route(frontend(None, 2), pool("b", &[1], None), None)]);
+        assert_eq!(pick(&table, "192.0.2.8:1", Traffic::Any), Some(endpoint(1)));
+        let again = vec![route(frontend(None, 1), pool("a", &[1, 2], None), None)];
+        table.apply(Routes { replace: true, set: again, ..Routes::default() });
+        assert_eq!(pick(&table, "192.0.2.8:1", Traffic::Any), Some(endpoint(2)));
+        assert_eq!(pick(&table, "192.0.2.8:2", Traffic::Any), None);
+        assert_eq!(table.0.read().unwrap().pools.len(), 1);
+    }
+
+    #[test]
+    fn a_table_chooses_by_its_policy() {
+        let by_client = Table::new(Policy::Maglev);
+        set(&by_client, vec![route(frontend(None, 1), pool("a", &[1, 2, 3], None), None)]);
+        let met: std::collections::BTreeSet<_> =
+            (0..6).map(|_| pick(&by_client, "192.0.2.8:1", Traffic::Any)).collect();
+        assert_eq!(met.len(), 1, "a client has one endpoint");
+    }
+
+    #[test]
+    fn what_is_gone_has_no_route() {
+        let table = Table::default();
+        set(&table, vec![route(frontend(None, 1), pool("a", &[1], None), None)]);
+        table.apply(Routes { gone: vec![frontend(None, 1)], ..Routes::default() });
+        assert_eq!(pick(&table, "192.0.2.8:1", Traffic::Any), None);
+        assert!(table.0.read().unwrap().pools.is_empty());
+    }
+
+    #[test]
+    fn a_client_with_affinity_stays_unless_its_endpoint_fails_or_goes() {
+        let table = Table::default();
+        let with = |endpoints: &[u8]| vec![route(frontend(None, 1), pool("a", endpoints, Some(60)), None)];
+        set(&table, with(&[1, 2, 3]));
+        let first = pick(&table, "192.0.2.8:1", Traffic::Any).unwrap();
+        for _ in 0..5 {
+            assert_eq!(pick(&table, "192.0.2.8:1", Traffic::Any), Some(first));
+        }
+        let pool = table.pool(Protocol::Tcp, "192.0.2.8:1".parse().unwrap(), Traffic::Any).unwrap();
+        let other = pool.pick(CLIENT, &[first]).unwrap().address();
+        assert_ne!(other, first);
+        assert_eq!(pick(&table, "192.0.2.8:1", Traffic::Any), Some(other));
+        let left: Vec<u8> = [1, 2, 3].into_iter().filter(|n| endpoint(*n) != other).collect();
+        set(&table, with(&left));
+        assert_ne!(pick(&table, "192.0.2.8:1", Traffic::Any), Some(other));
+    }
+
+    #[tokio::test]
+    async fn flows_of_an_endpoint_that_goes_hear_of_it() {
+        let table = Table::default();
+        let with = |endpoints: &[u8]| vec![route(frontend(None, 1), pool("a", endpoints, None), None)];
+        set(&table, with(&[1, 2]));
+        let pool = table.pool(Protocol::Tcp, "192.0.2.8:1".parse().unwrap(), Traffic::Any).unwrap();
+        let (one, other) = (pool.pick(CLIENT, &[]).unwrap(), pool.pick(CLIENT, &[]).unwrap());
+        set(&table, with(&[2]));
+        one.endpoint_gone().await;
+        assert!(!*other.0.gone.borrow());
+        // A pool whose frontends all go takes its endpoints with it.
+        table.apply(Routes { replace: true, ..Routes::default() });
+        other.endpoint_gone().await;
+    }
+}

@@ -1,0 +1,258 @@
+//! TCP: accepts a connection, finds out what it was made to, connects to an endpoint, and carries bytes.
+
+use std::collections::HashSet;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustc_hash::FxBuildHasher;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tracing::{debug, warn};
+
+use crate::frame::Protocol;
+use crate::relay::relay;
+use crate::table::{Flow, LivePool, Traffic};
+use crate::worker::Shared;
+
+/// Endpoints that are tried for one connection.
+const MAX_ATTEMPTS: usize = 5;
+/// How long a connection is idle before it is asked whether the other side is still there.
+const KEEPALIVE: Duration = Duration::from_mins(2);
+/// The pause after the system had no room for a connection.
+const NO_ROOM_PAUSE: Duration = Duration::from_millis(20);
+
+/// Local ends of this worker's own connections. Rules may lead one to a listener of ours, if an endpoint is itself an address of a
+/// Service on this node; that would go round for ever.
+#[derive(Debug, Default)]
+pub(crate) struct OwnConnections(Mutex<HashSet<SocketAddr, FxBuildHasher>>);
+
+impl OwnConnections {
+    fn contains(&self, end: SocketAddr) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&end)
+    }
+
+    fn note(&self, end: SocketAddr) -> OwnConnection<'_> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(end);
+        OwnConnection(self, end)
+    }
+}
+
+struct OwnConnection<'o>(&'o OwnConnections, SocketAddr);
+
+impl Drop for OwnConnection<'_> {
+    fn drop(&mut self) {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+    }
+}
+
+/// Serves a listener for as long as it is asked for.
+pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener, traffic: Traffic) {
+    loop {
+        match listener.accept().await {
+            Ok((client, peer)) => {
+                // Others wait in the listener's queue meanwhile.
+                let room = shared.room().await;
+                let shared = shared.clone();
+                tokio::spawn(async move {
+                    carry(&shared, client, peer, traffic).await;
+                    drop(room);
+                });
+            }
+            Err(error) if is_of_one(&error) => {}
+            Err(error) => {
+                warn!(%error, "connections can't be accepted");
+                tokio::time::sleep(NO_ROOM_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// The error is that of one connection, which has gone already.
+fn is_of_one(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    )
+}
+
+async fn carry(shared: &Shared, client: TcpStream, peer: SocketAddr, traffic: Traffic) {
+    if shared.own.contains(peer) {
+        debug!(%peer, "an endpoint is an address that leads back here");
+        return reset(&[&client]);
+    }
+    let sent_to = original_destination(&client);
+    let pool = sent_to.ok().and_then(|sent_to| shared.table.pool(Protocol::Tcp, sent_to, traffic));
+    let Some(pool) = pool else { return reset(&[&client]) };
+    let Some((endpoint, flow)) = connect(shared, &pool, peer).await else { return reset(&[&client]) };
+    carry_to(shared, &client, &endpoint, &flow).await;
+}
+
+async fn carry_to(shared: &Shared, client: &TcpStream, endpoint: &TcpStream, flow: &Flow) {
+    for stream in [client, endpoint] {
+        // A connection works without either.
+        drop(stream.set_nodelay(true));
+        drop(SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE)));
+    }
+    let own = endpoint.local_addr().ok().map(|end| shared.own.note(end));
+    let drained = async {
+        flow.endpoint_gone().await;
+        tokio::time::sleep(shared.drain).await;
+    };
+    let carried = tokio::select! {
+        carried = relay(client, endpoint) => carried,
+        () = drained => Err(io::Error::other("the endpoint is gone, and its time is over")),
+    };
+    drop(own);
+    if let Err(error) = carried {
+        debug!(endpoint = %flow.address(), %error, "a connection broke");
+        reset(&[client, endpoint]);
+    }
+}
+
+/// What the client sent to, before the kernel translated it.
+fn original_destination(client: &TcpStream) -> io::Result<SocketAddr> {
+    let socket = SockRef::from(client);
+    let found =
+        if client.local_addr()?.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
+    found?.as_socket().ok_or_else(|| io::Error::other("no address of a known family"))
+}
+
+/// A connection to an endpoint: the first that answers, of those that are chosen one after the other.
+async fn connect(shared: &Shared, pool: &LivePool, client: SocketAddr) -> Option<(TcpStream, Flow)> {
+    let mut tried = Vec::new();
+    while tried.len() < MAX_ATTEMPTS {
+        let flow = pool.pick(client.ip(), &tried)?;
+        let address = flow.address();
+        match tokio::time::timeout(shared.connect_timeout, TcpStream::connect(address)).await {
+            Ok(Ok(endpoint)) => return Some((endpoint, flow)),
+            Ok(Err(error)) => debug!(%client, endpoint = %address, %error, "an endpoint can't be reached"),
+            Err(_elapsed) => debug!(%client, endpoint = %address, "an endpoint does not answer"),
+        }
+        tried.push(address);
+    }
+    None
+}
+
+/// Has them closed in a way that tells the other side that something went wrong.
+fn reset(streams: &[&TcpStream]) {
+    for stream in streams {
+        // It is closed in any case.
+        drop(SockRef::from(*stream).set_linger(Some(Duration::ZERO)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use balance::Policy;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::control::Control;
+    use crate::frame::{Frontend, Pool, Route, Routes, Settings};
+
+    fn shared(connect_timeout_ms: u64, drain_ms: u64) -> Shared {
+        let settings = Settings {
+            connect_timeout_ms,
+            udp_idle_ms: 1000,
+            drain_ms,
+            linger_ms: 0,
+            policy: Policy::RoundRobin,
+            max_flows: None,
+        };
+        Shared::new(Control::new().0, &settings, 1024)
+    }
+
+    const FRONTEND: Frontend = Frontend { address: None, protocol: Protocol::Tcp, port: 80 };
+
+    fn set(shared: &Shared, endpoints: &[SocketAddr]) -> Arc<LivePool> {
+        let pool = Pool { name: "a".to_owned(), endpoints: endpoints.to_vec(), affinity_secs: None };
+        let route = Route { frontend: FRONTEND, any: pool, internal: None };
+        shared.table.apply(Routes { set: vec![route], ..Routes::default() });
+        shared.table.pool(Protocol::Tcp, ([192, 0, 2, 1], 80).into(), Traffic::Any).unwrap()
+    }
+
+    async fn listener() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    const CLIENT: SocketAddr =
+        SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 9)), 40_000);
+
+    #[tokio::test]
+    async fn endpoints_that_refuse_are_passed_over() {
+        let (_listener, there) = listener().await;
+        let (gone, refuses) = listener().await;
+        drop(gone);
+        let shared = shared(10_000, 0);
+        let pool = set(&shared, &[refuses, there]);
+        for _ in 0..4 {
+            let (_stream, flow) = connect(&shared, &pool, CLIENT).await.unwrap();
+            assert_eq!(flow.address(), there);
+        }
+        let pool = set(&shared, &[refuses]);
+        assert!(connect(&shared, &pool, CLIENT).await.is_none());
+    }
+
+    /// A listener whose queue is full does not answer.
+    #[tokio::test]
+    async fn endpoints_that_do_not_answer_are_passed_over() {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        socket.listen(0).unwrap();
+        let silent = socket.local_addr().unwrap().as_socket().unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(connected) =
+            tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(silent)).await
+        {
+            waiting.push(connected.unwrap());
+            assert!(waiting.len() < 16, "the queue takes any number");
+        }
+        let (_listener, there) = listener().await;
+        let shared = shared(200, 0);
+        let pool = set(&shared, &[silent, there]);
+        let (_stream, flow) = connect(&shared, &pool, CLIENT).await.unwrap();
+        assert_eq!(flow.address(), there);
+    }
+
+    /// Client, endpoint, and the end of what is between them.
+    async fn carried(shared: &Arc<Shared>) -> (TcpStream, TcpStream, tokio::task::JoinHandle<()>) {
+        let (near, near_address) = listener().await;
+        let (far, far_address) = listener().await;
+        let (client, accepted) = tokio::join!(TcpStream::connect(near_address), near.accept());
+        let pool = set(shared, &[far_address]);
+        let (endpoint, flow) = connect(shared, &pool, CLIENT).await.unwrap();
+        let (accepted, shared) = (accepted.unwrap().0, shared.clone());
+        let carried = tokio::spawn(async move { carry_to(&shared, &accepted, &endpoint, &flow).await });
+        (client.unwrap(), far.accept().await.unwrap().0, carried)
+    }
+
+    #[tokio::test]
+    async fn connections_to_an_endpoint_that_is_gone_end_at_their_deadline() {
+        let shared = Arc::new(shared(10_000, 300));
+        let (mut client, mut endpoint, carried) = carried(&shared).await;
+        set(&shared, &[([127, 0, 0, 1], 1).into()]);
+        // They go on meanwhile.
+        client.write_all(b"still there?").await.unwrap();
+        let mut received = [0; 12];
+        endpoint.read_exact(&mut received).await.unwrap();
+        carried.await.unwrap();
+        assert_eq!(client.read(&mut received).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn what_leads_back_here_is_known_while_it_lasts() {
+        let shared = Arc::new(shared(10_000, 0));
+        let (client, endpoint, carried) = carried(&shared).await;
+        let own = endpoint.peer_addr().unwrap();
+        while !shared.own.contains(own) {
+            tokio::task::yield_now().await;
+        }
+        drop((client, endpoint));
+        carried.await.unwrap();
+        assert!(!shared.own.contains(own));
+    }
+}

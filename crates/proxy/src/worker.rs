@@ -1,0 +1,216 @@
+//! The worker's life.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tracing::{debug, warn};
+
+use crate::control::{self, Control, Incoming};
+use crate::frame::{FrameError, Settings, ToAgent, ToWorker};
+use crate::handover::{self, Listeners};
+use crate::table::{Table, Traffic};
+use crate::{tcp, udp};
+
+/// What all tasks share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) table: Table,
+    pub(crate) control: Control,
+    pub(crate) own: tcp::OwnConnections,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) udp_idle: Duration,
+    pub(crate) drain: Duration,
+    linger: Duration,
+    room: Arc<Semaphore>,
+    max_flows: usize,
+}
+
+/// Why a worker can't work.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// No listeners, or they are of no use.
+    #[error("take over the listeners")]
+    Listeners {
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// No runtime.
+    #[error("start the runtime")]
+    Runtime {
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The agent does not keep to the protocol.
+    #[error("what the agent says")]
+    Agent {
+        /// What is wrong.
+        #[source]
+        source: FrameError,
+    },
+    /// The first frame was another one.
+    #[error("the agent did not begin with settings")]
+    NoSettings,
+}
+
+/// More threads don't make a node-local proxy faster.
+const MAX_THREADS: usize = 4;
+/// Open files of a connection: its ends, and a pipe each way.
+const FILES_PER_FLOW: usize = 6;
+/// Open files for all else.
+const OTHER_FILES: usize = 64;
+
+/// Works at what the agent at the other end of this socket says, until there is nothing left to do.
+///
+/// # Errors
+/// It can't work; nothing that was begun goes on.
+pub fn run(agent: &UnixStream, max_files: usize) -> Result<(), WorkerError> {
+    let listeners = handover::receive(agent).map_err(|source| WorkerError::Listeners { source })?;
+    let n_threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MAX_THREADS);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(n_threads).enable_all().build();
+    let runtime = runtime.map_err(|source| WorkerError::Runtime { source })?;
+    let outcome = runtime.block_on(work(agent, listeners, max_files));
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn work(agent: &UnixStream, listeners: Listeners, max_files: usize) -> Result<(), WorkerError> {
+    let io = |source| WorkerError::Listeners { source };
+    let agent = agent.try_clone().map_err(io)?;
+    agent.set_nonblocking(true).map_err(io)?;
+    let (read, write) = tokio::net::UnixStream::from_std(agent).map_err(io)?.into_split();
+    let mut incoming = Incoming::new(read);
+    let first = incoming.next().await.map_err(|source| WorkerError::Agent { source })?;
+    let Some(ToWorker::Settings(settings)) = first else { return Err(WorkerError::NoSettings) };
+    let (control, says) = Control::new();
+    let shared = Arc::new(Shared::new(control, &settings, max_files));
+    tokio::spawn(control::send(says, write));
+    let mut serving = serve(&shared, listeners).map_err(io)?;
+    let ended = obey(&shared, &mut incoming).await;
+    let linger = match &ended {
+        Ok(Ended::Told) => DRAIN_LINGER,
+        Ok(Ended::AgentGone) | Err(_) => shared.linger,
+    };
+    debug!(?ended, ?linger, "no more flows are expected");
+    tokio::time::sleep(linger).await;
+    serving.shutdown().await;
+    shared.wait_until_empty().await;
+    ended.map(drop).map_err(|source| WorkerError::Agent { source })
+}
+
+/// For how long flows may come that were on their way when capture was turned off.
+const DRAIN_LINGER: Duration = Duration::from_secs(2);
+
+#[derive(Debug)]
+enum Ended {
+    /// The agent wants no more.
+    Told,
+    /// There is nobody to say anything.
+    AgentGone,
+}
+
+fn serve(shared: &Arc<Shared>, listeners: Listeners) -> io::Result<JoinSet<()>> {
+    let mut serving = JoinSet::new();
+    let pairs = [(listeners.any, Traffic::Any), (listeners.internal, Traffic::Internal)];
+    for (pair, traffic) in pairs {
+        let tcp = tokio::net::TcpListener::from_std(pair.tcp)?;
+        serving.spawn(tcp::serve(shared.clone(), tcp, traffic));
+        let udp = tokio::net::UdpSocket::from_std(pair.udp)?;
+        serving.spawn(udp::serve(shared.clone(), udp, traffic));
+    }
+    Ok(serving)
+}
+
+/// Does what the agent says, until it says no more. Tells it meanwhile when there is no room left.
+async fn obey(shared: &Arc<Shared>, incoming: &mut Incoming) -> Result<Ended, FrameError> {
+    let mut full = false;
+    let mut look = tokio::time::interval(LOOK);
+    // Whoever ends the agent may well ask all processes to end: connections go on. With no handler a signal would end all.
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate()).ok(), signal(SignalKind::interrupt()).ok());
+    loop {
+        let frame = tokio::select! {
+            frame = incoming.next() => frame?,
+            () = received(&mut terminate) => return Ok(Ended::Told),
+            () = received(&mut interrupt) => continue,
+            _ = look.tick() => {
+                let is_full = shared.room.available_permits() == 0;
+                if is_full != full {
+                    full = is_full;
+                    warn!(full, "the worker's room for flows");
+                    shared.control.tell(ToAgent::Full(full));
+                }
+                continue;
+            }
+        };
+        match frame {
+            None => return Ok(Ended::AgentGone),
+            Some(ToWorker::Routes(routes)) => {
+                let generation = routes.generation;
+                shared.table.apply(routes);
+                shared.control.tell(ToAgent::InForce { generation });
+            }
+            Some(ToWorker::To { id, destination }) => shared.control.answered(id, destination),
+            Some(ToWorker::Drain) => return Ok(Ended::Told),
+            // They came already.
+            Some(ToWorker::Settings(_)) => {}
+        }
+    }
+}
+
+async fn received(signal: &mut Option<Signal>) {
+    let is_received = match signal {
+        Some(signal) => signal.recv().await.is_some(),
+        None => false,
+    };
+    if !is_received {
+        std::future::pending().await
+    }
+}
+
+/// How often the worker looks whether it has room.
+const LOOK: Duration = Duration::from_millis(200);
+
+impl Shared {
+    pub(crate) fn new(control: Control, settings: &Settings, max_files: usize) -> Self {
+        let by_files = (max_files.saturating_sub(OTHER_FILES) / FILES_PER_FLOW).max(1);
+        let max_flows = settings.max_flows.unwrap_or(by_files).min(by_files);
+        Self {
+            table: Table::new(settings.policy),
+            control,
+            own: tcp::OwnConnections::default(),
+            connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
+            udp_idle: Duration::from_millis(settings.udp_idle_ms),
+            drain: Duration::from_millis(settings.drain_ms),
+            linger: Duration::from_millis(settings.linger_ms),
+            room: Arc::new(Semaphore::new(max_flows)),
+            max_flows,
+        }
+    }
+
+    /// Room for a flow, as soon as there is some.
+    pub(crate) async fn room(&self) -> OwnedSemaphorePermit {
+        match self.room.clone().acquire_owned().await {
+            Ok(room) => room,
+            // Nobody closes it.
+            Err(_closed) => std::future::pending().await,
+        }
+    }
+
+    /// Room for a flow, if there is some.
+    pub(crate) fn try_room(&self) -> Option<OwnedSemaphorePermit> {
+        self.room.clone().try_acquire_owned().ok()
+    }
+
+    async fn wait_until_empty(&self) {
+        let all = u32::try_from(self.max_flows).unwrap_or(u32::MAX);
+        // Nobody closes it.
+        drop(self.room.acquire_many(all).await);
+    }
+}

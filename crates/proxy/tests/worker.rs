@@ -1,0 +1,191 @@
+//! A worker from its start to its end, with the test as its agent.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::unix::net::UnixStream;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use balance::Policy;
+use proxy::frame::{
+    FrameReader, Frontend, MAX_TO_AGENT_BYTES, MAX_TO_WORKER_BYTES, Pool, Protocol, Route, Routes, Settings,
+    ToAgent, ToWorker, encode,
+};
+use proxy::{Listeners, WorkerError, hand_over};
+
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// What flows are said to have been sent to.
+const SERVICE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
+/// A limit for what is expected to happen, on a machine that may be busy.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Agent {
+    control: UnixStream,
+    frames: FrameReader,
+    listeners: Listeners,
+    worker: JoinHandle<Result<(), WorkerError>>,
+}
+
+impl Agent {
+    fn new(udp_idle_ms: u64, max_flows: Option<usize>) -> Self {
+        let (control, theirs) = UnixStream::pair().unwrap();
+        control.set_read_timeout(Some(PATIENCE)).unwrap();
+        let worker = std::thread::spawn(move || proxy::run(&theirs, 1024));
+        let listeners = Listeners::at(LOOPBACK).unwrap();
+        hand_over(&control, &listeners).unwrap();
+        let mut agent = Self { control, frames: FrameReader::new(MAX_TO_AGENT_BYTES), listeners, worker };
+        agent.say(&ToWorker::Settings(Settings {
+            connect_timeout_ms: 10_000,
+            udp_idle_ms,
+            drain_ms: 0,
+            linger_ms: 0,
+            policy: Policy::RoundRobin,
+            max_flows,
+        }));
+        agent
+    }
+
+    fn say(&mut self, frame: &ToWorker) {
+        self.control.write_all(&encode(frame, MAX_TO_WORKER_BYTES).unwrap()).unwrap();
+    }
+
+    fn hear(&mut self) -> ToAgent {
+        loop {
+            if let Some(frame) = self.frames.next_frame().unwrap() {
+                return frame;
+            }
+            let mut buffer = [0; 1024];
+            let n = self.control.read(&mut buffer).unwrap();
+            assert!(n > 0, "the worker is gone");
+            self.frames.extend(&buffer[..n]);
+        }
+    }
+
+    /// Has flows of UDP to the Service go to these endpoints.
+    fn set(&mut self, generation: u64, endpoints: &[SocketAddr]) {
+        let frontend = Frontend { address: Some(SERVICE), protocol: Protocol::Udp, port: 53 };
+        let pool = Pool { name: "dns".to_owned(), endpoints: endpoints.to_vec(), affinity_secs: None };
+        let set = vec![Route { frontend, any: pool, internal: None }];
+        self.say(&ToWorker::Routes(Routes { generation, set, ..Routes::default() }));
+        assert_eq!(self.hear(), ToAgent::InForce { generation });
+    }
+
+    /// Answers where a client sent to.
+    fn answer(&mut self, client: &UdpSocket, destination: Option<SocketAddr>) {
+        let ToAgent::WhereTo { id, client: asked, listener } = self.hear() else { panic!("no question") };
+        assert_eq!(asked, client.local_addr().unwrap());
+        assert_eq!(listener, self.listeners.any.udp.local_addr().unwrap());
+        self.say(&ToWorker::To { id, destination });
+    }
+
+    fn client(&self) -> UdpSocket {
+        let client = udp();
+        client.connect(self.listeners.any.udp.local_addr().unwrap()).unwrap();
+        client
+    }
+}
+
+fn udp() -> UdpSocket {
+    let socket = UdpSocket::bind((LOOPBACK, 0)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// An endpoint takes a datagram and answers with its number.
+fn serve(endpoint: &UdpSocket, n: u8) {
+    let mut received = [0; 16];
+    let (len, from) = endpoint.recv_from(&mut received).unwrap();
+    assert_eq!(&received[..len], b"who?");
+    endpoint.send_to(&[n], from).unwrap();
+}
+
+fn answered(client: &UdpSocket) -> u8 {
+    let mut answer = [0; 16];
+    assert_eq!(client.recv(&mut answer).unwrap(), 1);
+    answer[0]
+}
+
+#[test]
+fn a_udp_client_keeps_its_endpoint_until_that_is_gone() {
+    let mut agent = Agent::new(60_000, None);
+    let (one, other) = (udp(), udp());
+    let addresses = [one.local_addr().unwrap(), other.local_addr().unwrap()];
+    agent.set(1, &addresses[..1]);
+    let client = agent.client();
+    client.send(b"who?").unwrap();
+    agent.answer(&client, Some((SERVICE, 53).into()));
+    serve(&one, 1);
+    assert_eq!(answered(&client), 1);
+    agent.set(2, &addresses);
+    // It stays, and nothing is asked again.
+    client.send(b"who?").unwrap();
+    serve(&one, 1);
+    assert_eq!(answered(&client), 1);
+    agent.set(3, &addresses[1..]);
+    client.send(b"who?").unwrap();
+    serve(&other, 2);
+    assert_eq!(answered(&client), 2);
+}
+
+#[test]
+fn a_udp_client_that_was_idle_is_asked_about_again() {
+    let mut agent = Agent::new(50, None);
+    let endpoint = udp();
+    agent.set(1, &[endpoint.local_addr().unwrap()]);
+    let client = agent.client();
+    for _ in 0..2 {
+        client.send(b"who?").unwrap();
+        agent.answer(&client, Some((SERVICE, 53).into()));
+        serve(&endpoint, 1);
+        assert_eq!(answered(&client), 1);
+        // Longer than it is remembered, by far.
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+#[test]
+fn what_nobody_knows_goes_nowhere_and_takes_no_room() {
+    let mut agent = Agent::new(60_000, Some(1));
+    let endpoint = udp();
+    agent.set(1, &[endpoint.local_addr().unwrap()]);
+    for destination in [None, Some((SERVICE, 54).into())] {
+        let client = agent.client();
+        client.send(b"who?").unwrap();
+        agent.answer(&client, destination);
+        // A client that comes too early finds no room, and sends again.
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    let client = agent.client();
+    client.send(b"who?").unwrap();
+    agent.answer(&client, Some((SERVICE, 53).into()));
+    serve(&endpoint, 1);
+    assert_eq!(answered(&client), 1);
+    // The only room is taken; that is told as soon as it is seen.
+    assert_eq!(agent.hear(), ToAgent::Full(true));
+}
+
+#[test]
+fn a_connection_that_no_rule_led_here_is_reset() {
+    let agent = Agent::new(60_000, None);
+    let mut stream = TcpStream::connect(agent.listeners.any.tcp.local_addr().unwrap()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_worker_ends_when_it_is_told_or_left_alone() {
+    let mut told = Agent::new(50, None);
+    told.say(&ToWorker::Drain);
+    told.worker.join().unwrap().unwrap();
+    let left = Agent::new(50, None);
+    drop(left.control);
+    left.worker.join().unwrap().unwrap();
+}
+
+#[test]
+fn an_agent_that_makes_no_sense_is_left() {
+    let mut agent = Agent::new(50, None);
+    agent.control.write_all(&[0, 0, 0, 2, b'?', b'?']).unwrap();
+    assert!(matches!(agent.worker.join().unwrap(), Err(WorkerError::Agent { .. })));
+}
