@@ -248,8 +248,9 @@ mod tests {
     fn rates_are_of_the_time_between_readings() {
         let traffic = after(&[vec![meter(1, 1, 1, 30)], vec![meter(1, 1, 1, 50), meter(1, 2, 2, 20)]]);
         let port = &traffic.ports[&service(1)];
-        assert_eq!(port.flow.per_second.unwrap().connections, 4.0);
-        assert_eq!(port.endpoints[&endpoint(1)].per_second.unwrap().connections, 2.0);
+        let rates = |connections| Some(Rates { connections, ..Rates::default() });
+        assert_eq!(port.flow.per_second, rates(4.0));
+        assert_eq!(port.endpoints[&endpoint(1)].per_second, rates(2.0));
     }
 
     /// As after a repair that wrote the table anew, and when an endpoint moves to another slot.

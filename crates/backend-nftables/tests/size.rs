@@ -88,7 +88,7 @@ fn rules_by_set(services: u16) -> BTreeMap<Name, usize> {
     for n in 0..services {
         let mut frontends = frontends(n, 0..ENDPOINTS);
         for frontend in &mut frontends {
-            frontend.affinity = Some(Affinity { timeout: Duration::from_secs(600), service: None });
+            frontend.affinity = Some(Affinity { timeout: Duration::from_mins(10), service: None });
         }
         table.set_service(&name(n), frontends);
     }

@@ -193,6 +193,9 @@ fn objects(overview: &Overview, services: &[Service], found: &mut Vec<Finding>) 
     hints(services, found);
 }
 
+/// Whether something holds of a Service.
+type Holds<'a> = &'a dyn Fn(&Service) -> bool;
+
 /// Topology hints that nobody honours.
 fn hints(services: &[Service], found: &mut Vec<Finding>) {
     let by_basis = |basis: Basis| {
@@ -200,7 +203,7 @@ fn hints(services: &[Service], found: &mut Vec<Finding>) {
             ports(service).flat_map(|port| &port.policies).any(|policy| policy.basis == basis)
         }
     };
-    let kinds: [(&str, &str, &dyn Fn(&Service) -> bool); 3] = [
+    let kinds: [(&str, &str, Holds<'_>); 3] = [
         (
             "hints-zone-unknown",
             "this node has no label topology.kubernetes.io/zone",

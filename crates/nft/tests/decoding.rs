@@ -3,10 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use nft::dump::{Collected, RulesetReader, generation, messages};
+use nft::dump::{Collected, RulesetReader, counts, elements, generation, messages};
 use nft::{
     Bytes, Data, Element, Family, Field, Name, ObjectType, Op, Rule, Ruleset, Set, SetData, SetKind,
-    Statement, Transaction, Verdict, encode,
+    Statement, Transaction, Verdict, encode, trace,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -197,6 +197,21 @@ proptest! {
         bytes.truncate(cut.index(bytes.len()) + 1);
         read_garbage(&bytes);
     }
+
+    /// Laid out as `linux/netfilter/nf_tables.h` says.
+    #[test]
+    fn traces_that_lack_something_are_read_without_harm(
+        attrs in vec((0_u16..18, prop_oneof![vec(any::<u8>(), 4), vec(any::<u8>(), 8), vec(any::<u8>(), 0..44)]), 0..14),
+    ) {
+        const TRACE: u16 = (10 << 8) + 17;
+        let mut writer = netlink::Writer::default();
+        let start = writer.begin_message(TRACE, 0, 0, 2, 0);
+        for (kind, value) in attrs {
+            writer.bytes(kind, &value);
+        }
+        writer.end_message(start);
+        read_garbage(&writer.out);
+    }
 }
 
 fn read_garbage(bytes: &[u8]) {
@@ -206,6 +221,9 @@ fn read_garbage(bytes: &[u8]) {
         for message in messages(bytes) {
             message.ack();
             generation(&message);
+            elements(&message);
+            counts(&message);
+            trace::event(&message);
             reader.add(&message);
         }
         reader.finish();

@@ -70,9 +70,10 @@ fn every_command_prints_what_there_is() {
         list.contains("4/6") && list.contains("Conflict") && !list.contains("Waiting")
     });
     assert!(settled, "{}", told(&cluster, "list services"));
-    // Rates are known from the second reading on.
-    let is_counted = wait_until(PATIENCE, || told(&cluster, "list services").contains("0.0/s"));
-    assert!(is_counted, "{}", told(&cluster, "list services"));
+    // Rates are known from the second reading on, of each family.
+    let endpoints = || told(&cluster, "list endpoints -n default web -o wide");
+    let is_counted = wait_until(PATIENCE, || endpoints().matches("0.0/s").count() == 12);
+    assert!(is_counted, "{}", endpoints());
     let commands = [
         ("status", "status"),
         ("list-services", "list services -o wide"),

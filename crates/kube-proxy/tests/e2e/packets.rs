@@ -120,7 +120,10 @@ fn without_a_ready_endpoint_clients_are_refused_at_once(mode: ProxyMode) {
     let refusal = match mode {
         ProxyMode::Nftables | ProxyMode::Ipvs | ProxyMode::Userspace => {
             let (_, refused) = text.split_once("set no-endpoint-services").unwrap();
-            refused.contains("10.96.0.10 . tcp . 80 comment \"default/web:line\"")
+            // What was counted stands before the comment.
+            let (_, element) = refused.split_once("10.96.0.10 . tcp . 80 ").unwrap();
+            let element = element.split([',', '}']).next().unwrap();
+            element.contains("counter packets") && element.contains("comment \"default/web:line\"")
         }
         ProxyMode::Iptables(_) => text.contains("--comment \"default/web:line has no endpoints\""),
     };

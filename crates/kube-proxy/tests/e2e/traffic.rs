@@ -150,10 +150,21 @@ impl<'a> Tmux<'a> {
 
     #[track_caller]
     fn wait_for(&self, what: &str) -> String {
+        self.wait_until_screen(what, |screen| screen.contains(what))
+    }
+
+    /// Waits for the shell to want a command, which is not before the last one has given the terminal back.
+    #[track_caller]
+    fn wait_for_prompt(&self) {
+        self.wait_until_screen("prompt", |screen| screen.trim_end().ends_with("ready$"));
+    }
+
+    #[track_caller]
+    fn wait_until_screen(&self, what: &str, shows: impl Fn(&str) -> bool) -> String {
         let mut screen = String::new();
         let shown = wait_until(PATIENCE, || {
             screen = self.run(&["capture-pane", "-p"]);
-            screen.contains(what)
+            shows(&screen)
         });
         assert!(shown, "no {what:?} in\n{screen}");
         screen
@@ -174,7 +185,7 @@ fn top_shows_a_terminal_what_goes_through_and_gives_it_back() {
     connect(&cluster, 20);
     wait_for_count(&cluster, "connections", 20);
     let tmux = Tmux::start(&cluster);
-    tmux.wait_for("ready$");
+    tmux.wait_for_prompt();
     let command = format!("{} top", program().display());
     tmux.press(&[&command, "Enter"]);
     let screen = tmux.wait_for("default/web:line");
@@ -195,14 +206,14 @@ fn top_shows_a_terminal_what_goes_through_and_gives_it_back() {
     let endpoint = cluster.endpoints(false)[0].ip.to_string();
     tmux.wait_for(&format!("%  {endpoint}"));
     tmux.press(&["q"]);
-    tmux.wait_for("ready$");
+    tmux.wait_for_prompt();
 
     // However it ends, the terminal is as it was: it echoes, and shows the cursor.
     tmux.press(&[&command, "Enter"]);
     tmux.wait_for("sorted by rate");
     let pid = tmux.node.exec("pgrep", &["-f", &format!("^{command}$")]).unwrap();
     tmux.node.exec("kill", &["-TERM", pid.trim()]).unwrap();
-    tmux.wait_for("ready$");
+    tmux.wait_for_prompt();
     tmux.press(&["stty -a | tr ' ' '\\n' | grep -c -x -e echo -e icanon", "Enter"]);
     tmux.wait_for("\n2\n");
     assert_eq!(tmux.run(&["display-message", "-p", "#{cursor_flag} #{alternate_on}"]).trim(), "1 0");
