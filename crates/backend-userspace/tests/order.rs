@@ -121,12 +121,11 @@ impl Setup {
     /// Plans for a cause and does it; gives what was done.
     fn perform(&mut self, table: &Table<V4>, changed: Option<&Changed<V4>>) -> Vec<Done> {
         let settings = Planner::<V4>::settings(&self.planner, &RuleSettings::default());
-        let plan = match changed {
-            Some(changed) => self.planner.plan(table, &settings, Cause::Changed(changed)),
-            None => {
-                let Reading::Whole(found) = self.target.read() else { panic!("the kernel can't be read") };
-                self.planner.plan(table, &settings, Cause::Found(&found))
-            }
+        let plan = if let Some(changed) = changed {
+            self.planner.plan(table, &settings, Cause::Changed(changed))
+        } else {
+            let Reading::Whole(found) = self.target.read() else { panic!("the kernel can't be read") };
+            self.planner.plan(table, &settings, Cause::Found(&found))
         };
         let plan = plan.unwrap();
         let results = self.target.apply(plan.steps, &|| false).results;

@@ -100,8 +100,8 @@ impl Choice {
                 let other = self.random(mixed(draw.random.wrapping_add(1)), |at| at != one && usable(at));
                 Some(other.filter(|other| load(*other) < load(one)).unwrap_or(one))
             }
-            Method::Ring(ring) => ring.from_client(draw.client).find(|at| usable(*at)),
-            Method::Maglev(maglev) => maglev.from_client(draw.client).find(|at| usable(*at)),
+            Method::Ring(ring) => ring.starting_at(draw.client).find(|at| usable(*at)),
+            Method::Maglev(maglev) => maglev.starting_at(draw.client).find(|at| usable(*at)),
         }
     }
 

@@ -34,7 +34,7 @@ impl Maglev {
     }
 
     /// The endpoints from a client's place on, each as often as it has places.
-    pub(crate) fn from_client(&self, client: IpAddr) -> impl Iterator<Item = usize> {
+    pub(crate) fn starting_at(&self, client: IpAddr) -> impl Iterator<Item = usize> {
         let size = u64::try_from(self.0.len()).unwrap_or(1);
         let start = usize::try_from(hash::of_client(client) % size).unwrap_or(0);
         let (before, behind) = self.0.split_at(start);

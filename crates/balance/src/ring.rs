@@ -23,7 +23,7 @@ impl Ring {
     }
 
     /// The endpoints from a client's place on, each as often as it has points.
-    pub(crate) fn from_client(&self, client: IpAddr) -> impl Iterator<Item = usize> {
+    pub(crate) fn starting_at(&self, client: IpAddr) -> impl Iterator<Item = usize> {
         let place = hash::of_client(client);
         let start = self.0.partition_point(|(point, _)| *point < place);
         let (before, behind) = self.0.split_at(start);

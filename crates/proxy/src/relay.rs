@@ -149,7 +149,7 @@ mod tests {
     }
 
     fn pattern(n: usize, seed: u8) -> Vec<u8> {
-        (0..n).map(|i| (i / 7) as u8 ^ (i as u8).wrapping_add(seed)).collect()
+        (0..251_u8).cycle().map(|byte| byte ^ seed).take(n).collect()
     }
 
     #[tokio::test]
@@ -164,7 +164,7 @@ mod tests {
                     writer.write_all(send).await.unwrap();
                     writer.shutdown().await.unwrap();
                 };
-                let (_, read) = tokio::join!(sent, reader.read_to_end(&mut received));
+                let ((), read) = tokio::join!(sent, reader.read_to_end(&mut received));
                 read.unwrap();
                 received
             };
@@ -188,7 +188,7 @@ mod tests {
             endpoint.write_all(&answer).await.unwrap();
             drop(endpoint);
         };
-        let (_, read) = tokio::join!(answered, client.read_to_end(&mut received));
+        let ((), read) = tokio::join!(answered, client.read_to_end(&mut received));
         read.unwrap();
         assert!(received == answer);
         relayed.await.unwrap().unwrap();

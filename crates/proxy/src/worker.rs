@@ -170,7 +170,7 @@ async fn received(signal: &mut Option<Signal>) {
         None => false,
     };
     if !is_received {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
