@@ -5,7 +5,9 @@ use std::io;
 use std::net::IpAddr;
 
 use crate::device::AddressChange;
-use crate::{Command, Connections, RealServer, ServerId, Timeouts, VirtualServer};
+use crate::{
+    Command, Connections, RealServer, RealServerId, ServerId, Statistics, Timeouts, VirtualServer,
+};
 
 /// IPVS of one network namespace.
 pub trait Ipvs: Send {
@@ -23,6 +25,18 @@ pub trait Ipvs: Send {
     /// # Errors
     /// They can't be read.
     fn real_servers(&mut self, id: &ServerId) -> Result<Vec<(RealServer, Connections)>, IpvsError>;
+
+    /// What went through each virtual server with an address, of both families: one listing, without real servers.
+    ///
+    /// # Errors
+    /// It can't be read.
+    fn virtual_statistics(&mut self) -> Result<Vec<(ServerId, Statistics)>, IpvsError>;
+
+    /// What went through each real server of a virtual server; nothing if there is no such.
+    ///
+    /// # Errors
+    /// It can't be read.
+    fn real_statistics(&mut self, id: &ServerId) -> Result<Vec<(RealServerId, Statistics)>, IpvsError>;
 
     /// The time-outs.
     ///

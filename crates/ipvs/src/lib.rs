@@ -19,5 +19,5 @@ pub use message::{
 };
 pub use scheduler::{Scheduler, SchedulerNameError};
 pub use server::{
-    Connections, Flags, Forwarding, RealServer, RealServerId, ServerId, Timeouts, VirtualServer,
+    Connections, Flags, Forwarding, RealServer, RealServerId, ServerId, Statistics, Timeouts, VirtualServer,
 };

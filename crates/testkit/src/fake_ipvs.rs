@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipvs::{
     Command, Connections, Forwarding, Ipvs, IpvsError, RealServer, RealServerId, Scheduler, ServerId,
-    Timeouts, VirtualServer,
+    Statistics, Timeouts, VirtualServer,
 };
 
 use crate::fake_kernel::Fault;
@@ -124,6 +124,17 @@ impl Ipvs for FakeIpvs {
         let mut state = self.state();
         state.readings += 1;
         Ok(state.servers.get(id).map(|server| server.reals.values().copied().collect()).unwrap_or_default())
+    }
+
+    /// Nothing ever goes through.
+    fn virtual_statistics(&mut self) -> Result<Vec<(ServerId, Statistics)>, IpvsError> {
+        Ok(self.state().servers.keys().map(|id| (*id, Statistics::default())).collect())
+    }
+
+    fn real_statistics(&mut self, id: &ServerId) -> Result<Vec<(RealServerId, Statistics)>, IpvsError> {
+        let state = self.state();
+        let reals = state.servers.get(id).into_iter().flat_map(|server| server.reals.keys());
+        Ok(reals.map(|real| (*real, Statistics::default())).collect())
     }
 
     fn timeouts(&mut self) -> Result<Timeouts, IpvsError> {
