@@ -5,9 +5,7 @@ use std::io;
 use std::net::IpAddr;
 
 use crate::device::AddressChange;
-use crate::{
-    Command, Connections, RealServer, RealServerId, ServerId, Statistics, Timeouts, VirtualServer,
-};
+use crate::{Command, Connections, RealServer, RealServerId, ServerId, Statistics, Timeouts, VirtualServer};
 
 /// IPVS of one network namespace.
 pub trait Ipvs: Send {

@@ -271,6 +271,9 @@ mod tests {
         assert_eq!(read([attr::SERVICE_STATS, attr::DEST_STATS], narrow), [Some(expected); 2]);
         // What is not told is not counted, and other messages tell nothing.
         assert_eq!(read([99, 99], wide), [Some(Statistics::default()); 2]);
-        assert_eq!(read([attr::SERVICE_STATS64, 99], |out| out.bytes(1, &[7])), [Some(Statistics::default()); 2]);
+        assert_eq!(
+            read([attr::SERVICE_STATS64, 99], |out| out.bytes(1, &[7])),
+            [Some(Statistics::default()); 2]
+        );
     }
 }
