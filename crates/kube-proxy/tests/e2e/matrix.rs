@@ -34,7 +34,8 @@ fn every_line_of_the_contract_holds(mode: ProxyMode) {
             .map(|chunk| {
                 scope.spawn(|| {
                     let failures = chunk.iter().flat_map(|case| run(case, &cluster));
-                    failures.chain(chunk.iter().flat_map(|case| explain(case, &cluster))).collect::<Vec<_>>()
+                    let explained = chunk.iter().filter(|_| can_be_explained(mode));
+                    failures.chain(explained.flat_map(|case| explain(case, &cluster))).collect::<Vec<_>>()
                 })
             })
             .collect();
@@ -64,6 +65,11 @@ fn run(case: &Case, cluster: &Cluster) -> Vec<String> {
         Some(format!("{case:?} {to} {transport:?}: {failure}"))
     });
     failures.collect()
+}
+
+/// Virtual servers are not followed: known-gaps.md.
+fn can_be_explained(mode: ProxyMode) -> bool {
+    mode != ProxyMode::Ipvs
 }
 
 /// What the proxy says wrongly about a case, a line each.
