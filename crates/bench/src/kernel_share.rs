@@ -61,14 +61,15 @@ pub(crate) fn measure(
 }
 
 /// A planner that knows nothing yet, and a target in the calling thread's namespace.
-type Make<P> = dyn Fn() -> anyhow::Result<(P, <P as Planner<V4>>::Target)> + Sync;
+type Made<P> = anyhow::Result<(P, <P as Planner<V4>>::Target)>;
+type Make<P> = dyn Fn() -> Made<P> + Sync;
 
-fn nftables() -> anyhow::Result<(Backend<V4>, NftablesTarget)> {
+fn nftables() -> Made<Backend<V4>> {
     let rules = NftablesTarget::new(nft::Family::Ip, Box::new(kernel::Nftables::open()?));
     Ok((Backend::new(Config::default()), rules))
 }
 
-fn ipvs() -> anyhow::Result<(IpvsPlanner<V4, Backend<V4>>, IpvsTarget<V4, NftablesTarget>)> {
+fn ipvs() -> Made<IpvsPlanner<V4, Backend<V4>>> {
     let (rules, target) = nftables()?;
     let options = Arc::new(Options::default());
     let (ipvs, devices) = (Box::new(KernelIpvs::open()?), Box::new(VirtualDevice::open(DEVICE)?));
