@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 BUILD_TOOLS := cc:gcc cc:libc6-dev
 # netbase: without it nft shows the numbers of protocols, not their names.
 RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux /etc/protocols:netbase
-TEST_TOOLS := $(RUN_TOOLS) kubectl:kubernetes-client iptables:iptables ipset:ipset conntrack:conntrack
+TEST_TOOLS := $(RUN_TOOLS) iptables:iptables ipset:ipset conntrack:conntrack tmux:tmux
 
 .PHONY: demo test guest-test guest-smoke check package-check page-check image bench fuzz fmt docs-files
 
@@ -28,7 +28,7 @@ test:
 GUEST_TOOLS := qemu-system-x86_64:qemu-system-x86 depmod:kmod cpio:cpio mke2fs:e2fsprogs xz:xz-utils python3:python3
 guest-test:
 	@scripts/setup $(BUILD_TOOLS) $(GUEST_TOOLS)
-	CARGO='$(CARGO)' scripts/guest test --timeout 7200 --report docs/guest-test.md kernel/ipvs testkit/ipvs_parity kube-proxy/e2e:ignored
+	CARGO='$(CARGO)' scripts/guest test --timeout 7200 --report docs/guest-test.md kernel/ipvs fakes/ipvs_parity kube-proxy/e2e:ignored
 
 ## Of those, what shows soonest whether mode ipvs works; part of `check`.
 GUEST_SMOKE := matrix::ipvs::every_line_of_the_contract_holds \
@@ -38,7 +38,7 @@ GUEST_SMOKE := matrix::ipvs::every_line_of_the_contract_holds \
 	sctp::sctp_is_served_in_mode_ipvs
 guest-smoke:
 	@scripts/setup $(BUILD_TOOLS) $(GUEST_TOOLS)
-	CARGO='$(CARGO)' scripts/guest test --timeout 900 kernel/ipvs testkit/ipvs_parity \
+	CARGO='$(CARGO)' scripts/guest test --timeout 900 kernel/ipvs fakes/ipvs_parity \
 		kube-proxy/e2e:$(subst $(empty) $(empty),$(comma),$(strip $(GUEST_SMOKE)))
 
 ## What CI runs: format, lints, borders between crates, documentation, licences, tests, and what is in deploy/. Among the tests, what a change costs is counted at two

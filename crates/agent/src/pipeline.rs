@@ -4,48 +4,21 @@
 //! ([`Work`]). Only an apply that failed makes unknown what is held. A reading that fails, or is of no one state, changes
 //! nothing: changes go on being planned from what is held, and the reading is tried again with growing pauses.
 
+mod next;
 mod outcome;
+mod progress;
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::time::Duration;
 
-use mode::{Applied, Cause, PlanOf, Planner, Rule, RuleCount, Target, Traffic};
+use mode::{Meter, Planner, Rule, RuleCount, Target};
 use model::{Changed, ConflictChange, Family, Frontend, FrontendKey, Protocol, ServiceName, Table};
 use tokio::time::Instant;
 
-use crate::log::with_causes;
 use crate::retries::Retries;
-use crate::worker::Job;
 
-/// What an attempt came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// Changes were made.
-    Change,
-    /// What was wrong or other than wanted was made right.
-    Repair(Reason),
-    /// Everything was made anew.
-    Rebuild(Reason),
-    /// The target was found right; nothing was sent.
-    Unchanged(Reason),
-}
-
-/// Why everything is looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Reason {
-    /// Nothing is known of it yet.
-    Start,
-    /// An apply failed.
-    Failure,
-    /// The settings changed.
-    Settings,
-    /// Somebody else changed it.
-    ForeignChange,
-    /// It has not been looked at for a while.
-    Audit,
-}
+pub(crate) use progress::{Done, Failed, Failing, Progress, Reason, Step, Turn};
 
 /// What is known of what the target holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +38,6 @@ enum Work<H, F: Family> {
         touched: Option<Instant>,
     },
     Applying(Box<InFlight<H, F>>),
-    Counting,
 }
 
 /// What a plan is about.
@@ -134,98 +106,11 @@ pub(crate) struct Pipeline<F: Family, P: Planner<F>> {
     sync_not_before: Instant,
     /// When the present attempt began, or the last one.
     attempt: Instant,
-    wants_traffic: bool,
     /// Changed frontends whose flows may be stale once the target has the change.
     stale_flows: BTreeSet<FrontendKey<F>>,
     /// Frontends whose flows may be stale now.
     ready_flows: BTreeSet<FrontendKey<F>>,
 }
-
-/// What came of something.
-pub(crate) enum Progress<T: Target> {
-    /// Goes on; nothing to say.
-    Working,
-    Done(Done),
-    Failed(Failed<T>),
-    /// What went through.
-    Counted(Traffic),
-}
-
-/// A success.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Done {
-    pub(crate) step: Step,
-    /// What was written and deleted.
-    pub(crate) writes: usize,
-    /// What the kernel itself took for it, if that is known.
-    pub(crate) kernel_time: Option<Duration>,
-    /// Nothing was left for another plan.
-    pub(crate) is_complete: bool,
-    /// From the moment the oldest change in it was known.
-    pub(crate) latency: Duration,
-    /// When it was planned: what was known then is in force now.
-    pub(crate) planned: Instant,
-    /// How long the whole attempt took, with reading and planning.
-    pub(crate) duration: Duration,
-}
-
-/// What an attempt did when it failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Failing {
-    /// It read.
-    Read,
-    /// It made everything right, or anew.
-    Repair,
-    /// It made changes.
-    Change,
-}
-
-/// A failure, and what is done about it.
-pub(crate) struct Failed<T: Target> {
-    pub(crate) during: Failing,
-    /// What went wrong first; `None`: what was read is of no one state.
-    pub(crate) error: Option<Arc<T::Error>>,
-    /// How many of the attempt's steps were refused, and how many there were.
-    pub(crate) refused: usize,
-    pub(crate) steps: usize,
-    /// Failures of the kind in a row.
-    pub(crate) failures: u32,
-    pub(crate) retry_in: Duration,
-    /// What is held is known all the same.
-    pub(crate) is_known: bool,
-    pub(crate) kernel_time: Option<Duration>,
-    /// How long the attempt took.
-    pub(crate) duration: Duration,
-}
-
-impl<T: Target> Failed<T> {
-    /// What went wrong, with its causes.
-    pub(crate) fn text(&self) -> String {
-        self.error.as_ref().map_or_else(
-            || "what is ours kept changing while it was read".to_owned(),
-            |error| with_causes(&**error),
-        )
-    }
-
-    /// Whether trying again has no chance.
-    pub(crate) fn is_hopeless(&self) -> bool {
-        self.error.as_ref().is_some_and(|error| !T::is_retryable(error))
-    }
-}
-
-/// Something for the worker, and something to say.
-pub(crate) type Turn<T> = (Progress<T>, Option<Job<T>>);
-
-/// From this many failed applies in a row everything is made anew.
-const REBUILD_AFTER: u32 = 3;
-/// From this many readings in a row that came to nothing, while nobody knows what is held, likewise.
-const ANEW_AFTER: u32 = 3;
-/// Two programs that undo each other's changes shall not keep the machine busy.
-const TOUCHED_PAUSE: Duration = Duration::from_millis(250);
-/// How often the target is read without a cause, at most.
-const AUDIT_EVERY: Duration = Duration::from_mins(10);
-/// Audits take at most one part in so many of the time.
-const AUDIT_SHARE: u32 = 500;
 
 impl<F: Family, P: Planner<F>> Pipeline<F, P> {
     /// A pipeline that knows nothing of its target and will read it first.
@@ -253,7 +138,6 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
             min_period,
             sync_not_before: now,
             attempt: now,
-            wants_traffic: false,
             stale_flows: BTreeSet::new(),
             ready_flows: BTreeSet::new(),
         }
@@ -317,9 +201,9 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         self.touched.get_or_insert(now);
     }
 
-    /// Has counters read when there is nothing else to do.
-    pub(crate) fn want_traffic(&mut self) {
-        self.wants_traffic = true;
+    /// Whose what was counted is; nobody's where telling them apart fails.
+    pub(crate) fn meters(&self, counted: <P::Target as Target>::Counted) -> Vec<Meter> {
+        catch_unwind(AssertUnwindSafe(|| self.planner.meters(&self.table, counted))).unwrap_or_default()
     }
 
     /// Since when the oldest of what the target lacks has been known, may lack after somebody else's change, or has been
@@ -328,7 +212,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         let under_way = match &self.work {
             Work::Applying(flight) => Some(flight.since),
             Work::Reading { touched, .. } => *touched,
-            Work::Nothing | Work::Counting => None,
+            Work::Nothing => None,
         };
         let waiting = [under_way, self.dirty_since, self.asked_since, self.failing_since, self.touched];
         waiting.into_iter().chain([self.retries.since()]).flatten().min()
@@ -365,7 +249,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
             Work::Applying(flight) => {
                 matches!(&flight.scope, Scope::Changes(changed) if changed.frontends.contains(key))
             }
-            Work::Nothing | Work::Reading { .. } | Work::Counting => false,
+            Work::Nothing | Work::Reading { .. } => false,
         };
         self.is_known() && !in_flight && !self.dirty.frontends.contains(key) && !self.retries.has(key)
     }
@@ -387,7 +271,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
 
     /// Whether all that is known is in the target.
     pub(crate) fn is_settled(&self) -> bool {
-        matches!(self.work, Work::Nothing | Work::Counting | Work::Reading { .. })
+        matches!(self.work, Work::Nothing | Work::Reading { .. })
             && self.is_known()
             && self.dirty.is_empty()
             && self.retries.len() == 0
@@ -397,223 +281,6 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
     fn settings_differ(&self) -> bool {
         self.planner.held_settings() != Some(&self.settings)
     }
-
-    /// When [`Pipeline::next`] should be asked again, if nothing else happens before.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        if !matches!(self.work, Work::Nothing) {
-            return None;
-        }
-        if let Held::Unknown { not_before, .. } = self.held {
-            return Some(not_before);
-        }
-        let audit = self.is_readable.then(|| self.audit_at());
-        let touched = self.touched.map(|_| self.repair_at());
-        let settings = self.settings_differ().then(|| self.settings_at());
-        let changes = (!self.dirty.is_empty()).then_some(self.sync_not_before);
-        let retries = self.retries.next_due().map(|due| due.max(self.sync_not_before));
-        [audit, touched, settings, changes, retries, self.planner.wake_at()].into_iter().flatten().min()
-    }
-
-    /// Changes wait while the target is read, so one for which that takes long is read less often.
-    fn audit_at(&self) -> Instant {
-        let pause = AUDIT_EVERY.max(self.reading_took * AUDIT_SHARE);
-        (self.read_at + pause).max(self.read_not_before)
-    }
-
-    fn repair_at(&self) -> Instant {
-        (self.read_at + TOUCHED_PAUSE).max(self.read_not_before).max(self.sync_not_before)
-    }
-
-    fn settings_at(&self) -> Instant {
-        if self.settings_need_reading {
-            self.read_not_before.max(self.sync_not_before)
-        } else {
-            self.sync_not_before
-        }
-    }
-
-    /// The next job for the worker, if there is one to be done now. `random` is from 0 up to 1.
-    pub(crate) fn next(&mut self, now: Instant, random: f64) -> Turn<P::Target> {
-        if !matches!(self.work, Work::Nothing) {
-            return (Progress::Working, None);
-        }
-        match self.held {
-            Held::Unknown { reason, not_before } if not_before <= now => self.recover(reason, now, random),
-            Held::Unknown { .. } => (Progress::Working, None),
-            Held::Known => self.proceed(now, random),
-        }
-    }
-
-    /// Nobody knows what is held: it is read, or, where that leads nowhere, everything is made anew.
-    fn recover(&mut self, reason: Reason, now: Instant, random: f64) -> Turn<P::Target> {
-        let leads_nowhere = self.failures >= REBUILD_AFTER || self.unread >= ANEW_AFTER || !self.is_readable;
-        if !leads_nowhere {
-            return (Progress::Working, Some(self.read(reason, now)));
-        }
-        self.attempt = now;
-        match self.plan(Cause::Anew(None)) {
-            Planned::Plan(plan) => {
-                self.begin(plan, Step::Rebuild(reason), Scope::Everything, None, now, random)
-            }
-            Planned::NeedsReading if self.is_readable => (Progress::Working, Some(self.read(reason, now))),
-            Planned::NeedsReading => {
-                let error = P::Target::outcome_unknown("it can't be read, and not be made anew without that");
-                (self.not_planned(error, now, random), None)
-            }
-            Planned::Panicked(error) => (self.not_planned(error, now, random), None),
-        }
-    }
-
-    /// What is held is known, and what differs from it is planned.
-    fn proceed(&mut self, now: Instant, random: f64) -> Turn<P::Target> {
-        if self.touched.is_some() && now >= self.repair_at() {
-            return self.look(Reason::ForeignChange, now, random);
-        }
-        if self.settings_differ() && now >= self.settings_at() {
-            return self.change_settings(now, random);
-        }
-        if self.goes_on || now >= self.sync_not_before {
-            let mut changed = std::mem::take(&mut self.dirty);
-            changed.extend(&self.retries.due(now));
-            if !changed.is_empty() {
-                return self.change(changed, now, random);
-            }
-        }
-        if self.planner.wake_at().is_some_and(|at| at <= now) {
-            return self.wake(now, random);
-        }
-        if self.is_readable && now >= self.audit_at() {
-            return self.look(Reason::Audit, now, random);
-        }
-        if std::mem::take(&mut self.wants_traffic) {
-            self.work = Work::Counting;
-            return (Progress::Working, Some(Job::Count));
-        }
-        (Progress::Working, None)
-    }
-
-    /// Everything is compared, or made anew where nothing can be read.
-    fn look(&mut self, reason: Reason, now: Instant, random: f64) -> Turn<P::Target> {
-        if self.is_readable {
-            return (Progress::Working, Some(self.read(reason, now)));
-        }
-        let touched = self.touched.take();
-        self.asked_since = earliest([self.asked_since, touched]);
-        self.lose(reason, now);
-        self.recover(reason, now, random)
-    }
-
-    fn read(&mut self, reason: Reason, now: Instant) -> Job<P::Target> {
-        // What happens from here on may be missing from what is read.
-        self.work = Work::Reading { reason, touched: self.touched.take() };
-        self.attempt = now;
-        self.sync_not_before = now + self.min_period;
-        Job::Read
-    }
-
-    fn change_settings(&mut self, now: Instant, random: f64) -> Turn<P::Target> {
-        if self.settings_need_reading {
-            return self.look(Reason::Settings, now, random);
-        }
-        self.attempt = now;
-        match self.plan(Cause::Settings) {
-            Planned::Plan(plan) => {
-                let step = Step::Repair(Reason::Settings);
-                self.begin(plan, step, Scope::Settings, None, now, random)
-            }
-            Planned::NeedsReading => {
-                self.settings_need_reading = true;
-                // Changes do not wait for it while readings come to nothing.
-                self.proceed(now, random)
-            }
-            Planned::Panicked(error) => (self.not_planned(error, now, random), None),
-        }
-    }
-
-    fn change(&mut self, changed: Changed<F>, now: Instant, random: f64) -> Turn<P::Target> {
-        self.attempt = now;
-        match self.plan(Cause::Changed(&changed)) {
-            Planned::Plan(plan) => self.begin(plan, Step::Change, Scope::Changes(changed), None, now, random),
-            Planned::NeedsReading => {
-                self.dirty = changed;
-                self.look_after_all(now, random)
-            }
-            Planned::Panicked(error) => {
-                self.dirty = changed;
-                (self.not_planned(error, now, random), None)
-            }
-        }
-    }
-
-    fn wake(&mut self, now: Instant, random: f64) -> Turn<P::Target> {
-        self.attempt = now;
-        match self.plan(Cause::Woken(now)) {
-            Planned::Plan(plan) => self.begin(plan, Step::Change, Scope::Woken, None, now, random),
-            Planned::NeedsReading => self.look_after_all(now, random),
-            Planned::Panicked(error) => (self.not_planned(error, now, random), None),
-        }
-    }
-
-    /// The planner can't tell from what it holds.
-    fn look_after_all(&mut self, now: Instant, random: f64) -> Turn<P::Target> {
-        self.lose(Reason::Failure, now);
-        self.recover(Reason::Failure, now, random)
-    }
-
-    /// Nobody knows any more what is held.
-    fn lose(&mut self, reason: Reason, not_before: Instant) {
-        self.held = Held::Unknown { reason, not_before };
-    }
-
-    /// A planner that panics has decided nothing, and believes what it did before.
-    fn plan(&self, cause: Cause<'_, F, <P::Target as Target>::Found>) -> Planned<F, P> {
-        let planning = AssertUnwindSafe(|| self.planner.plan(&self.table, &self.settings, cause));
-        match catch_unwind(planning) {
-            Ok(Ok(plan)) => Planned::Plan(plan),
-            Ok(Err(mode::NeedsReading)) => Planned::NeedsReading,
-            Err(_panic) => Planned::Panicked(P::Target::outcome_unknown("a panic of the planner")),
-        }
-    }
-
-    /// Hands a plan's steps over; one without any holds at once. `touched`: since when somebody else's change waits for it.
-    fn begin(
-        &mut self,
-        plan: PlanOf<P, F>,
-        step: Step,
-        scope: Scope<F>,
-        touched: Option<Instant>,
-        now: Instant,
-        random: f64,
-    ) -> Turn<P::Target> {
-        let since = match &scope {
-            Scope::Changes(_) => self.dirty_since.take(),
-            Scope::Settings => self.asked_since.take(),
-            Scope::Woken => None,
-            Scope::Everything => {
-                self.dirty = Changed::default();
-                earliest([self.dirty_since.take(), self.asked_since.take(), touched])
-            }
-        };
-        let mode::Plan { steps, writes, held } = plan;
-        let since = since.unwrap_or(now);
-        let flight = InFlight { held, step, scope, steps: steps.len(), writes, since, planned: now };
-        if steps.is_empty() {
-            let nothing = Applied { results: Vec::new(), kernel_time: None, is_usable: true };
-            return (self.settle(flight, nothing, now, random), None);
-        }
-        if !self.goes_on {
-            self.sync_not_before = now + self.min_period;
-        }
-        self.work = Work::Applying(Box::new(flight));
-        (Progress::Working, Some(Job::Apply(steps)))
-    }
-}
-
-/// What came of planning.
-enum Planned<F: Family, P: Planner<F>> {
-    Plan(PlanOf<P, F>),
-    NeedsReading,
-    Panicked(<P::Target as Target>::Error),
 }
 
 fn earliest<const N: usize>(moments: [Option<Instant>; N]) -> Option<Instant> {

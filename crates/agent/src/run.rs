@@ -1,7 +1,10 @@
 //! The event loop itself.
 
+mod answers;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use metrics::health::BEAT_EVERY;
@@ -12,12 +15,11 @@ use tokio::sync::mpsc::{Receiver, UnboundedReceiver};
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info};
 
-use crate::controller::{Cluster, FamilyController, ServedFamily, Start};
+use crate::family::{Cluster, FamilyController, ServedFamily, Start};
 use crate::log::{log_node, millis};
 use crate::node::{NodeError, NodeState};
 use crate::notice::Notice;
 use crate::settings::Settings;
-use crate::snapshot;
 use crate::telemetry::{Events, Question, Telemetry};
 
 /// What a source tells the agent.
@@ -175,8 +177,8 @@ impl Agent {
             if let Some(question) = question.or_else(|| questions.try_recv().ok()) {
                 self.answer(question, begun);
             }
-            let looked_at = self.turn(input, &mut inputs, begun)?;
-            self.telemetry.metrics.loop_turn.observe(begun.elapsed(), looked_at);
+            let n_services = self.turn(input, &mut inputs, begun)?;
+            self.telemetry.metrics.loop_turn.observe(begun.elapsed(), n_services);
         }
     }
 
@@ -198,17 +200,30 @@ impl Agent {
         if self.touched.is_empty() {
             self.take_inputs(input, inputs, now);
         }
-        let looked_at = self.look_at_some(now);
+        let n_services = self.look_at_some(now);
+        if n_services > 0 {
+            self.telemetry.tell_news();
+        }
         if !self.touched.is_empty() || !self.missing.is_empty() {
-            return Ok(looked_at);
+            return Ok(n_services);
         }
         match self.node.waits_until() {
             Some(limit) if limit <= now => return Err(self.node.error().into()),
             Some(_) => self.families.iter_mut().for_each(|family| family.hold(now)),
             None => self.advance(now)?,
         }
+        self.start_watches(now);
         self.give_up_if_hopeless()?;
-        Ok(looked_at)
+        Ok(n_services)
+    }
+
+    /// Has changes of others told, once no family is at its first sync any more.
+    fn start_watches(&mut self, now: Instant) {
+        let is_at_start = |family: &dyn FamilyController| !family.was_synced() && !family.has_failed();
+        let at_start = self.families.iter().any(|family| is_at_start(family.as_ref()));
+        if may_watch(at_start, now.saturating_duration_since(self.started)) {
+            self.families.iter_mut().for_each(|family| family.start_watch());
+        }
     }
 
     /// Whether there are far fewer Services than there were, and their frontends are gone.
@@ -289,6 +304,9 @@ impl Agent {
         }
         touched.node |= completed;
         self.tell(&events, &touched, now);
+        if touched.node || completed {
+            self.telemetry.tell_news();
+        }
         if self.missing.is_empty() {
             self.look_at(touched, now);
         }
@@ -364,47 +382,16 @@ impl Agent {
             family.set_rules(&self.settings, node, &service_cidrs, now);
         }
     }
-
-    /// Whoever asked may have gone.
-    fn answer(&mut self, question: Question, now: Instant) {
-        match question {
-            Question::Service { service, answer } => drop(answer.send(self.service(&service, now))),
-            Question::Services { after, limit, answer } => {
-                self.families.iter_mut().for_each(|family| family.want_traffic(now));
-                let names = self.store.names_after(after.as_ref());
-                let services = names.filter_map(|name| self.service(name, now));
-                let page = services.take(limit.min(snapshot::MAX_PAGE)).collect();
-                drop(answer.send(page));
-            }
-            Question::Overview { answer } => drop(answer.send(self.overview(now))),
-        }
-    }
-
-    fn service(&self, name: &ServiceName, now: Instant) -> Option<snapshot::Service> {
-        let entry = self.store.entry(name);
-        let families = self.families.iter();
-        let families: Vec<_> =
-            families.filter_map(|family| family.service(&self.this_node, name, entry, now)).collect();
-        (!families.is_empty()).then(|| snapshot::Service {
-            namespace: name.namespace.to_string(),
-            name: name.name.to_string(),
-            families,
-        })
-    }
-
-    fn overview(&self, now: Instant) -> snapshot::Overview {
-        let families = self.families.iter();
-        snapshot::Overview {
-            node: self.settings.node_name.to_string(),
-            is_listed: self.missing.is_empty(),
-            waits_for_pod_cidrs: self.node.waits_until().is_some(),
-            services: self.store.entries().len(),
-            families: families.clone().map(|family| family.state(now)).collect(),
-            conflicts: families.clone().flat_map(|family| family.conflicts()).collect(),
-            recent_changes: families.flat_map(|family| family.recent_changes()).collect(),
-        }
-    }
 }
+
+/// Whether changes of others can be told from now on. While somebody listens, the kernel describes each change, which makes the
+/// large transaction of a family's start dearer by half; but no family waits for ever for another one.
+fn may_watch(some_family_is_at_its_start: bool, since_start: Duration) -> bool {
+    !some_family_is_at_its_start || since_start >= MAX_WATCH_DELAY
+}
+
+/// A family is watched at the latest this long after the start, if it is in force.
+const MAX_WATCH_DELAY: Duration = Duration::from_secs(30);
 
 /// The Services to look at next.
 fn next_services(touched: &mut BTreeSet<ServiceName>) -> BTreeSet<ServiceName> {
@@ -417,6 +404,13 @@ fn next_services(touched: &mut BTreeSet<ServiceName>) -> BTreeSet<ServiceName> {
 mod tests {
     use super::*;
     use model::ObjectName;
+
+    #[test]
+    fn no_family_is_watched_while_another_starts_unless_that_takes_long() {
+        assert!(may_watch(false, Duration::ZERO));
+        assert!(!may_watch(true, Duration::ZERO));
+        assert!(may_watch(true, MAX_WATCH_DELAY));
+    }
 
     #[test]
     fn a_turn_looks_at_a_limited_number_of_services() {

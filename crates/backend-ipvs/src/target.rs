@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use ipvs::device::AddressChange;
 use ipvs::{
-    Addresses, Command, Connections, DeviceError, Devices, Ipvs, IpvsError, RealServer, RealServerId,
-    Timeouts, VirtualServer,
+    Addresses, Command, Connections, Devices, Ipvs, RealServer, RealServerId, Timeouts, VirtualServer,
 };
 use mode::{Applied, Reading, Target};
 use model::Family;
+use netlink::NetlinkError;
 use tokio::time::Instant;
 
 use crate::change::{Change, Means};
@@ -82,10 +82,10 @@ pub enum TargetError<R: std::error::Error + 'static> {
     Rules(Arc<R>),
     /// Virtual or real servers.
     #[error(transparent)]
-    Ipvs(IpvsError),
+    Ipvs(NetlinkError),
     /// Addresses.
     #[error(transparent)]
-    Devices(DeviceError),
+    Devices(NetlinkError),
     /// Nothing came back.
     #[error("{why}")]
     OutcomeUnknown {
@@ -183,7 +183,7 @@ impl<F: Family, R: Target> IpvsTarget<F, R> {
         }));
     }
 
-    fn read_servers(&mut self) -> Result<Vec<FoundServer>, IpvsError> {
+    fn read_servers(&mut self) -> Result<Vec<FoundServer>, NetlinkError> {
         let settings = self.ipvs.virtual_servers()?;
         let of_family = settings.into_iter().filter(|server| F::narrow(server.id.address).is_some());
         of_family
@@ -222,8 +222,8 @@ impl<F: Family> Batch<F> {
 }
 
 /// Endpoints of a virtual server that could not be read stay as they are.
-fn fail_together<R: Target>(error: IpvsError, count: usize, results: &mut Vec<TargetResult<R>>) {
-    let with_it = || IpvsError::OutcomeUnknown { why: "its virtual server could not be read" };
+fn fail_together<R: Target>(error: NetlinkError, count: usize, results: &mut Vec<TargetResult<R>>) {
+    let with_it = || NetlinkError::OutcomeUnknown { why: "its virtual server could not be read" };
     let errors = std::iter::once(error).chain(std::iter::repeat_with(with_it)).take(count);
     results.extend(errors.map(|error| Err(TargetError::Ipvs(error))));
 }
@@ -280,7 +280,7 @@ impl<F: Family, R: Target> Target for IpvsTarget<F, R> {
         };
         let servers = match self.read_servers() {
             Ok(servers) => servers,
-            Err(IpvsError::Interrupted) => return Reading::Unstable,
+            Err(NetlinkError::Interrupted) => return Reading::Unstable,
             Err(error) => return Reading::Failed(TargetError::Ipvs(error)),
         };
         let timeouts = match self.ipvs.timeouts() {
@@ -301,8 +301,7 @@ impl<F: Family, R: Target> Target for IpvsTarget<F, R> {
     fn is_retryable(error: &Self::Error) -> bool {
         match error {
             TargetError::Rules(error) => R::is_retryable(error),
-            TargetError::Ipvs(error) => !matches!(error, IpvsError::Missing),
-            TargetError::Devices(error) => !matches!(error, DeviceError::NoDummies { .. }),
+            TargetError::Ipvs(error) | TargetError::Devices(error) => !error.is_missing(),
             TargetError::OutcomeUnknown { .. } => true,
         }
     }

@@ -9,9 +9,9 @@ use anyhow::Context as _;
 use backend_ipvs::{DEVICE, IpvsPlanner, IpvsTarget, Options};
 use backend_nftables::{Backend, Config, NftablesTarget, NodePortAddresses, PodSource};
 use kernel::{KernelIpvs, VirtualDevice};
+use lab::Namespace;
 use mode::{Cause, NeedsReading, PlanOf, Planner, Reading, Target};
 use model::{Table, V4};
-use testkit::lab::Namespace;
 use tokio::time::Instant;
 
 use crate::changes::{Change, ChangeKind, Effort, sample};

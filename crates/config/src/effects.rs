@@ -72,7 +72,7 @@ pub(crate) fn notes(file: &KubeProxyConfiguration, mode: Mode) -> Vec<Note> {
     by_reason.into_iter().map(|(why, fields)| Note::NoEffect { fields, why }).collect()
 }
 
-/// Whether a running proxy has one value for what each mode's section has; see [`KubeProxyConfiguration::shared_mut`].
+/// Whether a running proxy has one value for what each mode's section has; see [`KubeProxyConfiguration::mode_section_mut`].
 fn is_shared(key: &str) -> bool {
     ["syncPeriod", "minSyncPeriod", "masqueradeAll", "masqueradeBit"].contains(&key)
 }
@@ -95,7 +95,7 @@ fn why(path: &str, said_mode: &str, mode: Mode) -> Option<String> {
     }
 }
 
-/// The section that a shared value is read from; see [`KubeProxyConfiguration::shared_mut`].
+/// The section that a shared value is read from; see [`KubeProxyConfiguration::mode_section_mut`].
 fn shared_owner(said_mode: &str, key: &str) -> Mode {
     match Mode::named(said_mode) {
         Some(Mode::NfTables) => Mode::NfTables,

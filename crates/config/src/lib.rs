@@ -24,10 +24,10 @@ mod go;
 mod listener;
 mod load;
 mod mode;
+mod mode_section;
 mod note;
 mod quantity;
 mod settings;
-mod shared;
 pub mod v1alpha1;
 mod validate;
 mod version;
@@ -48,7 +48,7 @@ pub use note::{Level, Note};
 pub use quantity::{Quantity, QuantityError};
 pub use settings::{
     ClientConnection, Config, Conntrack, ContentType, DetectLocal, Ipvs, LogFormat, Logging,
-    NodePortAddresses,
+    NodePortAddresses, ServiceMetrics, ServiceSeries,
 };
 pub use validate::node_name;
 pub use yaml::yaml;

@@ -17,6 +17,7 @@ use crate::listener::{self, ListenerError};
 use crate::mode::Mode;
 use crate::settings::{
     ClientConnection, Config, Conntrack, ContentType, DetectLocal, Ipvs, Logging, NodePortAddresses,
+    ServiceMetrics, ServiceSeries,
 };
 use crate::v1alpha1::KubeProxyConfiguration;
 
@@ -26,6 +27,8 @@ const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
 const POSITIVE: &str = "must be greater than 0";
 /// Upstream's sync loop runs at least this often, and crashes if it may not.
 const LONGEST_MIN_SYNC: GoDuration = GoDuration::from_secs(60 * 60);
+/// `serviceMetrics.top`, if it is not said.
+const DEFAULT_TOP: i32 = 50;
 /// The kernel's limit for names of interfaces (`IFNAMSIZ`, with the terminating zero).
 const INTERFACE_NAME_BYTES: usize = 15;
 
@@ -42,27 +45,16 @@ pub(crate) fn config(
     let masquerade_bit = masquerade_bit(&file, mode, check);
     let ipvs = ipvs(&file, mode, check);
     let conntrack = conntrack(&file, check);
-    let oom_score_adj = file.oom_score_adj.unwrap_or_default();
-    if !(-1000..=1000).contains(&oom_score_adj) {
-        check.failed(FieldError::invalid(
-            "oomScoreAdj",
-            &oom_score_adj,
-            "must be within the range [-1000, 1000]",
-        ));
-    }
+    let oom_score_adj = oom_score_adj(&file, check);
     let client_connection = client_connection(&file, own, check);
     let config_sync_period = check.positive("configSyncPeriod", file.config_sync_period);
     let (sync_period, min_sync_period) = sync_periods(&file, mode, check);
     let min_sync_period = if own.says_min_sync_period { min_sync_period } else { Duration::ZERO };
     if !own.says_min_sync_period {
         // Written as what it is, so that it is not taken for a wish when it is read again.
-        *file.shared_mut().min_sync_period = GoDuration::ZERO;
+        *file.mode_section_mut().min_sync_period = GoDuration::ZERO;
     }
-    let bind_address = model::parse_addr(&file.bind_address).unwrap_or_else(|_no_ip| {
-        let reason = "not a valid textual representation of an IP address";
-        check.failed(FieldError::invalid("bindAddress", file.bind_address.as_str(), reason));
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
-    });
+    let bind_address = bind_address(&file, check);
     let config = Config {
         mode,
         client_connection,
@@ -71,11 +63,13 @@ pub(crate) fn config(
         bind_address,
         healthz_bind_address: check.listener("healthzBindAddress", &file.healthz_bind_address),
         metrics_bind_address: check.listener("metricsBindAddress", &file.metrics_bind_address),
+        inspect_socket: path(&file.inspect_socket),
         bind_address_hard_fail: file.bind_address_hard_fail,
         enable_profiling: file.enable_profiling,
         node_port_addresses: node_port_addresses(&file, check),
         show_hidden_metrics: show_hidden_metrics(&file.show_hidden_metrics_for_version, check),
         detect_local: detect_local(&file, check),
+        service_metrics: service_metrics(&file, check),
         oom_score_adj,
         config_sync_period,
         sync_period,
@@ -91,6 +85,49 @@ pub(crate) fn config(
         file,
     };
     FieldErrors::or(errors, config)
+}
+
+/// Series of Services, if there are to be any.
+fn service_metrics(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> ServiceMetrics {
+    let said = &file.service_metrics;
+    let top = said.top.unwrap_or(DEFAULT_TOP);
+    let count = u32::try_from(top).ok().filter(|count| *count > 0).unwrap_or_else(|| {
+        check.failed(FieldError::invalid("serviceMetrics.top", &top, POSITIVE));
+        1
+    });
+    let series = match said.mode.0.as_str() {
+        "" | "off" => ServiceSeries::Off,
+        "top" => ServiceSeries::Top(count),
+        "all" => ServiceSeries::All,
+        other => {
+            let error = FieldError::unsupported("serviceMetrics.mode", other, &["off", "top", "all"]);
+            check.failed(error);
+            ServiceSeries::Off
+        }
+    };
+    let namespaces = said.namespaces.clone().unwrap_or_default();
+    for (index, namespace) in namespaces.iter().enumerate().filter(|(_, name)| name.is_empty()) {
+        let path = format!("serviceMetrics.namespaces[{index}]");
+        check.failed(FieldError::invalid(path, namespace.as_str(), "must be the name of a namespace"));
+    }
+    ServiceMetrics { series, namespaces }
+}
+
+fn oom_score_adj(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> i32 {
+    let value = file.oom_score_adj.unwrap_or_default();
+    if !(-1000..=1000).contains(&value) {
+        let reason = "must be within the range [-1000, 1000]";
+        check.failed(FieldError::invalid("oomScoreAdj", &value, reason));
+    }
+    value
+}
+
+fn bind_address(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> IpAddr {
+    model::parse_addr(&file.bind_address).unwrap_or_else(|_no_ip| {
+        let reason = "not a valid textual representation of an IP address";
+        check.failed(FieldError::invalid("bindAddress", file.bind_address.as_str(), reason));
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+    })
 }
 
 /// Collects what is wrong. The value that goes on in its place is never used.

@@ -3,6 +3,7 @@
 //!
 //! Does no deciding: what is sent was planned elsewhere, and what is refused is reported with the kernel's words.
 
+mod clock;
 mod conntrack;
 mod device;
 mod heap;
@@ -13,16 +14,19 @@ mod netlink;
 mod nftables;
 mod socket;
 mod touches;
+mod trace;
 mod watch;
 mod xtables;
 
 pub use crate::conntrack::Flows;
 pub use crate::device::VirtualDevice;
 pub use crate::ipvs::{KernelIpvs, SchedulerError, check_scheduler};
-pub use crate::netlink::{Netlink, NetlinkError, Protocol, Refusal};
+pub use crate::netlink::{Netlink, Protocol, Refusal};
+pub use clock::is_clock_synchronized;
 pub use heap::{release_memory, share_heap};
 pub use lookup::TableReader;
 pub use nftables::{LikelyKeys, Nftables};
 pub use socket::{Channel, Socket, SocketOption, Wait};
+pub use trace::Tracing;
 pub use watch::{ForeignChange, TableWatch};
 pub use xtables::{Counters, Xtables};

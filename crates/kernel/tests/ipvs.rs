@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use ipvs::device::AddressChange::{Add, Delete};
 use ipvs::{
-    Command as Change, DeviceError, Devices as _, Flags, Ipvs as _, RealServer, RealServerId, Scheduler,
-    ServerId, Statistics, VirtualServer,
+    Command as Change, Devices as _, Flags, Ipvs as _, RealServer, RealServerId, Scheduler, ServerId,
+    Statistics, VirtualServer,
 };
 use kernel::{KernelIpvs, SchedulerError, VirtualDevice, check_scheduler};
+use netlink::NetlinkError;
 use nix::sched::{CloneFlags, unshare};
 
 const NAME: &str = "kube-ipvs0";
@@ -91,7 +92,7 @@ fn one_bad_address_costs_only_itself() {
         let changes = [Add(address("10.96.0.1")), Add(address("ff02::1")), Add(address("10.96.0.2"))];
         let results = device.change(&changes);
         assert!(results[0].is_ok() && results[2].is_ok());
-        let Err(error @ DeviceError::Refused { .. }) = &results[1] else { panic!("{results:?}") };
+        let Err(error @ NetlinkError::Refused { .. }) = &results[1] else { panic!("{results:?}") };
         assert!(error.to_string().starts_with("add address ff02::1: "), "{error}");
         assert_eq!(held(&mut device).len(), 2);
         // A device that somebody deleted is made anew.

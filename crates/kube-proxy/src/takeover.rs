@@ -59,7 +59,7 @@ impl TakeOvers {
 }
 
 fn clean_up_leftovers(leftovers: Leftovers, family: IpFamily, is_last: bool) -> Report {
-    let (root, family) = (Root::default(), nft_family(family));
+    let (root, family) = (Root::default(), nft::Family::from(family));
     let (table, choosing) = (backend_nftables::table_name(), backend_nftables::choosing_chains());
     match (leftovers, is_last) {
         (Leftovers::OtherModes, true) => host::clean_up_other_modes(&root),
@@ -70,16 +70,9 @@ fn clean_up_leftovers(leftovers: Leftovers, family: IpFamily, is_last: bool) -> 
         (Leftovers::OtherModes | Leftovers::Iptables, false) => host::clean_up_rules(&root, family),
         (Leftovers::Iptables, true) => host::clean_up_iptables(&root),
         (Leftovers::OtherThanIptables, true) => {
-            host::clean_up_servers(&root).and(host::clean_up_nftables(&table, &choosing, &host::FAMILIES))
+            host::clean_up_servers(&root).and(host::clean_up_nftables(&table, &choosing, &nft::Family::ALL))
         }
         (Leftovers::OtherThanIptables, false) => host::clean_up_nftables(&table, &choosing, &[family]),
-    }
-}
-
-fn nft_family(family: IpFamily) -> nft::Family {
-    match family {
-        IpFamily::V4 => nft::Family::Ip,
-        IpFamily::V6 => nft::Family::Ip6,
     }
 }
 

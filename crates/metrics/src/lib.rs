@@ -15,6 +15,7 @@ mod process;
 mod registrar;
 mod sli;
 mod source;
+mod traffic;
 mod turn;
 
 use std::sync::{Mutex, PoisonError};
@@ -29,6 +30,7 @@ pub use process::ProcessReading;
 pub use registrar::CONTENT_TYPE;
 pub use sli::Slis;
 pub use source::{Requests, ResourceMetrics, SourceMetrics};
+pub use traffic::{Counted, FamilyTraffic, ReadTraffic, ServiceSeries, ServiceTraffic, TrafficMetrics};
 pub use turn::LoopTurn;
 
 use process::ProcessMetrics;
@@ -85,6 +87,8 @@ pub struct Metrics {
     pub source: SourceMetrics,
     /// Turns of the event loop.
     pub loop_turn: LoopTurn,
+    /// What went through Services.
+    pub traffic: TrafficMetrics,
     /// The registry of `/metrics/slis`.
     pub slis: Slis,
     process: Mutex<ProcessMetrics>,
@@ -110,7 +114,42 @@ pub struct HealthAnswers {
     livez: [IntCounter; 2],
 }
 
+impl ChangeMetrics {
+    fn register(registrar: &Registrar) -> Self {
+        Self {
+            endpoints_pending: registrar.gauge(
+                "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
+                "[ALPHA] EndpointSlice changes that no sync has taken up yet",
+            ),
+            endpoints_total: registrar
+                .counter("kubeproxy_sync_proxy_rules_endpoint_changes_total", "[ALPHA] EndpointSlice events"),
+            services_pending: registrar.gauge(
+                "kubeproxy_sync_proxy_rules_service_changes_pending",
+                "[ALPHA] Service changes that no sync has taken up yet",
+            ),
+            services_total: registrar.counter(
+                "kubeproxy_sync_proxy_rules_service_changes_total",
+                "[ALPHA] Service events, once for each IP family",
+            ),
+        }
+    }
+}
+
 impl HealthAnswers {
+    fn register(registrar: &Registrar) -> Self {
+        let by_code = |name, help| {
+            let answers = registrar.counters(name, help, &["code"]);
+            ["200", "503"].map(|code| answers.with_label_values(&[code]))
+        };
+        Self {
+            healthz: by_code(
+                "kubeproxy_proxy_healthz_total",
+                "[ALPHA] Answers of the health server's /healthz",
+            ),
+            livez: by_code("kubeproxy_proxy_livez_total", "[ALPHA] Answers of the health server's /livez"),
+        }
+    }
+
     /// Counts an answer of `/healthz`.
     pub fn healthz(&self, ok: bool) {
         self.healthz[usize::from(!ok)].inc();
@@ -127,33 +166,8 @@ impl Metrics {
     pub fn new(options: &Options) -> Self {
         let registrar = Registrar::counted();
         let family = Box::new(family::register(&registrar));
-        let changes = ChangeMetrics {
-            endpoints_pending: registrar.gauge(
-                "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
-                "[ALPHA] EndpointSlice changes that no sync has taken up yet",
-            ),
-            endpoints_total: registrar
-                .counter("kubeproxy_sync_proxy_rules_endpoint_changes_total", "[ALPHA] EndpointSlice events"),
-            services_pending: registrar.gauge(
-                "kubeproxy_sync_proxy_rules_service_changes_pending",
-                "[ALPHA] Service changes that no sync has taken up yet",
-            ),
-            services_total: registrar.counter(
-                "kubeproxy_sync_proxy_rules_service_changes_total",
-                "[ALPHA] Service events, once for each IP family",
-            ),
-        };
-        let by_code = |name, help| {
-            let answers = registrar.counters(name, help, &["code"]);
-            ["200", "503"].map(|code| answers.with_label_values(&[code]))
-        };
-        let health_answers = HealthAnswers {
-            healthz: by_code(
-                "kubeproxy_proxy_healthz_total",
-                "[ALPHA] Answers of the health server's /healthz",
-            ),
-            livez: by_code("kubeproxy_proxy_livez_total", "[ALPHA] Answers of the health server's /livez"),
-        };
+        let changes = ChangeMetrics::register(&registrar);
+        let health_answers = HealthAnswers::register(&registrar);
         let log_records_lost =
             registrar.counter("kubeproxy_log_records_lost_total", "Log records that nobody read in time");
         let config_file_usable = registrar.gauge(
@@ -165,6 +179,7 @@ impl Metrics {
         let source = SourceMetrics::register(&registrar);
         let process = Mutex::new(ProcessMetrics::register(&registrar));
         let loop_turn = LoopTurn::register(&registrar);
+        let traffic = TrafficMetrics::register(&registrar);
         Self {
             registrar,
             family,
@@ -174,6 +189,7 @@ impl Metrics {
             config_file_usable,
             source,
             loop_turn,
+            traffic,
             slis: Slis::default(),
             process,
         }

@@ -4,7 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use metrics::{BuildInfo, Feature, IptablesMetrics, Metrics, NftablesMetrics, Options, ProcessReading};
+use metrics::{
+    BuildInfo, Counted, FamilyTraffic, Feature, IptablesMetrics, Metrics, NftablesMetrics, Options,
+    ProcessReading, ServiceSeries, ServiceTraffic,
+};
 use model::{IpFamily, Kind};
 use prometheus_parse::{Scrape, Value};
 use tokio::time::Instant;
@@ -40,13 +43,23 @@ fn metrics(mode: Mode) -> Metrics {
     let feature = Feature { name: "ComponentFlagz".into(), stage: "BETA".into(), enabled: true };
     let build = BuildInfo { git_version: "v1.2.3".into(), ..BuildInfo::default() };
     let metrics = Metrics::new(&Options { build, features: vec![feature] });
-    mode.serve(&metrics, &[IpFamily::V4, IpFamily::V6]);
+    mode.serve(&metrics, &IpFamily::ALL);
     for kind in Kind::ALL {
         metrics.source.resource(kind).heard(Instant::now(), 1);
     }
     metrics.source.requests.answered("GET", "10.0.0.1:6443", Some(200), Duration::from_millis(3));
     metrics.source.requests.answered("GET", "10.0.0.1:6443", None, Duration::from_millis(3));
     metrics.source.requests.received("GET", "10.0.0.1:6443", 1000);
+    let counted = Counted { connections: 1, refused: 1, dropped: 1 };
+    let service = ServiceTraffic {
+        namespace: "ns".into(),
+        service: "svc".into(),
+        port: "http".into(),
+        protocol: "TCP".into(),
+        counted,
+    };
+    let traffic = FamilyTraffic { family: IpFamily::V4, total: counted, services: vec![service] };
+    metrics.traffic.follow(Box::new(move || vec![traffic.clone()]), ServiceSeries::default());
     metrics.slis.record("ping", "healthz", true);
     metrics
 }

@@ -9,9 +9,9 @@ use mode::{Applied, Cause, Planner, Reading, Settled, StepResults, Target};
 use model::{Changed, Family, FrontendKey};
 use tokio::time::Instant;
 
+use super::next::{ANEW_AFTER, Planned, REBUILD_AFTER};
 use super::{
-    ANEW_AFTER, Done, Failed, Failing, Held, InFlight, Pipeline, Planned, Progress, REBUILD_AFTER, Reason,
-    Scope, Step, Turn, Work, earliest,
+    Done, Failed, Failing, Held, InFlight, Pipeline, Progress, Reason, Scope, Step, Turn, Work, earliest,
 };
 use crate::backoff::pause;
 use crate::worker::Answer;
@@ -42,11 +42,6 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
             (Answer::NotOpened(error), Work::Applying(flight)) => {
                 (self.not_tried(*flight, error, now, random), None)
             }
-            (Answer::Counted(Ok(Some(counted))), Work::Counting) => {
-                let counting = AssertUnwindSafe(|| self.planner.traffic(&self.table, counted));
-                (catch_unwind(counting).map_or(Progress::Working, Progress::Counted), None)
-            }
-            (Answer::Counted(_) | Answer::NotOpened(_), Work::Counting) => (Progress::Working, None),
             (_, work) => {
                 debug_assert!(false, "nothing of the kind was asked for");
                 self.work = work;

@@ -30,4 +30,5 @@ mod sctp;
 mod status;
 mod support;
 mod takeover;
+mod traffic;
 mod watch;

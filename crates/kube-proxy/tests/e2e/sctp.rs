@@ -3,11 +3,11 @@
 use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr};
 
+use fakes::objects::{self, Port};
+use lab::Host;
+use lab::proxy::wait_until;
 use socket2::{Domain, Protocol, Socket, Type};
 use testkit::cluster::{Flavour, ProxyMode};
-use testkit::lab::Host;
-use testkit::objects::{self, Port};
-use testkit::proxy::wait_until;
 
 use crate::support::{PATIENCE, REQUEST, cluster_in, ip, start};
 

@@ -3,7 +3,7 @@
 use crate::encode::Encoder;
 use crate::encode::exprs::put_expr;
 use crate::set::DEFAULT_LEARNT_SIZE;
-use crate::wire::{DATA_TYPE_VERDICT, Writer, attr, flag, kind, set_flag};
+use crate::wire::{COUNTER, DATA_TYPE_VERDICT, Writer, attr, flag, kind, set_flag};
 use crate::{BaseChain, Family, Field, Name, Op, Rule, Set, SetData, SetKind, udata};
 
 /// Makes something unless it exists; without `NLM_F_EXCL` the kernel only checks that it is of the same kind.
@@ -28,20 +28,14 @@ impl Encoder<'_> {
                 let (id, family) = (self.set_id, self.tx.family);
                 self.put_message(kind::NEW_SET, CREATE, attr::SET_TABLE, |out| put_set(out, set, id, family));
             }
-            Op::DeleteSet(name) => {
-                self.put_message(kind::DEL_SET, flag::REQUEST, attr::SET_TABLE, |out| {
-                    out.text(attr::SET_NAME, name);
-                });
-            }
+            Op::DeleteSet(name) => self.put_deletion(kind::DEL_SET, attr::SET_TABLE, attr::SET_NAME, name),
             Op::AddChain { name, base } => {
                 self.put_message(kind::NEW_CHAIN, CREATE, attr::CHAIN_TABLE, |out| {
                     put_chain(out, name, base.as_ref());
                 });
             }
             Op::DeleteChain(name) => {
-                self.put_message(kind::DEL_CHAIN, flag::REQUEST, attr::CHAIN_TABLE, |out| {
-                    out.text(attr::CHAIN_NAME, name);
-                });
+                self.put_deletion(kind::DEL_CHAIN, attr::CHAIN_TABLE, attr::CHAIN_NAME, name);
             }
             Op::DeleteObject(object, name) => {
                 self.put_message(kind::DEL_OBJECT, flag::REQUEST, attr::OBJECT_TABLE, |out| {
@@ -50,14 +44,16 @@ impl Encoder<'_> {
                 });
             }
             Op::DeleteFlowtable(name) => {
-                self.put_message(kind::DEL_FLOWTABLE, flag::REQUEST, attr::FLOWTABLE_TABLE, |out| {
-                    out.text(attr::FLOWTABLE_NAME, name);
-                });
+                self.put_deletion(kind::DEL_FLOWTABLE, attr::FLOWTABLE_TABLE, attr::FLOWTABLE_NAME, name);
             }
             Op::SetRules { chain, rules } => self.put_rules(chain, rules),
             // Written by `put_elements`.
             Op::AddElements { .. } | Op::ReplaceElements { .. } | Op::DeleteElements { .. } => {}
         }
+    }
+
+    fn put_deletion(&mut self, kind: u16, table_attr: u16, name_attr: u16, name: &str) {
+        self.put_message(kind, flag::REQUEST, table_attr, |out| out.text(name_attr, name));
     }
 
     /// Flushes the chain (deletes a rule without saying which) and adds the rules.
@@ -92,6 +88,12 @@ fn put_set(out: &mut Writer, set: &Set, id: u32, family: Family) {
         SetKind::Learnt { size } => out.nest(attr::SET_DESC, |out| out.u32(attr::DESC_SIZE, size)),
     }
     out.bytes(attr::SET_USERDATA, &udata::set(set, family));
+    if set.is_counted {
+        out.nest(attr::SET_EXPR, |out| {
+            out.text(attr::EXPR_NAME, COUNTER);
+            out.nest(attr::EXPR_DATA, |_| {});
+        });
+    }
 }
 
 /// How long the fields are on which the kernel matches ranges.
@@ -145,7 +147,7 @@ fn length(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
-fn put_chain(out: &mut Writer, name: &Name, base: Option<&BaseChain>) {
+pub(crate) fn put_chain(out: &mut Writer, name: &Name, base: Option<&BaseChain>) {
     out.text(attr::CHAIN_NAME, name);
     let Some(base) = base else { return };
     out.text(attr::CHAIN_TYPE, base.kind.as_str());

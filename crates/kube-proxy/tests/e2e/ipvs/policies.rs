@@ -1,6 +1,6 @@
 //! Beside others' firewalls.
 
-use testkit::client::Transport;
+use lab::client::Transport;
 
 use super::{cluster, state, wait_until_served};
 use crate::support::{NODE_PORT, WEB_V4, WEB_V6, apply_web, ask, ip, start};

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use testkit::client::{Transport, spread};
+use fakes::objects::{self, Port};
+use lab::client::{Transport, spread};
+use lab::proxy::Proxy;
 use testkit::cluster::{Cluster, KEEP_PORT, UDP_PORT};
-use testkit::objects::{self, Port};
-use testkit::proxy::Proxy;
 
 use super::{Connection, cluster, start_with, state, wait_for_state};
 use crate::support::{PATIENCE, ip};

@@ -2,10 +2,10 @@
 
 use std::net::SocketAddr;
 
-use testkit::client::{Load, LoadGenerator, Transport};
+use lab::Host;
+use lab::client::{Load, LoadGenerator, Transport};
+use lab::proxy::{Proxy, wait_until};
 use testkit::cluster::{Cluster, Flavour, ProxyMode};
-use testkit::lab::Host;
-use testkit::proxy::{Proxy, wait_until};
 
 use super::{LONG, cluster, start_with, state, wait_until_served};
 use crate::support::{NODE_PORT, REQUEST, WEB_V4, WEB_V6, apply_web, ip, start};

@@ -7,14 +7,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use testkit::client::{Load, LoadGenerator, Session, Transport};
+use fakes::upstream;
+use lab::Host;
+use lab::client::{Load, LoadGenerator, Session, Transport};
+use lab::proxy::{Proxy, wait_until};
 use testkit::cluster::{Cluster, Flavour, ProxyMode};
-use testkit::lab::Host;
-use testkit::proxy::{Proxy, wait_until};
-use testkit::upstream;
 
-use super::{LONG, state};
-use crate::support::{NODE_PORT, PATIENCE, REQUEST, WEB_V4, WEB_V6, ask, cluster_in, ip, start};
+use super::{LONG, start_with, state};
+use crate::support::{NODE_PORT, PATIENCE, REQUEST, WEB_V4, WEB_V6, ask, cluster_in, ip};
 use crate::takeover::{KEEP_V4, KEEP_V6, apply_services, pods, services};
 
 #[test]
@@ -29,18 +29,24 @@ fn a_takeover_from_upstream_fails_and_ends_no_connection() {
     assert!(is_left(&cluster));
     let generators = load(&cluster);
     let mut sessions = sessions(&cluster);
-    let mut talk = || sessions.iter_mut().for_each(|session| session.exchange(b"still there?").unwrap());
-    talk();
+    let mut talk = |when: &str| {
+        for (n, session) in sessions.iter_mut().enumerate() {
+            let exchanged = session.exchange(b"still there?");
+            exchanged.unwrap_or_else(|failure| panic!("session {n} {when}: {failure}"));
+        }
+    };
+    talk("before");
     drop(real);
-    let proxy = start(&cluster);
+    talk("while nobody runs");
+    let proxy = start_with(&cluster, &[]);
     let gone = wait_until(LONG, || {
-        talk();
+        talk("at the change");
         !is_left(&cluster)
     });
     assert!(gone, "upstream's rules are left:\n{}", proxy.log().join("\n"));
     // What comes now meets nothing but ours.
     std::thread::sleep(Duration::from_secs(1));
-    talk();
+    talk("afterwards");
     for (n, generator) in generators.into_iter().enumerate() {
         let report = generator.stop();
         assert_eq!(
@@ -75,10 +81,10 @@ fn check_taken_over(cluster: &Cluster) {
 
 /// Upstream's program serves as before. It deletes our table when it starts, so new connections may fail until it has written its
 /// rules; established ones go on.
-fn give_back(cluster: &Cluster, program: &Path, mut talk: impl FnMut()) {
-    talk();
+fn give_back(cluster: &Cluster, program: &Path, mut talk: impl FnMut(&str)) {
+    talk("while nobody runs again");
     let _upstream = run_upstream(cluster, program);
-    talk();
+    talk("when it was given back");
     let tables = cluster.lab.node().exec("nft", &["list", "tables"]).unwrap();
     assert!(!tables.contains("kube-proxy"), "{tables}");
     for (from, to) in clients(cluster) {
