@@ -1,6 +1,8 @@
 # `make demo` and `make test` are all the set-up there is; see README.md.
 
 CARGO ?= cargo
+empty :=
+comma := ,
 export PATH := $(PATH):/usr/sbin:/sbin
 
 BUILD_TOOLS := cc:gcc cc:libc6-dev
@@ -8,7 +10,7 @@ BUILD_TOOLS := cc:gcc cc:libc6-dev
 RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux /etc/protocols:netbase
 TEST_TOOLS := $(RUN_TOOLS) iptables:iptables ipset:ipset conntrack:conntrack tmux:tmux
 
-.PHONY: demo test guest-test check package-check page-check image bench fuzz fmt docs-files
+.PHONY: demo test guest-test guest-smoke check package-check page-check image bench fuzz fmt docs-files
 
 ## Three pods, a Service and a client in namespaces of their own; nothing is left behind.
 demo:
@@ -21,13 +23,23 @@ test:
 	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS)
 	$(CARGO) test --workspace --locked
 
-## Tests that need IPVS, dummy devices or SCTP, in a guest whose kernel has them, emulated by QEMU: some minutes.
+## Tests that need IPVS, dummy devices or SCTP, in a guest whose kernel has them, emulated by QEMU: half an hour. The results are in
+## docs/guest-test.md. With KUBERNETES_BIN=/folder/of/upstream's/kube-proxy, the take-over is from that.
 GUEST_TOOLS := qemu-system-x86_64:qemu-system-x86 depmod:kmod cpio:cpio mke2fs:e2fsprogs xz:xz-utils python3:python3
-GUEST_TESTS := kernel/ipvs fakes/ipvs_parity
 guest-test:
 	@scripts/setup $(BUILD_TOOLS) $(GUEST_TOOLS)
-	scripts/guest test --timeout 600 $(GUEST_TESTS)
-	scripts/guest test --timeout 1800 kube-proxy/e2e -- --ignored
+	CARGO='$(CARGO)' scripts/guest test --timeout 7200 --report docs/guest-test.md kernel/ipvs fakes/ipvs_parity kube-proxy/e2e:ignored
+
+## Of those, what shows soonest whether mode ipvs works; part of `check`.
+GUEST_SMOKE := matrix::ipvs::every_line_of_the_contract_holds \
+	ipvs::kills_and_restarts_fail_no_connection_and_change_nothing \
+	ipvs::a_drain_of_a_thousand_connections_cuts_none_and_ends_with_them \
+	ipvs::switches::a_change_of_mode_and_back_fails_no_connection \
+	sctp::sctp_is_served_in_mode_ipvs
+guest-smoke:
+	@scripts/setup $(BUILD_TOOLS) $(GUEST_TOOLS)
+	CARGO='$(CARGO)' scripts/guest test --timeout 900 kernel/ipvs fakes/ipvs_parity \
+		kube-proxy/e2e:$(subst $(empty) $(empty),$(comma),$(strip $(GUEST_SMOKE)))
 
 ## What CI runs: format, lints, borders between crates, documentation, licences, tests, and what is in deploy/. Among the tests, what a change costs is counted at two
 ## sizes (crates/agent/tests/cost.rs); where valgrind is installed, instructions too.
@@ -40,6 +52,7 @@ check: package-check
 	command -v cargo-deny >/dev/null || $(CARGO) install --locked --debug cargo-deny
 	$(CARGO) deny --all-features check licenses bans sources
 	INSTA_UPDATE=no $(CARGO) test --workspace --locked --no-fail-fast
+	$(MAKE) guest-smoke
 
 ## What is in deploy/: manifests, chart, alert rules, dashboard, unit. Says which parts no tool was there for.
 package-check:
@@ -55,7 +68,7 @@ image:
 
 ## What it costs, at SERVICES="100 1000 ..." (up to 100000) x ENDPOINTS; beside any other kube-proxy with
 ## PEER=/path/to/kube-proxy PEER_ARGS='...'; in MODE=iptables with FLAVOUR=nft or legacy. Results are in target/bench;
-## BENCH_ARGS=--help tells of the rest.
+## BENCH_ARGS=--help tells of the rest. MODE=ipvs runs in the guest, beside mode nftables there: only ratios count.
 SERVICES ?= 100 1000 10000
 ENDPOINTS ?= 10
 MODE ?= nftables
@@ -63,13 +76,18 @@ FLAVOUR ?= nft
 PEER ?=
 PEER_ARGS ?=
 BENCH_ARGS ?=
-empty :=
-comma := ,
+BENCH_GUEST_ARGS := --rounds 1 --changes 20 --churn-rate 50
 bench:
-	@scripts/setup $(BUILD_TOOLS) $(RUN_TOOLS) $(if $(filter iptables,$(MODE)),iptables:iptables)
+	@scripts/setup $(BUILD_TOOLS) $(RUN_TOOLS) $(if $(filter iptables,$(MODE)),iptables:iptables) $(if $(filter ipvs,$(MODE)),$(GUEST_TOOLS))
 	$(CARGO) build --release --locked -p kube-proxy -p bench
+ifeq ($(MODE),ipvs)
+	scripts/guest run --timeout 14400 --memory 3072 --file target/release/bench --file target/release/kube-proxy --out target/bench -- \
+		./bench --services $(subst $(empty) $(empty),$(comma),$(strip $(SERVICES))) --endpoints $(ENDPOINTS) --mode ipvs \
+		--peer ./kube-proxy --peer-arguments=--proxy-mode=nftables $(BENCH_GUEST_ARGS) $(BENCH_ARGS) --folder /out ./kube-proxy
+else
 	target/release/bench --services $(subst $(empty) $(empty),$(comma),$(strip $(SERVICES))) --endpoints $(ENDPOINTS) \
 		--mode $(MODE) --flavour $(FLAVOUR) $(if $(PEER),--peer '$(PEER)' --peer-arguments='$(PEER_ARGS)') $(BENCH_ARGS) target/release/kube-proxy
+endif
 
 ## Damaged input for all decoders and parsers, for SECONDS each, with other random numbers every time.
 SECONDS ?= 60

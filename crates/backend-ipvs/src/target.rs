@@ -1,11 +1,13 @@
 //! Does the steps.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
 use ipvs::device::AddressChange;
-use ipvs::{Addresses, Command, Connections, Devices, Ipvs, RealServer, Timeouts, VirtualServer};
+use ipvs::{
+    Addresses, Command, Connections, Devices, Ipvs, RealServer, RealServerId, Timeouts, VirtualServer,
+};
 use mode::{Applied, Reading, Target};
 use model::Family;
 use netlink::NetlinkError;
@@ -111,28 +113,30 @@ impl<F: Family, R: Target> IpvsTarget<F, R> {
     fn run(&mut self, changes: &[Change<F>], results: &mut Results<R>) {
         let mut pending = Batch::default();
         for change in changes {
-            match change.means(&self.options) {
+            let means = change.means(&self.options);
+            if !pending.takes(&means) {
+                self.flush(&mut pending, results);
+            }
+            match means {
                 Means::Command(command) => {
-                    self.flush_addresses(&mut pending, results);
                     pending.commands.push(command);
                     pending.drains.push(matches!(change, Change::DrainReal(..)));
                 }
-                Means::Address(change) => {
-                    self.flush_commands(&mut pending, results);
-                    pending.addresses.push(change);
-                }
-                Means::Release(id, socket) => {
-                    self.flush_addresses(&mut pending, results);
-                    self.flush_commands(&mut pending, results);
-                    results.push(self.release(&id, &socket).map_err(TargetError::Ipvs));
-                }
+                Means::Address(change) => pending.addresses.push(change),
+                Means::Release(id, socket) => pending.releases.push((id, socket)),
             }
         }
-        self.flush_addresses(&mut pending, results);
-        self.flush_commands(&mut pending, results);
+        self.flush(&mut pending, results);
     }
 
-    fn flush_commands(&mut self, batch: &mut Batch, results: &mut Results<R>) {
+    /// Does what has been gathered, which is of one kind.
+    fn flush(&mut self, batch: &mut Batch<F>, results: &mut Results<R>) {
+        self.flush_addresses(batch, results);
+        self.flush_commands(batch, results);
+        self.flush_releases(batch, results);
+    }
+
+    fn flush_commands(&mut self, batch: &mut Batch<F>, results: &mut Results<R>) {
         if batch.commands.is_empty() {
             return;
         }
@@ -145,7 +149,7 @@ impl<F: Family, R: Target> IpvsTarget<F, R> {
         batch.commands.clear();
     }
 
-    fn flush_addresses(&mut self, batch: &mut Batch, results: &mut Results<R>) {
+    fn flush_addresses(&mut self, batch: &mut Batch<F>, results: &mut Results<R>) {
         if !batch.addresses.is_empty() {
             let answers = self.devices.change(&batch.addresses).into_iter();
             results
@@ -154,17 +158,29 @@ impl<F: Family, R: Target> IpvsTarget<F, R> {
         }
     }
 
-    /// Deletes an endpoint without connections. One that is gone is released too.
-    fn release<T>(&mut self, id: &Id<F>, socket: &Socket<F>) -> Result<Receipt<T>, NetlinkError> {
-        let (id, real_id) = (id.server_id(), socket.real_id());
-        let found = self.ipvs.real_servers(&id)?.into_iter().find(|(real, _)| real.id == real_id);
-        let Some((_, connections)) = found else { return Ok(Receipt::Released) };
-        if !connections.is_idle() {
-            return Ok(Receipt::Busy(Instant::now()));
-        }
-        let deleted = self.ipvs.apply(&[Command::DeleteReal(id, real_id)]).pop();
-        // If it is gone already, the next reading tells what else is.
-        deleted.unwrap_or(Ok(())).map(|()| Receipt::Released)
+    /// Deletes endpoints of one virtual server that have no connections: it is read once for all of them. One that is gone is
+    /// released too.
+    fn flush_releases(&mut self, batch: &mut Batch<F>, results: &mut Results<R>) {
+        let Some((id, _)) = batch.releases.first() else { return };
+        let id = id.server_id();
+        let sockets: Vec<_> = batch.releases.drain(..).map(|(_, socket)| socket.real_id()).collect();
+        let found: HashMap<_, _> = match self.ipvs.real_servers(&id) {
+            Ok(found) => found.into_iter().map(|(real, connections)| (real.id, connections)).collect(),
+            Err(error) => return fail_together::<R>(error, sockets.len(), results),
+        };
+        let is_idle = |real: &RealServerId| found.get(real).is_some_and(Connections::is_idle);
+        let idle = sockets.iter().filter(|real| is_idle(real));
+        let deletions: Vec<_> = idle.map(|real| Command::DeleteReal(id, *real)).collect();
+        // If one is gone by now, the next reading tells what else is.
+        let mut deleted = self.ipvs.apply(&deletions).into_iter();
+        let now = Instant::now();
+        results.extend(sockets.iter().map(|real| match found.get(real) {
+            Some(connections) if !connections.is_idle() => Ok(Receipt::Busy(now)),
+            Some(_) => {
+                deleted.next().unwrap_or(Ok(())).map(|()| Receipt::Released).map_err(TargetError::Ipvs)
+            }
+            None => Ok(Receipt::Released),
+        }));
     }
 
     fn read_servers(&mut self) -> Result<Vec<FoundServer>, NetlinkError> {
@@ -176,15 +192,44 @@ impl<F: Family, R: Target> IpvsTarget<F, R> {
     }
 }
 
-#[derive(Default)]
-struct Batch {
+/// Changes of one kind.
+struct Batch<F: Family> {
     commands: Vec<Command>,
     /// For each of them, whether it drains an endpoint.
     drains: Vec<bool>,
     addresses: Vec<AddressChange>,
+    /// Of one virtual server.
+    releases: Vec<(Id<F>, Socket<F>)>,
 }
 
-type Results<R> = Vec<Result<Receipt<<R as Target>::Receipt>, TargetError<<R as Target>::Error>>>;
+// The derived implementation would ask `F` itself to have a default.
+impl<F: Family> Default for Batch<F> {
+    fn default() -> Self {
+        Self { commands: Vec::new(), drains: Vec::new(), addresses: Vec::new(), releases: Vec::new() }
+    }
+}
+
+impl<F: Family> Batch<F> {
+    /// Whether this can be done together with what there is.
+    fn takes(&self, means: &Means<F>) -> bool {
+        let is_free = [self.commands.is_empty(), self.addresses.is_empty(), self.releases.is_empty()];
+        match (means, is_free) {
+            (Means::Command(_), [_, true, true]) | (Means::Address(_), [true, _, true]) => true,
+            (Means::Release(id, _), [true, true, _]) => self.releases.first().is_none_or(|(of, _)| of == id),
+            _ => false,
+        }
+    }
+}
+
+/// Endpoints of a virtual server that could not be read stay as they are.
+fn fail_together<R: Target>(error: NetlinkError, count: usize, results: &mut Vec<TargetResult<R>>) {
+    let with_it = || NetlinkError::OutcomeUnknown { why: "its virtual server could not be read" };
+    let errors = std::iter::once(error).chain(std::iter::repeat_with(with_it)).take(count);
+    results.extend(errors.map(|error| Err(TargetError::Ipvs(error))));
+}
+
+type TargetResult<R> = Result<Receipt<<R as Target>::Receipt>, TargetError<<R as Target>::Error>>;
+type Results<R> = Vec<TargetResult<R>>;
 
 impl<F: Family, R: Target> Target for IpvsTarget<F, R> {
     type Step = Step<F, R::Step>;

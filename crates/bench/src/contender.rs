@@ -43,6 +43,12 @@ pub(crate) struct Contender {
 }
 
 impl Contender {
+    /// The mode that it runs in.
+    pub(crate) fn mode(&self) -> &str {
+        let given = self.extra.iter().rev().find_map(|extra| extra.strip_prefix("--proxy-mode="));
+        given.unwrap_or(&self.mode)
+    }
+
     /// The arguments with which it serves the cluster behind this API server. They are upstream's flags, which any
     /// drop-in replacement has.
     pub(crate) fn arguments(&self, master: &str) -> Vec<String> {
@@ -89,5 +95,12 @@ mod tests {
             "--master http://x --hostname-override node-1 --proxy-mode=iptables --cluster-cidr 10.244.0.0/16 -x"
         );
         assert!(arguments(Series::Ours, "").ends_with(" -v 2"));
+        let mode = |extra: &str| {
+            let extra = extra.split_whitespace().map(str::to_owned).collect();
+            let contender =
+                Contender { series: Series::Peer, program: "kp".into(), mode: "ipvs".into(), extra };
+            contender.mode().to_owned()
+        };
+        assert_eq!((mode("").as_str(), mode("-x --proxy-mode=nftables").as_str()), ("ipvs", "nftables"));
     }
 }

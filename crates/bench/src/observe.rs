@@ -15,11 +15,22 @@ use crate::process::{descendants, is_alive, peak_kib, processor_time, resident_k
 use crate::site::Site;
 use crate::world::Probe;
 
-/// How often the kernel is asked for its generation.
-const POLL: Duration = Duration::from_micros(500);
-/// How often the process is looked at, in polls, and how often its children, for which all processes must be looked at.
-const PROCESS_POLLS: u32 = 20;
-const CHILDREN_POLLS: u32 = 200;
+/// How often something is looked at.
+#[derive(Clone, Copy)]
+struct Pace {
+    /// Between two questions for the kernel's generation.
+    poll: Duration,
+    /// How often the process is looked at, in polls.
+    process_polls: u32,
+    /// How often its children are, for which all processes must be looked at.
+    children_polls: u32,
+}
+
+/// Where the kernel's generation tells when a program has done its work.
+const FINE: Pace = Pace { poll: Duration::from_micros(500), process_polls: 20, children_polls: 200 };
+/// Where it does not: looking costs the one emulated processor that the program has in the guest.
+const COARSE: Pace = Pace { poll: Duration::from_millis(50), process_polls: 1, children_polls: 10 };
+
 /// More processor time than this between two looks means that it works.
 const BUSY: Duration = Duration::from_millis(1);
 /// Who neither works nor commits for this long is at rest. Longer than any usual pause between syncs.
@@ -55,8 +66,9 @@ pub(crate) fn start(
     let begun = Instant::now();
     let mut proxy = site.start(contender)?;
     let observer = Observer::new(proxy.pid(), before, begun);
+    let pace = if contender.mode() == "ipvs" { COARSE } else { FINE };
     let served = std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| observer.watch(&generation));
+        let watcher = scope.spawn(|| observer.watch(&generation, pace));
         let served = site.client().run(|| {
             let alive = || observer.seen().is_alive;
             let mut last = begun;
@@ -124,7 +136,7 @@ impl Observer {
     }
 
     /// Looks until told to end.
-    fn watch(&self, generation: &Generation) -> anyhow::Result<()> {
+    fn watch(&self, generation: &Generation, pace: Pace) -> anyhow::Result<()> {
         let mut polls = 0_u32;
         let mut children = Vec::new();
         while !self.done.load(Ordering::Relaxed) {
@@ -134,14 +146,14 @@ impl Observer {
                 let mut seen = self.seen();
                 (seen.generation, seen.last_commit, seen.last_busy) = (number, Some(now), now);
             }
-            if polls.is_multiple_of(CHILDREN_POLLS) {
+            if polls.is_multiple_of(pace.children_polls) {
                 children = descendants(self.pid);
             }
-            if polls.is_multiple_of(PROCESS_POLLS) {
+            if polls.is_multiple_of(pace.process_polls) {
                 self.look_at_processes(&children, now);
             }
             polls += 1;
-            std::thread::sleep(POLL);
+            std::thread::sleep(pace.poll);
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use tokio::time::Instant;
 
 use crate::contender::{Contender, Series};
-use crate::kernel_share::{self, KernelShare, settle};
+use crate::kernel_share::{self, KernelShare, Measured, settle};
 use crate::options::Options;
 use crate::report::{Report, machine, say};
 use crate::results::{Notebook, Results};
@@ -64,11 +64,12 @@ impl<'a> Bench<'a> {
     fn size(&mut self, services: u32) -> anyhow::Result<()> {
         let Options { endpoints, rounds, effort, .. } = *self.options;
         let world = World::new(services, endpoints)?;
-        let is_nftables = self.options.contenders.iter().any(|contender| contender.mode == "nftables");
+        let ours = self.options.contenders.iter().find(|contender| contender.series == Series::Ours);
         let mut share = None;
-        if is_nftables {
+        if let Some(mode) = ours.and_then(|contender| Measured::parse(contender.mode())) {
             self.progress(&format!("{services} Services: the kernel alone"))?;
-            share = Some(kernel_share::measure(&world, rounds, effort).context("measure the kernel alone")?);
+            let measured = kernel_share::measure(mode, &world, rounds, effort);
+            share = Some(measured.context("measure the kernel alone")?);
         }
         for (round, contender) in self.turns() {
             let mut turn = Turn { bench: self, services, round, contender };

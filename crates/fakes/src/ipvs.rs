@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipvs::{
-    Command, Connections, Forwarding, Ipvs, RealServer, RealServerId, Scheduler, ServerId, Timeouts,
-    VirtualServer,
+    Command, Connections, Forwarding, Ipvs, RealServer, RealServerId, Scheduler, ServerId, Statistics,
+    Timeouts, VirtualServer,
 };
 use netlink::NetlinkError;
 
@@ -125,6 +125,17 @@ impl Ipvs for FakeIpvs {
         let mut state = self.state();
         state.readings += 1;
         Ok(state.servers.get(id).map(|server| server.reals.values().copied().collect()).unwrap_or_default())
+    }
+
+    /// Nothing ever goes through.
+    fn virtual_statistics(&mut self) -> Result<Vec<(ServerId, Statistics)>, NetlinkError> {
+        Ok(self.state().servers.keys().map(|id| (*id, Statistics::default())).collect())
+    }
+
+    fn real_statistics(&mut self, id: &ServerId) -> Result<Vec<(RealServerId, Statistics)>, NetlinkError> {
+        let state = self.state();
+        let reals = state.servers.get(id).into_iter().flat_map(|server| server.reals.keys());
+        Ok(reals.map(|real| (*real, Statistics::default())).collect())
     }
 
     fn timeouts(&mut self) -> Result<Timeouts, NetlinkError> {

@@ -1,9 +1,10 @@
 //! Rules in the shapes of upstream's kube-proxy, as it would have left them on a node, and those of its neighbours.
 //!
-//! From the contract of v1.36 (`pkg/proxy/iptables/proxier.go`, `pkg/proxy/nftables/proxier.go`): which tables, chains, jumps
-//! and comments there are, what they contain, and how they decide. Suffixes of chain names are as long as upstream's, but
-//! another hash.
+//! From the contract of v1.36 (`pkg/proxy/iptables/proxier.go`, `pkg/proxy/nftables/proxier.go`, `pkg/proxy/ipvs/proxier.go`):
+//! which tables, chains, jumps and comments there are, what they contain, and how they decide. Suffixes of chain names are as
+//! long as upstream's, but another hash.
 
+mod ipvs;
 mod nftables;
 
 use std::fmt::Write;
@@ -11,6 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
+pub use ipvs::{IpvsLeftovers, ipvs};
 pub use nftables::nftables;
 
 /// A Service port of one family.

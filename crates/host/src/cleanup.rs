@@ -16,6 +16,9 @@
 //!    `nf_tables` all tables of a family go at once.
 //! 3. Sets, which the rules have referred to.
 //!
+//! From mode ipvs to mode iptables virtual servers and their device go first ([`clean_up_servers`]), while the table that marks
+//! and masquerades what they direct is still there.
+//!
 //! From mode nftables to mode iptables ([`clean_up_nftables`]) the table goes in two steps: first the chains that choose
 //! endpoints, then the rest. Its postrouting knows by address which flows of an endpoint come back to itself, and does not
 //! mark them: a packet for which it has chosen has to find it still there, or its flow would never be masqueraded.
@@ -25,6 +28,7 @@ mod error;
 mod ipvs;
 mod legacy;
 mod lock;
+mod sockets;
 
 use std::thread;
 use std::time::Duration;
@@ -62,6 +66,15 @@ impl Report {
         self.removed.is_empty() && self.failures.is_empty()
     }
 
+    /// This one and then another.
+    #[must_use]
+    pub fn and(mut self, next: Self) -> Self {
+        self.removed.extend(next.removed);
+        self.kept.extend(next.kept);
+        self.failures.extend(next.failures);
+        self
+    }
+
     fn fail(&mut self, error: CleanupError) {
         self.failures.push(error);
     }
@@ -85,6 +98,14 @@ pub fn clean_up_other_modes(root: &Root) -> Report {
         compat::clean(family, &mut report);
     }
     ipvs::remove_sets(root, &mut report);
+    report
+}
+
+/// Removes the virtual servers that mode `ipvs` left, ours or upstream's, and their device: for a mode whose rules, complete by now,
+/// direct new flows before IPVS sees them.
+pub fn clean_up_servers(root: &Root) -> Report {
+    let mut report = Report::default();
+    ipvs::remove_servers(root, &mut report);
     report
 }
 
@@ -115,7 +136,8 @@ pub fn is_ipvs_left() -> bool {
     ipvs::is_left()
 }
 
-/// Time for packets that are between a choice of endpoint and postrouting to get there. It takes them microseconds.
+/// Time for packets that are between a choice of endpoint and postrouting to get there, which takes microseconds, and for endpoints
+/// to answer what they were sent last.
 const IN_FLIGHT: Duration = Duration::from_millis(100);
 
 /// Removes what mode `nftables` left in these families, ours or upstream's: the tables of this name, of which `choosing` are the

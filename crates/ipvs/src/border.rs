@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use netlink::NetlinkError;
 
 use crate::device::AddressChange;
-use crate::{Command, Connections, RealServer, ServerId, Timeouts, VirtualServer};
+use crate::{Command, Connections, RealServer, RealServerId, ServerId, Statistics, Timeouts, VirtualServer};
 
 /// IPVS of one network namespace.
 pub trait Ipvs: Send {
@@ -24,6 +24,18 @@ pub trait Ipvs: Send {
     /// # Errors
     /// They can't be read.
     fn real_servers(&mut self, id: &ServerId) -> Result<Vec<(RealServer, Connections)>, NetlinkError>;
+
+    /// What went through each virtual server with an address, of both families: one listing, without real servers.
+    ///
+    /// # Errors
+    /// It can't be read.
+    fn virtual_statistics(&mut self) -> Result<Vec<(ServerId, Statistics)>, NetlinkError>;
+
+    /// What went through each real server of a virtual server; nothing if there is no such.
+    ///
+    /// # Errors
+    /// It can't be read.
+    fn real_statistics(&mut self, id: &ServerId) -> Result<Vec<(RealServerId, Statistics)>, NetlinkError>;
 
     /// The time-outs.
     ///

@@ -9,6 +9,7 @@ mod border;
 mod command;
 pub mod device;
 mod message;
+mod route;
 mod scheduler;
 mod server;
 
@@ -17,7 +18,8 @@ pub use command::Command;
 pub use message::{
     Reader, family, request_family, request_real_servers, request_timeouts, request_virtual_servers,
 };
+pub use route::RouteChange;
 pub use scheduler::{Scheduler, SchedulerNameError};
 pub use server::{
-    Connections, Flags, Forwarding, RealServer, RealServerId, ServerId, Timeouts, VirtualServer,
+    Connections, Flags, Forwarding, RealServer, RealServerId, ServerId, Statistics, Timeouts, VirtualServer,
 };

@@ -7,7 +7,8 @@ use netlink::{Attrs, Message, NLMSG_HEADER_BYTES, Writer, flag};
 
 use crate::command::server_id;
 use crate::{
-    Connections, Flags, Forwarding, RealServer, RealServerId, Scheduler, ServerId, Timeouts, VirtualServer,
+    Connections, Flags, Forwarding, RealServer, RealServerId, Scheduler, ServerId, Statistics, Timeouts,
+    VirtualServer,
 };
 
 /// The type of messages to the controller of generic netlink, and its command that asks for a family's type.
@@ -33,7 +34,7 @@ pub(crate) mod command {
     pub(crate) const GET_CONFIG: u8 = 13;
 }
 
-/// `IPVS_CMD_ATTR_*`, `IPVS_SVC_ATTR_*` and `IPVS_DEST_ATTR_*`
+/// `IPVS_CMD_ATTR_*`, `IPVS_SVC_ATTR_*`, `IPVS_DEST_ATTR_*` and `IPVS_STATS_ATTR_*`
 pub(crate) mod attr {
     pub(crate) const SERVICE: u16 = 1;
     pub(crate) const DEST: u16 = 2;
@@ -49,6 +50,8 @@ pub(crate) mod attr {
     pub(crate) const SERVICE_FLAGS: u16 = 7;
     pub(crate) const SERVICE_TIMEOUT: u16 = 8;
     pub(crate) const SERVICE_NETMASK: u16 = 9;
+    pub(crate) const SERVICE_STATS: u16 = 10;
+    pub(crate) const SERVICE_STATS64: u16 = 12;
 
     pub(crate) const DEST_ADDR: u16 = 1;
     pub(crate) const DEST_PORT: u16 = 2;
@@ -59,7 +62,15 @@ pub(crate) mod attr {
     pub(crate) const DEST_ACTIVE: u16 = 7;
     pub(crate) const DEST_INACTIVE: u16 = 8;
     pub(crate) const DEST_PERSISTENT: u16 = 9;
+    pub(crate) const DEST_STATS: u16 = 10;
     pub(crate) const DEST_AF: u16 = 11;
+    pub(crate) const DEST_STATS64: u16 = 12;
+
+    pub(crate) const STATS_CONNECTIONS: u16 = 1;
+    pub(crate) const STATS_PACKETS_IN: u16 = 2;
+    pub(crate) const STATS_PACKETS_OUT: u16 = 3;
+    pub(crate) const STATS_BYTES_IN: u16 = 4;
+    pub(crate) const STATS_BYTES_OUT: u16 = 5;
 }
 
 /// Asks which message type IPVS has. Refused with `ENOENT` if the kernel has no IPVS.
@@ -158,6 +169,18 @@ impl Reader {
         Some((RealServer { id, weight: host_u32(&dest, attr::DEST_WEIGHT)?, forwarding }, connections))
     }
 
+    /// What went through the virtual server that a message tells of.
+    pub fn virtual_statistics(self, message: &Message<'_>) -> Option<Statistics> {
+        let service = self.attrs(message)?.nest(attr::SERVICE)?;
+        Some(statistics(&service, attr::SERVICE_STATS64, attr::SERVICE_STATS))
+    }
+
+    /// What went through the real server that a message tells of.
+    pub fn real_statistics(self, message: &Message<'_>) -> Option<Statistics> {
+        let dest = self.attrs(message)?.nest(attr::DEST)?;
+        Some(statistics(&dest, attr::DEST_STATS64, attr::DEST_STATS))
+    }
+
     /// The time-outs that a message tells.
     pub fn timeouts(self, message: &Message<'_>) -> Option<Timeouts> {
         let attrs = self.attrs(message)?;
@@ -167,6 +190,27 @@ impl Reader {
             udp: host_u32(&attrs, attr::TIMEOUT_UDP)?,
         })
     }
+}
+
+/// Kernels before 4.1 have only the narrow counters, of 32 bits but for bytes.
+fn statistics(server: &Attrs<'_>, wide: u16, narrow: u16) -> Statistics {
+    let Some(counters) = server.nest(wide).or_else(|| server.nest(narrow)) else {
+        return Statistics::default();
+    };
+    let count = |kind| counters.find(kind).and_then(host_number).unwrap_or_default();
+    Statistics {
+        connections: count(attr::STATS_CONNECTIONS),
+        packets_in: count(attr::STATS_PACKETS_IN),
+        packets_out: count(attr::STATS_PACKETS_OUT),
+        bytes_in: count(attr::STATS_BYTES_IN),
+        bytes_out: count(attr::STATS_BYTES_OUT),
+    }
+}
+
+/// A number of either width.
+fn host_number(bytes: &[u8]) -> Option<u64> {
+    let wide = bytes.try_into().ok().map(u64::from_ne_bytes);
+    wide.or_else(|| bytes.try_into().ok().map(|narrow| u32::from_ne_bytes(narrow).into()))
 }
 
 fn host_u16(attrs: &Attrs<'_>, kind: u16) -> Option<u16> {
@@ -182,5 +226,54 @@ fn address(family: u16, bytes: &[u8]) -> Option<IpAddr> {
         AF_INET => bytes.first_chunk::<4>().copied().map(IpAddr::from),
         AF_INET6 => bytes.first_chunk::<16>().copied().map(IpAddr::from),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink::messages;
+
+    use super::*;
+
+    const FAMILY: u16 = 0x22;
+
+    /// What is read of a virtual and of a real server whose counters are as `write` has them.
+    fn read(kinds: [u16; 2], write: impl Fn(&mut Writer)) -> [Option<Statistics>; 2] {
+        let mut out = Writer::default();
+        let start = out.begin_message(FAMILY, 0, 1, command::NEW_SERVICE, 0);
+        for (server, kind) in [attr::SERVICE, attr::DEST].into_iter().zip(kinds) {
+            out.nest(server, |out| out.nest(kind, &write));
+        }
+        out.end_message(start);
+        let message = messages(&out.out).next().unwrap();
+        let reader = Reader { family: FAMILY };
+        [reader.virtual_statistics(&message), reader.real_statistics(&message)]
+    }
+
+    #[test]
+    fn counters_of_both_widths_are_read() {
+        let expected =
+            Statistics { connections: 1, packets_in: 2, packets_out: 3, bytes_in: 4, bytes_out: 5 << 40 };
+        let wide = |out: &mut Writer| {
+            for (kind, value) in [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5_u64 << 40), (6, 99)] {
+                out.bytes(kind, &value.to_ne_bytes());
+            }
+        };
+        let narrow = |out: &mut Writer| {
+            for (kind, value) in [(1, 1_u32), (2, 2), (3, 3)] {
+                out.bytes(kind, &value.to_ne_bytes());
+            }
+            for (kind, value) in [(4, 4_u64), (5, 5 << 40)] {
+                out.bytes(kind, &value.to_ne_bytes());
+            }
+        };
+        assert_eq!(read([attr::SERVICE_STATS64, attr::DEST_STATS64], wide), [Some(expected); 2]);
+        assert_eq!(read([attr::SERVICE_STATS, attr::DEST_STATS], narrow), [Some(expected); 2]);
+        // What is not told is not counted, and other messages tell nothing.
+        assert_eq!(read([99, 99], wide), [Some(Statistics::default()); 2]);
+        assert_eq!(
+            read([attr::SERVICE_STATS64, 99], |out| out.bytes(1, &[7])),
+            [Some(Statistics::default()); 2]
+        );
     }
 }

@@ -121,6 +121,21 @@ impl Connections {
     }
 }
 
+/// What went through a virtual or real server since it was made. Clients' packets are those in, answers those out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// New connections; of UDP, flows that IPVS had not remembered.
+    pub connections: u64,
+    /// Packets of clients.
+    pub packets_in: u64,
+    /// Packets of answers.
+    pub packets_out: u64,
+    /// Bytes of clients' packets, from the IP header on.
+    pub bytes_in: u64,
+    /// Bytes of answers, from the IP header on.
+    pub bytes_out: u64,
+}
+
 /// How long IPVS remembers connections without packets, in seconds; 0: as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts {

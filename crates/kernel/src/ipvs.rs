@@ -3,10 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipvs::{
-    Command, Connections, Flags, Ipvs, Reader, RealServer, Scheduler, ServerId, Timeouts, VirtualServer,
-    family, request_family, request_real_servers, request_timeouts, request_virtual_servers,
+    Command, Connections, Flags, Ipvs, Reader, RealServer, RealServerId, Scheduler, ServerId, Statistics,
+    Timeouts, VirtualServer, family, request_family, request_real_servers, request_timeouts,
+    request_virtual_servers,
 };
-use netlink::NetlinkError;
+use netlink::{Message, NetlinkError};
 
 use crate::netlink::{Netlink, Protocol};
 
@@ -63,6 +64,39 @@ impl KernelIpvs {
     }
 }
 
+impl KernelIpvs {
+    /// Lists virtual servers, until none changes meanwhile.
+    fn list_virtual<T>(
+        &mut self,
+        read: impl Fn(Reader, &Message<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
+        let reader = self.reader;
+        let mut attempt = 1;
+        loop {
+            let mut listed = Vec::new();
+            let request = |seq| request_virtual_servers(reader.family, seq);
+            match self.netlink.ask(request, |message| listed.extend(read(reader, message))) {
+                Ok(()) => return Ok(listed),
+                Err(NetlinkError::Interrupted) if attempt < READ_ATTEMPTS => attempt += 1,
+                Err(error) => return Err(failed("read virtual servers")(error)),
+            }
+        }
+    }
+
+    fn list_real<T>(
+        &mut self,
+        id: &ServerId,
+        read: impl Fn(Reader, &Message<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
+        let reader = self.reader;
+        let mut listed = Vec::new();
+        let request = |seq| request_real_servers(reader.family, id, seq);
+        let asked = self.netlink.ask(request, |message| listed.extend(read(reader, message)));
+        asked.map_err(failed("read real servers"))?;
+        Ok(listed)
+    }
+}
+
 fn failed(action: &'static str) -> impl FnOnce(NetlinkError) -> NetlinkError {
     move |error| match error {
         NetlinkError::Interrupted => NetlinkError::Interrupted,
@@ -85,28 +119,23 @@ impl Ipvs for KernelIpvs {
     }
 
     fn virtual_servers(&mut self) -> Result<Vec<VirtualServer>, NetlinkError> {
-        let Reader { family } = self.reader;
-        let mut attempt = 1;
-        loop {
-            let mut servers = Vec::new();
-            let request = |seq| request_virtual_servers(family, seq);
-            let asked =
-                self.netlink.ask(request, |message| servers.extend(self.reader.virtual_server(message)));
-            match asked {
-                Ok(()) => return Ok(servers),
-                Err(NetlinkError::Interrupted) if attempt < READ_ATTEMPTS => attempt += 1,
-                Err(error) => return Err(failed("read virtual servers")(error)),
-            }
-        }
+        self.list_virtual(Reader::virtual_server)
     }
 
     fn real_servers(&mut self, id: &ServerId) -> Result<Vec<(RealServer, Connections)>, NetlinkError> {
-        let Reader { family } = self.reader;
-        let mut servers = Vec::new();
-        let request = |seq| request_real_servers(family, id, seq);
-        let asked = self.netlink.ask(request, |message| servers.extend(self.reader.real_server(id, message)));
-        asked.map_err(failed("read real servers"))?;
-        Ok(servers)
+        self.list_real(id, |reader, message| reader.real_server(id, message))
+    }
+
+    fn virtual_statistics(&mut self) -> Result<Vec<(ServerId, Statistics)>, NetlinkError> {
+        self.list_virtual(|reader, message| {
+            Some((reader.virtual_server(message)?.id, reader.virtual_statistics(message)?))
+        })
+    }
+
+    fn real_statistics(&mut self, id: &ServerId) -> Result<Vec<(RealServerId, Statistics)>, NetlinkError> {
+        self.list_real(id, |reader, message| {
+            Some((reader.real_server(id, message)?.0.id, reader.real_statistics(message)?))
+        })
     }
 
     fn timeouts(&mut self) -> Result<Timeouts, NetlinkError> {

@@ -2,12 +2,18 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::thread;
+use std::time::Duration;
 
 use ipvs::device::AddressChange::{Add, Delete};
-use ipvs::{Devices as _, Ipvs as _, Scheduler};
+use ipvs::{
+    Command as Change, Devices as _, Flags, Ipvs as _, RealServer, RealServerId, Scheduler, ServerId,
+    Statistics, VirtualServer,
+};
 use kernel::{KernelIpvs, SchedulerError, VirtualDevice, check_scheduler};
 use netlink::NetlinkError;
 use nix::sched::{CloneFlags, unshare};
@@ -27,8 +33,13 @@ fn in_netns<T: Send>(run: impl FnOnce() -> T + Send) -> T {
 
 #[track_caller]
 fn ip(args: &str) -> String {
-    let output = Command::new("ip").args(args.split(' ')).output().expect("run ip");
-    assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
+    run("ip", args)
+}
+
+#[track_caller]
+fn run(program: &str, args: &str) -> String {
+    let output = Command::new(program).args(args.split(' ')).output().expect(program);
+    assert!(output.status.success(), "{program} {args}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -60,6 +71,8 @@ fn the_device_holds_addresses_of_both_families() {
         ip("link set lo up");
         ip("link add eth0 type dummy");
         ip("link set eth0 up");
+        // Without any other address of the scope, even one that is not preferred would have to do.
+        ip("-6 address add 2001:db8:1::1/64 dev eth0 nodad");
         ip("route add default dev eth0");
         ip("-6 route add default dev eth0");
         assert!(!ip("route get 192.0.2.1").contains("src 10.96."));
@@ -80,7 +93,7 @@ fn one_bad_address_costs_only_itself() {
         let results = device.change(&changes);
         assert!(results[0].is_ok() && results[2].is_ok());
         let Err(error @ NetlinkError::Refused { .. }) = &results[1] else { panic!("{results:?}") };
-        assert!(error.to_string().starts_with("kernel refused to add address ff02::1: "), "{error}");
+        assert!(error.to_string().contains("add address ff02::1: "), "{error}");
         assert_eq!(held(&mut device).len(), 2);
         // A device that somebody deleted is made anew.
         ip("link del kube-ipvs0");
@@ -116,4 +129,83 @@ fn every_scheduler_of_the_kernel_can_be_used_and_an_unknown_one_names_them() {
         assert_eq!(error.to_string(), expected);
         assert_eq!(ipvs.virtual_servers().unwrap(), []);
     });
+}
+
+/// As with a kernel that was built without it: this takes the module away, so it runs nowhere but in the guest.
+#[test]
+fn a_scheduler_without_its_module_is_not_among_those_that_work() {
+    assert!(
+        Path::new("/job/command").exists(),
+        "this test keeps a module from being loaded: make guest-test"
+    );
+    const RULE: &str = "/etc/modprobe.d/no-ovf.conf";
+    in_netns(|| {
+        let mut ipvs = KernelIpvs::open().expect("these tests need a kernel with IPVS");
+        // Nobody uses it: each of these tests deletes the server by which it tries schedulers.
+        run("modprobe", "-r -q ip_vs_ovf");
+        std::fs::create_dir_all("/etc/modprobe.d").unwrap();
+        std::fs::write(RULE, "install ip_vs_ovf exit 1\n").unwrap();
+        let error = check_scheduler(&mut ipvs, Scheduler::new("ovf").unwrap()).unwrap_err();
+        std::fs::remove_file(RULE).unwrap();
+        let SchedulerError::Unknown { usable, .. } = &error else { panic!("{error}") };
+        assert_eq!(usable.len() + 1, Scheduler::ALL.len());
+        assert!(error.to_string().contains(
+            "its module ip_vs_ovf is not loaded, and could not be; it has rr, wrr, lc, wlc, fo, lblc,"
+        ));
+        check_scheduler(&mut ipvs, Scheduler::new("ovf").unwrap()).unwrap();
+    });
+}
+
+/// What went through, as `ipvsadm` tells it too: for the virtual server and for its real one.
+#[test]
+fn what_went_through_is_counted() {
+    const CONNECTIONS: u64 = 3;
+    in_netns(|| {
+        ip("link set lo up");
+        ip("address add 10.0.0.1/32 dev lo");
+        let mut device = VirtualDevice::open(NAME).unwrap();
+        assert!(device.change(&[Add(address("10.96.0.1"))])[0].is_ok());
+        let mut ipvs = KernelIpvs::open().expect("these tests need a kernel with IPVS");
+        let id = ServerId { address: address("10.96.0.1"), protocol: 6, port: 80 };
+        let server =
+            VirtualServer { id, scheduler: Scheduler::ROUND_ROBIN, flags: Flags::OWN, persistence: None };
+        let real = RealServerId { address: address("10.0.0.1"), port: 8080 };
+        let made = ipvs.apply(&[Change::NewVirtual(server), Change::NewReal(id, RealServer::new(real, 1))]);
+        assert!(made.iter().all(Result::is_ok), "{made:?}");
+        let listener = TcpListener::bind("10.0.0.1:8080").unwrap();
+        for _ in 0..CONNECTIONS {
+            let mut client = TcpStream::connect("10.96.0.1:80").unwrap();
+            listener.accept().unwrap().0.write_all(b"hello").unwrap();
+            assert_eq!(client.read_to_end(&mut Vec::new()).unwrap(), 5);
+        }
+        // The kernel adds up its processors' counters every two seconds.
+        let told = (0..100).find_map(|_| {
+            thread::sleep(Duration::from_millis(200));
+            let [(of_id, virtual_server)] = ipvs.virtual_statistics().unwrap()[..] else { return None };
+            let [(of_real, real_server)] = ipvs.real_statistics(&id).unwrap()[..] else { return None };
+            assert_eq!((of_id, of_real), (id, real));
+            let both = [virtual_server, real_server];
+            let is_complete = both.iter().all(|counted| counted.connections == CONNECTIONS);
+            (is_complete && both == told_by_ipvsadm()).then_some(both)
+        });
+        let [virtual_server, real_server] = told.expect("ipvsadm tells the same");
+        assert_eq!(virtual_server, real_server);
+        assert!(
+            real_server.packets_in >= 4 * CONNECTIONS && real_server.bytes_out > real_server.packets_out * 40
+        );
+        assert!(ipvs.real_statistics(&ServerId { port: 81, ..id }).unwrap().is_empty());
+    });
+}
+
+/// The lines of the virtual server and of the real one.
+fn told_by_ipvsadm() -> [Statistics; 2] {
+    let told = run("ipvsadm", "-Ln --stats --exact");
+    ["TCP  10.96.0.1:80", "-> 10.0.0.1:8080"].map(|server| {
+        let line = told.lines().find(|line| line.contains(server)).unwrap_or_else(|| panic!("{told}"));
+        let numbers: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        let [connections, packets_in, packets_out, bytes_in, bytes_out] = numbers[..] else {
+            panic!("{line}")
+        };
+        Statistics { connections, packets_in, packets_out, bytes_in, bytes_out }
+    })
 }

@@ -25,8 +25,8 @@ pub(crate) enum Leftovers {
     OtherModes,
     /// What mode iptables left, and what mode ipvs of upstream's needed it for; virtual servers and their device are taken over.
     Iptables,
-    /// The tables of mode nftables, for a mode whose own rules are iptables'.
-    Nftables,
+    /// The tables of modes nftables and ipvs, and the latter's virtual servers, for a mode whose own rules are iptables'.
+    OtherThanIptables,
 }
 
 /// The take-overs of all families. Each removes its own family's leftovers, so that none waits for another; the last one removes
@@ -64,11 +64,15 @@ fn clean_up_leftovers(leftovers: Leftovers, family: IpFamily, is_last: bool) -> 
     match (leftovers, is_last) {
         (Leftovers::OtherModes, true) => host::clean_up_other_modes(&root),
         // The rules shield the host's ports from what mode ipvs left, which is of both families.
-        (Leftovers::OtherModes, false) if host::is_ipvs_left() => Report::default(),
+        (Leftovers::OtherModes | Leftovers::OtherThanIptables, false) if host::is_ipvs_left() => {
+            Report::default()
+        }
         (Leftovers::OtherModes | Leftovers::Iptables, false) => host::clean_up_rules(&root, family),
         (Leftovers::Iptables, true) => host::clean_up_iptables(&root),
-        (Leftovers::Nftables, true) => host::clean_up_nftables(&table, &choosing, &nft::Family::ALL),
-        (Leftovers::Nftables, false) => host::clean_up_nftables(&table, &choosing, &[family]),
+        (Leftovers::OtherThanIptables, true) => {
+            host::clean_up_servers(&root).and(host::clean_up_nftables(&table, &choosing, &nft::Family::ALL))
+        }
+        (Leftovers::OtherThanIptables, false) => host::clean_up_nftables(&table, &choosing, &[family]),
     }
 }
 

@@ -123,8 +123,9 @@ namespaces of its own; the programs take turns.
 - times better: median to median, more than 1 where this project's program is better; in brackets the worst and the best
   single round. For the data path: how far each is above the exchanges with a pod that were made in turns with its own.
 - floor: what the kernel alone takes for the same table or change in nftables mode, planned by our code and timed inside
-  `sendto` in a namespace of its own: no listener, no API server, no second family; in other modes there is none. For the
-  data path: the same exchange with a pod itself. x floor: how far above it our median is.
+  `sendto` in a namespace of its own: no listener, no API server, no second family. In mode ipvs, the same for its messages, with
+  the time to write them and to read the answers; in mode iptables there is none. For the data path: the same exchange with a
+  pod itself. x floor: how far above it our median is.
 - chains, rules: lines of `iptables-save` after the cold start, with the built-in chains.
 - packets arrive, packets follow: a datagram, each on a new flow, is answered by the right pod; one each 0.1 ms, or, where it
   takes longer, each 1 % of the time passed. Of the cold start: the first and the last Service.

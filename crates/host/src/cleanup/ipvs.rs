@@ -1,21 +1,26 @@
 //! What mode ipvs left beside rules: virtual servers, the device that holds their addresses, sets.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::thread;
 use std::time::Duration;
 
-use ::ipvs::{Command, Ipvs as _, device};
+use ::ipvs::{Command, Ipvs as _, RouteChange, device};
 use cleanup::ipset;
 use cleanup::ipvs::Own;
 use cleanup::upstream::{IPVS_DEVICE, NODE_PORT_SETS, ipsets};
 use kernel::{KernelIpvs, Netlink, Protocol};
 use netlink::NetlinkError;
 
-use super::{CleanupError, Report};
+use tracing::debug;
+
+use super::{CleanupError, IN_FLIGHT, Report, sockets};
 use crate::file::Root;
 
 const ENOENT: i32 = 2;
 const ENODEV: i32 = 19;
+/// Messages that are sent in one go: some 50 KiB.
+const AT_ONCE: usize = 1000;
 
 /// How long a set may be in use after the rules that referred to it: the kernel frees those of `nf_tables` a little later.
 const SET_ATTEMPTS: u32 = 20;
@@ -47,7 +52,11 @@ fn try_remove_servers(root: &Root, report: &mut Report) -> Result<(), CleanupErr
     // An address that was left out is only a virtual server that stays.
     ignoring(asked, |error| matches!(error, NetlinkError::Interrupted))
         .map_err(failed("read the addresses of the devices".to_owned()))?;
-    wait_for_connections(&own);
+    let sources = change_sources(&mut route, index, &own);
+    if let Err(error) = sources {
+        debug!(%error, "the node's own connections may end");
+    }
+    wait_for_connections(root, &own);
     // The device goes even if a server does not: it is what makes the addresses the host's own.
     let servers = delete_servers(&own, report);
     route
@@ -55,6 +64,34 @@ fn try_remove_servers(root: &Root, report: &mut Report) -> Result<(), CleanupErr
         .map_err(failed(format!("delete device {IPVS_DEVICE}")))?;
     report.removed("IPVS", vec![format!("device {IPVS_DEVICE}")]);
     servers
+}
+
+/// Has the node's own flows to the device's addresses come from another address from now on: they come from the very address that
+/// they go to, as long as that is local, so that they would end with the device.
+fn change_sources(route: &mut Netlink, index: u32, own: &Own) -> Result<(), NetlinkError> {
+    let mut changes = vec![RouteChange::Up];
+    for address in &own.addresses {
+        let source = own.node_addresses.iter().find(|source| can_be_source(**source, *address));
+        changes.extend(source.into_iter().flat_map(|source| RouteChange::all(*address, *source)));
+    }
+    for changes in changes.chunks(AT_ONCE) {
+        let refused = route.send_each(changes.len(), |out, position, seq, flags| {
+            changes[position].encode(out, index, seq, flags);
+        })?;
+        for (position, refusal) in refused {
+            debug!(change = ?changes[position], errno = refusal.errno, "a route stays as it is");
+        }
+    }
+    Ok(())
+}
+
+/// Whether this address of the node's can be the source of flows to that one.
+fn can_be_source(source: IpAddr, address: IpAddr) -> bool {
+    match (source, address) {
+        (IpAddr::V4(source), IpAddr::V4(_)) => !source.is_loopback() && !source.is_link_local(),
+        (IpAddr::V6(source), IpAddr::V6(_)) => !source.is_loopback() && !source.is_unicast_link_local(),
+        _ => false,
+    }
 }
 
 fn open(protocol: Protocol) -> Result<Netlink, CleanupError> {
@@ -77,12 +114,13 @@ const CONNECTIONS_LIMIT: Duration = Duration::from_secs(10);
 const CONNECTIONS_PAUSE: Duration = Duration::from_millis(200);
 
 /// Gives connections time to end: they end with their virtual server. New ones are directed by rules by now, before IPVS sees
-/// them.
-fn wait_for_connections(own: &Own) {
+/// them. What IPVS took last, datagrams among it, is answered first.
+fn wait_for_connections(root: &Root, own: &Own) {
+    thread::sleep(IN_FLIGHT);
     let looks = CONNECTIONS_LIMIT.as_millis() / CONNECTIONS_PAUSE.as_millis();
     for _ in 0..looks {
         // What can't be read is told when it is deleted.
-        if !has_connections(own).unwrap_or(false) {
+        if !has_connections(own).unwrap_or(false) && !sockets::come_from(root, &own.addresses) {
             return;
         }
         thread::sleep(CONNECTIONS_PAUSE);

@@ -26,6 +26,7 @@ mod mode_switch;
 mod odd;
 mod packets;
 mod permissions;
+mod sctp;
 mod status;
 mod support;
 mod takeover;

@@ -42,8 +42,10 @@ fn every_line_of_the_contract_holds(mode: ProxyMode) {
                 scope.spawn(|| {
                     let seen = chunk.iter().map(|case| as_seen_in(mode, case));
                     let failures = seen.flat_map(|case| run(&case, &cluster));
-                    let explained = chunk.iter().flat_map(|case| explain(mode, case, &cluster));
-                    failures.chain(explained).collect::<Vec<_>>()
+                    let explained = chunk.iter().filter(|_| can_be_explained(mode));
+                    failures
+                        .chain(explained.flat_map(|case| explain(mode, case, &cluster)))
+                        .collect::<Vec<_>>()
                 })
             })
             .collect();
@@ -83,6 +85,11 @@ fn run(case: &Case, cluster: &Cluster) -> Vec<String> {
         Some(format!("{case:?} {to} {transport:?}: {failure}"))
     });
     failures.collect()
+}
+
+/// Virtual servers are not followed: known-gaps.md.
+fn can_be_explained(mode: ProxyMode) -> bool {
+    mode != ProxyMode::Ipvs
 }
 
 /// What the proxy says wrongly about a case, a line each.

@@ -14,8 +14,8 @@ use crate::support::{
     ip, program, start, wait_for,
 };
 
-const KEEP_V4: &str = "10.96.0.20";
-const KEEP_V6: &str = "fd00:10:96::20";
+pub(crate) const KEEP_V4: &str = "10.96.0.20";
+pub(crate) const KEEP_V6: &str = "fd00:10:96::20";
 const KEEP_PORTS: [Port; 1] =
     [Port { name: "keep", protocol: "TCP", port: 80, target: KEEP_PORT, node_port: None }];
 
@@ -76,12 +76,12 @@ fn restore(cluster: &Cluster, tool: &str, rules: &str) {
     cluster.lab.node().exec_with_input(&format!("{tool}-restore"), &args, rules).unwrap();
 }
 
-fn pods(v6: bool) -> ipnet::IpNet {
+pub(crate) fn pods(v6: bool) -> ipnet::IpNet {
     CLUSTER_CIDR.split(',').nth(usize::from(v6)).unwrap().parse().unwrap()
 }
 
 /// The Services of [`apply_services`] as upstream would have programmed them, and one without endpoints.
-fn services(cluster: &Cluster, v6: bool) -> Vec<ServicePort> {
+pub(crate) fn services(cluster: &Cluster, v6: bool) -> Vec<ServicePort> {
     let address = |v4, v6_text| ip(if v6 { v6_text } else { v4 });
     let endpoints = |port| cluster.endpoints(v6).iter().map(|pod| SocketAddr::new(pod.ip, port)).collect();
     let service = |name, protocol, cluster_ip, node_port, endpoints| ServicePort {
@@ -102,7 +102,7 @@ fn services(cluster: &Cluster, v6: bool) -> Vec<ServicePort> {
     ]
 }
 
-fn apply_services(cluster: &Cluster) {
+pub(crate) fn apply_services(cluster: &Cluster) {
     apply_web(cluster);
     cluster.apply(objects::service("keep", &[ip(KEEP_V4), ip(KEEP_V6)], &KEEP_PORTS)).unwrap();
     cluster.apply(objects::slice("keep", "v4", &KEEP_PORTS, &cluster.endpoints(false))).unwrap();
