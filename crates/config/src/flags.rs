@@ -1,4 +1,4 @@
-//! The table of flags. Names, types and defaults are upstream's v1.36, except `--manifests`, which is ours.
+//! The table of flags. Names, types and defaults are upstream's v1.36, except `--manifests` and those of mode ebpf, which are ours.
 
 use crate::flag::{Flag, Given, Group, Target, field, own};
 use crate::v1alpha1::{OutputRouting, VmoduleItem};
@@ -9,7 +9,7 @@ pub(crate) static GROUPS: [Group; 8] = [
     Group { title: "Source", flags: SOURCE },
     Group { title: "Node and listeners", flags: NODE },
     Group { title: "Traffic", flags: TRAFFIC },
-    Group { title: "Modes iptables and ipvs", flags: OTHER_MODES },
+    Group { title: "Modes iptables, ipvs and ebpf", flags: OTHER_MODES },
     Group { title: "Connection tracking", flags: CONNTRACK },
     Group { title: "Logging", flags: LOGGING },
     Group { title: "Inherited by upstream from a library", flags: INHERITED },
@@ -315,6 +315,20 @@ const OTHER_MODES: &[Flag] = &[
         Target::Duration(|given, timeout| given.file.ipvs.udp_timeout = timeout),
         "Time-out of UDP flows; 0 leaves the kernel's",
     ),
+    field(
+        "ebpf-cgroup-root",
+        "ebpf.cgroupRoot",
+        Target::Text(|given, path| given.file.ebpf.cgroup_root = Some(path)),
+        "A cgroup of version 2: mode ebpf serves the processes below. Without it /sys/fs/cgroup",
+    )
+    .placeholder("DIR"),
+    field(
+        "ebpf-bpffs",
+        "ebpf.bpffs",
+        Target::Text(|given, path| given.file.ebpf.bpffs = Some(path)),
+        "A directory of a file system of type bpf, for the programs of mode ebpf; also where --cleanup looks for them. Without it /sys/fs/bpf",
+    )
+    .placeholder("DIR"),
 ];
 
 const CONNTRACK: &[Flag] = &[

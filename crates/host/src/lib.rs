@@ -26,5 +26,5 @@ pub use facts::{ConntrackFacts, Facts};
 pub use file::{FileError, Root};
 pub use ipvs::apply_ipvs;
 pub use oom::set_oom_score;
-pub use privileges::{NoPermission, drop_privileges, require_net_admin};
+pub use privileges::{NoPermission, Privilege, drop_privileges, require_net_admin};
 pub use route_localnet::set_route_localnet;

@@ -5,6 +5,7 @@
 
 mod conntrack;
 mod device;
+mod ebpf;
 mod heap;
 pub mod iptables;
 mod ipvs;
@@ -18,6 +19,7 @@ mod xtables;
 
 pub use crate::conntrack::Flows;
 pub use crate::device::VirtualDevice;
+pub use crate::ebpf::{Bpf, FastPathPlace, Gate, KernelFastPath, remove_fast_path};
 pub use crate::ipvs::{KernelIpvs, SchedulerError, check_scheduler};
 pub use crate::netlink::{Netlink, NetlinkError, Protocol, Refusal};
 pub use heap::{release_memory, share_heap};

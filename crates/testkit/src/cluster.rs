@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use tempfile::TempDir;
 
 use crate::apiserver::{ApiServer, Config as ApiConfig, Kind};
+use crate::cgroup::SocketSite;
 use crate::echo::{EchoServer, Mode};
 use crate::lab::{Config as LabConfig, Host, Lab};
 use crate::objects::{self, Endpoint, NAMESPACE};
@@ -38,6 +39,8 @@ pub enum ProxyMode {
     Iptables(Flavour),
     /// `ipvs`; needs a kernel that has it, and `ipvsadm`.
     Ipvs,
+    /// `ebpf`, in a cgroup of its own, which the thread that asks for it enters.
+    Ebpf,
 }
 
 /// Which kernel interface iptables uses.
@@ -89,6 +92,7 @@ pub struct Cluster {
     pub api: ApiServer,
     servers: Vec<EchoServer>,
     mode: ProxyMode,
+    socket_site: Option<SocketSite>,
     dir: TempDir,
     kubeconfig: PathBuf,
 }
@@ -116,7 +120,7 @@ impl Cluster {
         api.apply(node).context("store the Node")?;
         api.apply(objects::service_cidr(&["10.96.0.0/12", "fd00:10:96::/112"]))
             .context("store the ServiceCIDR")?;
-        Ok(Self { lab, api, servers, mode: ProxyMode::Nftables, dir, kubeconfig })
+        Ok(Self { lab, api, servers, mode: ProxyMode::Nftables, socket_site: None, dir, kubeconfig })
     }
 
     /// The same cluster, whose proxy runs in another mode. The kubelet's mark tells it which flavour of iptables to use.
@@ -127,7 +131,11 @@ impl Cluster {
         if let ProxyMode::Iptables(flavour) = mode {
             flavour.mark(self.lab.node())?;
         }
-        Ok(Self { mode, ..self })
+        let socket_site = match mode {
+            ProxyMode::Ebpf => Some(SocketSite::enter()?),
+            ProxyMode::Nftables | ProxyMode::Iptables(_) | ProxyMode::Ipvs => self.socket_site,
+        };
+        Ok(Self { mode, socket_site, ..self })
     }
 
     /// The rules on the node, as an operator lists them.
@@ -136,13 +144,21 @@ impl Cluster {
     /// They can't be listed.
     pub fn listing(&self) -> anyhow::Result<String> {
         match self.mode {
-            ProxyMode::Nftables => Ok(self.lab.check_listable()?.text),
+            ProxyMode::Nftables | ProxyMode::Ebpf => Ok(self.lab.check_listable()?.text),
             ProxyMode::Iptables(flavour) => Ok(flavour.save(self.lab.node())?.concat()),
             ProxyMode::Ipvs => {
                 let servers = self.lab.node().exec("ipvsadm", &["-Ln"])?;
                 Ok(format!("{}{servers}", self.lab.check_listable()?.text))
             }
         }
+    }
+
+    /// Where mode ebpf has its programs.
+    ///
+    /// # Panics
+    /// In other modes.
+    pub fn socket_site(&self) -> &SocketSite {
+        self.socket_site.as_ref().expect("mode ebpf has a cgroup of its own")
     }
 
     /// A directory of its own, gone with the cluster.
@@ -157,11 +173,22 @@ impl Cluster {
             ProxyMode::Nftables => "nftables",
             ProxyMode::Iptables(_) => "iptables",
             ProxyMode::Ipvs => "ipvs",
+            ProxyMode::Ebpf => "ebpf",
         };
+        let site = self.socket_site.iter().flat_map(|site| {
+            let path = |path: &Path| path.display().to_string();
+            [
+                "--ebpf-cgroup-root".to_owned(),
+                path(site.cgroup()),
+                "--ebpf-bpffs".to_owned(),
+                path(site.bpffs()),
+            ]
+        });
         ["--kubeconfig", &kubeconfig, "--hostname-override", NODE, "--proxy-mode", mode, "-v", "2"]
             .into_iter()
             .chain(["--cluster-cidr", CLUSTER_CIDR])
             .map(str::to_owned)
+            .chain(site)
             .collect()
     }
 

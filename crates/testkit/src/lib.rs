@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod apiserver;
+pub mod cgroup;
 pub mod client;
 pub mod cluster;
 pub mod commits;
@@ -9,6 +10,7 @@ pub mod contract;
 pub mod echo;
 pub mod fake_conntrack;
 pub mod fake_devices;
+pub mod fake_ebpf;
 pub mod fake_iptables;
 pub mod fake_ipvs;
 pub mod fake_kernel;

@@ -63,7 +63,7 @@ fn every_client_reaches_every_pod_by_every_address(mode: ProxyMode) {
     }
     let text = listing(&cluster);
     let dispatch = match mode {
-        ProxyMode::Nftables => "10.96.0.10 . tcp . 80 comment \"default/web:line\" : 30:",
+        ProxyMode::Nftables | ProxyMode::Ebpf => "10.96.0.10 . tcp . 80 comment \"default/web:line\" : 30:",
         ProxyMode::Ipvs => "TCP  10.96.0.10:80 rr",
         ProxyMode::Iptables(_) => {
             "-A KUBE-SERVICES -d 10.96.0.10/32 -p tcp -m comment --comment \"default/web:line cluster IP\" -m tcp --dport 80 -j KUBE-SVC-"
@@ -116,7 +116,7 @@ fn without_a_ready_endpoint_clients_are_refused_at_once(mode: ProxyMode) {
     }
     let text = listing(&cluster);
     let refusal = match mode {
-        ProxyMode::Nftables | ProxyMode::Ipvs => {
+        ProxyMode::Nftables | ProxyMode::Ipvs | ProxyMode::Ebpf => {
             let (_, refused) = text.split_once("set no-endpoint-services").unwrap();
             refused.contains("10.96.0.10 . tcp . 80 comment \"default/web:line\"")
         }
