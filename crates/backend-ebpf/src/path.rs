@@ -68,6 +68,8 @@ impl<F: Family> fmt::Debug for SocketPath<F> {
     }
 }
 
+const UNKNOWN: &str = "it is not known what the maps hold";
+
 /// Why it does not serve.
 #[derive(Debug)]
 enum Trouble {
@@ -119,7 +121,7 @@ impl<F: Family> SocketPath<F> {
                     Ok(writes) => self.write(&writes),
                     Err(Outgrown) => Err(Trouble::Text("there is no room in the maps".to_owned())),
                 },
-                None => Err(Trouble::Text("it is not known what the maps hold".to_owned())),
+                None => Err(Trouble::Text(UNKNOWN.to_owned())),
             },
             Change::All(wanted) => self.set_all(wanted),
         };
@@ -128,15 +130,21 @@ impl<F: Family> SocketPath<F> {
 
     /// Whether maps and programs are as they should be; switches it off if not.
     pub fn check(&mut self) -> Condition {
-        let found = self.compare(true);
-        self.statistics.divergences += u64::from(found.is_err() && self.known.is_some());
-        self.conclude(found)
+        self.compared(true)
     }
 
     /// The same without reading the maps: whether the programs run, for the addresses that the node has.
     pub fn look(&mut self) -> Condition {
-        let found = self.compare(false);
-        self.statistics.divergences += u64::from(found.is_err() && self.known.is_some());
+        self.compared(false)
+    }
+
+    fn compared(&mut self, with_maps: bool) -> Condition {
+        if self.known.is_none() {
+            // That is no news; and what an earlier process left goes on.
+            return Condition::Off(UNKNOWN.to_owned());
+        }
+        let found = self.compare(with_maps);
+        self.statistics.divergences += u64::from(found.is_err());
         self.conclude(found)
     }
 
@@ -178,7 +186,7 @@ impl<F: Family> SocketPath<F> {
     fn compare(&mut self, with_maps: bool) -> Result<(), Trouble> {
         let addresses = (self.addresses)().map_err(Trouble::Text)?;
         let (Some(path), Some(known)) = (&mut self.path, &self.known) else {
-            return Err(Trouble::Text("it is not known what the maps hold".to_owned()));
+            return Err(Trouble::Text(UNKNOWN.to_owned()));
         };
         if with_maps && path.read()?.as_ref() != Some(known.state.contents()) {
             return Err(Trouble::Text("the maps are not as they were written".to_owned()));

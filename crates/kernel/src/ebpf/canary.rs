@@ -12,7 +12,7 @@ const NOBODY_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const NOBODY_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 const PORT: u16 = 9;
 /// A connection to ourselves that takes longer has failed.
-const LIMIT: Duration = Duration::from_secs(2);
+const LIMIT: Duration = Duration::from_millis(500);
 
 /// A listener, and a socket that is to reach it.
 #[derive(Debug)]

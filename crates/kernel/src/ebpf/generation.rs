@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::AsFd as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ebpf::{
     Capacity, Contents, Endpoint, Explained, FastPathError, FrontendValue, META_WORDS, MapName, Meta, Slot,
@@ -20,6 +20,7 @@ use super::sys::{Bpf, Map};
 /// Maps that belong together, and those of them that are in memory.
 #[derive(Debug)]
 pub(crate) struct Generation<F: Family> {
+    dir: PathBuf,
     maps: BTreeMap<MapName, Map>,
     slots: Mapped,
     endpoints: Mapped,
@@ -47,7 +48,7 @@ impl<F: Family> Generation<F> {
             }
             maps.insert(name, map);
         }
-        Self::of(maps).map(Some)
+        Self::of(dir, maps).map(Some)
     }
 
     /// Makes and fills maps, and pins them in a new directory.
@@ -62,13 +63,13 @@ impl<F: Family> Generation<F> {
             bpf.pin(made.as_fd(), &path).map_err(refused("pin", path.display()))?;
             maps.insert(name, Map::new(bpf, made).map_err(refused("look at", path.display()))?);
         }
-        let generation = Self::of(maps)?;
+        let generation = Self::of(dir, maps)?;
         generation.fill(bpf, contents)?;
         generation.set_meta(Meta::Complete, 1);
         Ok(generation)
     }
 
-    fn of(maps: BTreeMap<MapName, Map>) -> Result<Self, FastPathError> {
+    fn of(dir: &Path, maps: BTreeMap<MapName, Map>) -> Result<Self, FastPathError> {
         let mapped = |name: MapName, words: usize| {
             let map = maps.get(&name).ok_or(FastPathError::NoMaps)?;
             let entries = usize::try_from(map.info.entries).unwrap_or(usize::MAX);
@@ -77,7 +78,7 @@ impl<F: Family> Generation<F> {
         let slots = mapped(MapName::Slots, 1)?;
         let endpoints = mapped(MapName::Endpoints, endpoint_words(F::FAMILY))?;
         let meta = mapped(MapName::Meta, META_WORDS)?;
-        Ok(Self { maps, slots, endpoints, meta, family: PhantomData })
+        Ok(Self { dir: dir.to_owned(), maps, slots, endpoints, meta, family: PhantomData })
     }
 
     fn fill(&self, bpf: &Bpf, contents: &Contents<F>) -> Result<(), FastPathError> {
@@ -95,6 +96,11 @@ impl<F: Family> Generation<F> {
             self.write(bpf, &Write::NodeAddress(*address, *host_only))?;
         }
         contents.frontends.iter().try_for_each(|(key, value)| self.write(bpf, &Write::Frontend(*key, *value)))
+    }
+
+    /// Where it is pinned.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     pub(crate) fn map(&self, name: MapName) -> Option<&Map> {

@@ -227,23 +227,26 @@ impl<F: Family> FastPath<F> for KernelFastPath<F> {
 
     fn rebuild(&mut self, contents: &Contents<F>) -> Result<(), FastPathError> {
         check_capacity(&contents.capacity)?;
-        let older = self.generations()?;
-        let number = older.last().map_or(1, |(_, number, _)| number + 1);
+        let number = self.generations()?.last().map_or(1, |(_, number, _)| number + 1);
         let dir = self.dir.join(format!("{SCHEMA}-{number}"));
         let made = Generation::create(&self.bpf, &dir, contents).inspect_err(|_| remove_generation(&dir))?;
         if let Some(before) = &self.generation {
             made.set_meta(Meta::HostNetns, before.meta(Meta::HostNetns));
         }
         self.generation = Some(made);
-        self.attach()?;
-        for (_, _, dir) in older {
-            remove_generation(&dir);
-        }
-        Ok(())
+        self.attach()
     }
 
     fn attach(&mut self) -> Result<(), FastPathError> {
-        programs(F::FAMILY).iter().try_for_each(|program| self.link(program))
+        programs(F::FAMILY).iter().try_for_each(|program| self.link(program))?;
+        // No program uses them any more.
+        let current = self.generation.as_ref().map(Generation::dir);
+        for (_, _, dir) in self.generations()? {
+            if Some(&*dir) != current {
+                remove_generation(&dir);
+            }
+        }
+        Ok(())
     }
 
     fn write(&mut self, writes: &[Write<F>]) -> Result<(), FastPathError> {

@@ -134,9 +134,6 @@ fn tell(family: IpFamily, metrics: EbpfMetrics) -> impl Fn(&Condition, &Statisti
                 Condition::On => {
                     info!(ipFamily = %family, frontends = statistics.frontends, "connections are translated at the socket");
                 }
-                Condition::Off(why) if last.0.is_none() => {
-                    info!(ipFamily = %family, why, "nothing is translated at the socket yet; the rules serve");
-                }
                 Condition::Off(why) => {
                     warn!(ipFamily = %family, why, "nothing is translated at the socket; the rules serve");
                 }

@@ -17,6 +17,11 @@ in_every_mode!(every_line_of_the_contract_holds);
 fn every_line_of_the_contract_holds(mode: ProxyMode) {
     let cluster = cluster_in(mode, 2, 1);
     let _proxy = start(&cluster);
+    check_contract(&cluster);
+}
+
+/// Every line of the contract holds in a cluster whose proxy runs.
+pub(crate) fn check_contract(cluster: &Cluster) {
     let Contract { situations, cases } = Contract::read();
     let addresses = |host: &Host| [ip(host, false), ip(host, true)];
     let (local, remote) = (addresses(cluster.lab.pod(0)), addresses(cluster.lab.node2_pod(0)));
@@ -26,22 +31,22 @@ fn every_line_of_the_contract_holds(mode: ProxyMode) {
         }
     }
     assert!(cases.len() * 2 >= 120, "{} cases in two families", cases.len());
-    wait_for_all(&cluster, situations.len());
+    wait_for_all(cluster, situations.len());
     // Drops take their time-out, so clients work side by side.
     let failures = std::thread::scope(|scope| {
         let workers: Vec<_> = cases
             .chunks(cases.len().div_ceil(12))
             .map(|chunk| {
                 scope.spawn(|| {
-                    let failures = chunk.iter().flat_map(|case| run(case, &cluster));
-                    failures.chain(chunk.iter().flat_map(|case| explain(case, &cluster))).collect::<Vec<_>>()
+                    let failures = chunk.iter().flat_map(|case| run(case, cluster));
+                    failures.chain(chunk.iter().flat_map(|case| explain(case, cluster))).collect::<Vec<_>>()
                 })
             })
             .collect();
         workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect::<Vec<String>>()
     });
     assert!(failures.is_empty(), "{} of {} runs:\n{}", failures.len(), cases.len() * 4, failures.join("\n"));
-    listing(&cluster);
+    listing(cluster);
 }
 
 fn ip(host: &Host, v6: bool) -> IpAddr {
