@@ -1,22 +1,22 @@
-//! One family: its pipeline, its worker, and the flows that its changes leave behind. The event loop knows it as a
-//! [`FamilyController`], whatever its mode and its addresses.
+//! One family in a mode: its pipeline, its worker, and the flows that its changes leave behind.
+
+mod answers;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
-use mode::{Observer, OpenTarget, Planner, Traffic, Watch};
-use model::view::{self, Explanation, ThisNode};
+use mode::{Planner, Traffic, Watch};
+use model::view::{self, ThisNode};
 use model::{
-    ConflictChange, Family, Frontend, FrontendAddress, FrontendKey, IpFamily, Node, NodePortAddresses,
-    ServiceEntry, ServiceName, Store, Touched,
+    ConflictChange, Family, FrontendAddress, FrontendKey, IpFamily, Node, NodePortAddresses, ServiceEntry,
+    ServiceName, Store, Touched,
 };
-use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{debug, info, trace, warn};
 
-use crate::flows::{self, OpenConntrack, Sweeps, Swept};
+use crate::family::{Cluster, FamilyController, FamilyMode, Start, TakeOver};
+use crate::flows::{self, Sweeps, Swept};
 use crate::history::History;
 use crate::inbox::{Event, Inbox};
 use crate::log::{log_conflict, log_done, log_failed};
@@ -25,151 +25,12 @@ use crate::outage::Outage;
 use crate::pipeline::{Failing, Pipeline, Progress, Step, Turn};
 use crate::run::StartError;
 use crate::settings::{self, Settings};
-use crate::snapshot::{self, AddressState, Failure, FamilyState, ServiceFamily, build};
-use crate::telemetry::{Events, FamilyTelemetry, Situation, Telemetry};
+use crate::snapshot::{self, Failure, FamilyState, ServiceFamily, build};
+use crate::telemetry::{Events, FamilyTelemetry, Situation};
 use crate::worker::{self, Job, Worker};
 
-/// What serves one family in a mode.
-pub struct FamilyMode<F: Family, P: Planner<F>> {
-    /// What decides.
-    pub planner: P,
-    /// Opens what does the work.
-    pub open: OpenTarget<P::Target>,
-    /// Tells when somebody else changes what is ours.
-    pub watch: Option<Watch>,
-    /// Opens a connection to the tracked flows, in a mode that leaves stale ones behind.
-    pub flows: Option<OpenConntrack>,
-    /// Removes what other modes left.
-    pub take_over: Option<TakeOver>,
-    /// Hears of each attempt, for the mode's own metrics.
-    pub observer: Box<dyn Observer>,
-    /// The family.
-    pub family: std::marker::PhantomData<F>,
-}
-
-/// Called once, after the family's first complete sync: rules of the family that others left can go now. Must return at once.
-pub type TakeOver = Box<dyn FnOnce(OldRulesGone) + Send>;
-
-/// To be called when rules that others had left are gone. Until then they may have directed flows to endpoints of long ago.
-/// False: nobody listens any more.
-pub type OldRulesGone = Box<dyn Fn() -> bool + Send>;
-
-/// A family that is to be served.
-pub struct ServedFamily {
-    family: IpFamily,
-    start: Box<dyn FnOnce(Start<'_>) -> Started + Send>,
-}
-
-type Started = Result<Box<dyn FamilyController>, StartError>;
-
-/// What a family begins with.
-#[derive(Clone, Copy)]
-pub(crate) struct Start<'a> {
-    pub(crate) settings: &'a Settings,
-    pub(crate) telemetry: &'a Telemetry,
-    pub(crate) wake: &'a Arc<Notify>,
-}
-
-impl ServedFamily {
-    /// Serves a family in a mode.
-    pub fn new<F: Family, P: Planner<F>>(mode: FamilyMode<F, P>) -> Self {
-        let start = |start: Start<'_>| -> Started { Ok(Box::new(Controller::start(mode, start)?)) };
-        Self { family: F::FAMILY, start: Box::new(start) }
-    }
-
-    /// Which.
-    pub fn family(&self) -> IpFamily {
-        self.family
-    }
-
-    pub(crate) fn start(self, start: Start<'_>) -> Started {
-        (self.start)(start)
-    }
-}
-
-/// What decides about flows besides frontends.
-pub(crate) struct Cluster<'a> {
-    pub(crate) node: Option<&'a Node>,
-    pub(crate) store: &'a Store,
-}
-
-/// One family, as the event loop sees it.
-pub(crate) trait FamilyController: Send {
-    /// Events came in, and touched this.
-    fn take_events(&mut self, events: &Events, touched: &Touched, now: Instant);
-
-    /// Takes in what there is of a Service now.
-    fn set_service(
-        &mut self,
-        node: &ThisNode,
-        name: &ServiceName,
-        entry: Option<&ServiceEntry>,
-        now: Instant,
-    );
-
-    /// Tells what changed about Services that claim the same.
-    fn tell_conflicts(&mut self, store: &Store);
-
-    /// Takes in what rules depend on besides Services.
-    fn set_rules(
-        &mut self,
-        settings: &Settings,
-        node: Option<&Node>,
-        service_cidrs: &BTreeSet<IpNet>,
-        now: Instant,
-    );
-
-    /// From now on everything is expected to be in force, even if that is nothing.
-    fn request(&mut self, now: Instant);
-
-    /// Takes in what has come back from the threads. True: a large temporary value has been freed.
-    fn take_reports(&mut self, now: Instant) -> Result<bool, StartError>;
-
-    /// Gives the threads something to do, if there is something.
-    fn advance(&mut self, cluster: &Cluster<'_>, now: Instant) -> Result<(), StartError>;
-
-    /// Nothing may be programmed yet, so that nothing is expected to be in force.
-    fn hold(&mut self, now: Instant);
-
-    /// When to advance again, if nothing happens before.
-    fn deadline(&self) -> Option<Instant>;
-
-    /// Which it is.
-    fn family(&self) -> IpFamily;
-
-    /// Whether all has been in force at least once.
-    fn was_synced(&self) -> bool;
-
-    /// Whether all that is known is in force.
-    fn is_settled(&self) -> bool;
-
-    /// Why nothing will ever be programmed, as far as one can tell.
-    fn hopeless(&self) -> Option<&str>;
-
-    /// How the family is.
-    fn state(&self, now: Instant) -> FamilyState;
-
-    /// Claims that lose.
-    fn conflicts(&self) -> Vec<snapshot::Conflict>;
-
-    /// The last changes.
-    fn recent_changes(&self) -> Vec<snapshot::RecentChange>;
-
-    /// What this node makes of a Service; `None` if it makes nothing of it.
-    fn service(
-        &self,
-        node: &ThisNode,
-        name: &ServiceName,
-        entry: Option<&ServiceEntry>,
-        now: Instant,
-    ) -> Option<ServiceFamily>;
-
-    /// Counters are wanted soon.
-    fn want_traffic(&mut self, now: Instant);
-}
-
 /// One family in a mode.
-struct Controller<F: Family, P: Planner<F>> {
+pub(crate) struct Controller<F: Family, P: Planner<F>> {
     pipeline: Pipeline<F, P>,
     telemetry: FamilyTelemetry,
     inbox: Inbox<P::Target>,
@@ -197,7 +58,7 @@ const TRAFFIC_PAUSE: Duration = Duration::from_secs(1);
 const MAX_EVENTS_AT_ONCE: usize = 16;
 
 impl<F: Family, P: Planner<F>> Controller<F, P> {
-    fn start(mode: FamilyMode<F, P>, start: Start<'_>) -> Result<Self, StartError> {
+    pub(crate) fn start(mode: FamilyMode<F, P>, start: Start<'_>) -> Result<Self, StartError> {
         let Start { settings, telemetry, wake } = start;
         let FamilyMode { planner, open, watch, flows, take_over, observer, family: _ } = mode;
         let (inbox, now) = (Inbox::new(wake.clone()), Instant::now());
@@ -332,30 +193,6 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
             refused: self.pipeline.refused(),
         }
     }
-
-    fn address_state(&self, frontend: &Frontend<F>) -> AddressState {
-        match self.pipeline.table().get(&frontend.key) {
-            Some(winner) if winner.service != frontend.service => {
-                AddressState::Lost { winner: winner.service.to_string() }
-            }
-            Some(_) if self.pipeline.is_in_force(&frontend.key) => AddressState::InForce,
-            Some(_) | None => AddressState::Waiting,
-        }
-    }
-
-    fn address(&self, frontend: &Frontend<F>) -> snapshot::Address {
-        let state = self.address_state(frontend);
-        let is_served = !matches!(state, AddressState::Lost { .. });
-        let rules = if is_served { self.pipeline.rules(&frontend.key) } else { Vec::new() };
-        build::address(frontend, state, rules)
-    }
-
-    fn traffic_of(&self, port: &model::ServicePortName, now: Instant) -> Option<snapshot::Traffic> {
-        let (at, traffic) = self.traffic.as_ref()?;
-        let mode::Counters { connections, packets, bytes } = *traffic.0.get(port)?;
-        let age_seconds = now.saturating_duration_since(*at).as_secs_f64();
-        Some(snapshot::Traffic { connections, packets, bytes, age_seconds })
-    }
 }
 
 impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
@@ -485,19 +322,7 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
     }
 
     fn state(&self, now: Instant) -> FamilyState {
-        let waiting = |since| now.saturating_duration_since(since).as_secs_f64();
-        FamilyState {
-            family: F::FAMILY.to_string(),
-            mode: P::NAME.to_owned(),
-            is_known: self.pipeline.is_known(),
-            was_synced: self.was_synced,
-            waiting_seconds: self.pipeline.pending_since().map(waiting),
-            refused: self.pipeline.refused(),
-            failure: self.failure.clone(),
-            frontends: self.pipeline.table().len(),
-            rules: self.pipeline.rule_counts().into_iter().map(build::rule_count).collect(),
-            repairs: self.telemetry.repairs(),
-        }
+        self.family_state(now)
     }
 
     fn conflicts(&self) -> Vec<snapshot::Conflict> {
@@ -516,26 +341,7 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
         entry: Option<&ServiceEntry>,
         now: Instant,
     ) -> Option<ServiceFamily> {
-        let ports = match view::explain::<F>(node, entry) {
-            Explanation::NoService => return None,
-            Explanation::NoClusterIp => None,
-            Explanation::Ports(ports) => Some(ports),
-        };
-        let frontends = entry.map(|entry| view::frontends::<F>(node, entry)).unwrap_or_default();
-        let has_cluster_ip = ports.is_some();
-        let port = |explained: view::PortExplanation<F>| {
-            let own = || frontends.iter().filter(|frontend| frontend.service == explained.port);
-            let addresses = own().map(|frontend| self.address(frontend)).collect();
-            let affinity = own().next().and_then(|frontend| frontend.affinity);
-            let traffic = self.traffic_of(&explained.port, now);
-            build::port(explained, addresses, affinity.map(|affinity| affinity.timeout.as_secs()), traffic)
-        };
-        Some(ServiceFamily {
-            family: F::FAMILY.to_string(),
-            has_cluster_ip,
-            ports: ports.unwrap_or_default().into_iter().map(port).collect(),
-            last_change: self.history.last_of(name, F::FAMILY),
-        })
+        self.explain_service(node, name, entry, now)
     }
 
     fn want_traffic(&mut self, now: Instant) {

@@ -9,6 +9,7 @@
 
 mod backoff;
 mod controller;
+mod family;
 mod flows;
 mod history;
 mod inbox;
@@ -24,7 +25,7 @@ pub mod snapshot;
 mod telemetry;
 mod worker;
 
-pub use controller::{FamilyMode, OldRulesGone, ServedFamily, TakeOver};
+pub use family::{FamilyMode, OldRulesGone, ServedFamily, TakeOver};
 pub use flows::OpenConntrack;
 pub use log::with_causes;
 pub use node::NodeError;

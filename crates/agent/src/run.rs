@@ -1,5 +1,7 @@
 //! The event loop itself.
 
+mod answers;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -12,12 +14,11 @@ use tokio::sync::mpsc::{Receiver, UnboundedReceiver};
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info};
 
-use crate::controller::{Cluster, FamilyController, ServedFamily, Start};
+use crate::family::{Cluster, FamilyController, ServedFamily, Start};
 use crate::log::{log_node, millis};
 use crate::node::{NodeError, NodeState};
 use crate::notice::Notice;
 use crate::settings::Settings;
-use crate::snapshot;
 use crate::telemetry::{Events, Question, Telemetry};
 
 /// What a source tells the agent.
@@ -175,8 +176,8 @@ impl Agent {
             if let Some(question) = question.or_else(|| questions.try_recv().ok()) {
                 self.answer(question, begun);
             }
-            let looked_at = self.turn(input, &mut inputs, begun)?;
-            self.telemetry.metrics.loop_turn.observe(begun.elapsed(), looked_at);
+            let n_services = self.turn(input, &mut inputs, begun)?;
+            self.telemetry.metrics.loop_turn.observe(begun.elapsed(), n_services);
         }
     }
 
@@ -198,9 +199,9 @@ impl Agent {
         if self.touched.is_empty() {
             self.take_inputs(input, inputs, now);
         }
-        let looked_at = self.look_at_some(now);
+        let n_services = self.look_at_some(now);
         if !self.touched.is_empty() || !self.missing.is_empty() {
-            return Ok(looked_at);
+            return Ok(n_services);
         }
         match self.node.waits_until() {
             Some(limit) if limit <= now => return Err(self.node.error().into()),
@@ -208,7 +209,7 @@ impl Agent {
             None => self.advance(now)?,
         }
         self.give_up_if_hopeless()?;
-        Ok(looked_at)
+        Ok(n_services)
     }
 
     /// Whether there are far fewer Services than there were, and their frontends are gone.
@@ -362,46 +363,6 @@ impl Agent {
         let service_cidrs: BTreeSet<IpNet> = self.store.service_cidrs();
         for family in &mut self.families {
             family.set_rules(&self.settings, node, &service_cidrs, now);
-        }
-    }
-
-    /// Whoever asked may have gone.
-    fn answer(&mut self, question: Question, now: Instant) {
-        match question {
-            Question::Service { service, answer } => drop(answer.send(self.service(&service, now))),
-            Question::Services { after, limit, answer } => {
-                self.families.iter_mut().for_each(|family| family.want_traffic(now));
-                let names = self.store.names_after(after.as_ref());
-                let services = names.filter_map(|name| self.service(name, now));
-                let page = services.take(limit.min(snapshot::MAX_PAGE)).collect();
-                drop(answer.send(page));
-            }
-            Question::Overview { answer } => drop(answer.send(self.overview(now))),
-        }
-    }
-
-    fn service(&self, name: &ServiceName, now: Instant) -> Option<snapshot::Service> {
-        let entry = self.store.entry(name);
-        let families = self.families.iter();
-        let families: Vec<_> =
-            families.filter_map(|family| family.service(&self.this_node, name, entry, now)).collect();
-        (!families.is_empty()).then(|| snapshot::Service {
-            namespace: name.namespace.to_string(),
-            name: name.name.to_string(),
-            families,
-        })
-    }
-
-    fn overview(&self, now: Instant) -> snapshot::Overview {
-        let families = self.families.iter();
-        snapshot::Overview {
-            node: self.settings.node_name.to_string(),
-            is_listed: self.missing.is_empty(),
-            waits_for_pod_cidrs: self.node.waits_until().is_some(),
-            services: self.store.entries().len(),
-            families: families.clone().map(|family| family.state(now)).collect(),
-            conflicts: families.clone().flat_map(|family| family.conflicts()).collect(),
-            recent_changes: families.flat_map(|family| family.recent_changes()).collect(),
         }
     }
 }

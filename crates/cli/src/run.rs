@@ -134,19 +134,8 @@ async fn ask(invocation: &Invocation, colours: bool) -> Result<Answer, ClientErr
             let names = list.items.iter().map(|row| row.endpoint.address.to_string()).collect();
             Ok(answer(&list, names, Text::Table(show::endpoints(&list, wide)), false))
         }
-        What::Conflicts => {
-            let list: inspect::document::ConflictList = get(invocation, "conflicts").await?;
-            let names = list.items.iter().map(|conflict| conflict.loser.clone()).collect();
-            Ok(answer(&list, names, Text::Table(show::conflicts(&list)), !list.items.is_empty()))
-        }
-        What::Rejected => {
-            let list: inspect::document::RejectionList = get(invocation, "rejections").await?;
-            let name = |item: &inspect::document::Rejection| {
-                format!("{}/{}/{}", item.kind.to_lowercase(), item.namespace, item.name)
-            };
-            let names = list.items.iter().map(name).collect();
-            Ok(answer(&list, names, Text::Table(show::rejected(&list)), !list.items.is_empty()))
-        }
+        What::Conflicts => conflicts(invocation).await,
+        What::Rejected => rejected(invocation).await,
         What::Drains(selector) => drains(invocation, selector).await,
         What::Flows(selector) => flows(invocation, selector).await,
         What::ExplainService { namespace, name, port } => {
@@ -160,14 +149,31 @@ async fn ask(invocation: &Invocation, colours: bool) -> Result<Answer, ClientErr
             let names = report.service_port.iter().cloned().collect();
             Ok(answer(&report, names, Text::Plain(show::packet(&report)), false))
         }
-        What::Check => {
-            let list: FindingList = get(invocation, "findings").await?;
-            let found = list.items.iter().any(|finding| finding.severity <= Severity::Warning);
-            let names = list.items.iter().map(|finding| finding.id.clone()).collect();
-            Ok(answer(&list, names, Text::Plain(show::findings(&list, colours)), found))
-        }
+        What::Check => check(invocation, colours).await,
         What::Dump { .. } => unreachable!("it is written elsewhere"),
     }
+}
+
+async fn conflicts(invocation: &Invocation) -> Result<Answer, ClientError> {
+    let list: inspect::document::ConflictList = get(invocation, "conflicts").await?;
+    let names = list.items.iter().map(|conflict| conflict.loser.clone()).collect();
+    Ok(answer(&list, names, Text::Table(show::conflicts(&list)), !list.items.is_empty()))
+}
+
+async fn rejected(invocation: &Invocation) -> Result<Answer, ClientError> {
+    let list: inspect::document::RejectionList = get(invocation, "rejections").await?;
+    let name = |item: &inspect::document::Rejection| {
+        format!("{}/{}/{}", item.kind.to_lowercase(), item.namespace, item.name)
+    };
+    let names = list.items.iter().map(name).collect();
+    Ok(answer(&list, names, Text::Table(show::rejected(&list)), !list.items.is_empty()))
+}
+
+async fn check(invocation: &Invocation, colours: bool) -> Result<Answer, ClientError> {
+    let list: FindingList = get(invocation, "findings").await?;
+    let found = list.items.iter().any(|finding| finding.severity <= Severity::Warning);
+    let names = list.items.iter().map(|finding| finding.id.clone()).collect();
+    Ok(answer(&list, names, Text::Plain(show::findings(&list, colours)), found))
 }
 
 fn answer(document: &impl Serialize, names: Vec<String>, body: Text, found: bool) -> Answer {

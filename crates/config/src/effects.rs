@@ -73,14 +73,16 @@ pub(crate) fn notes(file: &KubeProxyConfiguration, mode: Mode) -> Vec<Note> {
     by_reason.into_iter().map(|(why, fields)| Note::NoEffect { fields, why }).collect()
 }
 
-/// Whether a running proxy has one value for what each mode's section has; see [`KubeProxyConfiguration::shared_mut`].
+/// Whether a running proxy has one value for what each mode's section has; see [`KubeProxyConfiguration::mode_section_mut`].
 fn is_shared(key: &str) -> bool {
     ["syncPeriod", "minSyncPeriod", "masqueradeAll", "masqueradeBit"].contains(&key)
 }
 
 /// Why a field does nothing in a mode that was chosen for what the file calls `said_mode`.
 fn why(path: &str, said_mode: &str, mode: Mode) -> Option<String> {
-    let Some(owner) = owner(path) else { return in_any_mode(path).map(str::to_owned) };
+    // Other modes take away there what mode ebpf has left.
+    let owner = owner(path).filter(|_| path != "ebpf.bpffs");
+    let Some(owner) = owner else { return in_any_mode(path).map(str::to_owned) };
     let key = path.rsplit('.').next().unwrap_or_default();
     let is_shared = is_shared(key);
     if is_shared && owner == shared_owner(said_mode, key) {
@@ -96,7 +98,7 @@ fn why(path: &str, said_mode: &str, mode: Mode) -> Option<String> {
     }
 }
 
-/// The section that a shared value is read from; see [`KubeProxyConfiguration::shared_mut`].
+/// The section that a shared value is read from; see [`KubeProxyConfiguration::mode_section_mut`].
 fn shared_owner(said_mode: &str, key: &str) -> Mode {
     match Mode::named(said_mode).map(Mode::section) {
         Some(Mode::NfTables) => Mode::NfTables,

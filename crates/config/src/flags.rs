@@ -199,7 +199,7 @@ const TRAFFIC: &[Flag] = &[
     field(
         "masquerade-all",
         "nftables.masqueradeAll",
-        Target::Bool(|given, on| *given.file.shared_mut().masquerade_all = on),
+        Target::Bool(|given, on| *given.file.mode_section_mut().masquerade_all = on),
         "Masquerade all traffic to cluster IPs",
     ),
     field(

@@ -186,7 +186,7 @@ fn from_file(
     if !ignored.is_empty() {
         notes.push(Note::IgnoredFlags(ignored));
     }
-    let says_min_sync_period = *file.shared_mut().min_sync_period != GoDuration::ZERO;
+    let says_min_sync_period = *file.mode_section_mut().min_sync_period != GoDuration::ZERO;
     file.set_defaults();
     let mut given = Given { file, own: OwnFlags { says_min_sync_period, ..OwnFlags::default() } };
     command_line.apply(&mut given, |flag| flag.with_config != WithConfig::Ignored);

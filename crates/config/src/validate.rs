@@ -42,27 +42,16 @@ pub(crate) fn config(
     let masquerade_bit = masquerade_bit(&file, mode, check);
     let ipvs = ipvs(&file, mode, check);
     let conntrack = conntrack(&file, check);
-    let oom_score_adj = file.oom_score_adj.unwrap_or_default();
-    if !(-1000..=1000).contains(&oom_score_adj) {
-        check.failed(FieldError::invalid(
-            "oomScoreAdj",
-            &oom_score_adj,
-            "must be within the range [-1000, 1000]",
-        ));
-    }
+    let oom_score_adj = oom_score_adj(&file, check);
     let client_connection = client_connection(&file, own, check);
     let config_sync_period = check.positive("configSyncPeriod", file.config_sync_period);
     let (sync_period, min_sync_period) = sync_periods(&file, mode, check);
     let min_sync_period = if own.says_min_sync_period { min_sync_period } else { Duration::ZERO };
     if !own.says_min_sync_period {
         // Written as what it is, so that it is not taken for a wish when it is read again.
-        *file.shared_mut().min_sync_period = GoDuration::ZERO;
+        *file.mode_section_mut().min_sync_period = GoDuration::ZERO;
     }
-    let bind_address = model::parse_addr(&file.bind_address).unwrap_or_else(|_no_ip| {
-        let reason = "not a valid textual representation of an IP address";
-        check.failed(FieldError::invalid("bindAddress", file.bind_address.as_str(), reason));
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
-    });
+    let bind_address = bind_address(&file, check);
     let config = Config {
         mode,
         client_connection,
@@ -92,6 +81,23 @@ pub(crate) fn config(
         file,
     };
     FieldErrors::or(errors, config)
+}
+
+fn oom_score_adj(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> i32 {
+    let value = file.oom_score_adj.unwrap_or_default();
+    if !(-1000..=1000).contains(&value) {
+        let reason = "must be within the range [-1000, 1000]";
+        check.failed(FieldError::invalid("oomScoreAdj", &value, reason));
+    }
+    value
+}
+
+fn bind_address(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> IpAddr {
+    model::parse_addr(&file.bind_address).unwrap_or_else(|_no_ip| {
+        let reason = "not a valid textual representation of an IP address";
+        check.failed(FieldError::invalid("bindAddress", file.bind_address.as_str(), reason));
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+    })
 }
 
 /// Collects what is wrong. The value that goes on in its place is never used.

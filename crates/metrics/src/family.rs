@@ -1,7 +1,7 @@
 //! What each family has of its own.
 
 use model::IpFamily;
-use prometheus::{Gauge, Histogram, IntCounter, IntGauge};
+use prometheus::{Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntGauge, IntGaugeVec};
 
 use crate::buckets;
 use crate::registrar::Registrar;
@@ -56,122 +56,175 @@ pub struct FamilyMetrics {
 }
 
 /// Registers them; gives what makes those of one family.
-#[expect(clippy::too_many_lines, reason = "a table")]
 pub(crate) fn register(registrar: &Registrar) -> impl Fn(IpFamily) -> FamilyMetrics + Send + Sync + use<> {
-    let histogram = |name, help, buckets: fn() -> Vec<f64>| registrar.per_family(name, help, buckets());
-    let counter = |name, help| {
-        let counters = registrar.counters(name, help, &["ip_family"]);
-        move |family: &str| counters.with_label_values(&[family])
-    };
-    let timestamp = |name, help| {
-        let gauges = registrar.float_gauges(name, help, &["ip_family"]);
-        move |family: &str| gauges.with_label_values(&[family])
-    };
-    let sync_duration = histogram(
-        "kubeproxy_sync_proxy_rules_duration_seconds",
-        "[ALPHA] Duration of sync attempts",
-        buckets::sync,
-    );
-    let full_sync_duration = histogram(
-        "kubeproxy_sync_full_proxy_rules_duration_seconds",
-        "[ALPHA] Duration of sync attempts that compare the whole table",
-        buckets::sync,
-    );
-    let partial_sync_duration = histogram(
-        "kubeproxy_sync_partial_proxy_rules_duration_seconds",
-        "[ALPHA] Duration of sync attempts that carry only changes",
-        buckets::sync,
-    );
-    let last_queued = timestamp(
-        "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
-        "[ALPHA] Unix time when a sync was last asked for",
-    );
-    let last_synced = timestamp(
-        "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
-        "[ALPHA] Unix time when the rules were last known to be right",
-    );
-    let network_programming = histogram(
-        "kubeproxy_network_programming_duration_seconds",
-        "[ALPHA] From the change of an endpoint in the cluster to the rules being in place",
-        buckets::network_programming,
-    );
-    let no_local = registrar.gauges(
-        "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
-        "[ALPHA] Service ports with a traffic policy Local, endpoints somewhere, and none on this node",
-        &["traffic_policy", "ip_family"],
-    );
+    let (durations, results) = (durations(registrar), results(registrar));
+    let (repairs, gauges, flows) = (repairs(registrar), gauges(registrar), flows(registrar));
+    move |family| {
+        let name = &*family.to_string();
+        let [sync_duration, full_sync_duration, partial_sync_duration, network_programming, commit_latency] =
+            durations.each_ref().map(|duration| duration.with_label_values(&[name]));
+        let [read_failures, commit_failures, transactions_ok, transactions_failed] = results(name);
+        let [elements_written, drift_repairs, audit_divergences, rebuilds] = repairs(name);
+        let Gauges { queued, synced, no_local, refused, conflicts } = &gauges;
+        let (conntrack_duration, [conntrack_deleted, deleted_flows]) = flows(name);
+        FamilyMetrics {
+            sync_duration,
+            full_sync_duration,
+            partial_sync_duration,
+            last_queued: queued.with_label_values(&[name]),
+            last_synced: synced.with_label_values(&[name]),
+            network_programming,
+            no_local_internal: no_local.with_label_values(&["internal", name]),
+            no_local_external: no_local.with_label_values(&["external", name]),
+            read_failures,
+            commit_failures,
+            commit_latency,
+            elements_written,
+            transactions_ok,
+            transactions_failed,
+            drift_repairs,
+            audit_divergences,
+            rebuilds,
+            refused: refused.with_label_values(&[name]),
+            frontend_conflicts: conflicts.with_label_values(&[name]),
+            conntrack_duration,
+            conntrack_deleted,
+            deleted_flows,
+        }
+    }
+}
+
+const BY_FAMILY: &[&str] = &["ip_family"];
+
+/// Of syncs: all of them, those that compare everything, those that do not; of changes: from the cluster, from here.
+fn durations(registrar: &Registrar) -> [HistogramVec; 5] {
+    [
+        ("kubeproxy_sync_proxy_rules_duration_seconds", "[ALPHA] Duration of sync attempts", buckets::sync()),
+        (
+            "kubeproxy_sync_full_proxy_rules_duration_seconds",
+            "[ALPHA] Duration of sync attempts that compare the whole table",
+            buckets::sync(),
+        ),
+        (
+            "kubeproxy_sync_partial_proxy_rules_duration_seconds",
+            "[ALPHA] Duration of sync attempts that carry only changes",
+            buckets::sync(),
+        ),
+        (
+            "kubeproxy_network_programming_duration_seconds",
+            "[ALPHA] From the change of an endpoint in the cluster to the rules being in place",
+            buckets::network_programming(),
+        ),
+        (
+            "kubeproxy_commit_latency_seconds",
+            "From a change's arrival at the proxy to its commit in the kernel",
+            buckets::commit(),
+        ),
+    ]
+    .map(|(name, help, buckets)| registrar.histograms(name, help, BY_FAMILY, buckets))
+}
+
+/// Failed readings, failed commits, transactions that were taken, and those that were not.
+fn results(registrar: &Registrar) -> impl Fn(&str) -> [IntCounter; 4] + use<> {
     let failures = registrar.counters(
         "kubeproxy_sync_failures_total",
         "Failed sync attempts, by what failed",
         &["ip_family", "reason"],
-    );
-    let commit_latency = histogram(
-        "kubeproxy_commit_latency_seconds",
-        "From a change's arrival at the proxy to its commit in the kernel",
-        buckets::commit,
-    );
-    let elements_written = counter(
-        "kubeproxy_elements_written_total",
-        "What was written to or deleted from the kernel: map and set elements, or rules and chains",
     );
     let transactions = registrar.counters(
         "kubeproxy_transactions_total",
         "Transactions sent to the kernel, by result",
         &["ip_family", "result"],
     );
-    let drift_repairs =
-        counter("kubeproxy_drift_repairs_total", "Repairs of rules that something else had changed");
-    let audit_divergences = counter(
-        "kubeproxy_audit_divergences_total",
-        "Audits that found rules wrong although no change had been noticed",
-    );
-    let rebuilds = counter(
-        "kubeproxy_rebuilds_total",
-        "Times that all rules were written anew, because differences were refused or they could not be read",
-    );
-    let refused = registrar.gauges(
-        "kubeproxy_refused_frontends",
-        "Frontends that were refused alone and wait for another try",
-        &["ip_family"],
-    );
-    let conflicts = registrar.gauges(
-        "kubeproxy_frontend_conflicts",
-        "Addresses and ports claimed by a Service but held by another",
-        &["ip_family"],
-    );
-    let conntrack_duration = histogram(
+    move |family| {
+        let failures = |what| failures.with_label_values(&[family, what]);
+        let transactions = |result| transactions.with_label_values(&[family, result]);
+        [failures("read"), failures("commit"), transactions("ok"), transactions("failed")]
+    }
+}
+
+/// What was written, somebody else's changes that were undone, what audits found wrong, and what was written anew.
+fn repairs(registrar: &Registrar) -> impl Fn(&str) -> [IntCounter; 4] + use<> {
+    counters(
+        registrar,
+        [
+            (
+                "kubeproxy_elements_written_total",
+                "What was written to or deleted from the kernel: map and set elements, or rules and chains",
+            ),
+            ("kubeproxy_drift_repairs_total", "Repairs of rules that something else had changed"),
+            (
+                "kubeproxy_audit_divergences_total",
+                "Audits that found rules wrong although no change had been noticed",
+            ),
+            (
+                "kubeproxy_rebuilds_total",
+                "Times that all rules were written anew, because differences were refused or they could not be read",
+            ),
+        ],
+    )
+}
+
+struct Gauges {
+    queued: GaugeVec,
+    synced: GaugeVec,
+    no_local: IntGaugeVec,
+    refused: IntGaugeVec,
+    conflicts: IntGaugeVec,
+}
+
+fn gauges(registrar: &Registrar) -> Gauges {
+    Gauges {
+        queued: registrar.float_gauges(
+            "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
+            "[ALPHA] Unix time when a sync was last asked for",
+            BY_FAMILY,
+        ),
+        synced: registrar.float_gauges(
+            "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+            "[ALPHA] Unix time when the rules were last known to be right",
+            BY_FAMILY,
+        ),
+        no_local: registrar.gauges(
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+            "[ALPHA] Service ports with a traffic policy Local, endpoints somewhere, and none on this node",
+            &["traffic_policy", "ip_family"],
+        ),
+        refused: registrar.gauges(
+            "kubeproxy_refused_frontends",
+            "Frontends that were refused alone and wait for another try",
+            BY_FAMILY,
+        ),
+        conflicts: registrar.gauges(
+            "kubeproxy_frontend_conflicts",
+            "Addresses and ports claimed by a Service but held by another",
+            BY_FAMILY,
+        ),
+    }
+}
+
+/// How long looking for stale flows took; how many were deleted, by upstream's name and by ours.
+fn flows(registrar: &Registrar) -> impl Fn(&str) -> (Histogram, [IntCounter; 2]) + use<> {
+    let durations = registrar.histograms(
         "kubeproxy_conntrack_reconciler_sync_duration_seconds",
         "[ALPHA] Duration of looking for stale flows and deleting them",
-        buckets::sync,
+        BY_FAMILY,
+        buckets::sync(),
     );
-    let conntrack_deleted =
-        counter("kubeproxy_conntrack_reconciler_deleted_entries_total", "[ALPHA] Stale flows deleted");
-    let deleted_flows = counter("kubeproxy_conntrack_deleted_flows_total", "Stale flows deleted");
-    move |family| {
-        let name = &*family.to_string();
-        FamilyMetrics {
-            sync_duration: sync_duration(name),
-            full_sync_duration: full_sync_duration(name),
-            partial_sync_duration: partial_sync_duration(name),
-            last_queued: last_queued(name),
-            last_synced: last_synced(name),
-            network_programming: network_programming(name),
-            no_local_internal: no_local.with_label_values(&["internal", name]),
-            no_local_external: no_local.with_label_values(&["external", name]),
-            read_failures: failures.with_label_values(&[name, "read"]),
-            commit_failures: failures.with_label_values(&[name, "commit"]),
-            commit_latency: commit_latency(name),
-            elements_written: elements_written(name),
-            transactions_ok: transactions.with_label_values(&[name, "ok"]),
-            transactions_failed: transactions.with_label_values(&[name, "failed"]),
-            drift_repairs: drift_repairs(name),
-            audit_divergences: audit_divergences(name),
-            rebuilds: rebuilds(name),
-            refused: refused.with_label_values(&[name]),
-            frontend_conflicts: conflicts.with_label_values(&[name]),
-            conntrack_duration: conntrack_duration(name),
-            conntrack_deleted: conntrack_deleted(name),
-            deleted_flows: deleted_flows(name),
-        }
-    }
+    let deleted = counters(
+        registrar,
+        [
+            ("kubeproxy_conntrack_reconciler_deleted_entries_total", "[ALPHA] Stale flows deleted"),
+            ("kubeproxy_conntrack_deleted_flows_total", "Stale flows deleted"),
+        ],
+    );
+    move |family| (durations.with_label_values(&[family]), deleted(family))
+}
+
+fn counters<const N: usize>(
+    registrar: &Registrar,
+    names: [(&str, &str); N],
+) -> impl Fn(&str) -> [IntCounter; N] + use<N> {
+    let counters = names.map(|(name, help)| registrar.counters(name, help, BY_FAMILY));
+    move |family| counters.each_ref().map(|counters| counters.with_label_values(&[family]))
 }

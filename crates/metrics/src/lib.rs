@@ -110,7 +110,42 @@ pub struct HealthAnswers {
     livez: [IntCounter; 2],
 }
 
+impl ChangeMetrics {
+    fn register(registrar: &Registrar) -> Self {
+        Self {
+            endpoints_pending: registrar.gauge(
+                "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
+                "[ALPHA] EndpointSlice changes that no sync has taken up yet",
+            ),
+            endpoints_total: registrar
+                .counter("kubeproxy_sync_proxy_rules_endpoint_changes_total", "[ALPHA] EndpointSlice events"),
+            services_pending: registrar.gauge(
+                "kubeproxy_sync_proxy_rules_service_changes_pending",
+                "[ALPHA] Service changes that no sync has taken up yet",
+            ),
+            services_total: registrar.counter(
+                "kubeproxy_sync_proxy_rules_service_changes_total",
+                "[ALPHA] Service events, once for each IP family",
+            ),
+        }
+    }
+}
+
 impl HealthAnswers {
+    fn register(registrar: &Registrar) -> Self {
+        let by_code = |name, help| {
+            let answers = registrar.counters(name, help, &["code"]);
+            ["200", "503"].map(|code| answers.with_label_values(&[code]))
+        };
+        Self {
+            healthz: by_code(
+                "kubeproxy_proxy_healthz_total",
+                "[ALPHA] Answers of the health server's /healthz",
+            ),
+            livez: by_code("kubeproxy_proxy_livez_total", "[ALPHA] Answers of the health server's /livez"),
+        }
+    }
+
     /// Counts an answer of `/healthz`.
     pub fn healthz(&self, ok: bool) {
         self.healthz[usize::from(!ok)].inc();
@@ -127,33 +162,8 @@ impl Metrics {
     pub fn new(options: &Options) -> Self {
         let registrar = Registrar::counted();
         let family = Box::new(family::register(&registrar));
-        let changes = ChangeMetrics {
-            endpoints_pending: registrar.gauge(
-                "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
-                "[ALPHA] EndpointSlice changes that no sync has taken up yet",
-            ),
-            endpoints_total: registrar
-                .counter("kubeproxy_sync_proxy_rules_endpoint_changes_total", "[ALPHA] EndpointSlice events"),
-            services_pending: registrar.gauge(
-                "kubeproxy_sync_proxy_rules_service_changes_pending",
-                "[ALPHA] Service changes that no sync has taken up yet",
-            ),
-            services_total: registrar.counter(
-                "kubeproxy_sync_proxy_rules_service_changes_total",
-                "[ALPHA] Service events, once for each IP family",
-            ),
-        };
-        let by_code = |name, help| {
-            let answers = registrar.counters(name, help, &["code"]);
-            ["200", "503"].map(|code| answers.with_label_values(&[code]))
-        };
-        let health_answers = HealthAnswers {
-            healthz: by_code(
-                "kubeproxy_proxy_healthz_total",
-                "[ALPHA] Answers of the health server's /healthz",
-            ),
-            livez: by_code("kubeproxy_proxy_livez_total", "[ALPHA] Answers of the health server's /livez"),
-        };
+        let changes = ChangeMetrics::register(&registrar);
+        let health_answers = HealthAnswers::register(&registrar);
         let log_records_lost =
             registrar.counter("kubeproxy_log_records_lost_total", "Log records that nobody read in time");
         let config_file_usable = registrar.gauge(

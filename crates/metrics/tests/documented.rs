@@ -44,7 +44,7 @@ fn metrics(mode: Mode) -> Metrics {
     let feature = Feature { name: "ComponentFlagz".into(), stage: "BETA".into(), enabled: true };
     let build = BuildInfo { git_version: "v1.2.3".into(), ..BuildInfo::default() };
     let metrics = Metrics::new(&Options { build, features: vec![feature] });
-    mode.serve(&metrics, &[IpFamily::V4, IpFamily::V6]);
+    mode.serve(&metrics, &IpFamily::ALL);
     for kind in Kind::ALL {
         metrics.source.resource(kind).heard(Instant::now(), 1);
     }

@@ -8,6 +8,7 @@
 
 mod capacity;
 mod conflicts;
+mod frontend;
 mod names;
 mod net;
 mod objects;
@@ -20,6 +21,9 @@ pub mod view;
 
 pub use capacity::shrink_if_sparse;
 pub use conflicts::ConflictChange;
+pub use frontend::{
+    AddressKind, Affinity, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, Pool, Verdict,
+};
 pub use names::{Interner, Name, ObjectName, ServiceName, ServicePortName};
 pub use net::{
     AddrError, CidrError, Family, IpFamily, Protocol, V4, V6, parse_addr, parse_cidr, special_use,
@@ -31,8 +35,5 @@ pub use objects::{
 pub use rule_settings::{Balancer, Extent, NodePortAddresses, PodSource, RuleSettings};
 pub use slots::assign_slots;
 pub use store::{ServiceEntry, Store, Touched};
-pub use table::{
-    AddressKind, Affinity, Changed, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, Pool,
-    Table, Verdict,
-};
+pub use table::{Changed, Table};
 pub use uid::Uid;

@@ -40,7 +40,7 @@ impl ThisNode {
     /// The node of this name, as far as its object is known.
     pub fn new(name: Name, object: Option<&Node>) -> Self {
         let primary = |family| object.and_then(|node| node.primary_address(family));
-        let addresses = [IpFamily::V4, IpFamily::V6].into_iter().filter_map(primary).collect();
+        let addresses = IpFamily::ALL.into_iter().filter_map(primary).collect();
         let zone = object.and_then(|node| node.zone.clone());
         Self { name, zone, addresses, ignores_external_ips: false }
     }
@@ -171,29 +171,21 @@ fn port_frontends<F: Family>(
         ServicePortName { service: service.name.clone(), port: port.name.clone(), protocol: port.protocol };
     let key = |address, port_number| FrontendKey { address, protocol: port.protocol, port: port_number };
     let affinity = service.affinity.map(|timeout| Affinity { timeout, service: service.uid });
+    let cluster_ip = key(FrontendAddress::Ip(addresses.cluster_ip), port.port);
     frontends.push(Frontend {
-        key: key(FrontendAddress::Ip(addresses.cluster_ip), port.port),
-        kind: AddressKind::ClusterIp,
-        service: name.clone(),
-        pool: pools.internal.clone(),
         policy: service.internal_policy,
-        internal_pool: None,
         affinity,
-        masquerade: Masquerade::UnlessFromPod,
-        allowed_sources: None,
         flow_endpoints: pools.flow_endpoints.clone(),
+        ..Frontend::new(cluster_ip, AddressKind::ClusterIp, name.clone(), pools.internal.clone())
     });
     let external = |kind, key, allowed_sources| Frontend {
-        key,
-        kind,
-        service: name.clone(),
-        pool: pools.external.clone(),
         policy: service.external_policy,
         internal_pool: pools.short_cut.clone(),
         affinity,
         masquerade: pools.external_masquerade,
         allowed_sources,
         flow_endpoints: pools.flow_endpoints.clone(),
+        ..Frontend::new(key, kind, name.clone(), pools.external.clone())
     };
     let ip = |addr: &F::Addr| key(FrontendAddress::Ip(*addr), port.port);
     frontends.extend(

@@ -47,27 +47,10 @@ enum Kind {
 
 impl Printer {
     fn take(&mut self, expr: &Expr) {
+        if let Some((dreg, text, kind)) = value(expr, self.family) {
+            return self.put(dreg, Loaded { text, kind, masked: None });
+        }
         match expr {
-            Expr::Payload { base, offset, dreg, .. } => {
-                let (text, kind) = payload(*base, *offset, self.family);
-                self.load(*dreg, text, kind);
-            }
-            Expr::Meta { key, dreg } => {
-                let (text, kind) = meta(*key);
-                self.load(*dreg, text.to_owned(), kind);
-            }
-            Expr::Ct { key: CtKey::State, dreg } => self.load(*dreg, "ct state".to_owned(), Kind::State),
-            Expr::Ct { key: CtKey::Status, dreg } => self.load(*dreg, "ct status".to_owned(), Kind::Status),
-            Expr::FibDestType { dreg } => self.load(*dreg, "fib daddr type".to_owned(), Kind::RouteType),
-            Expr::FibSourceType { dreg } => self.load(*dreg, "fib saddr type".to_owned(), Kind::RouteType),
-            Expr::NumgenRandom { modulus, dreg } => {
-                self.load(*dreg, format!("numgen random mod {modulus}"), Kind::Other);
-            }
-            Expr::Immediate { dreg, data } => {
-                let (text, kind) = (format!("{:?}", hex(data)), Kind::Other);
-                let is_zero = data.iter().all(|byte| *byte == 0);
-                self.load(*dreg, if is_zero { "none".to_owned() } else { text }, kind);
-            }
             Expr::Bitwise { sreg, dreg, mask, xor } => {
                 let mut value = self.register(*sreg);
                 value.masked = Some((*mask, *xor));
@@ -91,18 +74,17 @@ impl Printer {
                 self.words.push(text);
             }
             Expr::Verdict(verdict) => self.words.push(verdict.to_string()),
-            Expr::Masquerade { flags } => {
-                self.words.push(
-                    if *flags & 0x10 == 0 { "masquerade" } else { "masquerade fully-random" }.to_owned(),
-                );
-            }
+            Expr::Masquerade { flags } => self.words.push(masquerade(*flags).to_owned()),
             Expr::Reject { .. } => self.words.push("reject".to_owned()),
             Expr::Unknown { name, .. } => self.words.push(format!("[{name}]")),
+            Expr::Payload { .. }
+            | Expr::Meta { .. }
+            | Expr::Ct { .. }
+            | Expr::FibDestType { .. }
+            | Expr::FibSourceType { .. }
+            | Expr::NumgenRandom { .. }
+            | Expr::Immediate { .. } => {}
         }
-    }
-
-    fn load(&mut self, register: Register, text: String, kind: Kind) {
-        self.put(register, Loaded { text, kind, masked: None });
     }
 
     fn put(&mut self, Register(word): Register, value: Loaded) {
@@ -133,7 +115,10 @@ impl Printer {
                 self.words.push(format!("{key} {not}@{set}"));
             }
             LookupResult::Verdict => self.words.push(format!("{key} vmap @{set}")),
-            LookupResult::Data(dreg) => self.load(dreg, format!("{key} map @{set}"), Kind::Other),
+            LookupResult::Data(dreg) => {
+                let text = format!("{key} map @{set}");
+                self.put(dreg, Loaded { text, kind: Kind::Other, masked: None });
+            }
         }
     }
 
@@ -149,6 +134,36 @@ impl Printer {
             DynsetOp::Delete => format!("delete @{set} {{ {key}{data} }}"),
         }
     }
+}
+
+/// What an expression loads into which register, if that is what it does.
+fn value(expr: &Expr, family: Family) -> Option<(Register, String, Kind)> {
+    Some(match expr {
+        Expr::Payload { base, offset, dreg, .. } => {
+            let (text, kind) = payload(*base, *offset, family);
+            (*dreg, text, kind)
+        }
+        Expr::Meta { key, dreg } => {
+            let (text, kind) = meta(*key);
+            (*dreg, text.to_owned(), kind)
+        }
+        Expr::Ct { key: CtKey::State, dreg } => (*dreg, "ct state".to_owned(), Kind::State),
+        Expr::Ct { key: CtKey::Status, dreg } => (*dreg, "ct status".to_owned(), Kind::Status),
+        Expr::FibDestType { dreg } => (*dreg, "fib daddr type".to_owned(), Kind::RouteType),
+        Expr::FibSourceType { dreg } => (*dreg, "fib saddr type".to_owned(), Kind::RouteType),
+        Expr::NumgenRandom { modulus, dreg } => (*dreg, format!("numgen random mod {modulus}"), Kind::Other),
+        Expr::Immediate { dreg, data } if data.iter().all(|byte| *byte == 0) => {
+            (*dreg, "none".to_owned(), Kind::Other)
+        }
+        Expr::Immediate { dreg, data } => (*dreg, format!("{:?}", hex(data)), Kind::Other),
+        _ => return None,
+    })
+}
+
+fn masquerade(flags: u32) -> &'static str {
+    /// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`
+    const FULLY_RANDOM: u32 = 1 << 4;
+    if flags & FULLY_RANDOM == 0 { "masquerade" } else { "masquerade fully-random" }
 }
 
 fn payload(base: PayloadBase, offset: u32, family: Family) -> (String, Kind) {

@@ -53,15 +53,7 @@ pub(crate) fn uri(kind: Kind, node_name: &str, request: &Request, timeout: Durat
         uri.push('=');
         escape(value, &mut uri);
     };
-    match kind {
-        Kind::Service => {
-            add("labelSelector", "!service.kubernetes.io/service-proxy-name");
-            add("fieldSelector", "spec.clusterIP!=None");
-        }
-        Kind::EndpointSlice => add("labelSelector", "!service.kubernetes.io/headless"),
-        Kind::Node => add("fieldSelector", &format!("metadata.name={node_name}")),
-        Kind::ServiceCidr => {}
-    }
+    select(kind, node_name, &mut add);
     let limit = PAGE_SIZE.to_string();
     let timeout = timeout.as_secs().to_string();
     match request {
@@ -91,6 +83,19 @@ pub(crate) fn uri(kind: Kind, node_name: &str, request: &Request, timeout: Durat
         }
     }
     uri
+}
+
+/// Which objects of a kind are wanted.
+fn select(kind: Kind, node_name: &str, add: &mut impl FnMut(&str, &str)) {
+    match kind {
+        Kind::Service => {
+            add("labelSelector", "!service.kubernetes.io/service-proxy-name");
+            add("fieldSelector", "spec.clusterIP!=None");
+        }
+        Kind::EndpointSlice => add("labelSelector", "!service.kubernetes.io/headless"),
+        Kind::Node => add("fieldSelector", &format!("metadata.name={node_name}")),
+        Kind::ServiceCidr => {}
+    }
 }
 
 /// The `Accept` header of a request.

@@ -9,9 +9,9 @@ use mode::{Applied, Cause, Planner, Reading, Settled, StepResults, Target};
 use model::{Changed, Family, FrontendKey};
 use tokio::time::Instant;
 
+use super::next::{ANEW_AFTER, Planned, REBUILD_AFTER};
 use super::{
-    ANEW_AFTER, Done, Failed, Failing, Held, InFlight, Pipeline, Planned, Progress, REBUILD_AFTER, Reason,
-    Scope, Step, Turn, Work, earliest,
+    Done, Failed, Failing, Held, InFlight, Pipeline, Progress, Reason, Scope, Step, Turn, Work, earliest,
 };
 use crate::backoff::pause;
 use crate::worker::Answer;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use backend_nftables::{Backend, Config, NftablesTarget, NodePortAddresses};
-use mode::Reading;
+use mode::{Applied, Reading};
 use model::{
     AddressKind, Destination, FrontendAddress, Masquerade, ObjectName, Pool, ServicePortName, TrafficPolicy,
     V4, Verdict,
@@ -11,8 +11,9 @@ use model::{
 
 use nft::KernelError;
 
+use super::next::ANEW_AFTER;
 use super::*;
-use crate::worker::Answer;
+use crate::worker::{Answer, Job};
 
 /// A pipeline and its clock.
 struct Bench {

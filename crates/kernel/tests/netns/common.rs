@@ -208,11 +208,28 @@ impl Sets {
     }
 }
 
-/// Base chains and their rules.
-#[expect(clippy::too_many_lines, reason = "a ruleset, written down")]
+fn chain(name: &str, base: Option<BaseChain>, rules: &[Rule]) -> nft::Chain {
+    nft::Chain { name: name.into(), base, rules: rules.to_vec() }
+}
+
+fn rule(statements: &[Statement]) -> Rule {
+    Rule::new(statements.to_vec())
+}
+
+fn in_set(set: &Arc<Set>, negate: bool) -> Statement {
+    Statement::InSet { key: set.key.clone(), set: set.name.clone(), negate }
+}
+
+/// Chains with their rules, of both kinds.
 pub(crate) fn chains(family: Family) -> Vec<nft::Chain> {
-    use Statement as S;
     let sets = Sets::new();
+    let mut chains = plain_chains(family, &sets);
+    chains.extend(base_chains(&sets));
+    chains
+}
+
+fn plain_chains(family: Family, sets: &Sets) -> Vec<nft::Chain> {
+    use Statement as S;
     let numgen = Field::NumgenRandom { modulus: 3 };
     let service = sets.services.key.clone();
     let node_port = sets.node_ports.key.clone();
@@ -224,17 +241,12 @@ pub(crate) fn chains(family: Family) -> Vec<nft::Chain> {
     let whole = u8::try_from(family.addr_len() * 8).unwrap();
     let ifname = |name: &str, prefix, negate| S::IfnameMatch { name: name.into(), prefix, negate };
     let vmap = |key: &[Field], map: &Arc<Set>| S::Vmap { key: key.to_vec(), map: map.name.clone() };
-    let in_set = |set: &Arc<Set>, negate| S::InSet { key: set.key.clone(), set: set.name.clone(), negate };
-    let base = |kind, hook, priority| Some(BaseChain { kind, hook, priority });
-    let rule = |statements: &[S]| Rule::new(statements.to_vec());
     let remembered = S::SetPriority { key: sets.affinity.key.clone(), map: sets.affinity.name.clone() };
     let chosen = S::SetPriority { key: dnat_key.clone(), map: sets.affinity_slots.name.clone() };
     let to_priority =
         S::DnatMap { key: sets.affinity_endpoints.key.clone(), map: sets.affinity_endpoints.name.clone() };
     let commented =
         |statements: &[S]| Rule { statements: statements.to_vec(), comment: Some("why, for people".into()) };
-    let chain =
-        |name: &str, base, rules: &[Rule]| nft::Chain { name: name.into(), base, rules: rules.to_vec() };
     vec![
         chain("reject-chain", None, &[rule(&[S::Reject])]),
         chain("set-mark", None, &[rule(&[S::SetMarkBit(0x4000)])]),
@@ -279,6 +291,13 @@ pub(crate) fn chains(family: Family) -> Vec<nft::Chain> {
                 rule(&[in_set(&sets.service_cidrs, false), S::SourceIsLocal, S::ClearPriority, S::Drop]),
             ],
         ),
+    ]
+}
+
+fn base_chains(sets: &Sets) -> Vec<nft::Chain> {
+    use Statement as S;
+    let base = |kind, hook, priority| Some(BaseChain { kind, hook, priority });
+    vec![
         chain(
             "nat-prerouting",
             base(ChainType::Nat, Hook::Prerouting, -100),

@@ -28,20 +28,14 @@ impl Encoder<'_> {
                 let (id, family) = (self.set_id, self.tx.family);
                 self.put_message(kind::NEW_SET, CREATE, attr::SET_TABLE, |out| put_set(out, set, id, family));
             }
-            Op::DeleteSet(name) => {
-                self.put_message(kind::DEL_SET, flag::REQUEST, attr::SET_TABLE, |out| {
-                    out.text(attr::SET_NAME, name);
-                });
-            }
+            Op::DeleteSet(name) => self.put_deletion(kind::DEL_SET, attr::SET_TABLE, attr::SET_NAME, name),
             Op::AddChain { name, base } => {
                 self.put_message(kind::NEW_CHAIN, CREATE, attr::CHAIN_TABLE, |out| {
                     put_chain(out, name, base.as_ref());
                 });
             }
             Op::DeleteChain(name) => {
-                self.put_message(kind::DEL_CHAIN, flag::REQUEST, attr::CHAIN_TABLE, |out| {
-                    out.text(attr::CHAIN_NAME, name);
-                });
+                self.put_deletion(kind::DEL_CHAIN, attr::CHAIN_TABLE, attr::CHAIN_NAME, name);
             }
             Op::DeleteObject(object, name) => {
                 self.put_message(kind::DEL_OBJECT, flag::REQUEST, attr::OBJECT_TABLE, |out| {
@@ -50,14 +44,16 @@ impl Encoder<'_> {
                 });
             }
             Op::DeleteFlowtable(name) => {
-                self.put_message(kind::DEL_FLOWTABLE, flag::REQUEST, attr::FLOWTABLE_TABLE, |out| {
-                    out.text(attr::FLOWTABLE_NAME, name);
-                });
+                self.put_deletion(kind::DEL_FLOWTABLE, attr::FLOWTABLE_TABLE, attr::FLOWTABLE_NAME, name);
             }
             Op::SetRules { chain, rules } => self.put_rules(chain, rules),
             // Written by `put_elements`.
             Op::AddElements { .. } | Op::ReplaceElements { .. } | Op::DeleteElements { .. } => {}
         }
+    }
+
+    fn put_deletion(&mut self, kind: u16, table_attr: u16, name_attr: u16, name: &str) {
+        self.put_message(kind, flag::REQUEST, table_attr, |out| out.text(name_attr, name));
     }
 
     /// Flushes the chain (deletes a rule without saying which) and adds the rules.

@@ -6,7 +6,7 @@ use crate::v1alpha1::KubeProxyConfiguration;
 
 /// The values in the section of one mode.
 #[derive(Debug)]
-pub(crate) struct SharedMut<'a> {
+pub(crate) struct ModeSection<'a> {
     pub(crate) sync_period: &'a mut GoDuration,
     pub(crate) min_sync_period: &'a mut GoDuration,
     pub(crate) masquerade_all: &'a mut bool,
@@ -16,7 +16,7 @@ pub(crate) struct SharedMut<'a> {
 impl KubeProxyConfiguration {
     /// The values in the section of `mode`. As upstream, an empty mode reads section `iptables`, and mode ipvs masquerades
     /// as section `iptables` says.
-    pub(crate) fn shared_mut(&mut self) -> SharedMut<'_> {
+    pub(crate) fn mode_section_mut(&mut self) -> ModeSection<'_> {
         let mode = Mode::named(&self.mode).map(Mode::section);
         let Self { iptables, ipvs, nftables, .. } = self;
         let (sync_period, min_sync_period) = match mode {
@@ -28,7 +28,7 @@ impl KubeProxyConfiguration {
             Some(Mode::NfTables) => (&mut nftables.masquerade_all, &mut nftables.masquerade_bit),
             _ => (&mut iptables.masquerade_all, &mut iptables.masquerade_bit),
         };
-        SharedMut { sync_period, min_sync_period, masquerade_all, masquerade_bit }
+        ModeSection { sync_period, min_sync_period, masquerade_all, masquerade_bit }
     }
 
     /// Where `--iptables-sync-period` and `--iptables-min-sync-period` go: to any mode but ipvs, which has flags of its own.
@@ -45,7 +45,7 @@ impl KubeProxyConfiguration {
     /// upstream's default mode keeps its meaning in a better one.
     pub(crate) fn settle_mode(&mut self, mode: Mode) {
         let was_empty = self.mode.is_empty();
-        let shared = self.shared_mut();
+        let shared = self.mode_section_mut();
         let (sync_period, min_sync_period) = (*shared.sync_period, *shared.min_sync_period);
         let (masquerade_all, masquerade_bit) = (*shared.masquerade_all, *shared.masquerade_bit);
         for (sync, min) in [
@@ -58,7 +58,7 @@ impl KubeProxyConfiguration {
         self.iptables.masquerade_all = false;
         self.nftables.masquerade_all = false;
         mode.as_str().clone_into(&mut self.mode);
-        let shared = self.shared_mut();
+        let shared = self.mode_section_mut();
         (*shared.sync_period, *shared.min_sync_period) = (sync_period, min_sync_period);
         *shared.masquerade_all = masquerade_all;
         if was_empty {

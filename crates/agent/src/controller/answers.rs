@@ -1,0 +1,80 @@
+//! Answers of one family to questions.
+
+use mode::Planner;
+use model::view::{self, Explanation, ThisNode};
+use model::{Family, Frontend, ServiceEntry, ServiceName};
+use tokio::time::Instant;
+
+use super::Controller;
+use crate::snapshot::{self, AddressState, FamilyState, ServiceFamily, build};
+
+impl<F: Family, P: Planner<F>> Controller<F, P> {
+    pub(super) fn family_state(&self, now: Instant) -> FamilyState {
+        let waiting = |since| now.saturating_duration_since(since).as_secs_f64();
+        FamilyState {
+            family: F::FAMILY.to_string(),
+            mode: P::NAME.to_owned(),
+            is_known: self.pipeline.is_known(),
+            was_synced: self.was_synced,
+            waiting_seconds: self.pipeline.pending_since().map(waiting),
+            refused: self.pipeline.refused(),
+            failure: self.failure.clone(),
+            frontends: self.pipeline.table().len(),
+            rules: self.pipeline.rule_counts().into_iter().map(build::rule_count).collect(),
+            repairs: self.telemetry.repairs(),
+        }
+    }
+
+    pub(super) fn explain_service(
+        &self,
+        node: &ThisNode,
+        name: &ServiceName,
+        entry: Option<&ServiceEntry>,
+        now: Instant,
+    ) -> Option<ServiceFamily> {
+        let ports = match view::explain::<F>(node, entry) {
+            Explanation::NoService => return None,
+            Explanation::NoClusterIp => None,
+            Explanation::Ports(ports) => Some(ports),
+        };
+        let frontends = entry.map(|entry| view::frontends::<F>(node, entry)).unwrap_or_default();
+        let has_cluster_ip = ports.is_some();
+        let port = |explained: view::PortExplanation<F>| {
+            let own = || frontends.iter().filter(|frontend| frontend.service == explained.port);
+            let addresses = own().map(|frontend| self.address(frontend)).collect();
+            let affinity = own().next().and_then(|frontend| frontend.affinity);
+            let traffic = self.traffic_of(&explained.port, now);
+            build::port(explained, addresses, affinity.map(|affinity| affinity.timeout.as_secs()), traffic)
+        };
+        Some(ServiceFamily {
+            family: F::FAMILY.to_string(),
+            has_cluster_ip,
+            ports: ports.unwrap_or_default().into_iter().map(port).collect(),
+            last_change: self.history.last_of(name, F::FAMILY),
+        })
+    }
+
+    fn address_state(&self, frontend: &Frontend<F>) -> AddressState {
+        match self.pipeline.table().get(&frontend.key) {
+            Some(winner) if winner.service != frontend.service => {
+                AddressState::Lost { winner: winner.service.to_string() }
+            }
+            Some(_) if self.pipeline.is_in_force(&frontend.key) => AddressState::InForce,
+            Some(_) | None => AddressState::Waiting,
+        }
+    }
+
+    fn address(&self, frontend: &Frontend<F>) -> snapshot::Address {
+        let state = self.address_state(frontend);
+        let is_served = !matches!(state, AddressState::Lost { .. });
+        let rules = if is_served { self.pipeline.rules(&frontend.key) } else { Vec::new() };
+        build::address(frontend, state, rules)
+    }
+
+    fn traffic_of(&self, port: &model::ServicePortName, now: Instant) -> Option<snapshot::Traffic> {
+        let (at, traffic) = self.traffic.as_ref()?;
+        let mode::Counters { connections, packets, bytes } = *traffic.0.get(port)?;
+        let age_seconds = now.saturating_duration_since(*at).as_secs_f64();
+        Some(snapshot::Traffic { connections, packets, bytes, age_seconds })
+    }
+}

@@ -1,0 +1,241 @@
+//! What is to be done next, and when.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use mode::{Applied, Cause, PlanOf, Planner, Target};
+use model::{Changed, Family};
+use tokio::time::Instant;
+
+use super::{Held, InFlight, Pipeline, Progress, Reason, Scope, Step, Turn, Work, earliest};
+use crate::worker::Job;
+
+/// From this many failed applies in a row everything is made anew.
+pub(super) const REBUILD_AFTER: u32 = 3;
+/// From this many readings in a row that came to nothing, while nobody knows what is held, likewise.
+pub(super) const ANEW_AFTER: u32 = 3;
+/// Two programs that undo each other's changes shall not keep the machine busy.
+const TOUCHED_PAUSE: Duration = Duration::from_millis(250);
+/// How often the target is read without a cause, at most.
+const AUDIT_EVERY: Duration = Duration::from_mins(10);
+/// Audits take at most one part in so many of the time.
+const AUDIT_SHARE: u32 = 500;
+
+impl<F: Family, P: Planner<F>> Pipeline<F, P> {
+    /// When [`Pipeline::next`] should be asked again, if nothing else happens before.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        if !matches!(self.work, Work::Nothing) {
+            return None;
+        }
+        if let Held::Unknown { not_before, .. } = self.held {
+            return Some(not_before);
+        }
+        let audit = self.is_readable.then(|| self.audit_at());
+        let touched = self.touched.map(|_| self.repair_at());
+        let settings = self.settings_differ().then(|| self.settings_at());
+        let changes = (!self.dirty.is_empty()).then_some(self.sync_not_before);
+        let retries = self.retries.next_due().map(|due| due.max(self.sync_not_before));
+        [audit, touched, settings, changes, retries, self.planner.wake_at()].into_iter().flatten().min()
+    }
+
+    /// Changes wait while the target is read, so one for which that takes long is read less often.
+    fn audit_at(&self) -> Instant {
+        let pause = AUDIT_EVERY.max(self.reading_took * AUDIT_SHARE);
+        (self.read_at + pause).max(self.read_not_before)
+    }
+
+    fn repair_at(&self) -> Instant {
+        (self.read_at + TOUCHED_PAUSE).max(self.read_not_before).max(self.sync_not_before)
+    }
+
+    fn settings_at(&self) -> Instant {
+        if self.settings_need_reading {
+            self.read_not_before.max(self.sync_not_before)
+        } else {
+            self.sync_not_before
+        }
+    }
+
+    /// The next job for the worker, if there is one to be done now. `random` is from 0 up to 1.
+    pub(crate) fn next(&mut self, now: Instant, random: f64) -> Turn<P::Target> {
+        if !matches!(self.work, Work::Nothing) {
+            return (Progress::Working, None);
+        }
+        match self.held {
+            Held::Unknown { reason, not_before } if not_before <= now => self.recover(reason, now, random),
+            Held::Unknown { .. } => (Progress::Working, None),
+            Held::Known => self.proceed(now, random),
+        }
+    }
+
+    /// Nobody knows what is held: it is read, or, where that leads nowhere, everything is made anew.
+    pub(super) fn recover(&mut self, reason: Reason, now: Instant, random: f64) -> Turn<P::Target> {
+        let leads_nowhere = self.failures >= REBUILD_AFTER || self.unread >= ANEW_AFTER || !self.is_readable;
+        if !leads_nowhere {
+            return (Progress::Working, Some(self.read(reason, now)));
+        }
+        self.attempt = now;
+        match self.plan(Cause::Anew(None)) {
+            Planned::Plan(plan) => {
+                self.begin(plan, Step::Rebuild(reason), Scope::Everything, None, now, random)
+            }
+            Planned::NeedsReading if self.is_readable => (Progress::Working, Some(self.read(reason, now))),
+            Planned::NeedsReading => {
+                let error = P::Target::outcome_unknown("it can't be read, and not be made anew without that");
+                (self.not_planned(error, now, random), None)
+            }
+            Planned::Panicked(error) => (self.not_planned(error, now, random), None),
+        }
+    }
+
+    /// What is held is known, and what differs from it is planned.
+    fn proceed(&mut self, now: Instant, random: f64) -> Turn<P::Target> {
+        if self.touched.is_some() && now >= self.repair_at() {
+            return self.look(Reason::ForeignChange, now, random);
+        }
+        if self.settings_differ() && now >= self.settings_at() {
+            return self.change_settings(now, random);
+        }
+        if self.goes_on || now >= self.sync_not_before {
+            let mut changed = std::mem::take(&mut self.dirty);
+            changed.extend(&self.retries.due(now));
+            if !changed.is_empty() {
+                return self.change(changed, now, random);
+            }
+        }
+        if self.planner.wake_at().is_some_and(|at| at <= now) {
+            return self.wake(now, random);
+        }
+        if self.is_readable && now >= self.audit_at() {
+            return self.look(Reason::Audit, now, random);
+        }
+        if std::mem::take(&mut self.wants_traffic) {
+            self.work = Work::Counting;
+            return (Progress::Working, Some(Job::Count));
+        }
+        (Progress::Working, None)
+    }
+
+    /// Everything is compared, or made anew where nothing can be read.
+    pub(super) fn look(&mut self, reason: Reason, now: Instant, random: f64) -> Turn<P::Target> {
+        if self.is_readable {
+            return (Progress::Working, Some(self.read(reason, now)));
+        }
+        let touched = self.touched.take();
+        self.asked_since = earliest([self.asked_since, touched]);
+        self.lose(reason, now);
+        self.recover(reason, now, random)
+    }
+
+    fn read(&mut self, reason: Reason, now: Instant) -> Job<P::Target> {
+        // What happens from here on may be missing from what is read.
+        self.work = Work::Reading { reason, touched: self.touched.take() };
+        self.attempt = now;
+        self.sync_not_before = now + self.min_period;
+        Job::Read
+    }
+
+    fn change_settings(&mut self, now: Instant, random: f64) -> Turn<P::Target> {
+        if self.settings_need_reading {
+            return self.look(Reason::Settings, now, random);
+        }
+        self.attempt = now;
+        match self.plan(Cause::Settings) {
+            Planned::Plan(plan) => {
+                let step = Step::Repair(Reason::Settings);
+                self.begin(plan, step, Scope::Settings, None, now, random)
+            }
+            Planned::NeedsReading => {
+                self.settings_need_reading = true;
+                // Changes do not wait for it while readings come to nothing.
+                self.proceed(now, random)
+            }
+            Planned::Panicked(error) => (self.not_planned(error, now, random), None),
+        }
+    }
+
+    fn change(&mut self, changed: Changed<F>, now: Instant, random: f64) -> Turn<P::Target> {
+        self.attempt = now;
+        match self.plan(Cause::Changed(&changed)) {
+            Planned::Plan(plan) => self.begin(plan, Step::Change, Scope::Changes(changed), None, now, random),
+            Planned::NeedsReading => {
+                self.dirty = changed;
+                self.look_after_all(now, random)
+            }
+            Planned::Panicked(error) => {
+                self.dirty = changed;
+                (self.not_planned(error, now, random), None)
+            }
+        }
+    }
+
+    fn wake(&mut self, now: Instant, random: f64) -> Turn<P::Target> {
+        self.attempt = now;
+        match self.plan(Cause::Woken(now)) {
+            Planned::Plan(plan) => self.begin(plan, Step::Change, Scope::Woken, None, now, random),
+            Planned::NeedsReading => self.look_after_all(now, random),
+            Planned::Panicked(error) => (self.not_planned(error, now, random), None),
+        }
+    }
+
+    /// The planner can't tell from what it holds.
+    fn look_after_all(&mut self, now: Instant, random: f64) -> Turn<P::Target> {
+        self.lose(Reason::Failure, now);
+        self.recover(Reason::Failure, now, random)
+    }
+
+    /// Nobody knows any more what is held.
+    pub(super) fn lose(&mut self, reason: Reason, not_before: Instant) {
+        self.held = Held::Unknown { reason, not_before };
+    }
+
+    /// A planner that panics has decided nothing, and believes what it did before.
+    pub(super) fn plan(&self, cause: Cause<'_, F, <P::Target as Target>::Found>) -> Planned<F, P> {
+        let planning = AssertUnwindSafe(|| self.planner.plan(&self.table, &self.settings, cause));
+        match catch_unwind(planning) {
+            Ok(Ok(plan)) => Planned::Plan(plan),
+            Ok(Err(mode::NeedsReading)) => Planned::NeedsReading,
+            Err(_panic) => Planned::Panicked(P::Target::outcome_unknown("a panic of the planner")),
+        }
+    }
+
+    /// Hands a plan's steps over; one without any holds at once. `touched`: since when somebody else's change waits for it.
+    pub(super) fn begin(
+        &mut self,
+        plan: PlanOf<P, F>,
+        step: Step,
+        scope: Scope<F>,
+        touched: Option<Instant>,
+        now: Instant,
+        random: f64,
+    ) -> Turn<P::Target> {
+        let since = match &scope {
+            Scope::Changes(_) => self.dirty_since.take(),
+            Scope::Settings => self.asked_since.take(),
+            Scope::Woken => None,
+            Scope::Everything => {
+                self.dirty = Changed::default();
+                earliest([self.dirty_since.take(), self.asked_since.take(), touched])
+            }
+        };
+        let mode::Plan { steps, writes, held } = plan;
+        let since = since.unwrap_or(now);
+        let flight = InFlight { held, step, scope, steps: steps.len(), writes, since, planned: now };
+        if steps.is_empty() {
+            let nothing = Applied { results: Vec::new(), kernel_time: None, is_usable: true };
+            return (self.settle(flight, nothing, now, random), None);
+        }
+        if !self.goes_on {
+            self.sync_not_before = now + self.min_period;
+        }
+        self.work = Work::Applying(Box::new(flight));
+        (Progress::Working, Some(Job::Apply(steps)))
+    }
+}
+
+/// What came of planning.
+pub(super) enum Planned<F: Family, P: Planner<F>> {
+    Plan(PlanOf<P, F>),
+    NeedsReading,
+    Panicked(<P::Target as Target>::Error),
+}
