@@ -58,11 +58,14 @@ impl<F: Family> State<F> {
         if value.service >= contents.capacity.services {
             return None;
         }
-        let owner = service_of.entry(value.service).or_insert_with(|| served.pool.0.clone());
-        let known = self.services.get(&served.pool.0).map(|numbered| numbered.number);
-        if *owner != served.pool.0 || known.is_some_and(|number| number != value.service) {
-            return None;
+        let owner = service_of.get(&value.service).is_none_or(|owner| *owner == served.pool.0);
+        let known = self.services.get(&served.pool.0).is_none_or(|known| known.number == value.service);
+        // Two Services with one number, or two pools in one place, are what changed while nobody was there: addresses have gone to
+        // another Service, or a policy is another one. The second is set anew.
+        if !owner || !known || !self.take_extent(contents, value)? {
+            return Some(());
         }
+        service_of.insert(value.service, served.pool.0.clone());
         let pool = self.adopt_pool(contents, (key, value))?;
         self.services
             .entry(served.pool.0.clone())
@@ -73,16 +76,17 @@ impl<F: Family> State<F> {
         Some(())
     }
 
+    /// False if it is not free; `None` if there can be no such one.
+    fn take_extent(&mut self, contents: &Contents<F>, value: &FrontendValue) -> Option<bool> {
+        let is_within = value.count > 0 && value.count <= contents.capacity.slots;
+        is_within.then(|| self.free.extents.take_at(value.base, order_for(value.count as usize)))
+    }
+
     fn adopt_pool(
         &mut self,
         contents: &Contents<F>,
         (key, value): (&FrontendKey<F>, &FrontendValue),
     ) -> Option<Held<F>> {
-        let is_within = value.count > 0 && value.count <= contents.capacity.slots;
-        let order = is_within.then(|| order_for(value.count as usize))?;
-        if !self.free.extents.take_at(value.base, order) {
-            return None;
-        }
         let (mut endpoints, mut seen) = (Vec::with_capacity(value.count as usize), BTreeSet::new());
         for (choice, position) in contents.choices(value).into_iter().zip(value.base..) {
             let endpoint = choice?;
@@ -97,7 +101,7 @@ impl<F: Family> State<F> {
         }
         Some(Held {
             base: value.base,
-            order,
+            order: order_for(value.count as usize),
             epoch: value.epoch,
             endpoints: endpoints.into(),
             users: BTreeSet::from([*key]),

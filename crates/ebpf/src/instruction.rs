@@ -18,9 +18,10 @@ pub struct Instruction {
 impl Instruction {
     /// Its bytes on a machine whose integers are little-endian.
     pub fn bytes(self) -> [u8; 8] {
-        let [a, b] = self.offset.to_le_bytes();
-        let [c, d, e, f] = self.immediate.to_le_bytes();
-        [self.code, self.src << 4 | self.dst, a, b, c, d, e, f]
+        let mut bytes = [self.code, self.src << 4 | self.dst, 0, 0, 0, 0, 0, 0];
+        bytes[2..4].copy_from_slice(&self.offset.to_le_bytes());
+        bytes[4..].copy_from_slice(&self.immediate.to_le_bytes());
+        bytes
     }
 }
 

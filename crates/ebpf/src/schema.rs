@@ -110,11 +110,12 @@ impl Slot {
 
     /// The slot of a word.
     pub fn of(word: u64) -> Self {
-        let [a, b, c, d, e, f, g, h] = word.to_le_bytes();
+        let octets = word.to_le_bytes();
+        let half = |n: usize| u16::from_le_bytes([octets[2 * n], octets[2 * n + 1]]);
         Self {
-            endpoint: u32::from_le_bytes([a, b, c, d]),
-            extent_epoch: u16::from_le_bytes([e, f]),
-            endpoint_epoch: u16::from_le_bytes([g, h]),
+            endpoint: u32::from(half(0)) | u32::from(half(1)) << 16,
+            extent_epoch: half(2),
+            endpoint_epoch: half(3),
         }
     }
 }

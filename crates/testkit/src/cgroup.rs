@@ -54,6 +54,11 @@ impl SocketSite {
         &self.cgroup
     }
 
+    /// Where sockets are none of the node's.
+    pub(crate) fn outside(&self) -> &Path {
+        &self.parent
+    }
+
     /// The file system, as `--ebpf-bpffs` takes it.
     pub fn bpffs(&self) -> &Path {
         &self.bpffs
@@ -72,7 +77,8 @@ impl SocketSite {
             }
         }
         let mut pins = Vec::new();
-        collect(&self.bpffs, &self.bpffs, &mut pins);
+        // Beside it the kernel has files of its own.
+        collect(&self.bpffs.join("kube-proxy"), &self.bpffs, &mut pins);
         pins.sort();
         pins
     }

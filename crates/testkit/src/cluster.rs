@@ -132,7 +132,12 @@ impl Cluster {
             flavour.mark(self.lab.node())?;
         }
         let socket_site = match mode {
-            ProxyMode::Ebpf => Some(SocketSite::enter()?),
+            ProxyMode::Ebpf => {
+                let site = SocketSite::enter()?;
+                let others = [self.lab.outside(), self.lab.node2()].into_iter().chain(self.lab.node2_pods());
+                others.for_each(|host| host.is_of_another_node(site.outside()));
+                Some(site)
+            }
             ProxyMode::Nftables | ProxyMode::Iptables(_) | ProxyMode::Ipvs => self.socket_site,
         };
         Ok(Self { mode, socket_site, ..self })

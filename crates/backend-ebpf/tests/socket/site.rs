@@ -11,8 +11,8 @@ use backend_ebpf::{Change, Condition, Options, SocketPath, Wanted};
 use ebpf::FastPath;
 use kernel::{Bpf, FastPathPlace, KernelFastPath};
 use model::{
-    AddressKind, Destination, Family, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool,
-    Protocol, RuleSettings, ServicePortName, Table, TrafficPolicy, V4, Verdict,
+    AddressKind, Destination, Family, Frontend, FrontendAddress, FrontendKey, ObjectName, Pool, Protocol,
+    RuleSettings, ServicePortName, Table, V4, Verdict,
 };
 use testkit::cgroup::SocketSite;
 use testkit::lab::Namespace;
@@ -112,22 +112,18 @@ pub(crate) fn frontend<F: Family>(
 ) -> Frontend<F> {
     let destination =
         |(address, port): &(F::Addr, u16)| Destination { address: *address, port: *port, local: true };
-    Frontend {
-        key: FrontendKey { address, protocol: Protocol::Tcp, port },
-        kind: AddressKind::ClusterIp,
-        service: ServicePortName {
-            service: ObjectName::new("ns", name),
-            port: "http".into(),
-            protocol: Protocol::Tcp,
-        },
-        pool: Pool::new(endpoints.iter().map(destination).collect(), Verdict::Reject),
-        policy: TrafficPolicy::Cluster,
-        internal_pool: None,
-        affinity: None,
-        masquerade: Masquerade::UnlessFromPod,
-        allowed_sources: None,
-        flow_endpoints: Arc::default(),
-    }
+    let service = ServicePortName {
+        service: ObjectName::new("ns", name),
+        port: "http".into(),
+        protocol: Protocol::Tcp,
+    };
+    let pool = Pool::new(endpoints.iter().map(destination).collect(), Verdict::Reject);
+    Frontend::new(
+        FrontendKey { address, protocol: Protocol::Tcp, port },
+        AddressKind::ClusterIp,
+        service,
+        pool,
+    )
 }
 
 /// Everything of these frontends.

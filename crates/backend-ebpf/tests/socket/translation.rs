@@ -1,11 +1,13 @@
 //! Where connections go, and what sockets show.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use backend_ebpf::Condition;
 use ebpf::FastPathRemoval;
 use kernel::Bpf;
 use model::{FrontendAddress, Masquerade, V4, V6};
+use testkit::proxy::wait_until;
 
 use crate::site::{Server, Site, VIP, all, apply, ask, frontend, namespace, web};
 
@@ -17,6 +19,14 @@ fn at(address: Ipv4Addr, port: u16) -> SocketAddr {
 
 fn mapped(address: Ipv4Addr, port: u16) -> SocketAddr {
     (address.to_ipv6_mapped(), port).into()
+}
+
+/// The kernel takes a program off some time after its link is gone.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[track_caller]
+fn wait_until_untranslated(site: &Site) {
+    assert!(wait_until(PATIENCE, || ask(&site.node, at(VIP, 80)).is_err()), "still translated");
 }
 
 #[test]
@@ -166,7 +176,7 @@ fn programs_that_somebody_took_away_are_missed_and_come_back() {
     apply(&site, &mut path, &wanted);
     let link = site.socket_site.bpffs().join("kube-proxy/ipv4/links/kp_connect4");
     std::fs::remove_file(link).unwrap();
-    assert!(ask(&site.node, at(VIP, 80)).is_err(), "nothing translates any more");
+    wait_until_untranslated(&site);
     let Condition::Off(why) = site.node.run(|| path.look()) else { panic!("nobody noticed") };
     assert!(why.contains("192.0.2.1"), "{why}");
     assert_eq!(path.statistics().divergences, 1);
@@ -206,8 +216,8 @@ fn a_removal_leaves_what_shows_connected_sockets_or_nothing() {
     drop(path);
     let connected = site.node.run(|| std::net::TcpStream::connect(at(VIP, 80)).unwrap());
     kernel::remove_fast_path(site.socket_site.bpffs(), FastPathRemoval::Translation).unwrap();
+    wait_until_untranslated(&site);
     assert_eq!(connected.peer_addr().unwrap(), at(VIP, 80));
-    assert!(ask(&site.node, at(VIP, 80)).is_err());
     let left = [
         "kube-proxy/ipv4/links/kp_peername4",
         "kube-proxy/ipv4/links/kp_peername4in6",
@@ -215,7 +225,8 @@ fn a_removal_leaves_what_shows_connected_sockets_or_nothing() {
     ];
     assert_eq!(site.socket_site.pins(), left);
     kernel::remove_fast_path(site.socket_site.bpffs(), FastPathRemoval::Everything).unwrap();
-    assert_eq!(connected.peer_addr().unwrap(), at(LOCALHOST, server.port));
+    let is_as_it_is = || connected.peer_addr().unwrap() == at(LOCALHOST, server.port);
+    assert!(wait_until(PATIENCE, is_as_it_is), "{:?}", connected.peer_addr());
     assert_eq!(site.socket_site.pins(), [""; 0]);
     assert!(!site.socket_site.bpffs().join("kube-proxy").exists());
     // There is nothing to remove: no error.

@@ -9,12 +9,12 @@ use crate::site::Site;
 /// Instructions that the verifier may look at, by program. Its own limit is 1,000,000; how many it needs differs a little from
 /// kernel to kernel. A change that needs more has to be looked at.
 const STEPS: [(&str, usize); 6] = [
-    ("kp_peername4", 100),
-    ("kp_peername4in6", 100),
-    ("kp_connect4", 1500),
-    ("kp_connect4in6", 1500),
-    ("kp_peername6", 150),
-    ("kp_connect6", 1500),
+    ("kp_peername4", 60),
+    ("kp_peername4in6", 60),
+    ("kp_connect4", 400),
+    ("kp_connect4in6", 400),
+    ("kp_peername6", 80),
+    ("kp_connect6", 500),
 ];
 
 fn steps<F: Family>(site: &Site) -> Vec<(&'static str, usize)> {
@@ -35,6 +35,6 @@ fn the_verifier_needs_few_steps() {
     assert_eq!(found.iter().map(|(name, _)| *name).collect::<Vec<_>>(), STEPS.map(|(name, _)| name));
     for ((name, found), (_, most)) in found.iter().zip(STEPS) {
         assert!(*found <= most, "{name}: {found}, at most {most}");
-        assert!(*found * 4 >= most, "{name}: {found} steps; {most} is too generous");
+        assert!(*found * 8 >= most, "{name}: {found} steps; {most} is too generous");
     }
 }

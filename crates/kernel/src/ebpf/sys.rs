@@ -105,7 +105,7 @@ impl<'a> Attr<'a> {
     }
 
     fn reads(self, offset: usize, bytes: &'a [u8]) -> Self {
-        self.put(offset, &(bytes.as_ptr().addr() as u64).to_ne_bytes())
+        self.put(offset, &(bytes.as_ptr().expose_provenance() as u64).to_ne_bytes())
     }
 
     fn writes(self, offset: usize, bytes: &'a mut [u8]) -> Self {

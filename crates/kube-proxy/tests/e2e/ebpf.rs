@@ -142,10 +142,12 @@ fn a_connection_of_a_pod_shows_the_service_and_is_no_flow_to_it() {
     let _proxy = start(&cluster);
     wait_until_active(&cluster);
     let (pod, node) = (cluster.lab.pod(0), cluster.lab.node());
+    // Cluster IP and node port of one Service, cluster IP of the other.
+    let served =
+        || ["IPv4", "IPv6"].iter().all(|family| metric(&cluster, "kubeproxy_ebpf_frontends", family) == 3);
+    assert!(wait_until(PATIENCE, served));
     for address in [KEEP_V4, KEEP_V6] {
         let to = SocketAddr::from((ip(address), 80));
-        let served = || metric(&cluster, "kubeproxy_ebpf_frontends", "IPv6") >= 2;
-        assert!(wait_until(PATIENCE, served));
         for from in [pod, node] {
             assert_eq!(peer(from, to), to);
         }
