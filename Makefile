@@ -7,7 +7,7 @@ BUILD_TOOLS := cc:gcc cc:libc6-dev
 # netbase: without it nft shows the numbers of protocols, not their names.
 RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux /etc/protocols:netbase
 BPF_TOOLS := clang-14:clang-14 llvm-objdump-14:llvm-14
-TEST_TOOLS := $(RUN_TOOLS) $(BPF_TOOLS) kubectl:kubernetes-client iptables:iptables ipset:ipset conntrack:conntrack
+TEST_TOOLS := $(RUN_TOOLS) $(BPF_TOOLS) iptables:iptables ipset:ipset conntrack:conntrack tmux:tmux
 
 .PHONY: demo bpf test guest-test check package-check page-check image bench fuzz fmt docs-files
 
@@ -29,7 +29,7 @@ test:
 
 ## Tests that need IPVS, dummy devices or SCTP, in a guest whose kernel has them, emulated by QEMU: some minutes.
 GUEST_TOOLS := qemu-system-x86_64:qemu-system-x86 depmod:kmod cpio:cpio mke2fs:e2fsprogs xz:xz-utils python3:python3
-GUEST_TESTS := kernel/ipvs testkit/ipvs_parity
+GUEST_TESTS := kernel/ipvs fakes/ipvs_parity
 guest-test:
 	@scripts/setup $(BUILD_TOOLS) $(GUEST_TOOLS)
 	scripts/guest test --timeout 600 $(GUEST_TESTS)

@@ -6,20 +6,21 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
-use mode::{Planner, Traffic, Watch};
+use mode::{Planner, Watch};
 use model::view::{self, ThisNode};
 use model::{
     ConflictChange, Family, FrontendAddress, FrontendKey, IpFamily, Node, NodePortAddresses, ServiceEntry,
-    ServiceName, Store, Touched,
+    ServiceName, ServicePortName, Store, Touched,
 };
 use tokio::time::Instant;
 use tracing::{debug, info, trace, warn};
 
+use crate::counting::{self, Counted, Counting};
 use crate::family::{Cluster, FamilyController, FamilyMode, Start, TakeOver};
 use crate::flows::{self, Sweeps, Swept};
 use crate::history::History;
 use crate::inbox::{Event, Inbox};
-use crate::log::{log_conflict, log_done, log_failed};
+use crate::log::{log_conflict, log_done, log_failed, with_causes};
 use crate::notice::{Conflict, Notice, Notices};
 use crate::outage::Outage;
 use crate::pipeline::{Failing, Pipeline, Progress, Step, Turn};
@@ -47,20 +48,18 @@ pub(crate) struct Controller<F: Family, P: Planner<F>> {
     failure: Option<Failure>,
     /// Failures in a row, before anything was in force, after which trying again has no chance.
     hopeless_in_a_row: u32,
-    traffic: Option<(Instant, Traffic)>,
+    counting: Option<Counting>,
 }
 
 /// From so many failures in a row a start is given up that has no chance.
 const HOPELESS_AFTER: u32 = 3;
-/// Counters are not read more often.
-const TRAFFIC_PAUSE: Duration = Duration::from_secs(1);
 /// So many reports are taken in before the event loop looks after others.
 const MAX_EVENTS_AT_ONCE: usize = 16;
 
 impl<F: Family, P: Planner<F>> Controller<F, P> {
     pub(crate) fn start(mode: FamilyMode<F, P>, start: Start<'_>) -> Result<Self, StartError> {
         let Start { settings, telemetry, wake } = start;
-        let FamilyMode { planner, open, watch, flows, take_over, observer, family: _ } = mode;
+        let FamilyMode { planner, open, meter, watch, flows, take_over, observer, family: _ } = mode;
         let (inbox, now) = (Inbox::new(wake.clone()), Instant::now());
         let sender = inbox.sender();
         let worker = Worker::start(F::FAMILY, open, move |report| sender.send(Event::Report(report)))
@@ -71,6 +70,13 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
                 .map_err(|source| StartError::Thread { what: flows::thread_name(F::FAMILY), source })
         };
         let sweeps = flows.map(sweeps).transpose()?;
+        let counting = |open| {
+            let sender = inbox.sender();
+            let report = move |counted| sender.send(Event::Counted(counted));
+            Counting::start(F::FAMILY, open, telemetry.traffic.clone(), report)
+                .map_err(|source| StartError::Thread { what: counting::thread_name(F::FAMILY), source })
+        };
+        let counting = meter.map(counting).transpose()?;
         let rules = planner.settings(&settings.rules::<F>(None, &BTreeSet::new()));
         Ok(Self {
             pipeline: Pipeline::new(planner, rules, settings.min_sync_period, now),
@@ -86,7 +92,7 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
             history: History::default(),
             failure: None,
             hopeless_in_a_row: 0,
-            traffic: None,
+            counting,
         })
     }
 
@@ -114,7 +120,6 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
                     self.failed(failed.text(), failed.failures, failed.retry_in, failed.is_hopeless(), now);
                 }
             }
-            Progress::Counted(traffic) => self.traffic = Some((now, traffic)),
         }
         self.submit(job)?;
         Ok(compared)
@@ -141,9 +146,6 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
     }
 
     fn first_synced(&mut self) {
-        if let Some(watch) = self.watch.take() {
-            watch(self.inbox.sender().touches());
-        }
         if let Some(take_over) = self.take_over.take() {
             let sender = self.inbox.sender();
             take_over(Box::new(move || sender.send(Event::OldRulesGone)));
@@ -168,6 +170,28 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
             warn!(ipFamily = %F::FAMILY, %error, deleted, "stale flows can't be forgotten");
         } else if deleted > 0 {
             debug!(ipFamily = %F::FAMILY, deleted, "forgot stale flows");
+        }
+    }
+
+    /// What was counted is somebody's.
+    fn take_counted(&mut self, counted: Counted<P::Target>, now: Instant) {
+        let Some(counting) = &mut self.counting else { return };
+        counting.took(counted.took, now);
+        match counted.counted {
+            Ok(Some(counted)) => {
+                let table = self.pipeline.table();
+                let is_gone = |port: &&ServicePortName| {
+                    !table.of_service(&port.service).any(|frontend| frontend.service == **port)
+                };
+                let known = counting.latest();
+                let known = known.iter().flat_map(|traffic| traffic.ports.keys());
+                let gone = known.filter(is_gone).cloned().collect();
+                counting.record(self.pipeline.meters(counted), gone, now);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                debug!(ipFamily = %F::FAMILY, error = with_causes(&error), "what went through can't be read");
+            }
         }
     }
 
@@ -267,6 +291,7 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
                     compared |= self.carry_on(turn, report.took, now)?;
                 }
                 Some(Event::Swept(swept)) => self.take_swept(&swept, now),
+                Some(Event::Counted(counted)) => self.take_counted(counted, now),
                 Some(Event::Touched(what)) => {
                     warn!(ipFamily = %F::FAMILY, what, "somebody else changed our table");
                     self.pipeline.note_foreign_change(now);
@@ -291,6 +316,9 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
             self.worker.make_room();
         }
         self.telemetry.follow(self.situation(), now);
+        if let Some(counting) = self.counting.as_mut().filter(|_| self.was_synced) {
+            counting.advance(now);
+        }
         self.sweep(cluster, now)
     }
 
@@ -301,7 +329,8 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
 
     fn deadline(&self) -> Option<Instant> {
         let sweep = self.sweeps.as_ref().filter(|_| self.was_synced).and_then(Sweeps::deadline);
-        self.pipeline.deadline().into_iter().chain(sweep).min()
+        let counting = self.counting.as_ref().filter(|_| self.was_synced).and_then(Counting::deadline);
+        self.pipeline.deadline().into_iter().chain(sweep).chain(counting).min()
     }
 
     fn family(&self) -> IpFamily {
@@ -310,6 +339,18 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
 
     fn was_synced(&self) -> bool {
         self.was_synced
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failure.is_some()
+    }
+
+    fn start_watch(&mut self) {
+        if self.was_synced
+            && let Some(watch) = self.watch.take()
+        {
+            watch(self.inbox.sender().touches());
+        }
     }
 
     fn is_settled(&self) -> bool {
@@ -326,7 +367,7 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
     }
 
     fn conflicts(&self) -> Vec<snapshot::Conflict> {
-        let claims = self.pipeline.table().lost_claims();
+        let claims = self.pipeline.table().lost_claims().take(snapshot::MAX_CONFLICTS);
         claims.map(|(loser, winner)| build::conflict(loser, winner)).collect()
     }
 
@@ -344,9 +385,9 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
         self.explain_service(node, name, entry, now)
     }
 
-    fn want_traffic(&mut self, now: Instant) {
-        if self.traffic.as_ref().is_none_or(|(at, _)| now >= *at + TRAFFIC_PAUSE) {
-            self.pipeline.want_traffic();
+    fn want_traffic(&mut self) {
+        if let Some(counting) = &mut self.counting {
+            counting.want();
         }
     }
 }

@@ -23,6 +23,8 @@ pub struct FamilyMode<F: Family, P: Planner<F>> {
     pub planner: P,
     /// Opens what does the work.
     pub open: OpenTarget<P::Target>,
+    /// Opens what counters are read over, in a mode that counts: a target that does nothing else.
+    pub meter: Option<OpenTarget<P::Target>>,
     /// Tells when somebody else changes what is ours.
     pub watch: Option<Watch>,
     /// Opens a connection to the tracked flows, in a mode that leaves stale ones behind.
@@ -128,6 +130,12 @@ pub(crate) trait FamilyController: Send {
     /// Whether all has been in force at least once.
     fn was_synced(&self) -> bool;
 
+    /// Whether the last attempt failed.
+    fn has_failed(&self) -> bool;
+
+    /// From now on wants to hear what others change, if all has been in force.
+    fn start_watch(&mut self);
+
     /// Whether all that is known is in force.
     fn is_settled(&self) -> bool;
 
@@ -137,7 +145,7 @@ pub(crate) trait FamilyController: Send {
     /// How the family is.
     fn state(&self, now: Instant) -> FamilyState;
 
-    /// Claims that lose.
+    /// Claims that lose, at most [`snapshot::MAX_CONFLICTS`].
     fn conflicts(&self) -> Vec<snapshot::Conflict>;
 
     /// The last changes.
@@ -152,6 +160,6 @@ pub(crate) trait FamilyController: Send {
         now: Instant,
     ) -> Option<ServiceFamily>;
 
-    /// Counters are wanted soon.
-    fn want_traffic(&mut self, now: Instant);
+    /// Somebody looks at what went through.
+    fn want_traffic(&mut self);
 }

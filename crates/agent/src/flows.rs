@@ -10,13 +10,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use conntrack::{Conntrack, ConntrackError, Filter, Flow};
+use conntrack::{Conntrack, Filter, Flow};
 use ipnet::IpNet;
 use model::{Family, FrontendAddress, FrontendKey, IpFamily, Protocol, Table};
+use netlink::NetlinkError;
 use tokio::time::Instant;
 
 /// Opens a connection to the table of tracked flows. Called on the thread that will use it.
-pub type OpenConntrack = Arc<dyn Fn() -> Result<Box<dyn Conntrack>, ConntrackError> + Send + Sync>;
+pub type OpenConntrack = Arc<dyn Fn() -> Result<Box<dyn Conntrack>, NetlinkError> + Send + Sync>;
 
 /// Whom flows to an address may be answered by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,12 +55,13 @@ impl Sweep {
             let socket = |d: &model::Destination<F>| SocketAddr::new(d.address.into(), d.port);
             Expected::Answers(frontend.flow_endpoints.iter().map(socket).collect())
         };
-        let family = match F::FAMILY {
-            IpFamily::V4 => conntrack::Family::Ip,
-            IpFamily::V6 => conntrack::Family::Ip6,
-        };
         let targets = keys.into_iter().map(|key| (target(key), expected(key))).collect();
-        Self { family, targets, node_addresses: node_addresses.iter().copied().collect(), all_of }
+        Self {
+            family: F::FAMILY.into(),
+            targets,
+            node_addresses: node_addresses.iter().copied().collect(),
+            all_of,
+        }
     }
 
     /// Whether the flow goes where it should not.
@@ -103,16 +105,18 @@ impl Sweep {
     }
 
     /// Deletes all stale flows; returns how many.
-    fn perform(&self, conntrack: &mut dyn Conntrack) -> Result<u64, ConntrackError> {
+    fn perform(&self, conntrack: &mut dyn Conntrack) -> Result<u64, NetlinkError> {
         let mut deleted = 0;
         for filter in self.filters() {
             let result = conntrack.delete(&filter, &mut |flow| self.is_stale(flow));
-            deleted += result.map_err(|error| error.after(deleted))?;
+            deleted += result.map_err(|error| error.besides(deleted, DELETED))?;
         }
         Ok(deleted)
     }
 }
 
+/// What a sweep counts.
+const DELETED: &str = "deleted flows";
 /// A pass walks the whole table whatever it looks for: about 30 ms for 100,000 flows.
 const MAX_NARROW_PASSES: usize = 4;
 
@@ -136,7 +140,7 @@ pub(crate) struct Swept {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SweepError {
     #[error(transparent)]
-    Conntrack(#[from] ConntrackError),
+    Conntrack(#[from] NetlinkError),
     /// Which is a defect.
     #[error("a panic")]
     Panic,
@@ -146,7 +150,7 @@ impl SweepError {
     /// How many flows were deleted before, as far as that is known.
     fn deleted(&self) -> u64 {
         match self {
-            Self::Conntrack(error) => error.deleted(),
+            Self::Conntrack(error) => error.done(),
             Self::Panic => 0,
         }
     }
@@ -284,11 +288,10 @@ impl<F: Family> Sweeps<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fakes::conntrack::{FakeConntrack, flow};
     use model::{
-        AddressKind, Destination, Frontend, Masquerade, ObjectName, Pool, ServicePortName, TrafficPolicy, V4,
-        Verdict,
+        AddressKind, Destination, Frontend, Masquerade, ObjectName, Pool, ServicePortName, V4, Verdict,
     };
-    use testkit::fake_conntrack::{FakeConntrack, flow};
 
     fn socket(text: &str) -> SocketAddr {
         text.parse().unwrap()
@@ -311,16 +314,9 @@ mod tests {
         };
         let endpoint = Destination { address: [10, 244, 0, 1].into(), port: 53, local: false };
         let frontend = |key: &FrontendKey<V4>| Frontend {
-            key: *key,
-            kind: AddressKind::ClusterIp,
-            service: service.clone(),
-            pool: Pool::Empty(Verdict::Reject),
-            policy: TrafficPolicy::Cluster,
-            internal_pool: None,
-            affinity: None,
             masquerade: Masquerade::Never,
-            allowed_sources: None,
             flow_endpoints: [endpoint].into(),
+            ..Frontend::new(*key, AddressKind::ClusterIp, service.clone(), Pool::Empty(Verdict::Reject))
         };
         let mut table = Table::default();
         table.set_service(&service.service, keys.iter().map(frontend).collect());

@@ -6,6 +6,7 @@ use mode::{Target, Touches};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::counting::Counted;
 use crate::flows::Swept;
 use crate::worker::Report;
 
@@ -16,6 +17,8 @@ pub(crate) enum Event<T: Target> {
     Report(Report<T>),
     /// Stale flows were looked for.
     Swept(Swept),
+    /// Counters were read.
+    Counted(Counted<T>),
     /// Somebody else changed what is ours.
     Touched(&'static str),
     /// Rules that others had left are gone. Until then they may have directed flows to endpoints of long ago.

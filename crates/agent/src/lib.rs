@@ -9,6 +9,7 @@
 
 mod backoff;
 mod controller;
+mod counting;
 mod family;
 mod flows;
 mod history;
@@ -23,13 +24,17 @@ mod run;
 mod settings;
 pub mod snapshot;
 mod telemetry;
+mod traffic;
 mod worker;
 
+pub use counting::Published;
 pub use family::{FamilyMode, OldRulesGone, ServedFamily, TakeOver};
 pub use flows::OpenConntrack;
 pub use log::with_causes;
+pub use mode::Counters;
 pub use node::NodeError;
 pub use notice::{Conflict, Notice, Notices, SYNCS_FAIL_EVERY};
 pub use run::{Input, StartError, run};
 pub use settings::{NodePorts, Pods, Settings};
 pub use telemetry::Telemetry;
+pub use traffic::{Flow, PortTraffic, Rates, Traffic};

@@ -9,9 +9,10 @@ mod outcome;
 mod progress;
 
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use mode::{Planner, Rule, RuleCount};
+use mode::{Meter, Planner, Rule, RuleCount, Target};
 use model::{Changed, ConflictChange, Family, Frontend, FrontendKey, Protocol, ServiceName, Table};
 use tokio::time::Instant;
 
@@ -37,7 +38,6 @@ enum Work<H, F: Family> {
         touched: Option<Instant>,
     },
     Applying(Box<InFlight<H, F>>),
-    Counting,
 }
 
 /// What a plan is about.
@@ -106,7 +106,6 @@ pub(crate) struct Pipeline<F: Family, P: Planner<F>> {
     sync_not_before: Instant,
     /// When the present attempt began, or the last one.
     attempt: Instant,
-    wants_traffic: bool,
     /// Changed frontends whose flows may be stale once the target has the change.
     stale_flows: BTreeSet<FrontendKey<F>>,
     /// Frontends whose flows may be stale now.
@@ -139,7 +138,6 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
             min_period,
             sync_not_before: now,
             attempt: now,
-            wants_traffic: false,
             stale_flows: BTreeSet::new(),
             ready_flows: BTreeSet::new(),
         }
@@ -203,9 +201,9 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         self.touched.get_or_insert(now);
     }
 
-    /// Has counters read when there is nothing else to do.
-    pub(crate) fn want_traffic(&mut self) {
-        self.wants_traffic = true;
+    /// Whose what was counted is; nobody's where telling them apart fails.
+    pub(crate) fn meters(&self, counted: <P::Target as Target>::Counted) -> Vec<Meter> {
+        catch_unwind(AssertUnwindSafe(|| self.planner.meters(&self.table, counted))).unwrap_or_default()
     }
 
     /// Since when the oldest of what the target lacks has been known, may lack after somebody else's change, or has been
@@ -214,7 +212,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         let under_way = match &self.work {
             Work::Applying(flight) => Some(flight.since),
             Work::Reading { touched, .. } => *touched,
-            Work::Nothing | Work::Counting => None,
+            Work::Nothing => None,
         };
         let waiting = [under_way, self.dirty_since, self.asked_since, self.failing_since, self.touched];
         waiting.into_iter().chain([self.retries.since()]).flatten().min()
@@ -251,7 +249,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
             Work::Applying(flight) => {
                 matches!(&flight.scope, Scope::Changes(changed) if changed.frontends.contains(key))
             }
-            Work::Nothing | Work::Reading { .. } | Work::Counting => false,
+            Work::Nothing | Work::Reading { .. } => false,
         };
         self.is_known() && !in_flight && !self.dirty.frontends.contains(key) && !self.retries.has(key)
     }
@@ -273,7 +271,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
 
     /// Whether all that is known is in the target.
     pub(crate) fn is_settled(&self) -> bool {
-        matches!(self.work, Work::Nothing | Work::Counting | Work::Reading { .. })
+        matches!(self.work, Work::Nothing | Work::Reading { .. })
             && self.is_known()
             && self.dirty.is_empty()
             && self.retries.len() == 0

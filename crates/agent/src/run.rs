@@ -4,6 +4,7 @@ mod answers;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use metrics::health::BEAT_EVERY;
@@ -200,6 +201,9 @@ impl Agent {
             self.take_inputs(input, inputs, now);
         }
         let n_services = self.look_at_some(now);
+        if n_services > 0 {
+            self.telemetry.tell_news();
+        }
         if !self.touched.is_empty() || !self.missing.is_empty() {
             return Ok(n_services);
         }
@@ -208,8 +212,18 @@ impl Agent {
             Some(_) => self.families.iter_mut().for_each(|family| family.hold(now)),
             None => self.advance(now)?,
         }
+        self.start_watches(now);
         self.give_up_if_hopeless()?;
         Ok(n_services)
+    }
+
+    /// Has changes of others told, once no family is at its first sync any more.
+    fn start_watches(&mut self, now: Instant) {
+        let is_at_start = |family: &dyn FamilyController| !family.was_synced() && !family.has_failed();
+        let at_start = self.families.iter().any(|family| is_at_start(family.as_ref()));
+        if may_watch(at_start, now.saturating_duration_since(self.started)) {
+            self.families.iter_mut().for_each(|family| family.start_watch());
+        }
     }
 
     /// Whether there are far fewer Services than there were, and their frontends are gone.
@@ -290,6 +304,9 @@ impl Agent {
         }
         touched.node |= completed;
         self.tell(&events, &touched, now);
+        if touched.node || completed {
+            self.telemetry.tell_news();
+        }
         if self.missing.is_empty() {
             self.look_at(touched, now);
         }
@@ -367,6 +384,15 @@ impl Agent {
     }
 }
 
+/// Whether changes of others can be told from now on. While somebody listens, the kernel describes each change, which makes the
+/// large transaction of a family's start dearer by half; but no family waits for ever for another one.
+fn may_watch(some_family_is_at_its_start: bool, since_start: Duration) -> bool {
+    !some_family_is_at_its_start || since_start >= MAX_WATCH_DELAY
+}
+
+/// A family is watched at the latest this long after the start, if it is in force.
+const MAX_WATCH_DELAY: Duration = Duration::from_secs(30);
+
 /// The Services to look at next.
 fn next_services(touched: &mut BTreeSet<ServiceName>) -> BTreeSet<ServiceName> {
     let rest = touched.iter().nth(MAX_SERVICES_AT_ONCE).cloned();
@@ -378,6 +404,13 @@ fn next_services(touched: &mut BTreeSet<ServiceName>) -> BTreeSet<ServiceName> {
 mod tests {
     use super::*;
     use model::ObjectName;
+
+    #[test]
+    fn no_family_is_watched_while_another_starts_unless_that_takes_long() {
+        assert!(may_watch(false, Duration::ZERO));
+        assert!(!may_watch(true, Duration::ZERO));
+        assert!(may_watch(true, MAX_WATCH_DELAY));
+    }
 
     #[test]
     fn a_turn_looks_at_a_limited_number_of_services() {

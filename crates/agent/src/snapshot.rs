@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 /// At most so many Services are told at once: telling more would hold up the event loop.
 pub const MAX_PAGE: usize = 200;
+/// For the same reason, at most so many claims that lose, of each family.
+pub const MAX_CONFLICTS: usize = 1000;
 
 /// How everything is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,6 +19,14 @@ pub const MAX_PAGE: usize = 200;
 pub struct Overview {
     /// The name of this node's Node object.
     pub node: String,
+    /// There is such a Node object, or was one since the start.
+    pub is_node_known: bool,
+    /// Its addresses.
+    pub node_addresses: Vec<IpAddr>,
+    /// Its zone, by which topology hints are honoured.
+    pub zone: Option<String>,
+    /// Rises whenever something of this may have changed.
+    pub generation: u64,
     /// Every kind of object has been listed completely. Before, nothing is programmed.
     pub is_listed: bool,
     /// Nothing is programmed because the Node has no pod CIDRs, by which pods are recognised.
@@ -25,7 +35,7 @@ pub struct Overview {
     pub services: usize,
     /// Each family that is served.
     pub families: Vec<FamilyState>,
-    /// Claims that lose against another Service's.
+    /// Claims that lose against another Service's, at most [`MAX_CONFLICTS`] of each family.
     pub conflicts: Vec<Conflict>,
     /// The last changes of each family, oldest first; those of the start are not in it.
     pub recent_changes: Vec<RecentChange>,
@@ -43,6 +53,8 @@ pub struct FamilyState {
     pub is_known: bool,
     /// All that was known at some moment has been in force at least once.
     pub was_synced: bool,
+    /// When all that was known was last found to be in force, in seconds of Unix time; none: never yet.
+    pub last_synced_at: Option<f64>,
     /// For how long the oldest of what is known and not in force has been waiting, in seconds; none: all is.
     pub waiting_seconds: Option<f64>,
     /// Frontends that were refused alone and are tried again.
@@ -280,7 +292,7 @@ pub enum Basis {
 
 /// An endpoint.
 #[expect(clippy::struct_excessive_bools, reason = "Kubernetes' conditions are such")]
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {
     /// Its address and port.
@@ -293,10 +305,14 @@ pub struct Endpoint {
     pub is_serving: bool,
     /// The condition `terminating`.
     pub is_terminating: bool,
+    /// It has topology hints, whatever they say.
+    pub is_hinted: bool,
     /// The `EndpointSlice` that it is from.
     pub slice: String,
     /// Its use, by policy.
     pub uses: Vec<Use>,
+    /// What went to it, in modes that count it.
+    pub traffic: Option<Traffic>,
 }
 
 /// The use of an endpoint under a policy.
@@ -324,16 +340,27 @@ pub enum Usage {
     HintedElsewhere,
 }
 
-/// What went through a Service port.
+/// What went through a Service port, or to one of its endpoints. It is counted by the kernel, outlives this program there, and
+/// never goes backwards in here.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Traffic {
-    /// New flows.
+    /// New flows that were given an endpoint.
     pub connections: u64,
-    /// Packets of them, where the mode sees all.
+    /// Packets that were refused, since there is no endpoint.
+    pub refused: u64,
+    /// Packets that were dropped, since their endpoints are on other nodes.
+    pub dropped: u64,
+    /// Packets both ways, where the kernel counts them anyway.
     pub packets: Option<u64>,
     /// Bytes of these.
     pub bytes: Option<u64>,
+    /// New flows in a second, lately; none: it was read only once.
+    pub connections_per_second: Option<f64>,
+    /// Packets that were refused in a second, lately.
+    pub refused_per_second: Option<f64>,
+    /// Packets that were dropped in a second, lately.
+    pub dropped_per_second: Option<f64>,
     /// How old this is, in seconds.
     pub age_seconds: f64,
 }

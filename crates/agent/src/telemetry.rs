@@ -13,6 +13,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
+use crate::counting::Published;
 use crate::pipeline::{Done, Failed, Failing, Reason, Step};
 use crate::snapshot;
 
@@ -25,6 +26,10 @@ pub struct Telemetry {
     pub health: SharedHealth,
     /// Service health checks by family, as of each family's last success.
     pub health_checks: watch::Sender<BTreeMap<IpFamily, HealthChecks>>,
+    /// Rises whenever an [`snapshot::Overview`] may have changed.
+    pub generation: watch::Sender<u64>,
+    /// What went through, as of each family's last reading.
+    pub traffic: watch::Sender<Published>,
     ask: UnboundedSender<Question>,
     /// Until the agent takes it.
     questions: Arc<Mutex<Option<UnboundedReceiver<Question>>>>,
@@ -33,9 +38,32 @@ pub struct Telemetry {
 /// Something that somebody wants to know.
 #[derive(Debug)]
 pub(crate) enum Question {
-    Service { service: ServiceName, answer: oneshot::Sender<Option<snapshot::Service>> },
-    Services { after: Option<ServiceName>, limit: usize, answer: oneshot::Sender<Vec<snapshot::Service>> },
-    Overview { answer: oneshot::Sender<snapshot::Overview> },
+    Service {
+        service: ServiceName,
+        answer: oneshot::Sender<Option<snapshot::Service>>,
+    },
+    Services {
+        after: Option<ServiceName>,
+        limit: usize,
+        answer: oneshot::Sender<Vec<snapshot::Service>>,
+    },
+    Overview {
+        answer: oneshot::Sender<snapshot::Overview>,
+    },
+    /// Somebody looks at what went through.
+    Traffic,
+}
+
+impl Question {
+    /// Nobody waits for the answer any more.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        match self {
+            Self::Service { answer, .. } => answer.is_closed(),
+            Self::Services { answer, .. } => answer.is_closed(),
+            Self::Overview { answer } => answer.is_closed(),
+            Self::Traffic => false,
+        }
+    }
 }
 
 /// How many events came in, for metrics.
@@ -91,7 +119,15 @@ impl Telemetry {
     pub fn new(metrics: Arc<Metrics>, health: SharedHealth) -> Self {
         let (ask, questions) = unbounded_channel();
         let questions = Arc::new(Mutex::new(Some(questions)));
-        Self { metrics, health, health_checks: watch::Sender::default(), ask, questions }
+        Self {
+            metrics,
+            health,
+            health_checks: watch::Sender::default(),
+            generation: watch::Sender::default(),
+            traffic: watch::Sender::default(),
+            ask,
+            questions,
+        }
     }
 
     /// Asks where packets for a Service go on this node, and why; `None` if there is no such Service. The answer comes when the
@@ -115,11 +151,23 @@ impl Telemetry {
         self.ask(|answer| Question::Overview { answer })
     }
 
+    /// Has what went through read soon, at most once a second, and gives what is known now. Asks nothing of the event loop but to
+    /// begin a reading.
+    pub fn traffic(&self) -> Published {
+        drop(self.ask.send(Question::Traffic));
+        self.traffic.borrow().clone()
+    }
+
     fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> oneshot::Receiver<T> {
         let (answer, receiver) = oneshot::channel();
         // Without an agent the answer's sender is dropped, which the receiver notices.
         drop(self.ask.send(question(answer)));
         receiver
+    }
+
+    /// Something of the overview may have changed.
+    pub(crate) fn tell_news(&self) {
+        self.generation.send_modify(|generation| *generation += 1);
     }
 
     /// The questions; only the first who asks gets them.
@@ -238,6 +286,7 @@ impl FamilyTelemetry {
 
     /// An attempt succeeded, and there are so many rules now.
     pub(crate) fn done(&mut self, done: &Done, rules: &[RuleCount]) {
+        self.shared.tell_news();
         let metrics = &self.metrics;
         let latency = done.latency.as_secs_f64();
         match done.step {
@@ -280,6 +329,7 @@ impl FamilyTelemetry {
 
     /// An attempt failed.
     pub(crate) fn failed<T: Target>(&self, failed: &Failed<T>, rules: &[RuleCount]) {
+        self.shared.tell_news();
         let is_partial = failed.during == Failing::Change;
         let is_reading = failed.during == Failing::Read;
         let kernel_time = failed.kernel_time;
@@ -319,6 +369,11 @@ impl FamilyTelemetry {
     /// Nothing is expected to be in force yet.
     pub(crate) fn nothing_expected(&self) {
         self.shared.health.lock().pending(self.family, None);
+    }
+
+    /// When all was last found to be in force, in seconds of Unix time.
+    pub(crate) fn last_synced(&self) -> Option<f64> {
+        Some(self.metrics.last_synced.get()).filter(|time| *time > 0.0)
     }
 
     /// What was undone of others' doings so far.

@@ -14,7 +14,6 @@ use tokio::time::Instant;
 pub(crate) enum Job<T: Target> {
     Read,
     Apply(Vec<T::Step>),
-    Count,
 }
 
 /// What came of it.
@@ -24,7 +23,6 @@ pub(crate) enum Answer<T: Target> {
     NotOpened(T::Error),
     Read(Reading<T::Found, T::Error>),
     Applied(Applied<T>),
-    Counted(Result<Option<T::Counted>, T::Error>),
 }
 
 /// An answer, and how long the job took.
@@ -109,7 +107,6 @@ fn perform<T: Target>(
         let answer = match job {
             Job::Read => Answer::Read(target.read()),
             Job::Apply(steps) => Answer::Applied(target.apply(steps, yields)),
-            Job::Count => Answer::Counted(target.traffic()),
         };
         if can_go_on(&answer) {
             *slot = Some(target);
@@ -124,7 +121,6 @@ fn can_go_on<T: Target>(answer: &Answer<T>) -> bool {
         Answer::NotOpened(_) | Answer::Read(Reading::Failed(_)) => false,
         Answer::Read(Reading::Whole(_) | Reading::Unstable | Reading::NotReadable) => true,
         Answer::Applied(applied) => applied.is_usable,
-        Answer::Counted(counted) => counted.is_ok(),
     }
 }
 
@@ -134,12 +130,10 @@ fn lost<T: Target>(job: &Job<T>) -> impl FnOnce() -> Answer<T> + use<T> {
     enum Lost {
         Read,
         Apply(usize),
-        Count,
     }
     let lost = match job {
         Job::Read => Lost::Read,
         Job::Apply(steps) => Lost::Apply(steps.len()),
-        Job::Count => Lost::Count,
     };
     let unknown = || T::outcome_unknown("a panic");
     move || match lost {
@@ -148,6 +142,5 @@ fn lost<T: Target>(job: &Job<T>) -> impl FnOnce() -> Answer<T> + use<T> {
             let results = std::iter::repeat_with(|| Err(unknown())).take(n_steps).collect();
             Answer::Applied(Applied { results, kernel_time: None, is_usable: false })
         }
-        Lost::Count => Answer::Counted(Err(unknown())),
     }
 }

@@ -22,7 +22,8 @@ use model::{
     Change, Conditions, Endpoint, EndpointSlice, Kind, Object, ObjectName, Protocol, SliceEndpoints,
     SlicePort, V4,
 };
-use nft::{Applied, Kernel, KernelError, Name, Reading, Transaction};
+use netlink::NetlinkError;
+use nft::{Applied, Counts, Kernel, Name, Reading, Transaction};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
 
@@ -74,7 +75,7 @@ impl fmt::Display for Cost {
 struct Counter(UnboundedSender<Cost>);
 
 impl Kernel for Counter {
-    fn apply(&mut self, tx: &Transaction) -> Result<Applied, KernelError> {
+    fn apply(&mut self, tx: &Transaction) -> Result<Applied, NetlinkError> {
         let encoded = nft::encode(tx, None);
         let messages = encoded.batches.iter().map(nft::Batch::message_count).sum();
         let bytes = encoded.batches.iter().map(|batch| batch.bytes.len()).sum();
@@ -83,8 +84,17 @@ impl Kernel for Counter {
         Ok(Applied { batches: encoded.batches.len(), messages, bytes, ..Applied::default() })
     }
 
-    fn read(&mut self, _family: nft::Family, _table: &Name) -> Result<Reading, KernelError> {
+    fn read(&mut self, _family: nft::Family, _table: &Name) -> Result<Reading, NetlinkError> {
         Ok(Reading::Whole(None))
+    }
+
+    fn counts(
+        &mut self,
+        _family: nft::Family,
+        _table: &Name,
+        _sets: &[Name],
+    ) -> Result<Counts, NetlinkError> {
+        Ok(Counts::new())
     }
 }
 

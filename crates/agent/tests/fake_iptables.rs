@@ -15,13 +15,13 @@ use std::time::Duration;
 use agent::{Input, Telemetry};
 use backend_iptables::{Backend, Config, Extent, IptablesPlanner, IptablesTarget, NodePortAddresses, PREFIX};
 use common::{Given, NODE, served, service, settings, slice};
+use fakes::conntrack::FakeConntrack;
+use fakes::iptables::{FakeIptables, Fault};
 use iptables::{Saved, TableName};
 use metrics::health::SharedHealth;
 use metrics::{IptablesMetrics, Metrics, Options};
 use model::view::{ThisNode, frontends};
 use model::{Change, IpFamily, Kind, Object, ObjectName, Store, Table, Touched, V4};
-use testkit::fake_conntrack::FakeConntrack;
-use testkit::fake_iptables::{FakeIptables, Fault};
 use tokio::sync::mpsc::{Sender, channel};
 
 /// An agent that runs, and what it has been told.

@@ -11,18 +11,20 @@
 
 mod common;
 
-use std::io;
-use std::sync::Mutex;
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use std::{fs, io, thread};
 
 use agent::Input;
 use backend_nftables::table_name;
 use common::{difference, served_nftables, service, settings, slice, telemetry};
 use kernel::{Channel, Socket, SocketOption, Wait};
+use lab::Namespace;
 use model::{Change, Kind, Store, Touched};
 use nft::Kernel;
-use testkit::lab::Namespace;
 use tokio::sync::mpsc::{Sender, channel};
 
 const EINTR: i32 = 4;
@@ -75,29 +77,43 @@ enum Call {
     Receive,
 }
 
-/// The fault to stage and at which call.
-static STAGED: Mutex<Option<(Fault, usize)>> = Mutex::new(None);
-/// The calls so far.
-static CALLS: Mutex<Vec<Call>> = Mutex::new(Vec::new());
+/// What happens to the sockets of one network namespace.
+#[derive(Debug, Default)]
+struct Script {
+    /// The fault to stage and at which call.
+    staged: Option<(Fault, usize)>,
+    /// The calls so far.
+    calls: Vec<Call>,
+}
 
-/// The staged fault, if this is its call.
-fn next_call(call: Call) -> Option<Fault> {
-    let mut calls = CALLS.lock().unwrap();
-    calls.push(call);
-    let staged = *STAGED.lock().unwrap();
-    staged.filter(|(_, at)| *at + 1 == calls.len()).map(|(fault, _)| fault)
+impl Script {
+    /// The staged fault, if this is its call.
+    fn next_call(&mut self, call: Call) -> Option<Fault> {
+        self.calls.push(call);
+        self.staged.filter(|(_, at)| *at + 1 == self.calls.len()).map(|(fault, _)| fault)
+    }
+}
+
+/// By the number of the network namespace, which is all that a socket knows of whose it is.
+static SCRIPTS: Mutex<BTreeMap<u64, Arc<Mutex<Script>>>> = Mutex::new(BTreeMap::new());
+
+/// The script of the calling thread's network namespace.
+fn script() -> Arc<Mutex<Script>> {
+    let namespace = fs::metadata("/proc/thread-self/ns/net").unwrap().ino();
+    SCRIPTS.lock().unwrap().entry(namespace).or_default().clone()
 }
 
 /// A real socket that fails on demand.
 #[derive(Debug)]
 struct Faulty {
     socket: Socket,
+    script: Arc<Mutex<Script>>,
     closed: AtomicBool,
 }
 
 impl Faulty {
     fn fault(&self, call: Call) -> Option<Fault> {
-        let fault = next_call(call);
+        let fault = self.script.lock().unwrap().next_call(call);
         if matches!(fault, Some(Fault::Closed)) {
             self.closed.store(true, Ordering::SeqCst);
         }
@@ -107,7 +123,7 @@ impl Faulty {
 
 impl Channel for Faulty {
     fn open() -> io::Result<Self> {
-        Ok(Self { socket: Socket::open()?, closed: AtomicBool::new(false) })
+        Ok(Self { socket: Socket::open()?, script: script(), closed: AtomicBool::new(false) })
     }
 
     fn set(&self, option: SocketOption, value: i32) -> io::Result<()> {
@@ -205,27 +221,30 @@ impl Bench {
 
 /// Lives once, beginning with what the life before has left; says what calls that took.
 fn live(staged: Option<(Fault, usize)>) -> Vec<Call> {
-    *STAGED.lock().unwrap() = staged;
-    CALLS.lock().unwrap().clear();
+    let script = script();
+    *script.lock().unwrap() = Script { staged, calls: Vec::new() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async { Bench::start().live().await });
-    *STAGED.lock().unwrap() = None;
-    std::mem::take(&mut *CALLS.lock().unwrap())
+    std::mem::take(&mut *script.lock().unwrap()).calls
 }
 
+/// Each kind of fault in a network namespace of its own, all at once: a life is mostly pauses.
 #[test]
 fn every_call_fails_once_and_nothing_is_lost() {
-    let namespace = Namespace::new("faults").unwrap();
-    namespace.run(|| {
-        live(None);
-        let calls = live(None);
-        assert!(calls.len() > 60, "{calls:?} are no life");
+    thread::scope(|scope| {
         for fault in FAULTS {
-            let concerned = calls.iter().enumerate().filter(|(_, call)| fault.concerns(**call));
-            for (at, call) in concerned {
-                eprintln!("{fault:?} at call {at} of {}, {call:?}", calls.len());
-                live(Some((fault, at)));
-            }
+            scope.spawn(move || Namespace::new("faults").unwrap().run(|| each_call_fails(fault)));
         }
     });
+}
+
+fn each_call_fails(fault: Fault) {
+    live(None);
+    let calls = live(None);
+    assert!(calls.len() > 60, "{calls:?} are no life");
+    let concerned = calls.iter().enumerate().filter(|(_, call)| fault.concerns(**call));
+    for (at, call) in concerned {
+        eprintln!("{fault:?} at call {at} of {}, {call:?}", calls.len());
+        live(Some((fault, at)));
+    }
 }

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use agent::{Conflict, Input, Notice, Notices, Pods, Settings, StartError};
 use common::{NODE, plain_service, served_nftables, telemetry};
+use fakes::kernel::{FakeKernel, Fault};
 use model::{Change, IpFamily, Kind, Node, Object, ObjectName, Protocol, Service, Uid};
-use testkit::fake_kernel::{FakeKernel, Fault};
 use tokio::sync::mpsc::{Sender, UnboundedReceiver, channel, unbounded_channel};
 use tokio::task::JoinHandle;
 

@@ -19,13 +19,13 @@ use std::time::Duration;
 
 use agent::{Input, Telemetry};
 use common::{Given, NODE, served, service, settings, slice, telemetry};
+use fakes::conntrack::FakeConntrack;
 use mode::{Applied, Cause, NeedsReading, PlanOf, Planner, Settled, StepResults, Target, Unobserved};
 use model::view::{ThisNode, frontends};
 use model::{
     Change, Changed, Frontend, FrontendKey, Kind, Object, ObjectName, RuleSettings, Store, Table, Touched, V4,
 };
 use proptest::prelude::*;
-use testkit::fake_conntrack::FakeConntrack;
 use tokio::sync::mpsc::{Sender, channel};
 use tokio::time::Instant;
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mode::{
-    Cause, NeedsReading, Plan, PlanOf, Planner, Rule, RuleCount, Settled, StepResults, Target, Traffic,
+    Cause, Meter, NeedsReading, Plan, PlanOf, Planner, Rule, RuleCount, Settled, StepResults, Target,
 };
 use model::{Changed, Family, FrontendKey, Protocol, RuleSettings, Table};
 use tokio::time::Instant;
@@ -178,8 +178,8 @@ impl<F: Family, R: Planner<F>> Planner<F> for EbpfPlanner<F, R> {
         self.rules.rule_counts()
     }
 
-    fn traffic(&self, table: &Table<F>, counted: <Self::Target as Target>::Counted) -> Traffic {
-        self.rules.traffic(table, counted)
+    fn meters(&self, table: &Table<F>, counted: <Self::Target as Target>::Counted) -> Vec<Meter> {
+        self.rules.meters(table, counted)
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
-use iptables::{ChainName, Edit, Interface, Match, Negatable, Restore, Rule, Side, TableName, Target};
+use iptables::{AddrField, ChainName, Edit, Interface, Match, Negatable, Restore, Rule, TableName, Target};
 use model::{Family, IpFamily, PodSource, ServiceName};
 
 use crate::config::Config;
@@ -60,8 +60,8 @@ const EXTERNAL_PORTALS: &str = "kubernetes externally-visible service portals";
 fn own_external() -> Rule {
     Rule::jump(EXTERNAL_SERVICES.name())
         .comment(EXTERNAL_PORTALS)
-        .when(Match::IsLocal(Negatable::is(Side::Source)))
-        .when(Match::IsLocal(Negatable::is_not(Side::Dest)))
+        .when(Match::IsLocal(Negatable::is(AddrField::Source)))
+        .when(Match::IsLocal(Negatable::is_not(AddrField::Dest)))
 }
 
 /// The chains without, but for that of [`health_checks`].
@@ -143,7 +143,7 @@ pub(crate) fn node_addresses<F: Family>(config: &Config) -> Vec<Option<Negatable
 
 /// Restricts a rule to packets to the host's own addresses, of these.
 pub(crate) fn on_node(dest: Option<Negatable<IpNet>>, rule: Rule) -> Rule {
-    Rule { dest, ..rule }.when(Match::IsLocal(Negatable::is(Side::Dest)))
+    Rule { dest, ..rule }.when(Match::IsLocal(Negatable::is(AddrField::Dest)))
 }
 
 fn loopback<F: Family>() -> IpNet {

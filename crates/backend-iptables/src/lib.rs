@@ -16,6 +16,7 @@
 mod changes;
 mod config;
 mod fixed;
+mod meters;
 mod mode;
 mod names;
 mod objects;

@@ -2,11 +2,13 @@
 
 use iptables::{Iptables, IptablesError, Restore, Saved};
 use mode::{
-    Applied, Cause, NeedsReading, PlanOf, Planner, Reading, Rule, RuleCount, Settled, StepResults, Target,
+    Applied, Cause, Meter, NeedsReading, PlanOf, Planner, Reading, Rule, RuleCount, Settled, StepResults,
+    Target,
 };
 use model::{Extent, Family, FrontendKey, RuleSettings, Table};
 
 use crate::config::Config;
+use crate::meters::{is_wanted, meters};
 use crate::names::PREFIX;
 use crate::plan::{Backend, Plan};
 
@@ -18,7 +20,7 @@ impl Target for IptablesTarget {
     type Step = Restore;
     type Receipt = ();
     type Found = Saved;
-    type Counted = ();
+    type Counted = Vec<Meter>;
     type Error = IptablesError;
 
     fn apply(&mut self, steps: Vec<Restore>, _yields: &dyn Fn() -> bool) -> Applied<Self> {
@@ -40,6 +42,10 @@ impl Target for IptablesTarget {
             Ok(found) => Reading::Whole(found),
             Err(error) => Reading::Failed(error),
         }
+    }
+
+    fn traffic(&mut self) -> Result<Option<Vec<Meter>>, IptablesError> {
+        self.0.counts(&is_wanted).map(|rules| Some(meters(&rules)))
     }
 
     fn is_retryable(error: &IptablesError) -> bool {
@@ -124,6 +130,10 @@ impl<F: Family> Planner<F> for IptablesPlanner<F> {
 
     fn rule_counts(&self) -> Vec<RuleCount> {
         self.backend.rule_counts()
+    }
+
+    fn meters(&self, _table: &Table<F>, counted: Vec<Meter>) -> Vec<Meter> {
+        counted
     }
 }
 

@@ -67,6 +67,13 @@ pub(crate) fn is_of_service(table: TableName, chain: &str) -> bool {
     table == TableName::Nat && Kind::ALL.iter().any(|kind| chain.starts_with(kind.prefix()))
 }
 
+/// Whether a chain of a Service port is that of an endpoint, and what its name ends with, which is the same for all others of a Service
+/// port.
+pub(crate) fn kind_and_suffix(chain: &str) -> Option<(bool, &str)> {
+    let of = |kind: Kind| Some((kind == Kind::Endpoint, chain.strip_prefix(kind.prefix())?));
+    Kind::ALL.into_iter().find_map(of)
+}
+
 /// The names of one Service port's chains.
 pub(crate) struct ServiceChains {
     /// What is hashed for all of them.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
-use iptables::{ChainName, Match, Negatable, Recent, Rule, Side, TableName, Target};
+use iptables::{AddrField, ChainName, Match, Negatable, Recent, Rule, TableName, Target};
 use model::{
     AddressKind, Destination, Family, FrontendAddress, FrontendKey, Masquerade, Pool, Protocol, Verdict,
 };
@@ -193,7 +193,7 @@ impl<F: Family> Port<'_, F> {
         let served = !external.pool.endpoints().is_empty();
         let mut rules = Vec::new();
         if external.short_cut.is_some() {
-            let from_node = Match::IsLocal(Negatable::is(Side::Source));
+            let from_node = Match::IsLocal(Negatable::is(AddrField::Source));
             rules.extend(from_pods::<F>(self.config, false, balance(Kind::Cluster).comment(&about("pod"))));
             rules.push(mark(&about("masquerade LOCAL")).when(from_node.clone()));
             rules.push(balance(Kind::Cluster).comment(&about("route LOCAL")).when(from_node));

@@ -1,4 +1,4 @@
-//! The packet contract without a kernel: API objects go the whole way to rules, and every line of [`Contract`] is traced
+//! The packet contract without a kernel: API objects go the whole path to rules, and every line of [`Contract`] is traced
 //! through the text of these. `kube-proxy/tests/e2e/matrix.rs` holds real packets to the same lines.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -6,16 +6,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use backend_iptables::{Backend, Config, Extent, NodePortAddresses, PREFIX, PodSource};
+use fakes::contract::{AddressKind, Case, Client, Contract};
+use fakes::iptables::FakeIptables;
+use fakes::objects::{self, Endpoint, Port};
+use fakes::objects::{LINE_PORT, NODE, NODE2, UDP_PORT};
+use fakes::on_paper::{self, Places, expected, packet};
 use iptables::Iptables;
 use model::{Family, Store, Table, V4, V6};
 use serde_json::json;
-use testkit::cluster::{LINE_PORT, NODE, NODE2, UDP_PORT};
-use testkit::contract::{AddressKind, Case, Client, Contract};
-use testkit::fake_iptables::FakeIptables;
-use testkit::objects::{self, Endpoint, Port};
-use testkit::on_paper::{self, Places, expected, packet};
 use walk::iptables::Tracer;
-use walk::{Origin, Outcome, Packet, Ways};
+use walk::{Origin, Outcome, Packet, Paths};
 
 /// The rules for these frontends, as a kernel holds them.
 fn tracer<F: Family>(table: &Table<F>, config: &Config, places: &Places) -> Tracer {
@@ -47,22 +47,22 @@ fn check_family<F: Family>() {
     for (case, (protocol, port)) in runs {
         let packet = packet(case, &places, protocol);
         assert_eq!(outcomes(&tracer, &packet), expected(case, &places, port), "{case:?}\n{packet:?}");
-        check_ways(&tracer, &packet);
+        check_paths(&tracer, &packet);
     }
 }
 
-/// The ways come to the same, and the rules of each tell of it.
-fn check_ways(tracer: &Tracer, packet: &Packet) {
-    let Ways { ways, complete } = tracer.ways(packet, 1000).unwrap();
+/// The paths come to the same, and the rules of each tell of it.
+fn check_paths(tracer: &Tracer, packet: &Packet) {
+    let Paths { paths, complete } = tracer.paths(packet, 1000).unwrap();
     assert!(complete);
-    assert_eq!(ways.iter().map(|way| way.outcome).collect::<BTreeSet<_>>(), outcomes(tracer, packet));
-    let sum: f64 = ways.iter().map(|way| way.probability).sum();
+    assert_eq!(paths.iter().map(|path| path.outcome).collect::<BTreeSet<_>>(), outcomes(tracer, packet));
+    let sum: f64 = paths.iter().map(|path| path.probability).sum();
     assert!((sum - 1.0).abs() < 1e-6, "{sum}");
-    for way in ways {
-        let rules: Vec<&str> = way.steps.iter().map(|step| &*step.rule).collect();
+    for path in paths {
+        let rules: Vec<&str> = path.steps.iter().map(|step| &*step.rule).collect();
         let has = |target: &str| rules.iter().any(|rule| rule.contains(&format!("-j {target}")));
         assert!(rules.iter().any(|rule| rule.contains("default/s-")), "{rules:?}");
-        match way.outcome {
+        match path.outcome {
             Outcome::Dropped => assert!(has("DROP"), "{rules:?}"),
             Outcome::Refused => assert!(has("REJECT"), "{rules:?}"),
             Outcome::Delivered { to, masqueraded } => {

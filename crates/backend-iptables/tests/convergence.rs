@@ -2,20 +2,19 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use backend_iptables::{Backend, Config, Extent, NodePortAddresses, PREFIX};
+use fakes::iptables::{FakeIptables, Fault};
 use iptables::{Edit, Iptables, Restore, Saved, TableName};
 use kernel::iptables::{Programs, Tables};
+use lab::Namespace;
 use mode::RuleCount;
 use model::{
     AddressKind, Affinity, Changed, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade,
-    ObjectName, Pool, Protocol, ServicePortName, Table, TrafficPolicy, V4, Verdict,
+    ObjectName, Pool, Protocol, ServicePortName, Table, V4, Verdict,
 };
 use proptest::prelude::*;
-use testkit::fake_iptables::{FakeIptables, Fault};
-use testkit::lab::Namespace;
 
 /// What a generated Service is like: endpoints as bits of eight addresses, of which the even ones are on this node.
 #[derive(Clone, Copy, Debug)]
@@ -75,20 +74,18 @@ fn port_frontends(service: u8, port: u8, state: State) -> Vec<Frontend<V4>> {
     let has_any = !cluster.endpoints().is_empty();
     let number = 80 + u16::from(port);
     let frontend = |kind, address, port_number, pool, masquerade| Frontend {
-        key: FrontendKey { address, protocol: Protocol::Tcp, port: port_number },
-        kind,
-        service: ServicePortName {
-            service: name(service),
-            port: format!("p{port}").as_str().into(),
-            protocol: Protocol::Tcp,
-        },
-        pool,
-        policy: TrafficPolicy::Cluster,
-        internal_pool: None,
         affinity: state.sticky.then(|| Affinity { timeout: Duration::from_mins(10), service: None }),
         masquerade,
-        allowed_sources: None,
-        flow_endpoints: Arc::default(),
+        ..Frontend::new(
+            FrontendKey { address, protocol: Protocol::Tcp, port: port_number },
+            kind,
+            ServicePortName {
+                service: name(service),
+                port: format!("p{port}").as_str().into(),
+                protocol: Protocol::Tcp,
+            },
+            pool,
+        )
     };
     let ip = |addr: [u8; 4]| FrontendAddress::Ip(addr.into());
     // Services 4 and 5 claim the same addresses.
@@ -194,7 +191,7 @@ fn filled(batches: Vec<Vec<(u8, Option<State>)>>) -> Table<V4> {
 }
 
 /// Carries batches of changes over one by one. After each there is nothing left to do.
-fn carry_over(tables: &mut dyn Iptables, batches: Vec<Vec<(u8, Option<State>)>>) {
+fn apply_batches(tables: &mut dyn Iptables, batches: Vec<Vec<(u8, Option<State>)>>) {
     let mut table = Table::default();
     let (mut backend, _) = repair(tables, &table, &config(), Extent::Difference);
     for batch in batches {
@@ -220,7 +217,7 @@ proptest! {
         let namespace = Namespace::new("convergence").unwrap();
         namespace.run(|| {
             let name = if legacy { "iptables-legacy" } else { "iptables-nft" };
-            carry_over(&mut Tables::new(Programs::named(name).unwrap()), batches);
+            apply_batches(&mut Tables::new(Programs::named(name).unwrap()), batches);
         });
     }
 }
@@ -230,7 +227,7 @@ proptest! {
 
     #[test]
     fn increments_end_where_a_fresh_start_does(batches in batches()) {
-        carry_over(&mut FakeIptables::new(), batches);
+        apply_batches(&mut FakeIptables::new(), batches);
     }
 
     #[test]

@@ -7,11 +7,11 @@ use std::time::Duration;
 use backend_iptables::{Backend, Config, Extent, NodePortAddresses, PREFIX, PodSource};
 use iptables::{Iptables, Saved};
 use kernel::iptables::{Programs, Tables};
+use lab::Namespace;
 use model::{
     AddressKind, Affinity, Destination, Family, Frontend, FrontendAddress, FrontendKey, IpFamily, Masquerade,
-    ObjectName, Pool, Protocol, ServicePortName, Table, TrafficPolicy, V4, V6, Verdict,
+    ObjectName, Pool, Protocol, ServicePortName, Table, V4, V6, Verdict,
 };
-use testkit::lab::Namespace;
 
 struct Service<F: Family> {
     name: &'static str,
@@ -33,20 +33,18 @@ impl<F: Family> Service<F> {
         };
         let is_internal = kind == AddressKind::ClusterIp;
         Frontend {
-            key: FrontendKey { address, protocol: self.protocol, port },
-            kind,
-            service: ServicePortName {
-                service: ObjectName::new("shop", self.name),
-                port: "main".into(),
-                protocol: self.protocol,
-            },
-            pool: self.pool.clone(),
-            policy: TrafficPolicy::Cluster,
-            internal_pool: None,
             affinity: self.affinity,
             masquerade: if is_internal { Masquerade::UnlessFromPod } else { Masquerade::Always },
-            allowed_sources: None,
-            flow_endpoints: std::sync::Arc::default(),
+            ..Frontend::new(
+                FrontendKey { address, protocol: self.protocol, port },
+                kind,
+                ServicePortName {
+                    service: ObjectName::new("shop", self.name),
+                    port: "main".into(),
+                    protocol: self.protocol,
+                },
+                self.pool.clone(),
+            )
         }
     }
 }

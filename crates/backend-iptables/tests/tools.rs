@@ -4,8 +4,8 @@
 use backend_iptables::{Backend, CANARY, Config, Extent, PREFIX, presence};
 use iptables::{ChainName, Edit, Iptables, IptablesError, Restore, Saved, TableName};
 use kernel::iptables::{Flavour, Programs, Tables};
+use lab::Namespace;
 use model::{IpFamily, Table, V4};
-use testkit::lab::Namespace;
 
 const FLAVOURS: [(&str, Flavour); 2] = [("iptables-nft", Flavour::Nft), ("iptables-legacy", Flavour::Legacy)];
 

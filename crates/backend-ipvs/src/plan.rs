@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use mode::{Cause, NeedsReading, Plan, PlanOf, Planner, Rule, RuleCount, Settled, StepResults, Target};
+use mode::{
+    Cause, Meter, NeedsReading, Plan, PlanOf, Planner, Rule, RuleCount, Settled, StepResults, Target,
+};
 use model::{Balancer, Family, FrontendKey, NodePortAddresses, Protocol, RuleSettings, Table};
 use tokio::time::Instant;
 
@@ -144,6 +146,10 @@ impl<F: Family, R: Rules<F>> Planner<F> for IpvsPlanner<F, R> {
 
     fn rule_counts(&self) -> Vec<RuleCount> {
         self.rules.rule_counts()
+    }
+
+    fn meters(&self, table: &Table<F>, counted: <R::Target as Target>::Counted) -> Vec<Meter> {
+        self.rules.meters(table, counted)
     }
 }
 

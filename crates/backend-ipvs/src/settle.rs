@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ipvs::IpvsError;
 use mode::{Settled, StepResults, Target};
 use model::{Destination, Family};
+use netlink::NetlinkError;
 
 use crate::change::Change;
 use crate::plan::{IpvsPlanner, Pending};
@@ -111,7 +111,7 @@ fn outcome<F: Family, R, E: std::error::Error>(change: &Change<F>, result: &Chan
         Ok(Receipt::Drained(at) | Receipt::Busy(at)) => Outcome::Seen(*at),
         Ok(_) => Outcome::Made,
         Err(error) => match &**error {
-            TargetError::Ipvs(IpvsError::Refused { errno, .. }) if !contradicts(change, *errno) => {
+            TargetError::Ipvs(NetlinkError::Refused { errno, .. }) if !contradicts(change, *errno) => {
                 Outcome::Refused
             }
             TargetError::Devices(_) => Outcome::Refused,

@@ -5,12 +5,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use ipvs::device::AddressChange;
-use ipvs::{
-    Addresses, Command, Connections, DeviceError, Devices, Ipvs, IpvsError, RealServer, Timeouts,
-    VirtualServer,
-};
+use ipvs::{Addresses, Command, Connections, Devices, Ipvs, RealServer, Timeouts, VirtualServer};
 use mode::{Applied, Reading, Target};
 use model::Family;
+use netlink::NetlinkError;
 use tokio::time::Instant;
 
 use crate::change::{Change, Means};
@@ -82,10 +80,10 @@ pub enum TargetError<R: std::error::Error + 'static> {
     Rules(Arc<R>),
     /// Virtual or real servers.
     #[error(transparent)]
-    Ipvs(IpvsError),
+    Ipvs(NetlinkError),
     /// Addresses.
     #[error(transparent)]
-    Devices(DeviceError),
+    Devices(NetlinkError),
     /// Nothing came back.
     #[error("{why}")]
     OutcomeUnknown {
@@ -157,7 +155,7 @@ impl<F: Family, R: Target> IpvsTarget<F, R> {
     }
 
     /// Deletes an endpoint without connections. One that is gone is released too.
-    fn release<T>(&mut self, id: &Id<F>, socket: &Socket<F>) -> Result<Receipt<T>, IpvsError> {
+    fn release<T>(&mut self, id: &Id<F>, socket: &Socket<F>) -> Result<Receipt<T>, NetlinkError> {
         let (id, real_id) = (id.server_id(), socket.real_id());
         let found = self.ipvs.real_servers(&id)?.into_iter().find(|(real, _)| real.id == real_id);
         let Some((_, connections)) = found else { return Ok(Receipt::Released) };
@@ -169,7 +167,7 @@ impl<F: Family, R: Target> IpvsTarget<F, R> {
         deleted.unwrap_or(Ok(())).map(|()| Receipt::Released)
     }
 
-    fn read_servers(&mut self) -> Result<Vec<FoundServer>, IpvsError> {
+    fn read_servers(&mut self) -> Result<Vec<FoundServer>, NetlinkError> {
         let settings = self.ipvs.virtual_servers()?;
         let of_family = settings.into_iter().filter(|server| F::narrow(server.id.address).is_some());
         of_family
@@ -237,7 +235,7 @@ impl<F: Family, R: Target> Target for IpvsTarget<F, R> {
         };
         let servers = match self.read_servers() {
             Ok(servers) => servers,
-            Err(IpvsError::Interrupted) => return Reading::Unstable,
+            Err(NetlinkError::Interrupted) => return Reading::Unstable,
             Err(error) => return Reading::Failed(TargetError::Ipvs(error)),
         };
         let timeouts = match self.ipvs.timeouts() {
@@ -258,8 +256,7 @@ impl<F: Family, R: Target> Target for IpvsTarget<F, R> {
     fn is_retryable(error: &Self::Error) -> bool {
         match error {
             TargetError::Rules(error) => R::is_retryable(error),
-            TargetError::Ipvs(error) => !matches!(error, IpvsError::Missing),
-            TargetError::Devices(error) => !matches!(error, DeviceError::NoDummies { .. }),
+            TargetError::Ipvs(error) | TargetError::Devices(error) => !error.is_missing(),
             TargetError::OutcomeUnknown { .. } => true,
         }
     }

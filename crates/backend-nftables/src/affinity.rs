@@ -38,8 +38,8 @@ impl<'a> Clients<'a> {
     }
 
     /// A client that is remembered goes to its endpoint and is remembered anew, unless the endpoint is gone: then the first
-    /// rule ends at its last statement, and the client is forgotten and given another one. When the map is full, only
-    /// remembering fails.
+    /// rule's jump comes back, and the client is forgotten and given another one. When the map is full, only remembering
+    /// fails.
     ///
     /// The packet's priority has the pool's number at first, then that of an endpoint as well.
     pub(crate) fn chain(self) -> ChainSpec {
@@ -50,7 +50,7 @@ impl<'a> Clients<'a> {
             data: data.clone(),
             timeout_secs: self.timeout_secs,
         };
-        let go = || Statement::DnatMap { key: pool_key(), map: Map::AffinityEndpoints.name() };
+        let go = || Statement::Jump(dnat_name());
         let rules = vec![
             rule([Statement::SetPriority { key: key.clone(), map: map.clone() }, learn(), go()]),
             rule([Statement::Forget { map: map.clone(), key: key.clone(), data: data.clone() }]),
@@ -61,6 +61,19 @@ impl<'a> Clients<'a> {
         ];
         ChainSpec { name: map, base: None, rules }
     }
+}
+
+fn dnat_name() -> Name {
+    Name::from_static("affinity-dnat")
+}
+
+/// The chain that translates to the endpoint whose number the packet's priority has, and comes back if it does not serve.
+///
+/// It is one chain for all pools, since for each new element of a map the kernel looks at all rules that translate by the map
+/// (`nft_add_set_elem`), and each new one of those makes it walk the map (`nf_tables_bind_set`).
+pub(crate) fn dnat() -> ChainSpec {
+    let rules = vec![rule([Statement::DnatMap { key: pool_key(), map: Map::AffinityEndpoints.name() }])];
+    ChainSpec { name: dnat_name(), base: None, rules }
 }
 
 fn choice_name(slots: Slots) -> Name {

@@ -165,6 +165,7 @@ fn balancing<F: Family>(config: &Config) -> Vec<ChainSpec> {
         chain("internal-services", dispatch::<F>(config, Traffic::Internal)),
         chain("balance", balance::<F>(config)),
         chain("affinity", affinity_dispatch()),
+        affinity::dnat(),
         chain("firewall-check", vec![firewall()]),
         chain("services-check", refusals(&ip_key(), false)),
         chain("node-ports-check", node_port_rules::<F>(config, &[go_to("accepted-node-ports-check")])),
@@ -221,7 +222,8 @@ fn refusals(key: &[Field], node_port: bool) -> Vec<Rule> {
 fn firewall() -> Rule {
     let restricted = Statement::InSet { key: ip_key(), set: Map::Restricted.name(), negate: false };
     let not_allowed = Statement::InSet { key: source_key(), set: Map::AllowedSources.name(), negate: true };
-    rule([restricted, not_allowed, Statement::Drop])
+    let counted = Statement::InSet { key: ip_key(), set: Map::SourceDropped.name(), negate: false };
+    rule([restricted, not_allowed, counted, Statement::Drop])
 }
 
 /// What is sent to a cluster IP and no frontend took: a port or a protocol that the Service does not have is refused, an

@@ -116,7 +116,9 @@ impl Programmed {
         let ranges = self.allowed_sources.as_deref();
         let allowed = ranges.unwrap_or_default().iter().map(|range| source_bytes(key, range));
         let allowed = allowed.map(|key| MapElement::member(Map::AllowedSources, key));
-        ranges.map(|_| MapElement::member(Map::Restricted, frontend_bytes(key))).into_iter().chain(allowed)
+        let key = frontend_bytes(key);
+        let restricted = ranges.map(|_| [Map::SourceDropped, Map::Restricted]).into_iter().flatten();
+        restricted.map(move |map| MapElement::member(map, key)).chain(allowed)
     }
 
     /// All elements of the frontend.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use model::{Balancer, Destination, Family, FrontendAddress, FrontendKey, IpFamily, Masquerade, Protocol};
+use model::{Balancer, Destination, Family, FrontendAddress, FrontendKey, Masquerade, Protocol};
 use nft::{Bytes, DEFAULT_LEARNT_SIZE, Data, Element, Field, Name, Set, SetData};
 
 /// The table that is ours, in `ip` and in `ip6`: the name that upstream uses, which its clean-up and other software
@@ -20,14 +20,6 @@ pub fn choosing_chains() -> [Name; 2] {
 /// The maps that send packets of Services to endpoints, whoever they are from: empty where IPVS does that.
 pub fn choosing_maps() -> [Name; 2] {
     [false, true].map(|by_node_port| Map::Frontends(Traffic::Any, by_node_port).name())
-}
-
-/// The netfilter family of a table for `F`.
-pub fn nft_family<F: Family>() -> nft::Family {
-    match F::FAMILY {
-        IpFamily::V4 => nft::Family::Ip,
-        IpFamily::V6 => nft::Family::Ip6,
-    }
 }
 
 /// Whose flows a map is for: `externalTrafficPolicy: Local` has internal ones take a short cut to all endpoints.
@@ -57,6 +49,8 @@ pub(crate) enum Map {
     Hairpin,
     /// address . protocol . port . source network.
     AllowedSources,
+    /// The same as `Restricted`: packets of all others find it, so that its elements count them.
+    SourceDropped,
     /// Addresses, protocols and ports that only `AllowedSources` may use.
     Restricted,
     /// Cluster IPs in use: what is sent to another of their ports is refused.
@@ -124,7 +118,7 @@ impl Map {
             Traffic::ALL.into_iter().flat_map(|traffic| either.map(|by| Self::Frontends(traffic, by)));
         [
             &[Self::Endpoints, Self::AffinityEndpoints, Self::AffinitySlots, Self::Hairpin][..],
-            &[Self::AllowedSources, Self::Restricted, Self::ClusterIps],
+            &[Self::AllowedSources, Self::SourceDropped, Self::Restricted, Self::ClusterIps],
             &[Self::AffinityChains, Self::Chains, Self::Pools],
             &frontends.collect::<Vec<_>>(),
             &either.map(Self::Rejected),
@@ -140,6 +134,7 @@ impl Map {
             Self::AffinitySlots => "affinity-slots",
             Self::Hairpin => "hairpin-connections",
             Self::AllowedSources => "allowed-sources",
+            Self::SourceDropped => "source-dropped-services",
             Self::Restricted => "source-restricted-services",
             Self::ClusterIps => "cluster-ips",
             Self::AffinityChains => "affinity-chains",
@@ -172,7 +167,7 @@ impl Map {
             Self::AffinitySlots => (slot_key(SLOT), number),
             Self::Hairpin => (hairpin_key(), SetData::None),
             Self::AllowedSources => return Arc::new(Set::networks(self.name(), source_key())),
-            Self::Restricted => (ip_key(), SetData::None),
+            Self::SourceDropped | Self::Restricted => (ip_key(), SetData::None),
             Self::ClusterIps | Self::VirtualIps => (vec![Field::DestAddr], SetData::None),
             Self::AffinityChains | Self::Chains => (vec![Field::Priority], SetData::Verdict),
             Self::Pools => (pool_key(), SetData::Fields(vec![SLOT])),
@@ -181,8 +176,22 @@ impl Map {
                 (frontend_key(by_node_port), SetData::None)
             }
         };
-        Arc::new(Set::new(self.name(), key, data))
+        let set = Set::new(self.name(), key, data);
+        Arc::new(if Self::COUNTED.contains(&self) { set.counted() } else { set })
     }
+
+    /// Those whose elements count what is theirs: new flows to an endpoint (only the first packet of a flow gets there),
+    /// packets that are refused, and packets that are dropped. The counters are part of no rule and of no element, so nothing
+    /// compares them.
+    pub(crate) const COUNTED: [Self; 7] = [
+        Self::Endpoints,
+        Self::AffinityEndpoints,
+        Self::SourceDropped,
+        Self::Rejected(false),
+        Self::Rejected(true),
+        Self::Dropped(false),
+        Self::Dropped(true),
+    ];
 }
 
 /// One element of one map.
@@ -325,5 +334,5 @@ pub(crate) fn parse_slot(key: &Bytes) -> Option<((u8, u32), u32)> {
 /// Reads an endpoint back.
 pub(crate) fn parse_socket<F: Family>(data: &Bytes) -> Option<Socket<F>> {
     let mut fields = data.reader();
-    Some((F::narrow(fields.addr(nft_family::<F>())?)?, fields.port()?))
+    Some((F::narrow(fields.addr(F::FAMILY.into())?)?, fields.port()?))
 }

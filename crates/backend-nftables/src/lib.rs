@@ -26,6 +26,7 @@ mod found;
 mod frontend;
 mod ipvs;
 mod layout;
+mod meters;
 mod mode;
 mod plan;
 mod pools;
@@ -35,7 +36,7 @@ mod slot_keys;
 
 pub use crate::mode::{NftablesTarget, Outcome};
 pub use config::Config;
-pub use layout::{choosing_chains, choosing_maps, nft_family, table_name};
+pub use layout::{choosing_chains, choosing_maps, table_name};
 pub use model::{Extent, NodePortAddresses, PodSource};
 pub use plan::{Backend, Plan};
 pub use slot_keys::slot_keys;

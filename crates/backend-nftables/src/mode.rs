@@ -1,11 +1,14 @@
 //! The mode as the event loop sees it.
 
-use mode::{Applied, Cause, NeedsReading, PlanOf, Planner, Reading, Rule, Settled, StepResults, Target};
+use mode::{
+    Applied, Cause, Meter, NeedsReading, PlanOf, Planner, Reading, Rule, Settled, StepResults, Target,
+};
 use model::{Changed, Extent, Family, FrontendKey, RuleSettings, Table};
-use nft::{Kernel, KernelError, Ruleset, Transaction};
+use netlink::NetlinkError;
+use nft::{Counts, Kernel, Ruleset, Transaction};
 
 use crate::config::Config;
-use crate::layout::table_name;
+use crate::layout::{Map, table_name};
 use crate::plan::{Backend, Plan};
 
 /// A family's table in a kernel. Atomic: a transaction is the only step of a plan.
@@ -26,8 +29,9 @@ impl Target for NftablesTarget {
     type Receipt = ();
     /// `None`: there is no table.
     type Found = Option<Ruleset>;
-    type Counted = ();
-    type Error = KernelError;
+    /// What elements counted.
+    type Counted = Counts;
+    type Error = NetlinkError;
 
     fn apply(&mut self, steps: Vec<Transaction>, _yields: &dyn Fn() -> bool) -> Applied<Self> {
         let mut applied = Applied { results: Vec::with_capacity(1), kernel_time: None, is_usable: true };
@@ -42,7 +46,7 @@ impl Target for NftablesTarget {
         applied
     }
 
-    fn read(&mut self) -> Reading<Option<Ruleset>, KernelError> {
+    fn read(&mut self) -> Reading<Option<Ruleset>, NetlinkError> {
         match self.kernel.read(self.family, &table_name()) {
             Ok(nft::Reading::Whole(found)) => Reading::Whole(found),
             Ok(nft::Reading::Unstable) => Reading::Unstable,
@@ -50,12 +54,17 @@ impl Target for NftablesTarget {
         }
     }
 
-    fn is_retryable(error: &KernelError) -> bool {
+    fn traffic(&mut self) -> Result<Option<Counts>, NetlinkError> {
+        let sets = Map::COUNTED.map(Map::name);
+        self.kernel.counts(self.family, &table_name(), &sets).map(Some)
+    }
+
+    fn is_retryable(error: &NetlinkError) -> bool {
         error.is_retryable()
     }
 
-    fn outcome_unknown(why: &'static str) -> KernelError {
-        KernelError::OutcomeUnknown { why }
+    fn outcome_unknown(why: &'static str) -> NetlinkError {
+        NetlinkError::OutcomeUnknown { why }
     }
 }
 
@@ -104,6 +113,10 @@ impl<F: Family> Planner<F> for Backend<F> {
 
     fn rules(&self, key: &FrontendKey<F>) -> Vec<Rule> {
         self.explain(key)
+    }
+
+    fn meters(&self, _table: &Table<F>, counted: Counts) -> Vec<Meter> {
+        self.whose(&counted)
     }
 }
 

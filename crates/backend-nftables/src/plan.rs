@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use model::{Family, FrontendKey, Table, TrafficPolicy, shrink_if_sparse};
+use model::{Family, FrontendKey, ServicePortName, Table, TrafficPolicy, shrink_if_sparse};
 use nft::{Op, Transaction};
 use rustc_hash::FxBuildHasher;
 
@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::counted::{Counted, CountedChanges};
 use crate::elements::ElementChanges;
 use crate::frontend::Programmed;
-use crate::layout::{Map, MapElement, address_bytes, hairpin_bytes, nft_family, table_name};
+use crate::layout::{Map, MapElement, address_bytes, hairpin_bytes, table_name};
 use crate::pools::{Numbers, Pool, PoolKey, PoolUses};
 
 /// One family's ruleset: what it depends on, and what the kernel holds of it.
@@ -104,7 +104,7 @@ impl<F: Family> Backend<F> {
         let mut pools = self.pools_of(table, keys);
         let frontends = self.changed_frontends(table, keys, &pools);
         pools.retain(|key, new| self.held.pools.get(key) != new.as_ref());
-        let mut transaction = Transaction::new(nft_family::<F>(), table_name());
+        let mut transaction = Transaction::new(F::FAMILY.into(), table_name());
         let mut counted = CountedChanges::default();
         if !frontends.is_empty() || !pools.is_empty() {
             self.fill(&mut transaction.ops, &frontends, &pools, &mut counted);
@@ -200,10 +200,20 @@ impl<F: Family> Backend<F> {
             let kind = set.keyword();
             mode::Rule {
                 place: format!("{kind} {}", set.name),
-                text: set.element_text(&element, nft_family::<F>()).to_string(),
+                text: set.element_text(&element, F::FAMILY.into()).to_string(),
             }
         };
         elements.map(rule).collect()
+    }
+
+    /// The pools that are held.
+    pub(crate) fn pools(&self) -> impl Iterator<Item = (&PoolKey, &Pool<F>)> {
+        self.held.pools.iter()
+    }
+
+    /// Whose frontend is held to be there.
+    pub(crate) fn held_service(&self, key: &FrontendKey<F>) -> Option<&ServicePortName> {
+        self.held.frontends.get(key).map(|programmed| &programmed.service)
     }
 
     /// Takes note that the kernel took the plan's transaction.

@@ -178,6 +178,16 @@ impl<F: Family> Pool<F> {
         Some(MapElement::new(Map::AffinityChains, element))
     }
 
+    /// The endpoint in a slot.
+    pub(crate) fn socket(&self, slot: usize) -> Option<Socket<F>> {
+        self.slots.get(slot).map(socket)
+    }
+
+    /// Whether it is one of the endpoints.
+    pub(crate) fn has_socket(&self, wanted: Socket<F>) -> bool {
+        self.slots.iter().any(|destination| socket(destination) == wanted)
+    }
+
     /// Addresses of the endpoints on this node: only they can send a packet through this node to themselves.
     pub(crate) fn local_addresses(&self) -> impl Iterator<Item = F::Addr> {
         self.slots.iter().filter(|slot| slot.local).map(|slot| slot.address)

@@ -12,7 +12,7 @@ use crate::counted::CountedChanges;
 use crate::elements::{ElementChanges, by_map};
 use crate::found::FoundPools;
 use crate::frontend::Programmed;
-use crate::layout::{Map, MapElement, address_bytes, hairpin_bytes, nft_family, table_name};
+use crate::layout::{Map, MapElement, address_bytes, hairpin_bytes, table_name};
 use crate::plan::{Backend, Held, Outcome, Plan};
 use crate::pools::{PoolKey, PoolUses};
 use crate::priority::POOL;
@@ -29,7 +29,7 @@ impl<F: Family> Backend<F> {
         extent: Extent,
     ) -> Plan<F> {
         let kept = found.filter(|found| extent == Extent::Difference && can_be_kept::<F>(found, config));
-        let mut transaction = Transaction::new(nft_family::<F>(), table_name());
+        let mut transaction = Transaction::new(F::FAMILY.into(), table_name());
         let ops = &mut transaction.ops;
         if found.is_none() && extent == Extent::Rebuild {
             // Whether there is one may not be known, and only what is there can be deleted.
@@ -120,7 +120,7 @@ fn set_rules<F: Family>(
     chains: &BTreeMap<Name, ChainSpec>,
     which: impl Fn(&ChainSpec) -> bool,
 ) {
-    let family = nft_family::<F>();
+    let family = nft::Family::from(F::FAMILY);
     for chain in chains.values().filter(|chain| which(chain)) {
         let state = found.chains.get(&chain.name);
         if state.is_none_or(|state| !state.rules_match(&chain.rules, family)) {

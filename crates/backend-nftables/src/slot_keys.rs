@@ -43,12 +43,12 @@ const MOST_KEYS: usize = 1 << 23;
 mod tests {
     use std::collections::BTreeSet;
 
+    use fakes::kernel::FakeKernel;
     use model::{
-        AddressKind, Affinity, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName,
-        Pool, Protocol, ServicePortName, Table, TrafficPolicy, V4, Verdict,
+        AddressKind, Affinity, Destination, Frontend, FrontendAddress, FrontendKey, ObjectName, Pool,
+        Protocol, ServicePortName, Table, V4, Verdict,
     };
     use nft::Kernel;
-    use testkit::fake_kernel::FakeKernel;
 
     use super::*;
     use crate::{Backend, Config, Extent, table_name};
@@ -58,20 +58,17 @@ mod tests {
         let protocol = Protocol::Tcp;
         let timeout = std::time::Duration::from_secs(30);
         Frontend {
-            key: FrontendKey { address: FrontendAddress::Ip([10, 96, 0, n].into()), protocol, port: 80 },
-            kind: AddressKind::ClusterIp,
-            service: ServicePortName {
-                service: ObjectName::new("ns", &format!("svc-{n}")),
-                port: "".into(),
-                protocol,
-            },
-            pool: Pool::new((0..n).map(destination).collect::<BTreeSet<_>>(), Verdict::Reject),
-            policy: TrafficPolicy::Cluster,
-            internal_pool: None,
             affinity: sticky.then_some(Affinity { timeout, service: None }),
-            masquerade: Masquerade::UnlessFromPod,
-            allowed_sources: None,
-            flow_endpoints: std::sync::Arc::default(),
+            ..Frontend::new(
+                FrontendKey { address: FrontendAddress::Ip([10, 96, 0, n].into()), protocol, port: 80 },
+                AddressKind::ClusterIp,
+                ServicePortName {
+                    service: ObjectName::new("ns", &format!("svc-{n}")),
+                    port: "".into(),
+                    protocol,
+                },
+                Pool::new((0..n).map(destination).collect::<BTreeSet<_>>(), Verdict::Reject),
+            )
         }
     }
 

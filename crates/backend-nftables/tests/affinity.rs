@@ -10,14 +10,14 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
-use backend_nftables::{Backend, Config, Extent, nft_family, table_name};
+use backend_nftables::{Backend, Config, Extent, table_name};
 use kernel::Nftables;
+use lab::Namespace;
 use model::{
     AddressKind, Affinity, Destination, Family, Frontend, FrontendAddress, FrontendKey, IpFamily, Masquerade,
     ObjectName, Pool, Protocol, ServicePortName, Table, TrafficPolicy, Uid, V4, V6, Verdict,
 };
 use nft::{Kernel, Ruleset};
-use testkit::lab::Namespace;
 
 const ENDPOINTS: u8 = 8;
 const CLIENTS: u8 = 6;
@@ -69,19 +69,17 @@ impl Service {
         let cluster = Pool::new(endpoints, Verdict::Reject);
         let protocol = Protocol::Udp;
         let frontend = |kind, address, port| Frontend {
-            key: FrontendKey { address, protocol, port },
-            kind,
-            service: ServicePortName { service: self.name(), port: "dns".into(), protocol },
-            pool: cluster.clone(),
-            policy: TrafficPolicy::Cluster,
-            internal_pool: None,
             affinity: Some(Affinity {
                 timeout: Duration::from_secs(self.timeout_secs),
                 service: uid(self.uid),
             }),
             masquerade: Masquerade::Never,
-            allowed_sources: None,
-            flow_endpoints: [].into(),
+            ..Frontend::new(
+                FrontendKey { address, protocol, port },
+                kind,
+                ServicePortName { service: self.name(), port: "dns".into(), protocol },
+                cluster.clone(),
+            )
         };
         let ip = |kind| FrontendAddress::Ip(addr::<F>(kind, self.n));
         let external = |kind, address, port| Frontend {
@@ -129,7 +127,7 @@ impl<F: Family> World<F> {
     }
 
     fn read(&mut self) -> Option<Ruleset> {
-        self.kernel.read(nft_family::<F>(), &table_name()).and_then(nft::Reading::whole).unwrap()
+        self.kernel.read(F::FAMILY.into(), &table_name()).and_then(nft::Reading::whole).unwrap()
     }
 
     /// A new proxy that finds what the former one left.
@@ -433,18 +431,12 @@ fn the_ruleset_of_an_earlier_version_is_replaced_in_one_piece() {
         let protocol = Protocol::Tcp;
         let destination = Destination { address: [10, 244, 0, 1].into(), port: 8080, local: true };
         let name = ObjectName::new("shop", "web");
-        let frontend = Frontend::<V4> {
-            key: FrontendKey { address: FrontendAddress::Ip([10, 96, 0, 10].into()), protocol, port: 80 },
-            kind: AddressKind::ClusterIp,
-            service: ServicePortName { service: name.clone(), port: "main".into(), protocol },
-            pool: Pool::new([destination].into(), Verdict::Reject),
-            policy: TrafficPolicy::Cluster,
-            internal_pool: None,
-            affinity: None,
-            masquerade: Masquerade::UnlessFromPod,
-            allowed_sources: None,
-            flow_endpoints: [].into(),
-        };
+        let frontend = Frontend::<V4>::new(
+            FrontendKey { address: FrontendAddress::Ip([10, 96, 0, 10].into()), protocol, port: 80 },
+            AddressKind::ClusterIp,
+            ServicePortName { service: name.clone(), port: "main".into(), protocol },
+            Pool::new([destination].into(), Verdict::Reject),
+        );
         let mut table = Table::default();
         table.set_service(&name, vec![frontend]);
         let mut kernel = Nftables::open().unwrap();

@@ -1,18 +1,18 @@
-//! The packet contract without a kernel: API objects go the whole way to rules, and every line of [`Contract`] is traced
+//! The packet contract without a kernel: API objects go the whole path to rules, and every line of [`Contract`] is traced
 //! through these. `kube-proxy/tests/e2e/matrix.rs` holds real packets to the same lines.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
 
-use backend_nftables::{Backend, Config, Extent, NodePortAddresses, PodSource, nft_family, table_name};
+use backend_nftables::{Backend, Config, Extent, NodePortAddresses, PodSource, table_name};
+use fakes::contract::{AddressKind, Case, Client, Contract};
+use fakes::kernel::FakeKernel;
+use fakes::objects::{LINE_PORT, UDP_PORT};
+use fakes::on_paper::{self, Places, expected, packet};
 use model::{Family, Store, V4, V6};
 use nft::Kernel;
-use testkit::cluster::{LINE_PORT, UDP_PORT};
-use testkit::contract::{AddressKind, Case, Client, Contract};
-use testkit::fake_kernel::FakeKernel;
-use testkit::on_paper::{self, Places, expected, packet};
 use walk::nft::Tracer;
-use walk::{Origin, Outcome, Packet, Ways};
+use walk::{Origin, Outcome, Packet, Paths};
 
 /// The rules for these objects, as a kernel holds them.
 fn tracer<F: Family>(store: &Store, config: &Config, places: &Places) -> Tracer {
@@ -20,8 +20,8 @@ fn tracer<F: Family>(store: &Store, config: &Config, places: &Places) -> Tracer 
     let plan = Backend::new(config.clone()).repair(config, &table, None, Extent::Difference);
     let mut kernel = FakeKernel::new();
     kernel.apply(&plan.transaction).unwrap();
-    let ruleset = kernel.read(nft_family::<F>(), &table_name()).unwrap().whole().unwrap().unwrap();
-    Tracer::new(ruleset, nft_family::<F>(), [places.node])
+    let ruleset = kernel.read(F::FAMILY.into(), &table_name()).unwrap().whole().unwrap().unwrap();
+    Tracer::new(ruleset, F::FAMILY.into(), [places.node])
 }
 
 fn config<F: Family>(store: &Store, places: &Places) -> Config {
@@ -44,26 +44,26 @@ fn check_family<F: Family>() {
         let packet = packet(case, &places, protocol);
         let found = tracer.outcomes(&packet).unwrap();
         assert_eq!(found, expected(case, &places, port), "{case:?}\n{packet:?}");
-        check_ways(&tracer, &packet, &found);
+        check_paths(&tracer, &packet, &found);
     }
 }
 
-/// The ways come to the same, and the rules of each tell of it: a translated packet was translated by a rule that found its
-/// endpoint in a map, with the Service's name somewhere on the way.
-fn check_ways(tracer: &Tracer, packet: &Packet, outcomes: &BTreeSet<Outcome>) {
-    let Ways { ways, complete } = tracer.ways(packet, 1000).unwrap();
+/// The paths come to the same, and the rules of each tell of it: a translated packet was translated by a rule that found its
+/// endpoint in a map, with the Service's name somewhere on the path.
+fn check_paths(tracer: &Tracer, packet: &Packet, outcomes: &BTreeSet<Outcome>) {
+    let Paths { paths, complete } = tracer.paths(packet, 1000).unwrap();
     assert!(complete);
-    assert_eq!(&ways.iter().map(|way| way.outcome).collect::<BTreeSet<_>>(), outcomes);
-    for way in ways {
-        let rules: Vec<&str> = way.steps.iter().map(|step| &*step.rule).collect();
-        let found: Vec<&String> = way.steps.iter().flat_map(|step| &step.found).collect();
+    assert_eq!(&paths.iter().map(|path| path.outcome).collect::<BTreeSet<_>>(), outcomes);
+    for path in paths {
+        let rules: Vec<&str> = path.steps.iter().map(|step| &*step.rule).collect();
+        let found: Vec<&String> = path.steps.iter().flat_map(|step| &step.found).collect();
         assert!(found.iter().any(|found| found.contains("default/s-")), "{rules:?}: {found:?}");
-        match way.outcome {
+        match path.outcome {
             Outcome::Dropped => assert!(rules.last().unwrap().ends_with("drop"), "{rules:?}"),
             Outcome::Refused => assert!(rules.last().unwrap().ends_with("reject"), "{rules:?}"),
             Outcome::Delivered { to, masqueraded } => {
                 let endpoint = format!(": {} . {}", to.ip(), to.port());
-                let translation = way.steps.iter().find(|step| step.rule.starts_with("dnat ")).unwrap();
+                let translation = path.steps.iter().find(|step| step.rule.starts_with("dnat ")).unwrap();
                 assert!(translation.found.iter().any(|found| found.ends_with(&endpoint)), "{translation:?}");
                 let masquerades = rules.iter().any(|rule| rule.contains("masquerade"));
                 assert_eq!(masquerades, masqueraded, "{rules:?}");

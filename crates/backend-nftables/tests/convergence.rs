@@ -13,14 +13,14 @@
 use std::collections::BTreeSet;
 
 use backend_nftables::{Backend, Config, Extent, table_name};
+use fakes::kernel::FakeKernel;
+use lab::Namespace;
 use model::{
     AddressKind, Affinity, Destination, Family, Frontend, FrontendAddress, FrontendKey, Masquerade,
     ObjectName, Pool, Protocol, ServicePortName, Table, TrafficPolicy, Uid, V4, Verdict,
 };
 use nft::{Kernel, Transaction};
 use proptest::prelude::*;
-use testkit::fake_kernel::FakeKernel;
-use testkit::lab::Namespace;
 use walk::nft::Tracer;
 use walk::{Origin, Outcome, Packet};
 
@@ -66,19 +66,18 @@ fn frontends(service: u8, state: Option<State>) -> Vec<Frontend<V4>> {
     let pool = Pool::new(endpoints(state.endpoints), when_empty);
     let inside = (state.inside != 0).then(|| Pool::new(endpoints(state.inside), when_empty));
     let frontend = |kind, address, port, masquerade| Frontend {
-        key: FrontendKey { address, protocol: Protocol::Tcp, port },
-        kind,
-        service: ServicePortName { service: name(service), port: "http".into(), protocol: Protocol::Tcp },
-        pool: pool.clone(),
         policy: if inside.is_some() { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
-        internal_pool: None,
         affinity: (state.inside % 5 == 1).then(|| Affinity {
             timeout: std::time::Duration::from_secs(u64::from(state.inside)),
             service: Uid::parse(&format!("00000000-0000-0000-0000-00000000000{}", state.endpoints % 3)),
         }),
         masquerade,
-        allowed_sources: None,
-        flow_endpoints: std::sync::Arc::default(),
+        ..Frontend::new(
+            FrontendKey { address, protocol: Protocol::Tcp, port },
+            kind,
+            ServicePortName { service: name(service), port: "http".into(), protocol: Protocol::Tcp },
+            pool.clone(),
+        )
     };
     let masquerade = if state.masquerade_never { Masquerade::Never } else { Masquerade::UnlessFromPod };
     // Services 3 and 4 claim the same address.

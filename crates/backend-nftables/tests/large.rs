@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 
 use backend_nftables::{Backend, Config, Extent, slot_keys, table_name};
 use kernel::Nftables;
+use lab::Namespace;
 use model::{
-    AddressKind, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool, Protocol,
-    ServicePortName, Table, TrafficPolicy, V4, Verdict,
+    AddressKind, Destination, Frontend, FrontendAddress, FrontendKey, ObjectName, Pool, Protocol,
+    ServicePortName, Table, V4, Verdict,
 };
 use nft::{Family, Kernel, Op, Transaction};
-use testkit::lab::Namespace;
 
 const SERVICES: u32 = 6000;
 const ENDPOINTS: u32 = 10;
@@ -24,22 +24,16 @@ fn frontend(n: u32) -> Frontend<V4> {
     };
     let protocol = Protocol::Tcp;
     let ip = FrontendAddress::Ip(address([10, 96, 0, 0], n));
-    Frontend {
-        key: FrontendKey { address: ip, protocol, port: 80 },
-        kind: AddressKind::ClusterIp,
-        service: ServicePortName {
+    Frontend::new(
+        FrontendKey { address: ip, protocol, port: 80 },
+        AddressKind::ClusterIp,
+        ServicePortName {
             service: ObjectName::new("ns", &format!("svc-{n}")),
             port: "http".into(),
             protocol,
         },
-        pool: Pool::new((0..ENDPOINTS).map(destination).collect::<BTreeSet<_>>(), Verdict::Reject),
-        policy: TrafficPolicy::Cluster,
-        internal_pool: None,
-        affinity: None,
-        masquerade: Masquerade::UnlessFromPod,
-        allowed_sources: None,
-        flow_endpoints: std::sync::Arc::default(),
-    }
+        Pool::new((0..ENDPOINTS).map(destination).collect::<BTreeSet<_>>(), Verdict::Reject),
+    )
 }
 
 #[test]

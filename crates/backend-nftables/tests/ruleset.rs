@@ -32,16 +32,13 @@ fn frontend<F: Family>(
         None => (AddressKind::NodePort, FrontendAddress::Node, Masquerade::Always),
     };
     Frontend {
-        key: FrontendKey { address, protocol, port },
-        kind,
-        service: ServicePortName { service: ObjectName::new("shop", service), port: "main".into(), protocol },
-        pool: Pool::new(endpoints, Verdict::Reject),
-        policy: TrafficPolicy::Cluster,
-        internal_pool: None,
-        affinity: None,
         masquerade,
-        allowed_sources: None,
-        flow_endpoints: std::sync::Arc::default(),
+        ..Frontend::new(
+            FrontendKey { address, protocol, port },
+            kind,
+            ServicePortName { service: ObjectName::new("shop", service), port: "main".into(), protocol },
+            Pool::new(endpoints, Verdict::Reject),
+        )
     }
 }
 
@@ -148,7 +145,7 @@ fn check_rules_read_back<F: Family>(config: &Config, frontends: Vec<Frontend<F>>
     let mut table = Table::default();
     table.set_service(&frontends[0].service.service.clone(), frontends);
     let plan = Backend::new(config.clone()).repair(config, &table, None, Extent::Difference);
-    let family = backend_nftables::nft_family::<F>();
+    let family = nft::Family::from(F::FAMILY);
     let rules = plan.transaction.ops.iter().filter_map(|op| match op {
         nft::Op::SetRules { rules, .. } => Some(rules),
         _ => None,

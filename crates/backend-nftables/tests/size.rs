@@ -1,13 +1,16 @@
-//! What a Service with many addresses takes: its endpoints are there once, and a change of them is one element.
+//! What Services take: the endpoints of one with many addresses are there once, and a change of them is one element; one with
+//! session affinity does not make the others dearer.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use backend_nftables::{Backend, Config, Extent};
 use model::{
-    AddressKind, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool, Protocol,
-    ServicePortName, Table, TrafficPolicy, V4, Verdict,
+    AddressKind, Affinity, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool,
+    Protocol, ServicePortName, Table, V4, Verdict,
 };
+use nft::{Name, Op, Statement};
 
 const SERVICES: u16 = 100;
 const ENDPOINTS: u8 = 10;
@@ -20,16 +23,13 @@ fn frontends(n: u16, endpoints: std::ops::Range<u8>) -> Vec<Frontend<V4>> {
     let pool = Pool::new(endpoints.map(destination).collect::<BTreeSet<_>>(), Verdict::Reject);
     let protocol = Protocol::Tcp;
     let frontend = |kind, address, port| Frontend {
-        key: FrontendKey { address, protocol, port },
-        kind,
-        service: ServicePortName { service: name(n), port: "http".into(), protocol },
-        pool: pool.clone(),
-        policy: TrafficPolicy::Cluster,
-        internal_pool: None,
-        affinity: None,
         masquerade: Masquerade::Always,
-        allowed_sources: None,
-        flow_endpoints: [].into(),
+        ..Frontend::new(
+            FrontendKey { address, protocol, port },
+            kind,
+            ServicePortName { service: name(n), port: "http".into(), protocol },
+            pool.clone(),
+        )
     };
     let ip = |first| FrontendAddress::Ip([first, 0, high, low].into());
     vec![
@@ -80,4 +80,54 @@ fn endpoints_are_held_once_and_changed_once_for_all_addresses() {
     assert_eq!(change(2..18), 6 + 1, "six more: still one chain");
     assert_eq!(change(2..19), 1 + 1 + 5, "17 are drawn from by another chain, which all frontends are told");
     assert_eq!(change(0..0), 17 + 1 + 2 * 5, "none: all are refused");
+}
+
+/// How many rules of a table of Services with session affinity refer to each set.
+fn rules_by_set(services: u16) -> BTreeMap<Name, usize> {
+    let mut table = Table::<V4>::default();
+    for n in 0..services {
+        let mut frontends = frontends(n, 0..ENDPOINTS);
+        for frontend in &mut frontends {
+            frontend.affinity = Some(Affinity { timeout: Duration::from_secs(600), service: None });
+        }
+        table.set_service(&name(n), frontends);
+    }
+    let config = Config::default();
+    let plan = Backend::<V4>::new(config.clone()).repair(&config, &table, None, Extent::Difference);
+    let rules = plan.transaction.ops.iter().flat_map(|op| match op {
+        Op::SetRules { rules, .. } => &rules[..],
+        _ => &[],
+    });
+    let mut by_set = BTreeMap::new();
+    for statement in rules.flat_map(|rule| &rule.statements) {
+        if let Some(set) = set_of(statement) {
+            *by_set.entry(set.clone()).or_default() += 1;
+        }
+    }
+    by_set
+}
+
+fn set_of(statement: &Statement) -> Option<&Name> {
+    match statement {
+        Statement::InSet { set, .. } => Some(set),
+        Statement::Vmap { map, .. }
+        | Statement::DnatMap { map, .. }
+        | Statement::SetPriority { map, .. }
+        | Statement::Learn { map, .. }
+        | Statement::Forget { map, .. } => Some(map),
+        _ => None,
+    }
+}
+
+/// For each new element of a map the kernel looks at all rules that refer to it.
+#[test]
+fn no_service_adds_a_rule_to_a_set_of_all() {
+    let (one, many) = (rules_by_set(1), rules_by_set(SERVICES));
+    assert!(
+        one["affinity-endpoints"] > 0 && one["affinity-slots"] > 0 && one["affinity-chains"] > 0,
+        "{one:?}"
+    );
+    for (set, rules) in one {
+        assert_eq!(many[&set], rules, "{set}");
+    }
 }

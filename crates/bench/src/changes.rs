@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use apiserver::Kind;
+use lab::commits::Commits;
+use lab::proxy::Proxy;
 use serde_json::Value;
-use testkit::apiserver::Kind;
-use testkit::commits::Commits;
-use testkit::proxy::Proxy;
 use tokio::time::Instant;
 
 use crate::kernel_share::KernelShare;

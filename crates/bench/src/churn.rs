@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use testkit::apiserver::Kind;
-use testkit::proxy::Proxy;
+use apiserver::Kind;
+use lab::proxy::Proxy;
 use tokio::time::Instant;
 
 use crate::log;
@@ -36,27 +36,16 @@ pub(crate) fn measure(
     churn: Churn,
     book: &mut Notebook<'_>,
 ) -> anyhow::Result<()> {
-    let mut world = site.world.clone();
     let (n_lines, before, processor) = (proxy.log().len(), site.generation()?, processor_time(proxy.pid())?);
-    let writing = AtomicBool::new(true);
-    let shared = &*site;
-    let (written, marks) = std::thread::scope(|scope| {
-        let writer = scope.spawn(|| {
-            let written = write(shared, &mut world, churn);
-            writing.store(false, Ordering::Relaxed);
-            written
-        });
-        let marks = shared.client().run(|| mark(shared, &writing));
-        (writer.join().unwrap_or_else(|panic| resume_unwind(panic)), marks)
-    });
-    let ((n_changes, took), marks) = (written?, marks?);
+    let mut world = site.world.clone();
+    let Churned { n_changes, took, marks } = make(site, &mut world, churn)?;
     site.world = world;
     let transactions = site.generation()?.wrapping_sub(before);
     let processor = processor_time(proxy.pid())?.saturating_sub(processor);
-    book.values("churn_written", [float(n_changes) / took.as_secs_f64()]);
+    book.values("churn_written", [float(n_changes.into()) / took.as_secs_f64()]);
     book.times("churn_packet", &marks.during);
     book.times("churn_caught_up", &[marks.after]);
-    book.values("churn_cpu", [millis(processor) / float(n_changes)]);
+    book.values("churn_cpu", [millis(processor) / float(n_changes.into())]);
     if transactions > 0 {
         book.values("churn_transactions", [float(transactions.into()) / took.as_secs_f64()]);
     }
@@ -66,15 +55,40 @@ pub(crate) fn measure(
     Ok(())
 }
 
+/// What came of it.
+pub(crate) struct Churned {
+    /// How many changes were written, besides those that are marked,
+    n_changes: u32,
+    /// and in what time.
+    took: Duration,
+    pub(crate) marks: Marks,
+}
+
+/// Changes endpoints at a rate, and moves the last Service all along.
+pub(crate) fn make(site: &Site, world: &mut World, churn: Churn) -> anyhow::Result<Churned> {
+    let writing = AtomicBool::new(true);
+    let (written, marks) = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let written = write(site, world, churn);
+            writing.store(false, Ordering::Relaxed);
+            written
+        });
+        let marks = site.client().run(|| mark(site, &writing));
+        (writer.join().unwrap_or_else(|panic| resume_unwind(panic)), marks)
+    });
+    let ((n_changes, took), marks) = (written?, marks?);
+    Ok(Churned { n_changes, took, marks })
+}
+
 /// Writes changes, as evenly as it can; yields how many and how long that took.
-fn write(site: &Site, world: &mut World, churn: Churn) -> anyhow::Result<(u64, Duration)> {
+fn write(site: &Site, world: &mut World, churn: Churn) -> anyhow::Result<(u32, Duration)> {
     let mut random = fastrand::Rng::with_seed(2);
     let begun = Instant::now();
     let mut n_changes = 0;
     loop {
         let due = begun + Duration::from_secs(1) * n_changes / churn.rate;
         if due - begun >= churn.time {
-            return Ok((n_changes.into(), begun.elapsed()));
+            return Ok((n_changes, begun.elapsed()));
         }
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
         let service = random.usize(world.ordinary());
@@ -84,8 +98,9 @@ fn write(site: &Site, world: &mut World, churn: Churn) -> anyhow::Result<(u64, D
     }
 }
 
-struct Marks {
-    during: Vec<Duration>,
+/// How long packets took to follow the changes that are marked.
+pub(crate) struct Marks {
+    pub(crate) during: Vec<Duration>,
     /// The one that was begun after the last of the other changes.
     after: Duration,
 }

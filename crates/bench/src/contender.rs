@@ -6,7 +6,7 @@ use testkit::cluster::{CLUSTER_CIDR, NODE};
 
 /// Whose figure it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Side {
+pub(crate) enum Series {
     /// This project's program.
     Ours,
     /// The other program.
@@ -17,7 +17,7 @@ pub(crate) enum Side {
     PeerFloor,
 }
 
-impl Side {
+impl Series {
     pub(crate) const ALL: [Self; 4] = [Self::Ours, Self::Peer, Self::Floor, Self::PeerFloor];
 
     /// Its name in tables and files.
@@ -34,7 +34,7 @@ impl Side {
 /// A program and how it is started.
 #[derive(Clone, Debug)]
 pub(crate) struct Contender {
-    pub(crate) side: Side,
+    pub(crate) series: Series,
     pub(crate) program: PathBuf,
     /// `--proxy-mode`.
     pub(crate) mode: String,
@@ -54,7 +54,7 @@ impl Contender {
             ("--cluster-cidr", CLUSTER_CIDR),
         ];
         // The log of ours has more to tell; that of others isn't read, so nothing makes them write one.
-        let verbosity = (self.side == Side::Ours).then_some(("-v", "2"));
+        let verbosity = (self.series == Series::Ours).then_some(("-v", "2"));
         for (flag, value) in common.into_iter().chain(verbosity) {
             let is_flag = |extra: &String| extra == flag || extra.starts_with(&format!("{flag}="));
             if !self.extra.iter().any(is_flag) {
@@ -70,24 +70,24 @@ impl Contender {
 mod tests {
     use super::*;
 
-    fn arguments(side: Side, extra: &str) -> String {
+    fn arguments(series: Series, extra: &str) -> String {
         let extra = extra.split_whitespace().map(str::to_owned).collect();
-        let contender = Contender { side, program: "kp".into(), mode: "nftables".into(), extra };
+        let contender = Contender { series, program: "kp".into(), mode: "nftables".into(), extra };
         contender.arguments("http://x").join(" ")
     }
 
     #[test]
     fn the_users_flags_win() {
         assert_eq!(
-            arguments(Side::Peer, ""),
+            arguments(Series::Peer, ""),
             "--master http://x --hostname-override node-1 --proxy-mode nftables \
              --cluster-cidr 10.244.0.0/16,fd00:10:244::/47"
         );
-        let other_mode = arguments(Side::Peer, "--proxy-mode=iptables --cluster-cidr 10.244.0.0/16 -x");
+        let other_mode = arguments(Series::Peer, "--proxy-mode=iptables --cluster-cidr 10.244.0.0/16 -x");
         assert_eq!(
             other_mode,
             "--master http://x --hostname-override node-1 --proxy-mode=iptables --cluster-cidr 10.244.0.0/16 -x"
         );
-        assert!(arguments(Side::Ours, "").ends_with(" -v 2"));
+        assert!(arguments(Series::Ours, "").ends_with(" -v 2"));
     }
 }

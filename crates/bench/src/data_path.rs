@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use testkit::client::{Session, UdpFlow, tcp_once, udp_once};
+use lab::client::{Session, UdpFlow, tcp_once, udp_once};
 use testkit::cluster::{LINE_PORT, UDP_PORT};
 use tokio::time::Instant;
 
@@ -28,7 +28,7 @@ const BLOCK: usize = 128 * 1024;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where an exchange goes: to the pod itself, and to it by the Service.
-struct Ways {
+struct Targets {
     direct: SocketAddr,
     service: SocketAddr,
 }
@@ -37,8 +37,9 @@ struct Ways {
 pub(crate) fn measure(site: &Site, book: &mut Notebook<'_>) -> anyhow::Result<()> {
     // The same pod, because two may be served by different processors.
     let pod = site.server_ip(0);
-    let ways = |port, service: Target| Ways { direct: (pod, direct(port)).into(), service: service.into() };
-    let (echo, line, sink) = (ways(UDP_PORT, ECHO), ways(LINE_PORT, LINE), ways(SINK_PORT, SINK));
+    let targets =
+        |port, service: Target| Targets { direct: (pod, direct(port)).into(), service: service.into() };
+    let (echo, line, sink) = (targets(UDP_PORT, ECHO), targets(LINE_PORT, LINE), targets(SINK_PORT, SINK));
     site.client().run(|| {
         first_packets(&echo, book).context("first packets")?;
         connections(&line, book).context("connections")?;
@@ -47,17 +48,17 @@ pub(crate) fn measure(site: &Site, book: &mut Notebook<'_>) -> anyhow::Result<()
     })
 }
 
-fn first_packets(ways: &Ways, book: &mut Notebook<'_>) -> anyhow::Result<()> {
+fn first_packets(targets: &Targets, book: &mut Notebook<'_>) -> anyhow::Result<()> {
     let ask = |target| udp_once(target, PATIENCE).map(drop).context("ask once");
-    let [direct, service] = in_turns(FLOWS, || ask(ways.direct), || ask(ways.service))?;
+    let [direct, service] = in_turns(FLOWS, || ask(targets.direct), || ask(targets.service))?;
     book.times("first_packet", &service);
     book.floor("first_packet", Samples::millis(&direct));
     Ok(())
 }
 
-fn connections(ways: &Ways, book: &mut Notebook<'_>) -> anyhow::Result<()> {
+fn connections(targets: &Targets, book: &mut Notebook<'_>) -> anyhow::Result<()> {
     let connect = |target| tcp_once(target, PATIENCE).map(drop).context("connect");
-    let [direct, service] = in_turns(CONNECTIONS, || connect(ways.direct), || connect(ways.service))?;
+    let [direct, service] = in_turns(CONNECTIONS, || connect(targets.direct), || connect(targets.service))?;
     book.times("tcp_connect", &service);
     book.floor("tcp_connect", Samples::millis(&direct));
     book.values("tcp_rate", [rate(&service)]);
@@ -65,9 +66,9 @@ fn connections(ways: &Ways, book: &mut Notebook<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn requests(ways: &Ways, book: &mut Notebook<'_>) -> anyhow::Result<()> {
+fn requests(targets: &Targets, book: &mut Notebook<'_>) -> anyhow::Result<()> {
     let open = |target| UdpFlow::open(0, target, PATIENCE).context("open a flow");
-    let (direct, service) = (open(ways.direct)?, open(ways.service)?);
+    let (direct, service) = (open(targets.direct)?, open(targets.service)?);
     let ask = |flow: &UdpFlow| flow.ask().map(drop).context("ask");
     let [direct, service] = in_turns(REQUESTS, || ask(&direct), || ask(&service))?;
     book.values("udp_rate", [rate(&service)]);
@@ -76,10 +77,10 @@ fn requests(ways: &Ways, book: &mut Notebook<'_>) -> anyhow::Result<()> {
 }
 
 /// In spells and not in turns, because what is written to one connection is still under way while the other has its turn.
-fn throughput(ways: &Ways, book: &mut Notebook<'_>) -> anyhow::Result<()> {
+fn throughput(targets: &Targets, book: &mut Notebook<'_>) -> anyhow::Result<()> {
     for _ in 0..TURNS {
-        book.floor("throughput", Samples::new(vec![gigabits(ways.direct)?]));
-        book.values("throughput", [gigabits(ways.service)?]);
+        book.floor("throughput", Samples::new(vec![gigabits(targets.direct)?]));
+        book.values("throughput", [gigabits(targets.service)?]);
     }
     Ok(())
 }
@@ -101,7 +102,7 @@ fn gigabits(target: SocketAddr) -> anyhow::Result<f64> {
     Ok(float(n_bits) / begun.elapsed().as_secs_f64() / 1e9)
 }
 
-/// Times of both ways, one exchange after the other, so that whatever else the machine does befalls both alike.
+/// Times of both targets, one exchange after the other, so that whatever else the machine does befalls both alike.
 fn in_turns(
     n_times: usize,
     mut direct: impl FnMut() -> anyhow::Result<()>,

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use backend_nftables::{Backend, Config, Extent, NodePortAddresses, PodSource};
+use lab::Namespace;
 use model::{Table, V4};
 use nft::Kernel as _;
-use testkit::lab::Namespace;
 
 use crate::changes::{Change, ChangeKind, Effort, sample};
 use crate::samples::Samples;

@@ -1,11 +1,13 @@
 //! `bench [--services N,...] [--peer PROGRAM] PROGRAM`: what a kube-proxy costs, beside any other one and beside what the
-//! kernel alone takes. Figures never decide the exit code; only one that can't be taken makes it 1.
+//! kernel alone takes; with `--disturbed`, what changes while others commit rules. Figures never decide the exit code; only one
+//! that can't be taken makes it 1, and with `--disturbed` rules that were written anew and clients that lost their endpoint.
 #![forbid(unsafe_code)]
 
 mod changes;
 mod churn;
 mod contender;
 mod data_path;
+mod disturbed;
 mod kernel_share;
 mod log;
 mod metric;
@@ -25,7 +27,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use testkit::lab::enter_user_namespace;
+use lab::enter_user_namespace;
 
 fn main() -> ExitCode {
     // Before anything else, because only a process with one thread may.

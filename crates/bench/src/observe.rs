@@ -6,8 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use testkit::commits::Generation;
-use testkit::proxy::Proxy;
+use lab::commits::Generation;
+use lab::proxy::Proxy;
 use tokio::time::Instant;
 
 use crate::contender::Contender;

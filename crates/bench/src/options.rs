@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Arg, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use testkit::cluster::Flavour;
 
 use crate::changes::Effort;
 use crate::churn::Churn;
-use crate::contender::{Contender, Side};
+use crate::contender::{Contender, Series};
 
 /// What was asked for.
 #[derive(Clone, Debug)]
@@ -25,6 +25,8 @@ pub(crate) struct Options {
     pub(crate) idle: Duration,
     /// In mode iptables, which kind of iptables the node has.
     pub(crate) flavour: Option<Flavour>,
+    /// Only what changes while others commit is measured.
+    pub(crate) disturbed: bool,
     /// Ours, and the peer if there is one.
     pub(crate) contenders: Vec<Contender>,
     /// Where the results go.
@@ -57,6 +59,9 @@ fn command() -> Command {
         .default_value(Flavour::Nft.suffix())
         .value_parser(FLAVOURS.map(Flavour::suffix))
         .help("Which kind of iptables the node has, in mode iptables");
+    let disturbed = Arg::new("disturbed").long("disturbed").action(ArgAction::SetTrue);
+    let disturbed =
+        disturbed.help("Instead, measure PROGRAM alone while others commit rules 20 times a second");
     Command::new("bench")
         .about(
             "Measures a kube-proxy in network namespaces of its own, beside another one and the kernel alone",
@@ -69,6 +74,7 @@ fn command() -> Command {
         .arg(number("churn-rate", "1000", "Changes a second of the churn"))
         .arg(number("churn-seconds", "3", "Duration of the churn"))
         .arg(number("idle-seconds", "10", "How long a program at rest is looked at"))
+        .arg(disturbed)
         .arg(text("mode", "nftables", "Given to the programs as --proxy-mode").value_name("MODE"))
         .arg(flavour)
         .arg(text("arguments", "", "More arguments of PROGRAM").value_name("ARGS"))
@@ -91,14 +97,14 @@ fn options(matches: &ArgMatches) -> Options {
     let seconds = |name: &str| Duration::from_secs(number(name).into());
     let text = |name: &str| matches.get_one::<String>(name).cloned().unwrap_or_default();
     let path = |name: &str| matches.get_one::<PathBuf>(name).cloned();
-    let contender = |side, program, extra: &str| Contender {
-        side,
+    let contender = |series, program, extra: &str| Contender {
+        series,
         program,
         mode: text("mode"),
         extra: text(extra).split_whitespace().map(str::to_owned).collect(),
     };
-    let ours = contender(Side::Ours, path("PROGRAM").unwrap_or_default(), "arguments");
-    let peer = path("peer").map(|program| contender(Side::Peer, program, "peer-arguments"));
+    let ours = contender(Series::Ours, path("PROGRAM").unwrap_or_default(), "arguments");
+    let peer = path("peer").map(|program| contender(Series::Peer, program, "peer-arguments"));
     let flavour = FLAVOURS.into_iter().find(|flavour| flavour.suffix() == text("flavour"));
     Options {
         flavour: flavour.filter(|_| text("mode") == "iptables"),
@@ -108,6 +114,7 @@ fn options(matches: &ArgMatches) -> Options {
         effort: Effort { changes: number("changes") as usize, limit: seconds("seconds") },
         churn: Churn { rate: number("churn-rate"), time: seconds("churn-seconds") },
         idle: seconds("idle-seconds"),
+        disturbed: matches.get_flag("disturbed"),
         contenders: std::iter::once(ours).chain(peer).collect(),
         folder: path("folder").unwrap_or_default(),
     }

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use lab::client::Reply;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
-use testkit::client::Reply;
 use tokio::time::Instant;
 
 /// The shortest and the longest time between two packets. In between it is [`PACE`] of what has passed already, so that

@@ -67,10 +67,10 @@ pub(crate) fn descendants(pid: u32) -> Vec<u32> {
     };
     let parents: Vec<(u32, u32)> = pids.filter_map(|pid| Some((pid, parent(pid)?))).collect();
     let mut found = vec![pid];
-    let mut looked_at = 0;
-    while let Some(next) = found.get(looked_at).copied() {
+    let mut position = 0;
+    while let Some(next) = found.get(position).copied() {
         found.extend(parents.iter().filter(|(_, parent)| *parent == next).map(|(pid, _)| *pid));
-        looked_at += 1;
+        position += 1;
     }
     found.split_off(1)
 }

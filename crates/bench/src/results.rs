@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::contender::Side;
+use crate::contender::Series;
 use crate::metric::{METRICS, Metric, metric};
 use crate::samples::Samples;
 
 /// What has been measured so far.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Results {
-    /// By size, position in [`METRICS`], side and round.
-    figures: BTreeMap<(u32, usize), BTreeMap<Side, BTreeMap<u32, Samples>>>,
+    /// By size, position in [`METRICS`], series and round.
+    figures: BTreeMap<(u32, usize), BTreeMap<Series, BTreeMap<u32, Samples>>>,
     /// What could not be measured, and why.
     pub(crate) failures: Vec<String>,
     /// What is odd about figures.
@@ -33,37 +33,38 @@ pub(crate) struct Comparison {
 pub(crate) struct Notebook<'a> {
     pub(crate) results: &'a mut Results,
     pub(crate) services: u32,
-    pub(crate) side: Side,
+    pub(crate) series: Series,
     pub(crate) round: u32,
 }
 
 impl Notebook<'_> {
     /// Notes values in the metric's unit. No values are no figure.
     pub(crate) fn values(&mut self, id: &str, values: impl IntoIterator<Item = f64>) {
-        self.samples(self.side, id, Samples::new(values.into_iter().collect()));
+        self.samples(self.series, id, Samples::new(values.into_iter().collect()));
     }
 
     /// Notes durations.
     pub(crate) fn times(&mut self, id: &str, times: &[Duration]) {
-        self.samples(self.side, id, Samples::millis(times));
+        self.samples(self.series, id, Samples::millis(times));
     }
 
     /// Notes values of what this can't be better than.
     pub(crate) fn floor(&mut self, id: &str, samples: Option<Samples>) {
-        let side = if self.side == Side::Peer { Side::PeerFloor } else { Side::Floor };
-        self.samples(side, id, samples);
+        let series = if self.series == Series::Peer { Series::PeerFloor } else { Series::Floor };
+        self.samples(series, id, samples);
     }
 
     /// Notes what is odd.
     pub(crate) fn note(&mut self, what: &str) {
-        let (services, round, side) = (self.services, self.round + 1, self.side.as_str());
-        self.results.notes.push(format!("{services} Services, round {round}, {side}: {what}"));
+        let (services, round, series) = (self.services, self.round + 1, self.series.as_str());
+        self.results.notes.push(format!("{services} Services, round {round}, {series}: {what}"));
     }
 
-    fn samples(&mut self, side: Side, id: &str, samples: Option<Samples>) {
+    fn samples(&mut self, series: Series, id: &str, samples: Option<Samples>) {
         let Some(samples) = samples else { return };
         let index = METRICS.iter().position(|known| std::ptr::eq(known, metric(id))).unwrap_or_default();
-        let rounds = self.results.figures.entry((self.services, index)).or_default().entry(side).or_default();
+        let rounds =
+            self.results.figures.entry((self.services, index)).or_default().entry(series).or_default();
         let all = rounds.get(&self.round).map_or_else(|| samples.clone(), |known| known.with(&samples));
         rounds.insert(self.round, all);
     }
@@ -87,36 +88,36 @@ impl Results {
         &self,
         services: u32,
         metric: &Metric,
-        side: Side,
+        series: Series,
     ) -> Option<&BTreeMap<u32, Samples>> {
         let index = METRICS.iter().position(|known| known.id == metric.id)?;
-        self.figures.get(&(services, index))?.get(&side)
+        self.figures.get(&(services, index))?.get(&series)
     }
 
     /// The figures of all rounds together.
-    pub(crate) fn all(&self, services: u32, metric: &Metric, side: Side) -> Option<Samples> {
-        let rounds = self.rounds(services, metric, side)?;
+    pub(crate) fn all(&self, services: u32, metric: &Metric, series: Series) -> Option<Samples> {
+        let rounds = self.rounds(services, metric, series)?;
         rounds.values().cloned().reduce(|all, round| all.with(&round))
     }
 
     /// Ours beside the peer; `None` without both, or where a median is zero. Where both have a floor of their own it is how
     /// far each is above it that counts, because then whatever else the machine did befell both alike.
     pub(crate) fn comparison(&self, services: u32, metric: &Metric) -> Option<Comparison> {
-        let all = |side| self.all(services, metric, side);
-        let ratio = better(metric, &Side::ALL.map(all))?;
+        let all = |series| self.all(services, metric, series);
+        let ratio = better(metric, &Series::ALL.map(all))?;
         let of_round = |round: &u32| {
-            let of = |side| self.rounds(services, metric, side)?.get(round).cloned();
-            better(metric, &Side::ALL.map(of))
+            let of = |series| self.rounds(services, metric, series)?.get(round).cloned();
+            better(metric, &Series::ALL.map(of))
         };
-        let ratios = self.rounds(services, metric, Side::Ours)?.keys().filter_map(of_round);
+        let ratios = self.rounds(services, metric, Series::Ours)?.keys().filter_map(of_round);
         let (low, high) = ratios.fold((ratio, ratio), |(low, high), of| (of.min(low), of.max(high)));
         Some(Comparison { ratio, low, high })
     }
 
-    /// How many times worse than the floor a side's median is.
-    pub(crate) fn above_floor(&self, services: u32, metric: &Metric, side: Side) -> Option<f64> {
-        let floor = self.all(services, metric, Side::Floor)?.median();
-        times_better(metric, floor, self.all(services, metric, side)?.median())
+    /// How many times worse than the floor a series's median is.
+    pub(crate) fn above_floor(&self, services: u32, metric: &Metric, series: Series) -> Option<f64> {
+        let floor = self.all(services, metric, Series::Floor)?.median();
+        times_better(metric, floor, self.all(services, metric, series)?.median())
     }
 }
 
@@ -142,21 +143,21 @@ pub(crate) mod tests {
     /// A small run with two rounds and a peer.
     pub(crate) fn example() -> Results {
         let mut results = Results::default();
-        let mut note = |services, side, round, id, values: &[f64]| {
-            let mut book = Notebook { results: &mut results, services, side, round };
+        let mut note = |services, series, round, id, values: &[f64]| {
+            let mut book = Notebook { results: &mut results, services, series, round };
             book.values(id, values.iter().copied());
         };
         for services in [100, 1000] {
-            note(services, Side::Ours, 0, "replace_packet", &[0.4, 0.5, 0.6]);
-            note(services, Side::Ours, 1, "replace_packet", &[0.5]);
-            note(services, Side::Peer, 0, "replace_packet", &[5.0]);
-            note(services, Side::Peer, 1, "replace_packet", &[20.0]);
-            note(services, Side::Floor, 0, "replace_packet", &[0.1]);
+            note(services, Series::Ours, 0, "replace_packet", &[0.4, 0.5, 0.6]);
+            note(services, Series::Ours, 1, "replace_packet", &[0.5]);
+            note(services, Series::Peer, 0, "replace_packet", &[5.0]);
+            note(services, Series::Peer, 1, "replace_packet", &[20.0]);
+            note(services, Series::Floor, 0, "replace_packet", &[0.1]);
         }
-        note(100, Side::Ours, 0, "tcp_rate", &[9000.0]);
-        note(100, Side::Peer, 0, "tcp_rate", &[4500.0]);
-        note(100, Side::Ours, 0, "restart_transactions", &[0.0]);
-        note(100, Side::Peer, 0, "restart_transactions", &[7.0]);
+        note(100, Series::Ours, 0, "tcp_rate", &[9000.0]);
+        note(100, Series::Peer, 0, "tcp_rate", &[4500.0]);
+        note(100, Series::Ours, 0, "restart_transactions", &[0.0]);
+        note(100, Series::Peer, 0, "restart_transactions", &[7.0]);
         results.failures.push("peer, 100 Services: churn: it <ended>".to_owned());
         results
     }
@@ -170,7 +171,7 @@ pub(crate) mod tests {
         assert!((times.low - 10.0).abs() < 1e-9 && (times.high - 40.0).abs() < 1e-9, "{times:?}");
         assert!((of("tcp_rate").unwrap().ratio - 2.0).abs() < 1e-9);
         assert_eq!(of("restart_transactions"), None, "nothing is infinitely better");
-        let above = results.above_floor(100, metric("replace_packet"), Side::Ours).unwrap();
+        let above = results.above_floor(100, metric("replace_packet"), Series::Ours).unwrap();
         assert!((above - 5.0).abs() < 1e-9);
     }
 
@@ -178,12 +179,12 @@ pub(crate) mod tests {
     fn floors_of_their_own_even_out_what_the_machine_did() {
         let mut results = example();
         // The peer had a machine half as fast, as its floor shows, and is as good as ours.
-        let mut note = |side, value| {
-            let mut book = Notebook { results: &mut results, services: 100, side, round: 0 };
+        let mut note = |series, value| {
+            let mut book = Notebook { results: &mut results, services: 100, series, round: 0 };
             book.floor("tcp_rate", Samples::new(vec![value]));
         };
-        note(Side::Ours, 10_000.0);
-        note(Side::Peer, 5000.0);
+        note(Series::Ours, 10_000.0);
+        note(Series::Peer, 5000.0);
         let found = results.comparison(100, metric("tcp_rate")).unwrap();
         assert!((found.ratio - 1.0).abs() < 1e-9, "{found:?}");
     }
@@ -194,7 +195,7 @@ pub(crate) mod tests {
         assert_eq!(results.sizes(), [100, 1000]);
         let ids: Vec<_> = results.metrics(100).map(|metric| metric.id).collect();
         assert_eq!(ids, ["replace_packet", "restart_transactions", "tcp_rate"]);
-        assert_eq!(results.all(100, metric("replace_packet"), Side::Ours).unwrap().count(), 4);
-        assert_eq!(results.all(1000, metric("tcp_rate"), Side::Ours), None);
+        assert_eq!(results.all(100, metric("replace_packet"), Series::Ours).unwrap().count(), 4);
+        assert_eq!(results.all(1000, metric("tcp_rate"), Series::Ours), None);
     }
 }

@@ -3,14 +3,14 @@
 use anyhow::Context as _;
 use tokio::time::Instant;
 
-use crate::contender::{Contender, Side};
+use crate::contender::{Contender, Series};
 use crate::kernel_share::{self, KernelShare, settle};
 use crate::options::Options;
 use crate::report::{Report, machine, say};
 use crate::results::{Notebook, Results};
 use crate::site::Site;
 use crate::world::World;
-use crate::{changes, churn, data_path, start};
+use crate::{changes, churn, data_path, disturbed, start};
 
 /// Measures everything and publishes it.
 ///
@@ -20,6 +20,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     for contender in &options.contenders {
         let program = contender.program.display();
         anyhow::ensure!(contender.program.is_file(), "{program} is not there; build it first");
+    }
+    if options.disturbed {
+        return disturbed::run(options);
     }
     let mut bench = Bench { options, results: Results::default(), begun: Instant::now() };
     bench.small()?;
@@ -70,7 +73,7 @@ impl<'a> Bench<'a> {
         for (round, contender) in self.turns() {
             let mut turn = Turn { bench: self, services, round, contender };
             // It is noted once, beside ours.
-            let is_first = round == 0 && contender.side == Side::Ours;
+            let is_first = round == 0 && contender.series == Series::Ours;
             turn.everything(&world, share.as_ref().filter(|_| is_first))?;
             settle(world.services());
         }
@@ -132,11 +135,11 @@ impl Turn<'_, '_> {
         what: &str,
         take: impl FnOnce(&mut Notebook<'_>) -> anyhow::Result<T>,
     ) -> anyhow::Result<Option<T>> {
-        let (services, round, side) = (self.services, self.round, self.contender.side);
-        let what = format!("{services} Services, round {}, {}: {what}", round + 1, side.as_str());
+        let (services, round, series) = (self.services, self.round, self.contender.series);
+        let what = format!("{services} Services, round {}, {}: {what}", round + 1, series.as_str());
         self.bench.progress(&what)?;
         let results = &mut self.bench.results;
-        match take(&mut Notebook { results, services, side, round }) {
+        match take(&mut Notebook { results, services, series, round }) {
             Ok(taken) => Ok(Some(taken)),
             Err(error) => {
                 let failure = format!("{what}: {error:#}");

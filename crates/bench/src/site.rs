@@ -4,14 +4,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use apiserver::{ApiServer, Config as ApiConfig, Kind};
+use fakes::objects::{self, NAMESPACE};
+use lab::commits::Generation;
+use lab::echo::{EchoServer, Mode};
+use lab::proxy::Proxy;
+use lab::{Config as LabConfig, Host, Lab};
 use serde_json::Value;
-use testkit::apiserver::{ApiServer, Config as ApiConfig, Kind};
 use testkit::cluster::{Flavour, LINE_PORT, NODE, UDP_PORT};
-use testkit::commits::Generation;
-use testkit::echo::{EchoServer, Mode};
-use testkit::lab::{Config as LabConfig, Host, Lab};
-use testkit::objects::{self, NAMESPACE};
-use testkit::proxy::Proxy;
 use tokio::time::Instant;
 
 use crate::contender::Contender;
@@ -144,6 +144,12 @@ impl Site {
     pub(crate) fn generation(&self) -> anyhow::Result<u32> {
         self.generation.read().context("ask the kernel for its generation")
     }
+}
+
+/// Addresses of the client, the last of its range, from which [`Site::reach`] sends last.
+pub(crate) fn client_ips(count: u8) -> impl Iterator<Item = Ipv4Addr> {
+    let end = u32::from(FIRST_SOURCE) + (1 << (32 - SOURCES_PREFIX));
+    (1..=count).map(move |n| Ipv4Addr::from(end - u32::from(n)))
 }
 
 /// Gives the client a range of addresses of its own, among those of pods.

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use testkit::client::{Load, LoadGenerator, Transport};
+use lab::client::{Load, LoadGenerator, Transport};
+use lab::proxy::Proxy;
 use testkit::cluster::Flavour;
-use testkit::proxy::Proxy;
 
 use crate::contender::Contender;
 use crate::log;

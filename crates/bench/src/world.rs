@@ -1,16 +1,16 @@
 //! The Services and their endpoints: as API objects for the proxy, as frontends for the kernel alone. Pure.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 
+use fakes::objects::{self, Endpoint, NAMESPACE, Port};
 use model::{
-    AddressKind, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool, Protocol,
-    ServicePortName, TrafficPolicy, V4, Verdict,
+    AddressKind, Destination, Frontend, FrontendAddress, FrontendKey, ObjectName, Pool, Protocol,
+    ServicePortName, V4, Verdict,
 };
 use serde_json::Value;
 use testkit::cluster::{LINE_PORT, NODE, UDP_PORT};
-use testkit::objects::{self, Endpoint, NAMESPACE, Port};
 
 /// The port of every Service and of its endpoints.
 const PORT: Port = Port { name: "http", protocol: "TCP", port: 80, target: 8080, node_port: None };
@@ -76,6 +76,30 @@ fn local(pods: &[IpAddr]) -> Vec<Endpoint> {
 pub(crate) fn data_objects(pod: IpAddr) -> [Value; 2] {
     let slice = objects::slice("data", "v4", &DATA_PORTS, &local(&[pod]));
     [objects::service("data", &[DATA_IP.into()], &DATA_PORTS), slice]
+}
+
+/// The Service with session affinity.
+pub(crate) const STICKY: Target = (Ipv4Addr::new(10, 96, 0, 14), PROBE_PORT.port);
+
+/// The Service with session affinity, and its slice.
+pub(crate) fn sticky_objects(pods: &[IpAddr]) -> [Value; 2] {
+    let mut service = objects::service("sticky", &[STICKY.0.into()], &[PROBE_PORT]);
+    service["spec"]["sessionAffinity"] = "ClientIP".into();
+    [service, probe_slice("sticky", pods)]
+}
+
+const OTHER_FAMILY: &str = "other-family";
+
+/// A Service of IPv6.
+pub(crate) fn other_family_service() -> Value {
+    objects::service(OTHER_FAMILY, &[Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 1).into()], &[PORT])
+}
+
+/// Its slice, of which each next one has one endpoint replaced.
+pub(crate) fn other_family_slice(number: u16) -> Value {
+    let endpoint = |n: u16| Ipv6Addr::new(0xfd00, 0x10, 0x250, 0, 0, 0, 1, number.wrapping_add(n));
+    let endpoints: Vec<Endpoint> = (0..10).map(|n| Endpoint::ready(endpoint(n).into(), NODE)).collect();
+    objects::slice(OTHER_FAMILY, "v6", &[PORT], &endpoints)
 }
 
 /// Number 0 of the addresses of Services that are created by the way, of a range with 2^8.
@@ -297,26 +321,20 @@ impl World {
             local: self.node(*number) == NODE,
         };
         let endpoints: BTreeSet<_> = self.endpoints[service].iter().map(destination).collect();
-        Frontend {
-            key: FrontendKey {
+        Frontend::new(
+            FrontendKey {
                 address: FrontendAddress::Ip(service_ip(service)),
                 protocol: Protocol::Tcp,
                 port: PORT.port,
             },
-            kind: AddressKind::ClusterIp,
-            service: ServicePortName {
+            AddressKind::ClusterIp,
+            ServicePortName {
                 service: object_name(service),
                 port: PORT.name.into(),
                 protocol: Protocol::Tcp,
             },
-            pool: Pool::new(endpoints, Verdict::Reject),
-            policy: TrafficPolicy::Cluster,
-            internal_pool: None,
-            affinity: None,
-            masquerade: Masquerade::UnlessFromPod,
-            allowed_sources: None,
-            flow_endpoints: std::sync::Arc::default(),
-        }
+            Pool::new(endpoints, Verdict::Reject),
+        )
     }
 }
 

@@ -15,6 +15,8 @@ mod parse;
 #[cfg(test)]
 mod tests;
 
+use netlink::Family;
+
 pub use edit::{Edited, without_upstream};
 pub(crate) use entry::is_state_new;
 pub use parse::{Chain, Rules, parse};
@@ -56,6 +58,20 @@ impl Info {
             size: word(2 + 2 * HOOKS),
         }
     }
+}
+
+/// Number of the hook of FORWARD.
+const FORWARD: usize = 2;
+
+/// Whether chain FORWARD of a table drops what no rule of it accepts; `None` if it has no such chain, or can't be understood.
+pub fn forward_drops(family: Family, info: &Info, table: &[u8]) -> Option<bool> {
+    /// `-NF_DROP - 1`
+    const DROP: i32 = -1;
+    let has_chain = info.valid_hooks & 1 << FORWARD != 0;
+    let offset = usize::try_from(info.underflow[FORWARD]).ok().filter(|_| has_chain)?;
+    let policy = entry::Entry::read(family, table, 0, offset).ok()?;
+    let verdict = read_u32(policy.bytes, policy.jump_at())?.cast_signed();
+    (policy.target == entry::Target::Verdict).then_some(verdict == DROP)
 }
 
 /// A table that can't be understood. It is left alone.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use http::header::HOST;
@@ -10,15 +11,19 @@ use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use inspect::document::Problem;
 use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 
 /// Answers are no longer than this.
 const MAX_BYTES: usize = 256 << 20;
 
 /// A proxy that is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Server {
-    address: String,
+pub enum Server {
+    /// At an address and port.
+    Tcp(String),
+    /// At a socket of the file system (`inspectSocket`).
+    Unix(PathBuf),
 }
 
 /// The proxy did not answer as it should.
@@ -47,6 +52,12 @@ pub enum ClientError {
     /// The proxy says that it can't be.
     #[error("{0}")]
     Refused(String),
+    /// Packets can't be traced.
+    #[error("trace packets: {0}")]
+    Trace(String),
+    /// There is no terminal, or it has gone.
+    #[error("use the terminal")]
+    Terminal(#[source] io::Error),
     /// It is no proxy of ours, or one of another version.
     #[error("{server} does not answer as this version of kube-proxy does: {why}")]
     Foreign {
@@ -59,13 +70,18 @@ pub enum ClientError {
 
 /// `--server` can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("--server {0:?}: want http://ADDRESS:PORT")]
+#[error("--server {0:?}: want http://ADDRESS:PORT or unix:FILE")]
 pub struct ServerError(String);
 
 impl std::str::FromStr for Server {
     type Err = ServerError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            let is_path = path.starts_with('/') && !path.ends_with('/');
+            return if is_path { Ok(Self::Unix(path.into())) } else { Err(ServerError(text.to_owned())) };
+        }
         let address = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
         let has_port = address
             .rsplit_once(':')
@@ -73,13 +89,16 @@ impl std::str::FromStr for Server {
         if !has_port || address.contains('/') {
             return Err(ServerError(text.to_owned()));
         }
-        Ok(Self { address: address.to_owned() })
+        Ok(Self::Tcp(address.to_owned()))
     }
 }
 
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}", self.address)
+        match self {
+            Self::Tcp(address) => write!(f, "http://{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
     }
 }
 
@@ -116,13 +135,26 @@ impl Server {
     /// # Errors
     /// See [`ClientError`].
     pub async fn ask(&self, path: &str) -> Result<http::Response<hyper::body::Incoming>, ClientError> {
+        let unreachable = |source| ClientError::Connect { server: self.to_string(), source };
+        match self {
+            Self::Tcp(address) => {
+                self.over(TcpStream::connect(address).await.map_err(unreachable)?, path).await
+            }
+            Self::Unix(socket) => {
+                self.over(UnixStream::connect(socket).await.map_err(unreachable)?, path).await
+            }
+        }
+    }
+
+    async fn over(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        path: &str,
+    ) -> Result<http::Response<hyper::body::Incoming>, ClientError> {
         let failed = |error: Box<dyn std::error::Error + Send + Sync>| ClientError::Http {
             server: self.to_string(),
             source: error,
         };
-        let stream = TcpStream::connect(&self.address)
-            .await
-            .map_err(|source| ClientError::Connect { server: self.to_string(), source })?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| failed(error.into()))?;
@@ -135,9 +167,10 @@ impl Server {
 
     /// A proxy answers only to addresses and to names that are surely its own.
     fn host(&self) -> &str {
-        let name = self.address.rsplit_once(':').map_or(&*self.address, |(name, _)| name);
+        let Self::Tcp(address) = self else { return "localhost" };
+        let name = address.rsplit_once(':').map_or(&**address, |(name, _)| name);
         let is_address = name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok();
-        if is_address { &self.address } else { "localhost" }
+        if is_address { address } else { "localhost" }
     }
 
     fn foreign(&self, why: String) -> ClientError {
@@ -155,11 +188,13 @@ mod tests {
             ("http://127.0.0.1:10249", "http://127.0.0.1:10249", "127.0.0.1:10249"),
             ("[::1]:80/", "http://[::1]:80", "[::1]:80"),
             ("node-1:10249", "http://node-1:10249", "localhost"),
+            ("unix:/run/kube-proxy.sock", "unix:/run/kube-proxy.sock", "localhost"),
+            ("unix:///run/kube-proxy.sock", "unix:/run/kube-proxy.sock", "localhost"),
         ] {
             let server: Server = text.parse().unwrap();
             assert_eq!((server.to_string().as_str(), server.host()), (shown, host));
         }
-        for text in ["", "127.0.0.1", "https://a:1", "http://a:1/x", "a:99999", ":80"] {
+        for text in ["", "127.0.0.1", "https://a:1", "http://a:1/x", "a:99999", ":80", "unix:", "unix:x"] {
             assert_eq!(text.parse::<Server>(), Err(ServerError(text.to_owned())));
         }
     }

@@ -68,6 +68,10 @@ pub enum What {
         /// The parameters of the API.
         query: String,
     },
+    /// `top`
+    Top(Selector),
+    /// `trace`
+    Trace(TraceQuestion),
     /// `check`
     Check,
     /// `dump`
@@ -75,6 +79,19 @@ pub enum What {
         /// The file to write; none: one with a name of its own, here.
         path: Option<String>,
     },
+}
+
+/// Which packets are traced, and how many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TraceQuestion {
+    /// Namespace and name of the Service; none: those of all.
+    pub service: Option<(String, String)>,
+    /// So many packets, then it ends.
+    pub count: usize,
+    /// So many a second for each address at most.
+    pub per_second: u32,
+    /// It ends after so many seconds.
+    pub seconds: Option<u64>,
 }
 
 /// How answers are printed.
@@ -118,6 +135,8 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Invocation, 
     let (what, matches) = match name {
         "list" => list(matches),
         "explain" => explain(matches)?,
+        "top" => (What::Top(named(matches)), matches),
+        "trace" => (What::Trace(trace(matches)?), matches),
         "check" => (What::Check, matches),
         "dump" => (What::Dump { path: text(matches, "file") }, matches),
         _ => (What::Status, matches),
@@ -137,7 +156,7 @@ fn default_server() -> Server {
     named.unwrap_or_else(|| SERVER.parse().expect("a server's address"))
 }
 
-fn commands() -> Vec<Command> {
+pub(crate) fn commands() -> Vec<Command> {
     vec![
         shared(
             Command::new("status")
@@ -145,6 +164,17 @@ fn commands() -> Vec<Command> {
         ),
         list_command(),
         explain_command(),
+        shared(
+            Command::new("top")
+                .about("Shows live what goes through: new flows a second by Service port, and who gets them")
+                .after_help(
+                    "Keys: c, t, r, d, n sort by rate, total, refused, dropped, name; / filters; Enter shows endpoints; q ends.\n\
+                     Without a terminal, or with --output, it prints what there is and ends.",
+                )
+                .arg(Arg::new("name").help("Name of the Service, or NAMESPACE/NAME"))
+                .arg(namespace()),
+        ),
+        shared(trace_command()),
         shared(
             Command::new("check")
                 .about("Looks for what breaks Services on this node, and says how to mend it")
@@ -169,7 +199,7 @@ fn shared(command: Command) -> Command {
                 .long("server")
                 .value_name("URL")
                 .value_parser(value_parser!(Server))
-                .help(format!("The proxy's metrics server [default: ${SERVER_VARIABLE} or {SERVER}]")),
+                .help(format!("The proxy's metrics server, or unix:FILE for its inspectSocket [default: ${SERVER_VARIABLE} or {SERVER}]")),
         )
         .arg(
             Arg::new("output")
@@ -207,13 +237,7 @@ fn selecting(command: Command) -> Command {
     };
     command
         .arg(Arg::new("name").help("Name of the Service; * at an end stands for anything"))
-        .arg(
-            Arg::new("namespace")
-                .long("namespace")
-                .short('n')
-                .value_name("NAMESPACE")
-                .help("Of this namespace"),
-        )
+        .arg(namespace())
         .arg(ip("address", "With this cluster, external or load-balancer IP"))
         .arg(
             Arg::new("node-port")
@@ -229,6 +253,10 @@ fn selecting(command: Command) -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Without an endpoint that takes new flows"),
         )
+}
+
+fn namespace() -> Arg {
+    Arg::new("namespace").long("namespace").short('n').value_name("NAMESPACE").help("Of this namespace")
 }
 
 fn explain_command() -> Command {
@@ -274,6 +302,47 @@ fn explain_command() -> Command {
         ])
 }
 
+fn trace_command() -> Command {
+    let number = |name: &'static str, default: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name("N").default_value(default).help(help)
+    };
+    Command::new("trace")
+        .about("Shows packets of Services as they pass the rules of this node: Service, endpoint and verdict")
+        .after_help(
+            "Has to run on the node itself, with CAP_NET_ADMIN. A table of its own has the kernel trace; that belongs to this \
+             command and goes when it ends, however it ends.",
+        )
+        .arg(Arg::new("service").help("NAMESPACE/NAME; without it, packets of all Services"))
+        .arg(number("count", "100", "Ends after so many packets").value_parser(value_parser!(u32).range(1..=100_000)))
+        .arg(
+            number("per-second", "20", "Traces at most so many a second for each address")
+                .value_parser(value_parser!(u32).range(1..=1000)),
+        )
+        .arg(
+            Arg::new("seconds")
+                .long("seconds")
+                .value_name("N")
+                .value_parser(value_parser!(u64).range(1..))
+                .help("Ends after so many seconds"),
+        )
+}
+
+fn trace(matches: &ArgMatches) -> Result<TraceQuestion, clap::Error> {
+    let service = text(matches, "service").map(|text| {
+        let parts =
+            text.split_once('/').filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty());
+        let owned = parts.map(|(namespace, name)| (namespace.to_owned(), name.to_owned()));
+        owned.ok_or_else(|| unusable(&text, "NAMESPACE/NAME"))
+    });
+    let number = |name: &str| matches.get_one::<u32>(name).copied().unwrap_or(1);
+    Ok(TraceQuestion {
+        service: service.transpose()?,
+        count: usize::try_from(number("count")).unwrap_or(usize::MAX),
+        per_second: number("per-second"),
+        seconds: matches.get_one("seconds").copied(),
+    })
+}
+
 fn list(matches: &ArgMatches) -> (What, &ArgMatches) {
     let (name, matches) = matches.subcommand().unwrap_or(("services", matches));
     let what = match name {
@@ -288,19 +357,23 @@ fn list(matches: &ArgMatches) -> (What, &ArgMatches) {
 }
 
 fn selector(matches: &ArgMatches) -> Selector {
+    Selector {
+        address: matches.get_one("address").copied(),
+        node_port: matches.get_one("node-port").copied(),
+        endpoint: matches.get_one("endpoint").copied(),
+        no_endpoints: flag(matches, "no-endpoints"),
+        ..named(matches)
+    }
+}
+
+/// By name alone.
+fn named(matches: &ArgMatches) -> Selector {
     let named = text(matches, "name").map(|name| match name.split_once('/') {
         Some((namespace, name)) => (Some(namespace.to_owned()), name.to_owned()),
         None => (None, name),
     });
     let (namespace, name) = named.unzip();
-    Selector {
-        namespace: text(matches, "namespace").or(namespace.flatten()),
-        name,
-        address: matches.get_one("address").copied(),
-        node_port: matches.get_one("node-port").copied(),
-        endpoint: matches.get_one("endpoint").copied(),
-        no_endpoints: flag(matches, "no-endpoints"),
-    }
+    Selector { namespace: text(matches, "namespace").or(namespace.flatten()), name, ..Selector::default() }
 }
 
 fn explain(matches: &ArgMatches) -> Result<(What, &ArgMatches), clap::Error> {
@@ -379,7 +452,7 @@ mod tests {
 
     #[test]
     fn commands_are_told_from_flags() {
-        for word in ["status", "list", "explain", "check", "dump", "help"] {
+        for word in ["status", "list", "explain", "top", "trace", "check", "dump", "help"] {
             assert!(is_command(word), "{word}");
         }
         for word in ["--config=/x", "-v", "start", "", "services"] {
@@ -400,6 +473,10 @@ mod tests {
         };
         let all = "list svc shop/web* --address 10.96.0.10 --node-port 30080 --endpoint fd00::1 --no-endpoints -o wide";
         assert_eq!(what(all), What::Services(selector));
+        let top =
+            Selector { namespace: Some("shop".into()), name: Some("web".into()), ..Selector::default() };
+        assert_eq!(what("top shop/web"), What::Top(top.clone()));
+        assert_eq!(what("top -n shop web -o json"), What::Top(top));
         let port = What::ExplainService { namespace: "a".into(), name: "b".into(), port: Some("c".into()) };
         assert_eq!(what("explain service a/b:c"), port);
         let endpoint = What::ExplainEndpoint { ip: "fd00::1".parse().unwrap(), port: Some(80) };

@@ -8,10 +8,11 @@ use inspect::document::Status;
 use crate::client::{ClientError, Server};
 
 /// What goes in: the file's name, and the path that it comes from.
-const FILES: [(&str, &str); 11] = [
+const FILES: [(&str, &str); 12] = [
     ("status.json", "/api/v1/status"),
     ("services.json", "/api/v1/services"),
     ("endpoints.json", "/api/v1/endpoints"),
+    ("traffic.json", "/api/v1/traffic"),
     ("conflicts.json", "/api/v1/conflicts"),
     ("rejections.json", "/api/v1/rejections"),
     ("findings.json", "/api/v1/findings"),

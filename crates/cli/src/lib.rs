@@ -9,11 +9,15 @@ mod client;
 pub mod command;
 mod dump;
 mod human;
+pub mod kubectl;
 mod run;
 pub mod show;
 mod table;
+mod top;
+mod trace;
 
 pub use client::{ClientError, Server, ServerError};
 pub use command::{is_command, program};
 pub use run::run;
 pub use table::{Cell, Table, Tone};
+pub use trace::{Local, Packets};

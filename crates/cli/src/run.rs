@@ -7,16 +7,20 @@ use std::time::Duration;
 
 use agent::snapshot::Service;
 use inspect::Selector;
-use inspect::document::{EndpointList, FindingList, FlowList, PacketReport, ServiceList, Severity, Status};
+use inspect::document::{
+    EndpointList, FindingList, FlowList, PacketReport, ServiceList, Severity, Status, TrafficList,
+};
 use inspect::words;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::client::ClientError;
+use crate::client::{ClientError, Server};
 use crate::command::{Invocation, Output, What};
 use crate::table::Table;
-use crate::{dump, show};
+use crate::top::Feed;
+use crate::trace::Local;
+use crate::{dump, show, top, trace};
 
 /// Exit code when something is found or wrong.
 const FOUND: u8 = 1;
@@ -41,7 +45,7 @@ enum Text {
 }
 
 /// Carries a command out, and says how it went.
-pub fn run(arguments: impl IntoIterator<Item = String>) -> ExitCode {
+pub fn run(arguments: impl IntoIterator<Item = String>, local: &dyn Local) -> ExitCode {
     let invocation = match crate::command::parse(arguments) {
         Ok(invocation) => invocation,
         Err(error) => {
@@ -54,7 +58,7 @@ pub fn run(arguments: impl IntoIterator<Item = String>) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return complain(&error, FOUND),
     };
-    let outcome = runtime.block_on(carry_out(&invocation, &mut std::io::stdout().lock()));
+    let outcome = runtime.block_on(carry_out(&invocation, local, &mut std::io::stdout().lock()));
     match outcome {
         Ok(found) => ExitCode::from(if found { FOUND } else { 0 }),
         Err(error @ (ClientError::Connect { .. } | ClientError::Http { .. })) => {
@@ -65,17 +69,37 @@ pub fn run(arguments: impl IntoIterator<Item = String>) -> ExitCode {
 }
 
 fn complain(error: &dyn std::error::Error, code: u8) -> ExitCode {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    let causes: Vec<String> =
-        std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect();
-    drop(writeln!(std::io::stderr(), "Error: {}", causes.join(": ")));
+    drop(writeln!(std::io::stderr(), "Error: {}", told(error)));
     ExitCode::from(code)
 }
 
+/// An error with its causes.
+pub(crate) fn told(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    let causes: Vec<String> =
+        std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect();
+    causes.join(": ")
+}
+
 /// Asks and prints; true if something is wrong.
-async fn carry_out(invocation: &Invocation, out: &mut impl Write) -> Result<bool, ClientError> {
+async fn carry_out(
+    invocation: &Invocation,
+    local: &dyn Local,
+    out: &mut impl Write,
+) -> Result<bool, ClientError> {
     if let What::Dump { path } = &invocation.what {
         return dump::write(&invocation.server, path.as_deref(), out).await.map(|()| false);
+    }
+    if let What::Trace(question) = &invocation.what {
+        let as_json = invocation.output == Output::Json;
+        return trace::run(&invocation.server, local, question, as_json, out).await.map(|()| false);
+    }
+    if let What::Top(selector) = &invocation.what
+        && invocation.output == Output::Table
+        && std::io::stdout().is_terminal()
+    {
+        let feed = OneProxy(&invocation.server);
+        return top::live(&feed, selector).await.map(|()| false);
     }
     let colours =
         invocation.colours && std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
@@ -150,7 +174,28 @@ async fn ask(invocation: &Invocation, colours: bool) -> Result<Answer, ClientErr
             Ok(answer(&report, names, Text::Plain(show::packet(&report)), false))
         }
         What::Check => check(invocation, colours).await,
-        What::Dump { .. } => unreachable!("it is written elsewhere"),
+        What::Top(selector) => traffic(invocation, selector).await,
+        What::Trace(_) | What::Dump { .. } => unreachable!("they are carried out elsewhere"),
+    }
+}
+
+async fn traffic(invocation: &Invocation, selector: &Selector) -> Result<Answer, ClientError> {
+    let mut list: TrafficList = get(invocation, "traffic").await?;
+    list.items.retain(|row| top::is_meant(selector, row));
+    let names = list.items.iter().map(|row| row.service_port.clone()).collect();
+    Ok(answer(&list, names, Text::Table(top::table(&list)), false))
+}
+
+/// The proxy that `--server` says.
+struct OneProxy<'a>(&'a Server);
+
+impl Feed for OneProxy<'_> {
+    fn name(&self) -> String {
+        self.0.to_string()
+    }
+
+    async fn traffic(&self) -> Result<TrafficList, ClientError> {
+        self.0.get("traffic").await
     }
 }
 

@@ -13,8 +13,9 @@ use crate::table::{Cell, Table, Tone, printable};
 /// Services, one a line.
 pub fn services(list: &ServiceList, wide: bool) -> Table {
     let mut headings = vec!["NAMESPACE", "NAME", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "ENDPOINTS"];
+    headings.extend(["CONNECTIONS", "RATE"]);
     if wide {
-        headings.extend(["LOCAL", "TERMINATING", "INTERNAL", "EXTERNAL", "AFFINITY", "CONNECTIONS"]);
+        headings.extend(["REFUSED", "DROPPED", "LOCAL", "TERMINATING", "INTERNAL", "EXTERNAL", "AFFINITY"]);
     }
     headings.push("STATE");
     let mut table = Table::new(&headings);
@@ -38,20 +39,37 @@ fn service(row: &ServiceRow, wide: bool) -> Vec<Cell> {
         joined(&row.external_ips).into(),
         joined(&row.ports).into(),
         Cell::toned(format!("{}/{}", counts.serving, counts.total), tone),
+        count(row.connections),
+        rate(row.connections_per_second),
     ];
     if wide {
         let affinity = row.affinity_seconds.map(|seconds| format!("{seconds}s"));
         cells.extend([
+            count(row.refused),
+            count(row.dropped),
             counts.local.to_string().into(),
             counts.terminating.to_string().into(),
             policy(row.internal_policy).into(),
             policy(row.external_policy).into(),
             Cell::from(affinity.unwrap_or_default()),
-            Cell::from(row.connections.map(|n| n.to_string()).unwrap_or_default()),
         ]);
     }
     cells.push(state(row));
     cells
+}
+
+fn count(n: Option<u64>) -> Cell {
+    n.map(|n| n.to_string()).unwrap_or_default().into()
+}
+
+/// In a second; less than one in ten seconds shows as well.
+fn rate(per_second: Option<f64>) -> Cell {
+    per_second.map(per_second_text).unwrap_or_default().into()
+}
+
+/// `12.5/s`
+pub(crate) fn per_second_text(rate: f64) -> String {
+    if rate >= 100.0 { format!("{rate:.0}/s") } else { format!("{rate:.1}/s") }
 }
 
 fn state(row: &ServiceRow) -> Cell {
@@ -79,6 +97,7 @@ fn joined<T: ToString>(items: &[T]) -> String {
 /// Endpoints, one for each Service port that they are of.
 pub fn endpoints(list: &EndpointList, wide: bool) -> Table {
     let mut headings = vec!["SERVICE-PORT", "PROTOCOL", "ENDPOINT", "NODE", "CONDITIONS", "USE"];
+    headings.extend(["CONNECTIONS", "RATE"]);
     if wide {
         headings.push("SLICE");
     }
@@ -98,6 +117,8 @@ fn endpoint(row: &EndpointRow, wide: bool) -> Vec<Cell> {
         if endpoint.is_local { "this" } else { "other" }.into(),
         conditions(endpoint),
         usage(endpoint),
+        count(endpoint.traffic.map(|traffic| traffic.connections)),
+        rate(endpoint.traffic.and_then(|traffic| traffic.connections_per_second)),
     ];
     if wide {
         cells.push(endpoint.slice.as_str().into());
@@ -217,7 +238,7 @@ pub fn findings(list: &FindingList, colours: bool) -> String {
     let count = |severity| list.items.iter().filter(|finding| finding.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
     let found = format!("{}, {}", counted(errors, "error"), counted(warnings, "warning"));
-    lines.push(format!("{found}. Looked at: {}.", list.looked_at.join("; ")));
+    lines.push(format!("{found}. Looked at: {}.", list.checked.join("; ")));
     text(&lines)
 }
 

@@ -76,7 +76,8 @@ pub(crate) fn is_empty(value: &Value) -> bool {
         Value::Bool(value) => !value,
         Value::Array(items) => items.is_empty(),
         Value::Object(fields) => fields.is_empty(),
-        Value::Number(_) | Value::String(_) => false,
+        Value::String(text) => text.is_empty(),
+        Value::Number(_) => false,
     }
 }
 
@@ -242,6 +243,23 @@ impl Field for FlushFrequency {
             || Self(GoDuration::read(value, path, report)),
             |nanos| Self(GoDuration::from_nanos(nanos)),
         )
+    }
+
+    fn write(&self) -> Value {
+        self.0.write()
+    }
+}
+
+/// A word of which one is `off`, which YAML 1.1 reads as the boolean false.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Switch(pub String);
+
+impl Field for Switch {
+    fn read(value: &Value, path: &str, report: &mut Report) -> Self {
+        match value {
+            Value::Bool(false) => Self("off".to_owned()),
+            other => Self(String::read(other, path, report)),
+        }
     }
 
     fn write(&self) -> Value {

@@ -1,4 +1,5 @@
-//! The table of flags. Names, types and defaults are upstream's v1.36, except `--manifests` and those of mode ebpf, which are ours.
+//! The table of flags. Names, types and defaults are upstream's v1.36, except `--manifests`, `--service-metrics...` and
+//! `--ebpf-...`, which are ours.
 
 use crate::flag::{Flag, Given, Group, Target, field, own};
 use crate::v1alpha1::{OutputRouting, VmoduleItem};
@@ -162,6 +163,13 @@ const NODE: &[Flag] = &[
     )
     .deprecated("use --metrics-bind-address"),
     field(
+        "inspect-socket",
+        "inspectSocket",
+        Target::Text(|given, path| given.file.inspect_socket = path),
+        "Socket of the file system that answers as the metrics server does, for its owner alone; kube-proxy status --server=unix:FILE asks it",
+    )
+    .placeholder("FILE"),
+    field(
         "bind-address-hard-fail",
         "bindAddressHardFail",
         Target::Bool(|given, on| given.file.bind_address_hard_fail = on),
@@ -173,6 +181,26 @@ const NODE: &[Flag] = &[
         Target::Bool(|given, on| given.file.enable_profiling = on),
         "Serve /debug/pprof and /debug/flags on the metrics server",
     ),
+    field(
+        "service-metrics",
+        "serviceMetrics.mode",
+        Target::Text(|given, mode| given.file.service_metrics.mode.0 = mode),
+        "Of which Services /metrics has series of their own: off (the default), top (those with the most new flows) or all",
+    )
+    .placeholder("MODE"),
+    field(
+        "service-metrics-top",
+        "serviceMetrics.top",
+        Target::Int(|given, count| given.file.service_metrics.top = Some(count)),
+        "How many Service ports have series with --service-metrics=top; without it 50",
+    ),
+    field(
+        "service-metrics-namespaces",
+        "serviceMetrics.namespaces",
+        Target::List(|given, names| given.file.service_metrics.namespaces = Some(names)),
+        "Only Services of these namespaces have series",
+    )
+    .placeholder("NAMESPACE,..."),
     field(
         "show-hidden-metrics-for-version",
         "showHiddenMetricsForVersion",

@@ -48,7 +48,7 @@ pub use note::{Level, Note};
 pub use quantity::{Quantity, QuantityError};
 pub use settings::{
     ClientConnection, Config, Conntrack, ContentType, DetectLocal, Ebpf, Ipvs, LogFormat, Logging,
-    NodePortAddresses,
+    NodePortAddresses, ServiceMetrics, ServiceSeries,
 };
 pub use validate::node_name;
 pub use yaml::yaml;

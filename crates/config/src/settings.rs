@@ -31,12 +31,16 @@ pub struct Config {
     pub healthz_bind_address: Option<SocketAddr>,
     /// Where the metrics server listens; none if it is switched off.
     pub metrics_bind_address: Option<SocketAddr>,
+    /// A socket of the file system that answers as the metrics server does.
+    pub inspect_socket: Option<PathBuf>,
     /// Whether to end if a listener can't be opened, instead of trying again.
     pub bind_address_hard_fail: bool,
     /// Whether the metrics server answers `/debug/pprof` and `/debug/flags`.
     pub enable_profiling: bool,
     /// Whether metrics that are hidden in this version are shown.
     pub show_hidden_metrics: bool,
+    /// Of which Services `/metrics` has series of their own.
+    pub service_metrics: ServiceMetrics,
     /// Score for the kernel's out-of-memory killer, -1000 to 1000.
     pub oom_score_adj: i32,
     /// Resync interval of upstream's caches.
@@ -89,6 +93,27 @@ impl Config {
     pub fn to_json(&self) -> Value {
         self.file.write()
     }
+}
+
+/// `serviceMetrics`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceMetrics {
+    /// How many Service ports have series.
+    pub series: ServiceSeries,
+    /// Only those of these namespaces; none means all.
+    pub namespaces: Vec<String>,
+}
+
+/// How many Service ports have series of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ServiceSeries {
+    /// None: there are sums alone.
+    #[default]
+    Off,
+    /// So many, those with the most new flows.
+    Top(u32),
+    /// Each through which anything went.
+    All,
 }
 
 /// `clientConnection` and `--master`.

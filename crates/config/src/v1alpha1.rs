@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::decode::{FlushFrequency, object};
+use crate::decode::{FlushFrequency, Switch, object};
 use crate::duration::GoDuration;
 use crate::quantity::Quantity;
 
@@ -40,12 +40,16 @@ object! {
         healthz_bind_address: String = "healthzBindAddress",
         /// Where the metrics server listens.
         metrics_bind_address: String = "metricsBindAddress",
+        /// A socket that answers as the metrics server does; empty means none. Ours.
+        inspect_socket: String = "inspectSocket" omitempty,
         /// Whether to end if a listener can't be opened.
         bind_address_hard_fail: bool = "bindAddressHardFail",
         /// Whether the metrics server answers `/debug/pprof`.
         enable_profiling: bool = "enableProfiling",
         /// Show metrics that were hidden in this version.
         show_hidden_metrics_for_version: String = "showHiddenMetricsForVersion",
+        /// Of which Services `/metrics` has series of their own. Ours: upstream's program leaves it out with a warning.
+        service_metrics: ServiceMetrics = "serviceMetrics" omitempty,
         /// How packets are directed; empty means the best there is.
         mode: String = "mode",
         /// Settings of mode iptables; the masquerade fields are also read by mode ipvs.
@@ -216,6 +220,18 @@ object! {
         root_hns_endpoint_name: String = "rootHnsEndpointName",
         /// Forward health checks of load-balancer addresses.
         forward_health_check_vip: bool = "forwardHealthCheckVip",
+    }
+}
+
+object! {
+    /// `serviceMetrics`.
+    ServiceMetrics {
+        /// `off`, `top` or `all`; empty means `off`.
+        mode: Switch = "mode" omitempty,
+        /// How many Service ports in mode `top`; absent means 50.
+        top: Option<i32> = "top" omitempty,
+        /// Only of these namespaces; none means all.
+        namespaces: Option<Vec<String>> = "namespaces" omitempty,
     }
 }
 

@@ -17,6 +17,7 @@ use crate::listener::{self, ListenerError};
 use crate::mode::Mode;
 use crate::settings::{
     ClientConnection, Config, Conntrack, ContentType, DetectLocal, Ebpf, Ipvs, Logging, NodePortAddresses,
+    ServiceMetrics, ServiceSeries,
 };
 use crate::v1alpha1::KubeProxyConfiguration;
 
@@ -26,6 +27,8 @@ const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
 const POSITIVE: &str = "must be greater than 0";
 /// Upstream's sync loop runs at least this often, and crashes if it may not.
 const LONGEST_MIN_SYNC: GoDuration = GoDuration::from_secs(60 * 60);
+/// `serviceMetrics.top`, if it is not said.
+const DEFAULT_TOP: i32 = 50;
 /// The kernel's limit for names of interfaces (`IFNAMSIZ`, with the terminating zero).
 const INTERFACE_NAME_BYTES: usize = 15;
 
@@ -60,11 +63,13 @@ pub(crate) fn config(
         bind_address,
         healthz_bind_address: check.listener("healthzBindAddress", &file.healthz_bind_address),
         metrics_bind_address: check.listener("metricsBindAddress", &file.metrics_bind_address),
+        inspect_socket: path(&file.inspect_socket),
         bind_address_hard_fail: file.bind_address_hard_fail,
         enable_profiling: file.enable_profiling,
         node_port_addresses: node_port_addresses(&file, check),
         show_hidden_metrics: show_hidden_metrics(&file.show_hidden_metrics_for_version, check),
         detect_local: detect_local(&file, check),
+        service_metrics: service_metrics(&file, check),
         oom_score_adj,
         config_sync_period,
         sync_period,
@@ -81,6 +86,32 @@ pub(crate) fn config(
         file,
     };
     FieldErrors::or(errors, config)
+}
+
+/// Series of Services, if there are to be any.
+fn service_metrics(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> ServiceMetrics {
+    let said = &file.service_metrics;
+    let top = said.top.unwrap_or(DEFAULT_TOP);
+    let count = u32::try_from(top).ok().filter(|count| *count > 0).unwrap_or_else(|| {
+        check.failed(FieldError::invalid("serviceMetrics.top", &top, POSITIVE));
+        1
+    });
+    let series = match said.mode.0.as_str() {
+        "" | "off" => ServiceSeries::Off,
+        "top" => ServiceSeries::Top(count),
+        "all" => ServiceSeries::All,
+        other => {
+            let error = FieldError::unsupported("serviceMetrics.mode", other, &["off", "top", "all"]);
+            check.failed(error);
+            ServiceSeries::Off
+        }
+    };
+    let namespaces = said.namespaces.clone().unwrap_or_default();
+    for (index, namespace) in namespaces.iter().enumerate().filter(|(_, name)| name.is_empty()) {
+        let path = format!("serviceMetrics.namespaces[{index}]");
+        check.failed(FieldError::invalid(path, namespace.as_str(), "must be the name of a namespace"));
+    }
+    ServiceMetrics { series, namespaces }
 }
 
 fn oom_score_adj(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> i32 {

@@ -1,10 +1,11 @@
 //! Flows that are deleted together.
 
+use netlink::NetlinkError;
 use netlink::{Writer, flag, messages};
 
+use crate::Flow;
 use crate::filter::put_addr;
 use crate::wire::{attr, kind};
-use crate::{ConntrackError, Flow};
 
 const ENOENT: i32 = 2;
 
@@ -18,7 +19,7 @@ pub struct Batch {
     flows: Vec<Flow>,
     first_seq: u32,
     failed: usize,
-    refused: Option<ConntrackError>,
+    refused: Option<NetlinkError>,
     acknowledged: bool,
 }
 
@@ -28,7 +29,7 @@ pub struct Outcome {
     /// Number of flows deleted; those that were gone already don't count. 0 if it is not known.
     pub deleted: u64,
     /// The first refusal, or that answers were lost.
-    pub error: Option<ConntrackError>,
+    pub error: Option<NetlinkError>,
 }
 
 impl Batch {
@@ -68,15 +69,14 @@ impl Batch {
             }
             if ack.errno != 0 && ack.errno != ENOENT && self.refused.is_none() {
                 let object = format!("deletion of {flow}");
-                self.refused =
-                    Some(ConntrackError::Refused { object, errno: ack.errno, message: ack.message });
+                self.refused = Some(NetlinkError::Refused { object, errno: ack.errno, message: ack.message });
             }
         }
     }
 
     /// What became of it, after all answers were taken in; `lost` if some could not be received.
     pub fn outcome(self, lost: bool) -> Outcome {
-        let unknown = |why| Outcome { deleted: 0, error: Some(ConntrackError::OutcomeUnknown { why }) };
+        let unknown = |why| Outcome { deleted: 0, error: Some(NetlinkError::OutcomeUnknown { why }) };
         if lost {
             unknown("the receive buffer overflowed")
         } else if !self.acknowledged {

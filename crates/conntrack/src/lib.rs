@@ -23,7 +23,7 @@ mod pass;
 mod wire;
 
 pub use batch::{Batch, Outcome};
-pub use border::{Conntrack, ConntrackError};
+pub use border::Conntrack;
 pub use filter::Filter;
 pub use flow::{Flow, Tuple, status};
 pub use netlink::Family;

@@ -1,9 +1,10 @@
 //! One pass over the table.
 
+use netlink::NetlinkError;
 use netlink::{Writer, flag, messages};
 
 use crate::wire::kind;
-use crate::{ConntrackError, Filter, Flow, decode};
+use crate::{Filter, Flow, decode};
 
 /// One reading of the table, from the request to its end. Flows are passed on as they come; none is kept.
 ///
@@ -39,13 +40,13 @@ impl<'f> Pass<'f> {
     /// Takes in a datagram and passes on the flows in it that the filter selects; true at the end of the reading.
     ///
     /// # Errors
-    /// [`ConntrackError::Refused`] if the kernel refuses the request or gives up. It sends no more then.
-    pub fn take(&mut self, received: &[u8], visit: &mut dyn FnMut(&Flow)) -> Result<bool, ConntrackError> {
+    /// [`NetlinkError::Refused`] if the kernel refuses the request or gives up. It sends no more then.
+    pub fn take(&mut self, received: &[u8], visit: &mut dyn FnMut(&Flow)) -> Result<bool, NetlinkError> {
         for message in messages(received).filter(|message| message.seq == self.seq) {
             self.disturbed |= message.is_interrupted();
             if let Some(ack) = message.ack().filter(|ack| ack.errno != 0) {
                 let object = format!("reading of {}", self.filter);
-                return Err(ConntrackError::Refused { object, errno: ack.errno, message: ack.message });
+                return Err(NetlinkError::Refused { object, errno: ack.errno, message: ack.message });
             }
             if message.is_done() {
                 return Ok(true);

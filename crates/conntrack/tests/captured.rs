@@ -5,7 +5,8 @@
 //! address with a rule `dnat to` port 5353; for IPv4 also one each to ports 98 and 99 of its own, with the rules
 //! `ct zone set 8` and `ct original zone set 7`.
 
-use conntrack::{Batch, Conntrack, ConntrackError, Family, Filter, Flow, Pass, Tuple, status};
+use conntrack::{Batch, Conntrack, Family, Filter, Flow, Pass, Tuple, status};
+use netlink::NetlinkError;
 
 /// Sequence number in the captures.
 const SEQ: u32 = 0x6b01_1383;
@@ -212,7 +213,7 @@ fn disturbances_and_refusals_of_a_reading_are_seen() {
     for refusal in [answer(SEQ, 1), done(0x2, -1)] {
         let error = Pass::new(&filter, SEQ).take(&refusal, nobody).unwrap_err();
         assert!(error.to_string().starts_with("kernel refused reading of ip udp flows: "), "{error}");
-        assert!(matches!(error, ConntrackError::Refused { errno: 1, .. }));
+        assert!(matches!(error, NetlinkError::Refused { errno: 1, .. }));
     }
     // An answer to another request.
     assert!(!Pass::new(&filter, SEQ).take(&answer(SEQ + 1, 1), nobody).unwrap());

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use testkit::lab::{enter_user_namespace, require_privilege};
+use lab::{enter_user_namespace, require_privilege};
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use fakes::objects::{self, Endpoint, Port};
+use lab::Host;
+use lab::commits::Generation;
+use lab::proxy::{Proxy, wait_until};
 use testkit::cluster::{Cluster, HTTP_PORT};
-use testkit::commits::Generation;
-use testkit::lab::Host;
-use testkit::objects::{self, Endpoint, Port};
-use testkit::proxy::{Proxy, wait_until};
 use tokio::time::Instant;
 
 /// The Service's addresses.

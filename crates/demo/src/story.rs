@@ -4,9 +4,9 @@ use std::io::{self, Write as _};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use testkit::client::five_sigma;
-use testkit::lab::Host;
-use testkit::proxy::{Proxy, wait_until};
+use lab::Host;
+use lab::client::five_sigma;
+use lab::proxy::{Proxy, wait_until};
 use tokio::time::Instant;
 
 use crate::stage::{Committed, NODE_PORT, Stage, WEB_IP4, WEB_IP6};
@@ -18,7 +18,7 @@ const EVERY: Duration = Duration::from_millis(5);
 /// How long each situation is watched.
 const LOOK: Duration = Duration::from_millis(1200);
 /// How often a refusal is asked for. The answer to one may be lost within the client's kernel (see
-/// `testkit::client::ConnectFailure::Refused`), which then asks again after a second.
+/// `lab::client::ConnectFailure::Refused`), which then asks again after a second.
 const REFUSALS: usize = 5;
 
 /// Plays the whole story.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use testkit::lab::Namespace;
+use lab::Namespace;
 use tokio::time::Instant;
 
 /// How long connecting and each read may take.

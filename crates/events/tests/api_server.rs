@@ -8,11 +8,11 @@
 
 use std::time::Duration;
 
+use apiserver::{ApiServer, Auth, Config, Fault, Kind, Verb};
 use events::{Event, QUEUE, Reason, Recorder, Regarding, Timings};
 use model::{ObjectName, Uid};
 use serde_json::{Value, json};
 use source::{ApiConfig, ContentType, Source};
-use testkit::apiserver::{ApiServer, Auth, Config, Fault, Kind, Verb};
 use tokio::task::JoinHandle;
 
 const UID: &str = "0a1b2c3d-4e5f-4789-abcd-ef0123456789";

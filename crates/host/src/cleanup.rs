@@ -36,9 +36,6 @@ use crate::file::Root;
 
 pub use error::CleanupError;
 
-/// Both families.
-pub const FAMILIES: [Family; 2] = [Family::Ip, Family::Ip6];
-
 /// What came of a clean-up.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -81,10 +78,10 @@ impl Report {
 pub fn clean_up_other_modes(root: &Root) -> Report {
     let mut report = Report::default();
     ipvs::remove_servers(root, &mut report);
-    for family in FAMILIES {
+    for family in Family::ALL {
         legacy::clean(root, family, &mut report);
     }
-    for family in FAMILIES {
+    for family in Family::ALL {
         compat::clean(family, &mut report);
     }
     ipvs::remove_sets(root, &mut report);
@@ -95,7 +92,7 @@ pub fn clean_up_other_modes(root: &Root) -> Report {
 /// over.
 pub fn clean_up_iptables(root: &Root) -> Report {
     let mut report = Report::default();
-    for family in FAMILIES {
+    for family in Family::ALL {
         legacy::clean(root, family, &mut report);
         compat::clean(family, &mut report);
     }
@@ -141,7 +138,7 @@ pub fn clean_up_nftables(own_table: &Name, choosing: &[Name], families: &[Family
 /// `--cleanup`: removes what any mode left, our own tables (and upstream's of the same name) included.
 pub fn clean_up_all(root: &Root, own_table: &Name) -> Report {
     let mut report = clean_up_other_modes(root);
-    delete_tables(own_table, &FAMILIES, &mut report);
+    delete_tables(own_table, &Family::ALL, &mut report);
     report
 }
 
@@ -156,7 +153,7 @@ fn delete_tables(table: &Name, families: &[Family], report: &mut Report) {
 }
 
 /// Deletes a table of ours, or chains of it; false if something of that was not there.
-fn change_table(family: Family, table: &Name, ops: Vec<Op>) -> Result<bool, nft::KernelError> {
+fn change_table(family: Family, table: &Name, ops: Vec<Op>) -> Result<bool, netlink::NetlinkError> {
     /// `ENOENT`
     const NO_SUCH: i32 = 2;
     let transaction = Transaction { ops, ..Transaction::new(family, table.clone()) };

@@ -12,19 +12,21 @@ mod descriptors;
 pub mod facts;
 mod file;
 pub mod ipvs;
+mod legacy_policy;
 pub mod oom;
 pub mod privileges;
 pub mod route_localnet;
 
 pub use cleanup::{
-    CleanupError, FAMILIES, Removed, Report, clean_up_all, clean_up_iptables, clean_up_nftables,
-    clean_up_other_modes, clean_up_rules, is_ipvs_left,
+    CleanupError, Removed, Report, clean_up_all, clean_up_iptables, clean_up_nftables, clean_up_other_modes,
+    clean_up_rules, is_ipvs_left,
 };
 pub use conntrack::{ConntrackSettings, apply_conntrack};
 pub use descriptors::{descriptor_limit, raise_descriptor_limit};
 pub use facts::{ConntrackFacts, Facts};
 pub use file::{FileError, Root};
 pub use ipvs::apply_ipvs;
+pub use legacy_policy::legacy_forward_drops;
 pub use oom::set_oom_score;
 pub use privileges::{NoPermission, Privilege, drop_privileges, require_net_admin};
 pub use route_localnet::set_route_localnet;

@@ -6,11 +6,11 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
+use fakes::upstream::{self, ServicePort};
 use host::{Report, Root, clean_up_all, clean_up_nftables, clean_up_other_modes};
+use lab::Namespace;
+use lab::commits::Generation;
 use tempfile::TempDir;
-use testkit::commits::Generation;
-use testkit::lab::Namespace;
-use testkit::upstream::{self, ServicePort};
 
 /// A flavour of iptables and a family.
 #[derive(Clone, Copy, Debug)]
@@ -390,11 +390,27 @@ fn tables_of_mode_nftables_go_in_two_steps() {
         (report.removed.len(), generation.read().unwrap() - before)
     };
     let choosing = ["nat-prerouting".into(), "nat-output".into()];
-    let clean = || host.net.run(|| clean_up_nftables(&"kube-proxy".into(), &choosing, &host::FAMILIES));
+    let clean = || host.net.run(|| clean_up_nftables(&"kube-proxy".into(), &choosing, &nft::Family::ALL));
     // Two for IPv6; for IPv4 one, since a chain was missing.
     assert_eq!(commits(&clean), (2, 3));
     assert_eq!(commits(&clean), (0, 0));
     assert_eq!(saved(), iptables);
     let listed = host.net.exec("nft", &["list", "tables"]).unwrap();
     assert!(listed.contains("table ip mine") && !listed.contains("kube-proxy"), "{listed}");
+}
+
+/// What `check` wants to know, beside all clean-up.
+#[test]
+fn a_policy_of_iptables_legacy_that_drops_what_is_forwarded_is_found() {
+    for (tool, family) in [(TOOLS[0], "IPv4"), (TOOLS[1], "IPv6")] {
+        let host = Host::new();
+        let found = || host.net.run(|| host::legacy_forward_drops(&host.root()));
+        assert_eq!(found(), Vec::<String>::new());
+        let names = if tool.v6 { "/proc/net/ip6_tables_names" } else { "/proc/net/ip_tables_names" };
+        assert_eq!(host.net.exec("cat", &[names]).unwrap(), "", "to look must make no table");
+        tool.run(&host, "-A FORWARD -p tcp -j DROP");
+        assert_eq!(found(), Vec::<String>::new());
+        tool.run(&host, "-P FORWARD DROP");
+        assert_eq!(found(), [family]);
+    }
 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use host::conntrack::Setting;
 use host::{ConntrackSettings, FileError, Root, apply_conntrack};
+use lab::Namespace;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
-use testkit::lab::Namespace;
 
 /// A root folder with the real `proc`, and a `sys` of its own: the hash table is the whole system's.
 fn root() -> (TempDir, Root) {

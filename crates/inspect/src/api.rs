@@ -15,9 +15,9 @@ use http_body_util::{BodyExt as _, Full};
 use metrics::health::{Report, SharedHealth};
 use model::{ObjectName, ServiceName};
 use serde::Serialize;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::Instant;
-use walk::{Packet, Ways};
+use walk::{Packet, Paths};
 
 use crate::document::{
     ConflictList, EndpointList, FamilyHealth, Finding, FindingList, FlowList, Health, Limit, Problem,
@@ -26,7 +26,7 @@ use crate::document::{
 use crate::query::{Query, QueryError, decoded};
 use crate::rows::{endpoint_rows, service_row};
 use crate::select::Selector;
-use crate::{guard, packet, page, stream, words};
+use crate::{guard, packet, page, stream, traffic, words};
 
 /// A response's body.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -43,6 +43,10 @@ pub struct Sources {
     pub services: Ask<(Option<ServiceName>, usize), Vec<Service>>,
     /// How everything is.
     pub overview: Ask<(), Overview>,
+    /// Rises whenever the overview may have changed.
+    pub news: watch::Receiver<u64>,
+    /// What went through.
+    pub traffic: Arc<dyn Fn() -> agent::Published + Send + Sync>,
     /// Health of the proxy.
     pub health: SharedHealth,
     /// Objects that can't be used at the moment.
@@ -72,7 +76,7 @@ pub trait Host: Send + Sync {
     ///
     /// # Errors
     /// They can't be read or followed; why.
-    fn walk(&self, packet: &Packet, limit: usize) -> Result<Ways, String>;
+    fn walk(&self, packet: &Packet, limit: usize) -> Result<Paths, String>;
 
     /// The host's addresses.
     fn addresses(&self) -> Vec<IpAddr>;
@@ -175,6 +179,10 @@ impl Api {
             ["status"] => json(&self.status().await?),
             ["services"] => json(&self.services(&Selector::read(query)?).await?),
             ["services", namespace, name] => json(&self.service(namespace, name).await?),
+            ["traffic"] => {
+                query.end()?;
+                json(&traffic::list(&(self.sources.traffic)(), Instant::now(), SystemTime::now()))
+            }
             ["endpoints"] => json(&self.endpoints(&Selector::read(query)?).await?),
             ["conflicts"] => json(&ConflictList { items: self.overview().await?.conflicts }),
             ["rejections"] => json(&RejectionList { items: (self.sources.rejections)() }),
@@ -263,15 +271,15 @@ impl Api {
         let mut services = Vec::new();
         self.each_service(&Selector::default(), |service, _| services.push(service)).await?;
         let found = self.on_host(move |host| Ok(host.findings(&overview, &services))).await?;
-        let (mut items, looked_at) = found;
+        let (mut items, checked) = found;
         items.sort();
-        Ok(FindingList { items, looked_at })
+        Ok(FindingList { items, checked })
     }
 
     async fn events(&self) -> Result<Response<Body>, ApiError> {
         let permit = self.streams.clone().try_acquire_owned().map_err(|_none| ApiError::Busy)?;
         self.overview().await?;
-        let body = stream::changes(self.sources.overview.clone(), permit);
+        let body = stream::changes(self.sources.overview.clone(), self.sources.news.clone(), permit);
         let mut response = Response::new(body);
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));

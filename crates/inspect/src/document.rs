@@ -102,8 +102,14 @@ pub struct ServiceRow {
     pub conflicts: usize,
     /// Some of it is not in force yet.
     pub waiting: bool,
-    /// New flows, in modes that count them.
+    /// New flows, in modes that count them; the other counters likewise.
     pub connections: Option<u64>,
+    /// New flows in a second, lately.
+    pub connections_per_second: Option<f64>,
+    /// Packets that were refused, since there is no endpoint.
+    pub refused: Option<u64>,
+    /// Packets that were dropped, since their endpoints are on other nodes.
+    pub dropped: Option<u64>,
 }
 
 /// How many endpoints there are.
@@ -145,6 +151,59 @@ pub struct EndpointRow {
     /// The endpoint as it is in the Service.
     #[serde(flatten)]
     pub endpoint: agent::snapshot::Endpoint,
+}
+
+/// `GET /api/v1/traffic`: what went through Service ports, in modes that count it. Asking has the counters read soon, at most once
+/// a second.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrafficList {
+    /// When this was told.
+    pub now: f64,
+    /// How old the oldest reading in it is, in seconds; none: nothing was read yet, or the mode counts nothing.
+    pub age_seconds: Option<f64>,
+    /// Service ports through which anything went, in the order of their names.
+    pub items: Vec<TrafficRow>,
+}
+
+/// What went through a Service port, both families together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrafficRow {
+    /// Namespace of the Service.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The Service port, as `namespace/name:port`.
+    pub service_port: String,
+    /// The protocol, such as `TCP`.
+    pub protocol: String,
+    /// New flows that were given an endpoint.
+    pub connections: u64,
+    /// Packets that were refused, since there is no endpoint.
+    pub refused: u64,
+    /// Packets that were dropped, since their endpoints are on other nodes.
+    pub dropped: u64,
+    /// New flows in a second, lately; none: it was read only once. Likewise the others.
+    pub connections_per_second: Option<f64>,
+    /// Packets that were refused in a second.
+    pub refused_per_second: Option<f64>,
+    /// Packets that were dropped in a second.
+    pub dropped_per_second: Option<f64>,
+    /// New flows by endpoint.
+    pub endpoints: Vec<TrafficShare>,
+}
+
+/// New flows that an endpoint was given.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrafficShare {
+    /// The endpoint's address and port.
+    pub address: SocketAddr,
+    /// All of them.
+    pub connections: u64,
+    /// In a second, lately.
+    pub connections_per_second: Option<f64>,
 }
 
 /// `GET /api/v1/conflicts`
@@ -217,7 +276,7 @@ pub struct FindingList {
     /// The worst first.
     pub items: Vec<Finding>,
     /// What was looked at, also where nothing was found.
-    pub looked_at: Vec<String>,
+    pub checked: Vec<String>,
 }
 
 /// Something that is wrong, or may become so.
@@ -336,6 +395,39 @@ pub struct RuleStep {
     pub rule: String,
     /// What it found in sets and maps.
     pub found: Vec<String>,
+}
+
+/// A line of `kube-proxy trace -o json`: a packet of a Service as it passed the rules. Not told by the API, since only a program on
+/// the node can trace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TracedPacket {
+    /// The Service port that it is for; none: that is not known any more.
+    pub service_port: Option<String>,
+    /// The protocol, such as `TCP`.
+    pub protocol: String,
+    /// Who sends it.
+    pub source: SocketAddr,
+    /// What it was sent to.
+    pub destination: SocketAddr,
+    /// Where it goes instead.
+    pub endpoint: Option<SocketAddr>,
+    /// What became of it.
+    pub verdict: TracedVerdict,
+    /// Who or what did that, if it is known.
+    pub by: Option<String>,
+}
+
+/// What became of a traced packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum TracedVerdict {
+    /// No rule of any table kept it.
+    Passed,
+    /// It was answered with an ICMP error.
+    Refused,
+    /// It was discarded.
+    Dropped,
 }
 
 /// An error of the API.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use agent::snapshot::{AddressKind, AddressState, Basis, Overview, Service};
+use agent::snapshot::{AddressKind, AddressState, Basis, FamilyState, Overview, Service};
 use host::Facts;
 use nft::AnyChain;
 
@@ -20,6 +20,10 @@ pub struct Evidence<'a> {
     pub chains: Vec<AnyChain>,
     /// Rules that the proxy holds for the kernel's and that the kernel does not have: whose, and which.
     pub missing: Vec<(String, String)>,
+    /// Families in which chain FORWARD of iptables-legacy drops what no rule accepts.
+    pub legacy_forward_drops: Vec<String>,
+    /// Whether the clock is kept right by somebody; none: the kernel does not tell.
+    pub is_clock_synchronized: Option<bool>,
     /// What of that could not be read, and why.
     pub unread: Vec<String>,
 }
@@ -33,6 +37,7 @@ fn finding(severity: Severity, id: &str, what: String, why: &str, mend: &str) ->
 pub fn findings(evidence: &Evidence<'_>, overview: &Overview, services: &[Service]) -> Vec<Finding> {
     let mut found = Vec::new();
     proxy(overview, &mut found);
+    node(evidence, overview, &mut found);
     rules(evidence, &mut found);
     objects(overview, services, &mut found);
     sysctls(evidence, overview, &mut found);
@@ -43,9 +48,10 @@ pub fn findings(evidence: &Evidence<'_>, overview: &Overview, services: &[Servic
 }
 
 /// What was looked at, for people who want to know what nothing was found in.
-pub fn looked_at(evidence: &Evidence<'_>) -> Vec<String> {
+pub fn checked(evidence: &Evidence<'_>) -> Vec<String> {
     let mut looked = vec![
         "the proxy's own state".to_owned(),
+        "the Node object and the clock".to_owned(),
         "every rule against a reading of the kernel".to_owned(),
         "conflicts and endpoints".to_owned(),
         "sysctls".to_owned(),
@@ -77,39 +83,73 @@ fn proxy(overview: &Overview, found: &mut Vec<Finding>) {
         ));
     }
     for family in &overview.families {
-        if let Some(failure) = &family.failure {
-            found.push(finding(
-                Severity::Error,
-                "rules-refused",
-                format!("{}: the rules can't be put in force, {} times in a row: {}", family.family, failure.times, failure.error),
-                "changes of Services and endpoints have no effect on this node",
-                "the error names the object; a lack of CAP_NET_ADMIN or of a kernel module needs mending on the node",
-            ));
-        }
-        if family.refused > 0 {
-            found.push(finding(
-                Severity::Warning,
-                "addresses-refused",
-                format!(
-                    "{}: {} addresses were refused by the kernel and are tried again",
-                    family.family, family.refused
-                ),
-                "packets to them go nowhere",
-                "see the log for the reason of each",
-            ));
-        }
-        if family.repairs.audit_divergences > 0 {
-            found.push(finding(
-                Severity::Warning,
-                "rules-changed-by-others",
-                format!(
-                    "{}: {} audits found rules that somebody else had changed",
-                    family.family, family.repairs.audit_divergences
-                ),
-                "until an audit finds it, packets go where the other one wants",
-                "find who it is: nft monitor",
-            ));
-        }
+        family_state(family, found);
+    }
+}
+
+fn family_state(family: &FamilyState, found: &mut Vec<Finding>) {
+    if let Some(failure) = &family.failure {
+        found.push(finding(
+            Severity::Error,
+            "rules-refused",
+            format!("{}: the rules can't be put in force, {} times in a row: {}", family.family, failure.times, failure.error),
+            "changes of Services and endpoints have no effect on this node",
+            "the error names the object; a lack of CAP_NET_ADMIN or of a kernel module needs mending on the node",
+        ));
+    }
+    if family.refused > 0 {
+        found.push(finding(
+            Severity::Warning,
+            "addresses-refused",
+            format!(
+                "{}: {} addresses were refused by the kernel and are tried again",
+                family.family, family.refused
+            ),
+            "packets to them go nowhere",
+            "see the log for the reason of each",
+        ));
+    }
+    if family.repairs.audit_divergences > 0 {
+        found.push(finding(
+            Severity::Warning,
+            "rules-changed-by-others",
+            format!(
+                "{}: {} audits found rules that somebody else had changed",
+                family.family, family.repairs.audit_divergences
+            ),
+            "until an audit finds it, packets go where the other one wants",
+            "find who it is: nft monitor",
+        ));
+    }
+}
+
+fn node(evidence: &Evidence<'_>, overview: &Overview, found: &mut Vec<Finding>) {
+    let name = &overview.node;
+    if overview.is_listed && !overview.is_node_known {
+        found.push(finding(
+            Severity::Error,
+            "no-node",
+            format!("there is no Node {name}"),
+            "endpoints of this node, its zone and its addresses are not recognised: policies Local find no endpoint, node ports no address",
+            "kubectl get nodes; name this node's with --hostname-override or hostnameOverride, or leave that out if the host's name is right",
+        ));
+    } else if overview.is_node_known && overview.node_addresses.is_empty() {
+        found.push(finding(
+            Severity::Warning,
+            "no-node-addresses",
+            format!("the Node {name} has no addresses"),
+            "with nodePortAddresses primary no node port is served, and stale flows to node ports are not forgotten",
+            "set --node-ip of the kubelet, or find why the cloud provider tells none: kubectl get node -o yaml",
+        ));
+    }
+    if evidence.is_clock_synchronized == Some(false) {
+        found.push(finding(
+            Severity::Info,
+            "clock-not-synchronized",
+            "the kernel says that nobody keeps the clock right (adjtimex)".to_owned(),
+            "a clock that is wrong makes certificates and tokens invalid, and kubeproxy_network_programming_duration_seconds meaningless",
+            "run chrony or systemd-timesyncd; on a virtual machine whose host keeps the clock there is nothing to do",
+        ));
     }
 }
 
@@ -150,18 +190,31 @@ fn objects(overview: &Overview, services: &[Service], found: &mut Vec<Finding>) 
             "kube-proxy list services --no-endpoints, then kube-proxy explain service NAMESPACE/NAME",
         ));
     }
-    for (basis, id, why) in [
-        (Basis::ReadyZoneUnknown, "hints-zone-unknown", "this node has no label topology.kubernetes.io/zone"),
+    hints(services, found);
+}
+
+/// Topology hints that nobody honours.
+fn hints(services: &[Service], found: &mut Vec<Finding>) {
+    let by_basis = |basis: Basis| {
+        move |service: &Service| {
+            ports(service).flat_map(|port| &port.policies).any(|policy| policy.basis == basis)
+        }
+    };
+    let kinds: [(&str, &str, &dyn Fn(&Service) -> bool); 3] = [
         (
-            Basis::ReadyNoneForThisZone,
+            "hints-zone-unknown",
+            "this node has no label topology.kubernetes.io/zone",
+            &by_basis(Basis::ReadyZoneUnknown),
+        ),
+        (
             "hints-not-for-this-zone",
             "no endpoint is hinted for this node's zone",
+            &by_basis(Basis::ReadyNoneForThisZone),
         ),
-    ] {
-        let policies = |service: &&Service| {
-            ports(service).flat_map(|port| &port.policies).any(|policy| policy.basis == basis)
-        };
-        let ignored: Vec<String> = services.iter().filter(policies).map(name).collect();
+        ("hints-incomplete", "some ready endpoints have none", &has_some_hints),
+    ];
+    for (id, why, is_ignored) in kinds {
+        let ignored: Vec<String> = services.iter().filter(|service| is_ignored(service)).map(name).collect();
         if let Some(first) = ignored.first() {
             found.push(finding(
                 Severity::Warning,
@@ -175,6 +228,16 @@ fn objects(overview: &Overview, services: &[Service], found: &mut Vec<Finding>) 
             ));
         }
     }
+}
+
+/// Whether some port has hints for some of its ready endpoints, and not for others, so that they count for none.
+fn has_some_hints(service: &Service) -> bool {
+    ports(service).any(|port| {
+        let mut ready = port.endpoints.iter().filter(|endpoint| endpoint.is_ready);
+        let count = ready.clone().filter(|endpoint| endpoint.is_hinted).count();
+        let is_basis = |policy: &agent::snapshot::Policy| policy.basis == Basis::ReadyHintsIncomplete;
+        count > 0 && ready.any(|endpoint| !endpoint.is_hinted) && port.policies.iter().any(is_basis)
+    })
 }
 
 fn name(service: &Service) -> String {
@@ -257,8 +320,6 @@ fn connection_tracking(evidence: &Evidence<'_>, found: &mut Vec<Finding>) {
 
 /// Upstream's chains, tables of another mode, and chains that drop what is forwarded.
 fn others(evidence: &Evidence<'_>, overview: &Overview, found: &mut Vec<Finding>) {
-    /// `NF_INET_FORWARD`
-    const FORWARD: u32 = 2;
     let chains_of = |table: &str| evidence.chains.iter().any(|chain| chain.table == table);
     let upstream = evidence.chains.iter().any(|chain| chain.name.starts_with("KUBE-SVC-"));
     if evidence.mode != "iptables" && upstream {
@@ -273,11 +334,21 @@ fn others(evidence: &Evidence<'_>, overview: &Overview, found: &mut Vec<Finding>
             evidence.facts.ipvs_servers
         )));
     }
+    dropping(evidence, found);
+    nothing_served(overview, found);
+}
+
+/// Chains that drop what is forwarded.
+fn dropping(evidence: &Evidence<'_>, found: &mut Vec<Finding>) {
+    /// `NF_INET_FORWARD`
+    const FORWARD: u32 = 2;
     let dropping = evidence.chains.iter().filter_map(|chain| {
         let hook = chain.hook.as_ref().filter(|hook| hook.hook == FORWARD && hook.drops)?;
         Some(format!("{} of table {} (priority {})", chain.name, chain.table, hook.priority))
     });
-    let dropping: BTreeSet<String> = dropping.collect();
+    let of_legacy = |family: &String| format!("FORWARD of table filter of iptables-legacy ({family})");
+    let dropping: BTreeSet<String> =
+        dropping.chain(evidence.legacy_forward_drops.iter().map(of_legacy)).collect();
     for chain in &dropping {
         found.push(finding(
             Severity::Warning,
@@ -287,6 +358,9 @@ fn others(evidence: &Evidence<'_>, overview: &Overview, found: &mut Vec<Finding>
             "iptables -P FORWARD ACCEPT, or a rule of the network plugin that accepts pods",
         ));
     }
+}
+
+fn nothing_served(overview: &Overview, found: &mut Vec<Finding>) {
     if overview.services > 0
         && overview.families.iter().all(|family| family.frontends == 0)
         && overview.is_listed

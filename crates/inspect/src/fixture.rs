@@ -2,13 +2,17 @@
 
 use agent::snapshot::{
     Address, AddressKind, AddressState, Basis, Conflict, Endpoint, Failure, FamilyState, Overview, Policy,
-    Port, RecentChange, Repairs, RuleCount, Service, ServiceFamily, TrafficPolicy, Usage, Use,
+    Port, RecentChange, Repairs, RuleCount, Service, ServiceFamily, Traffic, TrafficPolicy, Usage, Use,
 };
 
 /// A node where all is well.
 pub(crate) fn overview() -> Overview {
     Overview {
         node: "node-1".into(),
+        is_node_known: true,
+        node_addresses: vec!["192.168.0.1".parse().unwrap()],
+        zone: None,
+        generation: 7,
         is_listed: true,
         waits_for_pod_cidrs: false,
         services: 1,
@@ -17,6 +21,7 @@ pub(crate) fn overview() -> Overview {
             mode: "nftables".into(),
             is_known: true,
             was_synced: true,
+            last_synced_at: Some(5.5),
             waiting_seconds: None,
             refused: 0,
             failure: None,
@@ -69,8 +74,10 @@ pub(crate) fn service(name: &str, ip: &str) -> Service {
         is_ready: is_local,
         is_serving: true,
         is_terminating: !is_local,
+        is_hinted: false,
         slice: format!("{name}-abc"),
         uses: vec![Use { policy: TrafficPolicy::Cluster, usage }],
+        traffic: Some(traffic(if is_local { 30 } else { 10 })),
     };
     Service {
         namespace: "shop".into(),
@@ -97,10 +104,24 @@ pub(crate) fn service(name: &str, ip: &str) -> Service {
                     endpoint("10.244.0.2:8080", true, Usage::Serves),
                     endpoint("10.244.1.2:8080", false, Usage::Terminating),
                 ],
-                traffic: None,
+                traffic: Some(traffic(40)),
             }],
             last_change: None,
         }],
+    }
+}
+
+fn traffic(connections: u64) -> Traffic {
+    Traffic {
+        connections,
+        refused: 2,
+        dropped: 0,
+        packets: None,
+        bytes: None,
+        connections_per_second: Some(1.5),
+        refused_per_second: Some(0.0),
+        dropped_per_second: None,
+        age_seconds: 0.5,
     }
 }
 

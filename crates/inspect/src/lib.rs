@@ -19,7 +19,8 @@ mod query;
 mod rows;
 mod select;
 mod stream;
+mod traffic;
 pub mod words;
 
 pub use api::{About, Api, Ask, Body, Host, Sources};
-pub use select::Selector;
+pub use select::{Selector, matches as name_matches};

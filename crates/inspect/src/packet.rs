@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use agent::snapshot::{Address, Policy, Port, Service, TrafficPolicy};
 use model::Protocol;
-use walk::{Origin, Outcome, Packet, Step, Ways};
+use walk::{Origin, Outcome, Packet, Paths, Step};
 
 use crate::api::{Api, ApiError};
 use crate::document::{Ending, PacketQuestion, PacketReport, Place, RuleStep, Verdict};
@@ -13,8 +13,8 @@ use crate::query::{Query, QueryError};
 use crate::select::{Selector, ports};
 use crate::words;
 
-/// Ways that are looked at; there are as many as endpoints.
-const MAX_WAYS: usize = 1024;
+/// Paths that are looked at; there are as many as endpoints.
+const MAX_PATHS: usize = 1024;
 /// A port that a client may well have.
 const SOME_PORT: u16 = 40_000;
 
@@ -23,8 +23,8 @@ pub(crate) async fn answer(api: &Api, query: Query) -> Result<PacketReport, ApiE
     let local = api.on_host(|host| Ok(host.addresses())).await?;
     let question = question(query, &local)?;
     let packet = packet(&question)?;
-    let ways = api.on_host(move |host| host.walk(&packet, MAX_WAYS)).await?;
-    let named = ways.ways.iter().find_map(|way| named_port(&way.steps));
+    let paths = api.on_host(move |host| host.walk(&packet, MAX_PATHS)).await?;
+    let named = paths.paths.iter().find_map(|path| named_port(&path.steps));
     let service = match named.as_deref().and_then(service_of) {
         Some((namespace, name)) => api.service(namespace, name).await.ok(),
         None => None,
@@ -33,7 +33,7 @@ pub(crate) async fn answer(api: &Api, query: Query) -> Result<PacketReport, ApiE
     if named.is_none() {
         strangers = not_ours(api, question.destination, &question.protocol).await?;
     }
-    Ok(report(question, &ways, named, service.as_ref(), strangers))
+    Ok(report(question, &paths, named, service.as_ref(), strangers))
 }
 
 fn question(mut query: Query, local: &[IpAddr]) -> Result<PacketQuestion, QueryError> {
@@ -161,12 +161,12 @@ fn relation(service: &Service, to: SocketAddr, protocol: &str) -> Option<String>
 
 fn report(
     packet: PacketQuestion,
-    ways: &Ways,
+    paths: &Paths,
     named: Option<String>,
     service: Option<&Service>,
     strangers: Vec<String>,
 ) -> PacketReport {
-    let endings = endings(ways, packet.destination);
+    let endings = endings(paths, packet.destination);
     let mut words = strangers;
     if let Some(name) = &named {
         let port = service.and_then(|service| port_of(service, name, &packet));
@@ -174,8 +174,9 @@ fn report(
     }
     words.extend(endings_in_words(&endings));
     words.extend(source_in_words(&endings, &packet));
-    let rules = ways.ways.first().map(|way| way.steps.iter().map(rule_step).collect()).unwrap_or_default();
-    PacketReport { unknown: unknown(&packet, ways), packet, endings, service_port: named, words, rules }
+    let rules =
+        paths.paths.first().map(|path| path.steps.iter().map(rule_step).collect()).unwrap_or_default();
+    PacketReport { unknown: unknown(&packet, paths), packet, endings, service_port: named, words, rules }
 }
 
 fn rule_step(step: &Step) -> RuleStep {
@@ -188,11 +189,11 @@ fn rule_step(step: &Step) -> RuleStep {
     }
 }
 
-/// Ways that come to the same are one ending.
-fn endings(ways: &Ways, destination: SocketAddr) -> Vec<Ending> {
+/// Paths that come to the same are one ending.
+fn endings(paths: &Paths, destination: SocketAddr) -> Vec<Ending> {
     let mut shares: BTreeMap<Outcome, f64> = BTreeMap::new();
-    for way in &ways.ways {
-        *shares.entry(way.outcome).or_default() += way.probability;
+    for path in &paths.paths {
+        *shares.entry(path.outcome).or_default() += path.probability;
     }
     let ending = |(outcome, share): (Outcome, f64)| {
         let (verdict, to, masqueraded) = match outcome {
@@ -311,7 +312,7 @@ fn source_in_words(endings: &[Ending], packet: &PacketQuestion) -> Option<String
     Some(seen.to_owned())
 }
 
-fn unknown(packet: &PacketQuestion, ways: &Ways) -> Vec<String> {
+fn unknown(packet: &PacketQuestion, paths: &Paths) -> Vec<String> {
     let mut unknown = vec![
         "Routes, network policies and the rules of others: they may send it elsewhere or drop it.".to_owned(),
         "Whether the endpoint answers.".to_owned(),
@@ -322,8 +323,8 @@ fn unknown(packet: &PacketQuestion, ways: &Ways) -> Vec<String> {
                 .to_owned(),
         );
     }
-    if !ways.complete {
-        unknown.push(format!("There are more ways than the {} that were looked at.", ways.ways.len()));
+    if !paths.complete {
+        unknown.push(format!("There are more paths than the {} that were looked at.", paths.paths.len()));
     }
     unknown.push(
         "It is about the first packet of a flow: those behind it go where the first one went.".to_owned(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use agent::snapshot::{Address, AddressKind, AddressState, Service, TrafficPolicy, Usage};
+use agent::snapshot::{Address, AddressKind, AddressState, Service, Traffic, TrafficPolicy, Usage};
 
 use crate::document::{EndpointCounts, EndpointRow, ServiceRow};
 use crate::select::ports;
@@ -22,7 +22,8 @@ pub(crate) fn service_row(service: &Service) -> ServiceRow {
     };
     let conflicts = addresses.iter().filter(|a| matches!(a.state, AddressState::Lost { .. })).count();
     let waiting = addresses.iter().any(|a| a.state == AddressState::Waiting);
-    let connections = ports(service).filter_map(|port| Some(port.traffic?.connections));
+    let traffic: Vec<Traffic> = ports(service).filter_map(|port| port.traffic).collect();
+    let sum = |of: fn(&Traffic) -> u64| (!traffic.is_empty()).then(|| traffic.iter().map(of).sum());
     ServiceRow {
         namespace: service.namespace.clone(),
         name: service.name.clone(),
@@ -35,7 +36,13 @@ pub(crate) fn service_row(service: &Service) -> ServiceRow {
         endpoints: counts(service),
         conflicts,
         waiting,
-        connections: connections.reduce(|sum, more| sum + more),
+        connections: sum(|traffic| traffic.connections),
+        connections_per_second: traffic
+            .iter()
+            .filter_map(|traffic| traffic.connections_per_second)
+            .reduce(|sum, more| sum + more),
+        refused: sum(|traffic| traffic.refused),
+        dropped: sum(|traffic| traffic.dropped),
     }
 }
 

@@ -76,7 +76,8 @@ pub(crate) fn ports(service: &Service) -> impl Iterator<Item = &agent::snapshot:
     service.families.iter().flat_map(|family| &family.ports)
 }
 
-fn matches(pattern: &str, name: &str) -> bool {
+/// Whether a name is as a pattern says; a `*` at an end of that stands for anything.
+pub fn matches(pattern: &str, name: &str) -> bool {
     match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
         (Some(rest), Some(_)) => name.contains(rest.trim_end_matches('*')),
         (Some(end), None) => name.ends_with(end),

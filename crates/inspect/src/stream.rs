@@ -9,23 +9,29 @@ use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::{BodyExt as _, StreamBody};
 use serde::Serialize;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use crate::api::{Ask, Body, received};
 
 /// Streams at a time: each has a connection.
 pub(crate) const MAX_STREAMS: usize = 32;
-/// Between two looks.
+/// Between two looks at most so often, however much happens.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Looks without news before a sign of life is sent.
-const SILENCE: u32 = 15;
+/// Without news for so long a sign of life is sent.
+const SILENCE: Duration = Duration::from_secs(15);
 
 /// What the streams tell.
 ///
 /// `event: overview` with the overview but its changes, at first and whenever that differs; `event: changes` with those
 /// changes that are new, or in force since the last time.
-pub(crate) fn changes(overview: Ask<(), Overview>, permit: OwnedSemaphorePermit) -> Body {
-    let watch = Watch { overview, seen: None, silent: 0, waiting: VecDeque::new(), _permit: permit };
+///
+/// The agent is asked only when something has happened.
+pub(crate) fn changes(
+    overview: Ask<(), Overview>,
+    news: watch::Receiver<u64>,
+    permit: OwnedSemaphorePermit,
+) -> Body {
+    let watch = Watch { overview, news, seen: None, waiting: VecDeque::new(), _permit: permit };
     let frames = stream::unfold(watch, |mut watch| async move {
         let text = watch.next().await?;
         Some((Ok::<_, Infallible>(hyper::body::Frame::data(Bytes::from(text))), watch))
@@ -36,8 +42,8 @@ pub(crate) fn changes(overview: Ask<(), Overview>, permit: OwnedSemaphorePermit)
 /// What one client has been told.
 struct Watch {
     overview: Ask<(), Overview>,
+    news: watch::Receiver<u64>,
     seen: Option<Overview>,
-    silent: u32,
     waiting: VecDeque<String>,
     _permit: OwnedSemaphorePermit,
 }
@@ -47,19 +53,20 @@ impl Watch {
     async fn next(&mut self) -> Option<String> {
         loop {
             if let Some(event) = self.waiting.pop_front() {
-                self.silent = 0;
                 return Some(event);
             }
             if self.seen.is_some() {
                 tokio::time::sleep(PAUSE).await;
+                match tokio::time::timeout(SILENCE, self.news.changed()).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_ended)) => return None,
+                    Err(_silence) => return Some(": nothing new\n\n".to_owned()),
+                }
             }
+            self.news.mark_unchanged();
             let now = received((self.overview)(())).await.ok()?;
             self.waiting.extend(events(self.seen.as_ref(), &now));
             self.seen = Some(now);
-            self.silent += 1;
-            if self.waiting.is_empty() && self.silent >= SILENCE {
-                self.waiting.push_back(": nothing new\n\n".to_owned());
-            }
         }
     }
 }
@@ -82,8 +89,9 @@ fn events(seen: Option<&Overview>, now: &Overview) -> Vec<String> {
 
 /// Without what differs each time.
 fn steady(overview: &Overview) -> Overview {
-    let mut overview = overview.clone();
+    let mut overview = Overview { generation: 0, ..overview.clone() };
     for family in &mut overview.families {
+        family.last_synced_at = None;
         family.waiting_seconds = family.waiting_seconds.map(|_| 0.0);
         if let Some(failure) = &mut family.failure {
             failure.retry_in_seconds = 0.0;

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use agent::snapshot::{
-    Address, AddressKind, AddressState, Basis, Endpoint, Policy, Port, Service, TrafficPolicy, Usage,
+    Address, AddressKind, AddressState, Basis, Endpoint, Policy, Port, Service, Traffic, TrafficPolicy, Usage,
 };
 
 /// `cluster IP 10.96.0.10:80`, `node port 30080`.
@@ -129,8 +129,41 @@ fn explain_port(text: &mut String, port: &Port) {
             own.governs.join(", ")
         );
     }
+    let all = port.traffic.map_or(0, |traffic| traffic.connections);
     for endpoint in &port.endpoints {
-        let _ok = writeln!(text, "  endpoint {}", self::endpoint(endpoint));
+        let _ok = writeln!(text, "  endpoint {}{}", self::endpoint(endpoint), share(endpoint, all));
+    }
+    if let Some(traffic) = &port.traffic {
+        let _ok = writeln!(text, "  counted: {}", self::traffic(traffic));
+    }
+}
+
+/// What went through.
+pub fn traffic(traffic: &Traffic) -> String {
+    let rate = |per_second: Option<f64>| {
+        let lately = per_second.filter(|rate| *rate > 0.0);
+        lately.map(|rate| format!(" ({rate:.1}/s)")).unwrap_or_default()
+    };
+    format!(
+        "{} new flows{}, {} packets refused{}, {} dropped{}",
+        traffic.connections,
+        rate(traffic.connections_per_second),
+        traffic.refused,
+        rate(traffic.refused_per_second),
+        traffic.dropped,
+        rate(traffic.dropped_per_second),
+    )
+}
+
+/// An endpoint's part of all new flows; empty where nothing was counted.
+fn share(endpoint: &Endpoint, all: u64) -> String {
+    match endpoint.traffic {
+        Some(traffic) if all > 0 => {
+            #[expect(clippy::cast_precision_loss, reason = "a share need not be exact")]
+            let share = traffic.connections as f64 / all as f64 * 100.0;
+            format!("; {} of {all} new flows ({share:.0} %)", traffic.connections)
+        }
+        _ => String::new(),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use crate::{Restore, SaveError, Saved, TableName};
+use crate::{CountedRule, Restore, SaveError, Saved, TableName};
 
 /// One family's tables. One instance is used by one thread.
 pub trait Iptables: Send {
@@ -18,6 +18,13 @@ pub trait Iptables: Send {
     /// # Errors
     /// A table can't be read.
     fn save(&mut self, prefix: &str) -> Result<Saved, IptablesError>;
+
+    /// Reads what rules have counted in those chains of tables `filter` and `nat` that are wanted.
+    ///
+    /// # Errors
+    /// A table can't be read.
+    fn counts(&mut self, wanted: &dyn Fn(TableName, &str) -> bool)
+    -> Result<Vec<CountedRule>, IptablesError>;
 }
 
 /// Why tables were not written or read.

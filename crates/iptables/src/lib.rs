@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod border;
+mod counts;
 mod name;
 mod restore;
 mod rule;
@@ -13,7 +14,8 @@ mod save;
 mod text;
 
 pub use border::{Iptables, IptablesError};
+pub use counts::{CountedRule, read_counts};
 pub use name::{ChainName, NameError, TableName};
 pub use restore::{Edit, Restore, Section};
-pub use rule::{Comment, Interface, Match, Negatable, Recent, Rule, Side, Target};
+pub use rule::{AddrField, Comment, Interface, Match, Negatable, Recent, Rule, Target};
 pub use save::{SaveError, Saved, SavedTable};

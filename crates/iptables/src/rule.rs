@@ -50,7 +50,7 @@ pub enum Match {
     /// Destination port, of this protocol; `None` only loads the protocol's extension.
     Port(Protocol, Option<u16>),
     /// `addrtype`: the address is one of the host's own.
-    IsLocal(Negatable<Side>),
+    IsLocal(Negatable<AddrField>),
     /// `conntrack`: the flow is in one of these states.
     CtState(Negatable<&'static [&'static str]>),
     /// `mark`: this bit of the packet's mark is set.
@@ -70,7 +70,7 @@ pub enum Match {
 
 /// Which address of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
+pub enum AddrField {
     /// The sender's.
     Source,
     /// The receiver's.

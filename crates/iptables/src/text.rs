@@ -4,7 +4,7 @@ use std::fmt;
 
 use model::{IpFamily, Protocol};
 
-use crate::rule::{Comment, Interface, Match, Negatable, Recent, Rule, Side, Target};
+use crate::rule::{AddrField, Comment, Interface, Match, Negatable, Recent, Rule, Target};
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -77,10 +77,10 @@ impl fmt::Display for Match {
             Self::Comment(comment) => write!(f, "-m comment --comment {comment}"),
             Self::Port(protocol, None) => write!(f, "-m {}", keyword(*protocol)),
             Self::Port(protocol, Some(port)) => write!(f, "-m {} --dport {port}", keyword(*protocol)),
-            Self::IsLocal(Negatable { value: Side::Source, negate }) => {
+            Self::IsLocal(Negatable { value: AddrField::Source, negate }) => {
                 write!(f, "-m addrtype {}--src-type LOCAL", not(*negate))
             }
-            Self::IsLocal(Negatable { value: Side::Dest, negate }) => {
+            Self::IsLocal(Negatable { value: AddrField::Dest, negate }) => {
                 write!(f, "-m addrtype {}--dst-type LOCAL", not(*negate))
             }
             Self::CtState(Negatable { value, negate }) => {

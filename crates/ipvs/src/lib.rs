@@ -12,7 +12,7 @@ mod message;
 mod scheduler;
 mod server;
 
-pub use border::{Addresses, DeviceError, Devices, Ipvs, IpvsError};
+pub use border::{Addresses, Devices, Ipvs};
 pub use command::Command;
 pub use message::{
     Reader, family, request_family, request_real_servers, request_timeouts, request_virtual_servers,

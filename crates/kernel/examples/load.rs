@@ -74,7 +74,7 @@ fn read_back(kernel: &mut Nftables, what: &str) -> Result<(), Box<dyn Error>> {
 }
 
 /// Another program that commits to its own table 20 times a second.
-fn disturb(stopped: &mpsc::Receiver<()>) -> Result<(), nft::KernelError> {
+fn disturb(stopped: &mpsc::Receiver<()>) -> Result<(), netlink::NetlinkError> {
     let set = Arc::new(Set::new("addresses".into(), vec![Field::DestAddr], SetData::None));
     let mut kernel = Nftables::open()?;
     let mut apply =

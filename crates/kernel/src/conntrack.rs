@@ -3,12 +3,15 @@
 mod deleter;
 mod reader;
 
-use conntrack::{Conntrack, ConntrackError, Filter, Flow};
+use conntrack::{Conntrack, Filter, Flow};
+use netlink::NetlinkError;
 
-use crate::socket::{Channel, Socket, SocketOption};
+use crate::socket::{Channel, Socket, explained};
 use deleter::Deleter;
 use reader::Reader;
 
+/// What is counted.
+const DELETED: &str = "deleted flows";
 /// How often the table is read when each reading is disturbed.
 const PASSES: u32 = 3;
 
@@ -28,7 +31,7 @@ impl Flows {
     ///
     /// # Errors
     /// When the system has no netfilter sockets for us. That conntrack or permission is lacking shows later.
-    pub fn open() -> Result<Self, ConntrackError> {
+    pub fn open() -> Result<Self, NetlinkError> {
         Self::over_channel()
     }
 }
@@ -38,7 +41,7 @@ impl<C: Channel> Flows<C> {
     ///
     /// # Errors
     /// As [`Flows::open`].
-    pub fn over_channel() -> Result<Self, ConntrackError> {
+    pub fn over_channel() -> Result<Self, NetlinkError> {
         Ok(Self { reader: Reader::new(open_socket()?), deleter: Deleter::new(open_socket()?) })
     }
 
@@ -53,7 +56,7 @@ impl<C: Channel> Flows<C> {
         &mut self,
         filter: &Filter,
         stale: &mut dyn FnMut(&Flow) -> bool,
-    ) -> Result<(), ConntrackError> {
+    ) -> Result<(), NetlinkError> {
         let Self { reader, deleter } = self;
         for _ in 0..PASSES {
             let is_complete = reader.pass(filter, &mut |flow| {
@@ -66,36 +69,26 @@ impl<C: Channel> Flows<C> {
                 return Ok(());
             }
         }
-        Err(ConntrackError::Interrupted)
+        Err(NetlinkError::Interrupted)
     }
 }
 
 impl<C: Channel> Conntrack for Flows<C> {
-    fn each(&mut self, filter: &Filter, visit: &mut dyn FnMut(&Flow)) -> Result<(), ConntrackError> {
-        if self.reader.pass(filter, visit)? { Ok(()) } else { Err(ConntrackError::Interrupted) }
+    fn each(&mut self, filter: &Filter, visit: &mut dyn FnMut(&Flow)) -> Result<(), NetlinkError> {
+        if self.reader.pass(filter, visit)? { Ok(()) } else { Err(NetlinkError::Interrupted) }
     }
 
-    fn delete(
-        &mut self,
-        filter: &Filter,
-        stale: &mut dyn FnMut(&Flow) -> bool,
-    ) -> Result<u64, ConntrackError> {
+    fn delete(&mut self, filter: &Filter, stale: &mut dyn FnMut(&Flow) -> bool) -> Result<u64, NetlinkError> {
         self.deleter.begin();
         let read = self.read_and_delete(filter, stale);
         let (deleted, refusal) = self.deleter.finish();
         match read.err().or(refusal) {
-            Some(error) => Err(error.after(deleted)),
+            Some(error) => Err(error.besides(deleted, DELETED)),
             None => Ok(deleted),
         }
     }
 }
 
-fn open_socket<C: Channel>() -> Result<C, ConntrackError> {
-    let open = || {
-        let socket = C::open()?;
-        socket.set(SocketOption::ExtendedAck, 1)?;
-        socket.set(SocketOption::CapAck, 1)?;
-        Ok(socket)
-    };
-    open().map_err(|source| ConntrackError::Open { source })
+fn open_socket<C: Channel>() -> Result<C, NetlinkError> {
+    C::open().and_then(explained).map_err(|source| NetlinkError::Open { source })
 }

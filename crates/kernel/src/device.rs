@@ -1,9 +1,10 @@
 //! Addresses of the node, and the device that holds those of virtual servers.
 
 use ipvs::device::{self, AddressChange};
-use ipvs::{Addresses, DeviceError, Devices};
+use ipvs::{Addresses, Devices};
+use netlink::NetlinkError;
 
-use crate::netlink::{Netlink, NetlinkError, Protocol, Refusal};
+use crate::netlink::{Netlink, Protocol, Refusal};
 
 const EEXIST: i32 = 17;
 const ENODEV: i32 = 19;
@@ -12,8 +13,8 @@ const EOPNOTSUPP: i32 = 95;
 const AT_ONCE: usize = 1000;
 const READ_ATTEMPTS: u32 = 10;
 
-fn failed(action: &'static str) -> impl FnOnce(NetlinkError) -> DeviceError {
-    move |source| DeviceError::Netlink { action, source: Box::new(source) }
+fn failed(action: &'static str) -> impl FnOnce(NetlinkError) -> NetlinkError {
+    move |error| error.during(action)
 }
 
 /// A dummy device that holds addresses for virtual servers. It stays down, so that it takes part in nothing: an address is
@@ -29,7 +30,7 @@ impl VirtualDevice {
     ///
     /// # Errors
     /// The system has no such sockets.
-    pub fn open(name: &'static str) -> Result<Self, DeviceError> {
+    pub fn open(name: &'static str) -> Result<Self, NetlinkError> {
         Ok(Self { name, route: Netlink::open(Protocol::Route).map_err(failed("open a socket for devices"))? })
     }
 
@@ -37,7 +38,7 @@ impl VirtualDevice {
     ///
     /// # Errors
     /// There is one of another kind.
-    pub fn index(&mut self) -> Result<Option<u32>, DeviceError> {
+    pub fn index(&mut self) -> Result<Option<u32>, NetlinkError> {
         let mut found = None;
         let name = self.name;
         let asked = self.route.ask(
@@ -51,7 +52,7 @@ impl VirtualDevice {
         let Some(found) = found else { return Ok(None) };
         match found.kind.as_deref() {
             Some("dummy") => Ok(Some(found.index)),
-            kind => Err(DeviceError::OtherKind { name, kind: kind.unwrap_or("physical").to_owned() }),
+            kind => Err(other_kind(name, kind.unwrap_or("physical"))),
         }
     }
 
@@ -59,18 +60,18 @@ impl VirtualDevice {
     ///
     /// # Errors
     /// The kernel has no dummy devices, or there is one of another kind.
-    pub fn ensure(&mut self) -> Result<u32, DeviceError> {
+    pub fn ensure(&mut self) -> Result<u32, NetlinkError> {
         if let Some(index) = self.index()? {
             return Ok(index);
         }
         let name = self.name;
         match self.route.ask(|seq| device::create_dummy(name, seq), |_| ()) {
-            Err(error) if error.refusal() == Some(EOPNOTSUPP) => return Err(DeviceError::NoDummies { name }),
+            Err(error) if error.refusal() == Some(EOPNOTSUPP) => return Err(no_dummies(name)),
             // The other family was faster.
             Err(error) if error.refusal() == Some(EEXIST) => {}
             other => other.map_err(failed("make the device of virtual servers"))?,
         }
-        let gone = DeviceError::OutcomeUnknown {
+        let gone = NetlinkError::OutcomeUnknown {
             why: "the device of virtual servers was made, and was gone at once",
         };
         self.index()?.ok_or(gone)
@@ -80,7 +81,7 @@ impl VirtualDevice {
         &mut self,
         index: u32,
         changes: &[AddressChange],
-        results: &mut Vec<Result<(), DeviceError>>,
+        results: &mut Vec<Result<(), NetlinkError>>,
     ) {
         let begin = results.len();
         let sent = self.route.send_each(changes.len(), |out, position, seq, flags| {
@@ -90,7 +91,7 @@ impl VirtualDevice {
             Ok(refusals) => {
                 results.extend(changes.iter().map(|_| Ok(())));
                 for (position, refusal) in refusals {
-                    results[begin + position] = refused(changes[position], &refusal);
+                    results[begin + position] = refused(changes[position], refusal);
                 }
             }
             Err(error) => fail_all(failed("change addresses")(error), changes.len(), results),
@@ -99,7 +100,7 @@ impl VirtualDevice {
 }
 
 impl Devices for VirtualDevice {
-    fn addresses(&mut self) -> Result<Addresses, DeviceError> {
+    fn addresses(&mut self) -> Result<Addresses, NetlinkError> {
         let own = self.index()?;
         let mut attempt = 1;
         loop {
@@ -119,7 +120,7 @@ impl Devices for VirtualDevice {
         }
     }
 
-    fn change(&mut self, changes: &[AddressChange]) -> Vec<Result<(), DeviceError>> {
+    fn change(&mut self, changes: &[AddressChange]) -> Vec<Result<(), NetlinkError>> {
         let mut results = Vec::with_capacity(changes.len());
         match self.ensure() {
             Ok(index) => {
@@ -133,17 +134,27 @@ impl Devices for VirtualDevice {
     }
 }
 
+fn other_kind(name: &str, kind: &str) -> NetlinkError {
+    let what = "it is somebody else's, and virtual servers need its name";
+    NetlinkError::Foreign { what: format!("device {name} is of kind {kind}, not dummy: {what}") }
+}
+
+fn no_dummies(name: &str) -> NetlinkError {
+    let why = "the kernel's module dummy is not loaded, and could not be";
+    NetlinkError::Missing { what: format!("device {name} can't be made: {why}") }
+}
+
 /// The first of so many changes failed, and the others with it.
-fn fail_all(error: DeviceError, count: usize, results: &mut Vec<Result<(), DeviceError>>) {
-    let with_it = || Err(DeviceError::OutcomeUnknown { why: "failed together with another address" });
+fn fail_all(error: NetlinkError, count: usize, results: &mut Vec<Result<(), NetlinkError>>) {
+    let with_it = || Err(NetlinkError::OutcomeUnknown { why: "failed together with another address" });
     results.extend(std::iter::once(Err(error)).chain(std::iter::repeat_with(with_it)).take(count));
 }
 
 /// What is there already, or gone already, is as it should be.
-fn refused(change: AddressChange, refusal: &Refusal) -> Result<(), DeviceError> {
+fn refused(change: AddressChange, refusal: Refusal) -> Result<(), NetlinkError> {
     const EADDRNOTAVAIL: i32 = 99;
     match (change, refusal.errno) {
         (AddressChange::Add(_), EEXIST) | (AddressChange::Delete(_), EADDRNOTAVAIL) => Ok(()),
-        (change, errno) => Err(DeviceError::Refused { change, errno }),
+        _ => Err(refusal.of(change.to_string())),
     }
 }

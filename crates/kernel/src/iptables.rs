@@ -10,7 +10,7 @@ mod watch;
 
 use std::time::Duration;
 
-use iptables::{Iptables, IptablesError, Restore, Saved, TableName};
+use iptables::{CountedRule, Iptables, IptablesError, Restore, Saved, TableName, read_counts};
 
 pub use programs::{Flavour, Programs, Version};
 pub use watch::wait_for_loss;
@@ -79,5 +79,19 @@ impl Iptables for Tables {
             read.map_err(|source| IptablesError::Saved { table, source })?;
         }
         Ok(saved)
+    }
+
+    fn counts(
+        &mut self,
+        wanted: &dyn Fn(TableName, &str) -> bool,
+    ) -> Result<Vec<CountedRule>, IptablesError> {
+        let mut rules = Vec::new();
+        for table in [TableName::Filter, TableName::Nat] {
+            let arguments = ["-c", "-t", table.as_str()];
+            let output = process::run(&self.programs.save, &arguments, None, 5 * LIMIT)?;
+            let read = read_counts(table, &output, |chain| wanted(table, chain));
+            rules.extend(read.map_err(|source| IptablesError::Saved { table, source })?);
+        }
+        Ok(rules)
     }
 }

@@ -3,11 +3,12 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipvs::{
-    Command, Connections, Flags, Ipvs, IpvsError, Reader, RealServer, Scheduler, ServerId, Timeouts,
-    VirtualServer, family, request_family, request_real_servers, request_timeouts, request_virtual_servers,
+    Command, Connections, Flags, Ipvs, Reader, RealServer, Scheduler, ServerId, Timeouts, VirtualServer,
+    family, request_family, request_real_servers, request_timeouts, request_virtual_servers,
 };
+use netlink::NetlinkError;
 
-use crate::netlink::{Netlink, NetlinkError, Protocol};
+use crate::netlink::{Netlink, Protocol};
 
 const ENOENT: i32 = 2;
 /// Commands that are sent in one go: some 200 KiB.
@@ -26,19 +27,19 @@ impl KernelIpvs {
     /// Opens a socket. The kernel loads its module `ip_vs` by this, if it can.
     ///
     /// # Errors
-    /// [`IpvsError::Missing`] if there is no IPVS.
-    pub fn open() -> Result<Self, IpvsError> {
+    /// [`NetlinkError::Missing`] if there is no IPVS.
+    pub fn open() -> Result<Self, NetlinkError> {
         let mut netlink = Netlink::open(Protocol::Generic).map_err(failed("open a socket for IPVS"))?;
         let mut number = None;
         match netlink.ask(request_family, |message| number = family(message).or(number)) {
-            Err(error) if error.refusal() == Some(ENOENT) => return Err(IpvsError::Missing),
+            Err(error) if error.refusal() == Some(ENOENT) => return Err(no_ipvs()),
             other => other.map_err(failed("look for IPVS"))?,
         }
-        let family = number.ok_or(IpvsError::Missing)?;
+        let family = number.ok_or_else(no_ipvs)?;
         Ok(Self { netlink, reader: Reader { family } })
     }
 
-    fn apply_at_once(&mut self, commands: &[Command], results: &mut Vec<Result<(), IpvsError>>) {
+    fn apply_at_once(&mut self, commands: &[Command], results: &mut Vec<Result<(), NetlinkError>>) {
         let family = self.reader.family;
         let begin = results.len();
         let sent = self.netlink.send_each(commands.len(), |out, position, seq, flags| {
@@ -49,28 +50,33 @@ impl KernelIpvs {
                 results.extend(commands.iter().map(|_| Ok(())));
                 for (position, refusal) in refusals {
                     let command = commands[position].to_string();
-                    results[begin + position] = Err(IpvsError::Refused { command, errno: refusal.errno });
+                    results[begin + position] = Err(refusal.of(command));
                 }
             }
             Err(error) => {
                 results.push(Err(failed("change virtual servers")(error)));
                 let unknown =
-                    || IpvsError::OutcomeUnknown { why: "sent together with one that was not answered" };
+                    || NetlinkError::OutcomeUnknown { why: "sent together with one that was not answered" };
                 results.extend(commands.iter().skip(1).map(|_| Err(unknown())));
             }
         }
     }
 }
 
-fn failed(action: &'static str) -> impl FnOnce(NetlinkError) -> IpvsError {
+fn failed(action: &'static str) -> impl FnOnce(NetlinkError) -> NetlinkError {
     move |error| match error {
-        NetlinkError::Interrupted => IpvsError::Interrupted,
-        source => IpvsError::Netlink { action, source: Box::new(source) },
+        NetlinkError::Interrupted => NetlinkError::Interrupted,
+        error => error.during(action),
     }
 }
 
+fn no_ipvs() -> NetlinkError {
+    let what = "the kernel has no IPVS: its module ip_vs is not loaded, and could not be";
+    NetlinkError::Missing { what: what.to_owned() }
+}
+
 impl Ipvs for KernelIpvs {
-    fn apply(&mut self, commands: &[Command]) -> Vec<Result<(), IpvsError>> {
+    fn apply(&mut self, commands: &[Command]) -> Vec<Result<(), NetlinkError>> {
         let mut results = Vec::with_capacity(commands.len());
         for commands in commands.chunks(AT_ONCE) {
             self.apply_at_once(commands, &mut results);
@@ -78,7 +84,7 @@ impl Ipvs for KernelIpvs {
         results
     }
 
-    fn virtual_servers(&mut self) -> Result<Vec<VirtualServer>, IpvsError> {
+    fn virtual_servers(&mut self) -> Result<Vec<VirtualServer>, NetlinkError> {
         let Reader { family } = self.reader;
         let mut attempt = 1;
         loop {
@@ -94,7 +100,7 @@ impl Ipvs for KernelIpvs {
         }
     }
 
-    fn real_servers(&mut self, id: &ServerId) -> Result<Vec<(RealServer, Connections)>, IpvsError> {
+    fn real_servers(&mut self, id: &ServerId) -> Result<Vec<(RealServer, Connections)>, NetlinkError> {
         let Reader { family } = self.reader;
         let mut servers = Vec::new();
         let request = |seq| request_real_servers(family, id, seq);
@@ -103,14 +109,14 @@ impl Ipvs for KernelIpvs {
         Ok(servers)
     }
 
-    fn timeouts(&mut self) -> Result<Timeouts, IpvsError> {
+    fn timeouts(&mut self) -> Result<Timeouts, NetlinkError> {
         let Reader { family } = self.reader;
         let mut timeouts = None;
         let request = |seq| request_timeouts(family, seq);
         let asked =
             self.netlink.ask(request, |message| timeouts = self.reader.timeouts(message).or(timeouts));
         asked.map_err(failed("read time-outs"))?;
-        timeouts.ok_or(IpvsError::OutcomeUnknown { why: "time-outs were asked for and not told" })
+        timeouts.ok_or(NetlinkError::OutcomeUnknown { why: "time-outs were asked for and not told" })
     }
 }
 
@@ -135,7 +141,7 @@ pub enum SchedulerError {
         scheduler: Scheduler,
         /// Why not.
         #[source]
-        source: IpvsError,
+        source: NetlinkError,
     },
 }
 
@@ -165,12 +171,12 @@ pub fn check_scheduler(ipvs: &mut dyn Ipvs, scheduler: Scheduler) -> Result<(), 
     Err(SchedulerError::Unknown { scheduler, usable })
 }
 
-fn has_scheduler(ipvs: &mut dyn Ipvs, scheduler: Scheduler) -> Result<bool, IpvsError> {
+fn has_scheduler(ipvs: &mut dyn Ipvs, scheduler: Scheduler) -> Result<bool, NetlinkError> {
     let trial = VirtualServer { id: TRIAL, scheduler, flags: Flags::OWN, persistence: None };
     // One that an earlier process left when it was killed here would make the trial say nothing.
     let commands = [Command::DeleteVirtual(TRIAL), Command::NewVirtual(trial), Command::DeleteVirtual(TRIAL)];
     let made = ipvs.apply(&commands).into_iter().nth(1);
-    match made.unwrap_or(Err(IpvsError::OutcomeUnknown { why: "a command was not answered" })) {
+    match made.unwrap_or(Err(NetlinkError::OutcomeUnknown { why: "a command was not answered" })) {
         Ok(()) => Ok(true),
         Err(error) if error.errno() == Some(ENOENT) => Ok(false),
         Err(error) => Err(error),

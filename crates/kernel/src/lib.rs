@@ -3,6 +3,7 @@
 //!
 //! Does no deciding: what is sent was planned elsewhere, and what is refused is reported with the kernel's words.
 
+mod clock;
 mod conntrack;
 mod device;
 mod ebpf;
@@ -14,6 +15,7 @@ mod netlink;
 mod nftables;
 mod socket;
 mod touches;
+mod trace;
 mod watch;
 mod xtables;
 
@@ -21,10 +23,12 @@ pub use crate::conntrack::Flows;
 pub use crate::device::VirtualDevice;
 pub use crate::ebpf::{Bpf, FastPathPlace, Gate, KernelFastPath, remove_fast_path};
 pub use crate::ipvs::{KernelIpvs, SchedulerError, check_scheduler};
-pub use crate::netlink::{Netlink, NetlinkError, Protocol, Refusal};
+pub use crate::netlink::{Netlink, Protocol, Refusal};
+pub use clock::is_clock_synchronized;
 pub use heap::{release_memory, share_heap};
 pub use lookup::TableReader;
 pub use nftables::{LikelyKeys, Nftables};
 pub use socket::{Channel, Socket, SocketOption, Wait};
+pub use trace::Tracing;
 pub use watch::{ForeignChange, TableWatch};
 pub use xtables::{Counters, Xtables};

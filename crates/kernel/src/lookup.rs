@@ -1,12 +1,11 @@
 //! Single elements of a table, for who wants to know where one packet goes: the cost is the same however many Services there are,
 //! where a reading of the whole table grows with them.
 
-use std::io;
-
+use netlink::NetlinkError;
 use nft::dump::{Message, Request, RulesetReader, messages};
-use nft::{AnyChain, Bytes, Element, Family, KernelError, Name, Ruleset, Set, SetKind};
+use nft::{AnyChain, Bytes, Element, Family, Name, Ruleset, Set, SetKind};
 
-use crate::socket::{Channel, Socket, SocketOption, Wait};
+use crate::socket::{Channel, Socket, Wait, explained};
 
 /// As for readings of whole tables.
 const RECEIVE_BYTES: usize = 128 * 1024;
@@ -26,7 +25,7 @@ impl TableReader {
     ///
     /// # Errors
     /// When the system has no netfilter sockets for us. That `nf_tables` or permission is lacking shows later.
-    pub fn open() -> Result<Self, KernelError> {
+    pub fn open() -> Result<Self, NetlinkError> {
         Self::over_channel()
     }
 }
@@ -36,14 +35,8 @@ impl<C: Channel> TableReader<C> {
     ///
     /// # Errors
     /// As [`TableReader::open`].
-    pub fn over_channel() -> Result<Self, KernelError> {
-        let open = || -> io::Result<C> {
-            let socket = C::open()?;
-            socket.set(SocketOption::ExtendedAck, 1)?;
-            socket.set(SocketOption::CapAck, 1)?;
-            Ok(socket)
-        };
-        let socket = open().map_err(|source| KernelError::Open { source })?;
+    pub fn over_channel() -> Result<Self, NetlinkError> {
+        let socket = C::open().and_then(explained).map_err(|source| NetlinkError::Open { source })?;
         Ok(Self { socket, received: vec![0; RECEIVE_BYTES], seq: 0 })
     }
 
@@ -52,7 +45,7 @@ impl<C: Channel> TableReader<C> {
     ///
     /// # Errors
     /// The kernel does not answer, or the rules of the network namespace kept changing.
-    pub fn rules(&mut self, family: Family, table: &Name) -> Result<Option<Ruleset>, KernelError> {
+    pub fn rules(&mut self, family: Family, table: &Name) -> Result<Option<Ruleset>, NetlinkError> {
         let mut previous = None;
         for _ in 0..ATTEMPTS {
             let before = self.generation()?;
@@ -69,7 +62,7 @@ impl<C: Channel> TableReader<C> {
                 read => previous = read,
             }
         }
-        Err(KernelError::Unstable)
+        Err(NetlinkError::Interrupted)
     }
 
     /// The element with this key of a set of [`SetKind::Exact`] or [`SetKind::Learnt`], if there is one.
@@ -82,7 +75,7 @@ impl<C: Channel> TableReader<C> {
         table: &Name,
         set: &Set,
         key: &Bytes,
-    ) -> Result<Option<Element>, KernelError> {
+    ) -> Result<Option<Element>, NetlinkError> {
         let mut found = None;
         let keys = [*key];
         let answer = self.ask(&Request::Keys(family, table, set, &keys), |message| {
@@ -99,13 +92,13 @@ impl<C: Channel> TableReader<C> {
     ///
     /// # Errors
     /// The kernel does not answer.
-    pub fn all_chains(&mut self, family: Family) -> Result<Vec<AnyChain>, KernelError> {
+    pub fn all_chains(&mut self, family: Family) -> Result<Vec<AnyChain>, NetlinkError> {
         let mut chains = Vec::new();
         self.ask(&Request::AllChains(family), |message| chains.extend(nft::any_chain(message)))?;
         Ok(chains)
     }
 
-    fn rules_once(&mut self, family: Family, table: &Name) -> Result<Option<Ruleset>, KernelError> {
+    fn rules_once(&mut self, family: Family, table: &Name) -> Result<Option<Ruleset>, NetlinkError> {
         let mut reader = RulesetReader::new(family, table);
         match self.ask(&Request::Table(family, table), |message| reader.add(message)) {
             Err(error) if error.errno() == Some(libc::ENOENT) => return Ok(None),
@@ -122,24 +115,24 @@ impl<C: Channel> TableReader<C> {
         Ok(Some(reader.finish().ruleset))
     }
 
-    fn generation(&mut self) -> Result<u32, KernelError> {
+    fn generation(&mut self) -> Result<u32, NetlinkError> {
         let mut generation = None;
         self.ask(&Request::Generation, |message| generation = nft::dump::generation(message))?;
-        generation.ok_or(KernelError::Decode { what: "no generation in the answer" })
+        generation.ok_or(NetlinkError::Decode { what: "no generation in the answer" })
     }
 
     /// Sends a request and passes on the messages of its answer. That something was committed meanwhile is seen by the
     /// generation.
-    fn ask(&mut self, request: &Request<'_>, mut take: impl FnMut(&Message<'_>)) -> Result<(), KernelError> {
+    fn ask(&mut self, request: &Request<'_>, mut take: impl FnMut(&Message<'_>)) -> Result<(), NetlinkError> {
         self.seq = self.seq.wrapping_add(1);
         let bytes = request.encode(self.seq);
-        self.socket.send(&bytes).map_err(|source| KernelError::Send { bytes: bytes.len(), source })?;
+        self.socket.send(&bytes).map_err(|source| NetlinkError::Send { bytes: bytes.len(), source })?;
         loop {
             let received = self.socket.receive(&mut self.received, Wait::Block);
-            let received = received.map_err(|source| KernelError::Receive { source })?;
+            let received = received.map_err(|source| NetlinkError::Receive { source })?;
             for message in messages(received).filter(|message| message.seq == self.seq) {
                 if let Some(ack) = message.ack().filter(|ack| ack.errno != 0) {
-                    return Err(KernelError::refused(request.to_string(), ack.errno, ack.message));
+                    return Err(NetlinkError::refused(request.to_string(), ack.errno, ack.message));
                 }
                 if message.ack().is_none() && !message.is_done() {
                     take(&message);

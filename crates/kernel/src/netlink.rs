@@ -2,9 +2,9 @@
 
 use std::io;
 
-use netlink::{Message, Writer, flag, messages};
+use netlink::{Message, NetlinkError, Writer, flag, messages};
 
-use crate::socket::{Channel as _, Socket, SocketOption, Wait};
+use crate::socket::{Buffer, Channel as _, Socket, Wait, explained};
 
 /// The kernel fills dumps into datagrams of at most 32 KiB (`netlink_dump` of `net/netlink/af_netlink.c`).
 const RECEIVE_BYTES: usize = 128 * 1024;
@@ -24,50 +24,6 @@ pub enum Protocol {
     Route,
 }
 
-/// Why a request or a batch failed.
-#[derive(Debug, thiserror::Error)]
-pub enum NetlinkError {
-    /// No socket.
-    #[error("open a netlink socket")]
-    Open {
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// A message did not get to the kernel.
-    #[error("send {bytes} bytes over netlink")]
-    Send {
-        /// Size of the message.
-        bytes: usize,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// No answer.
-    #[error("receive over netlink")]
-    Receive {
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The kernel refused a message. Of a batch, nothing is applied.
-    #[error("the kernel refused: {}{}", io::Error::from_raw_os_error(*.errno), .message.as_deref().map(|text| format!(" ({text})")).unwrap_or_default())]
-    Refused {
-        /// Sequence number of the message.
-        seq: u32,
-        /// Number of the error.
-        errno: i32,
-        /// The kernel's own explanation, if it gave one.
-        message: Option<String>,
-    },
-    /// What was read changed meanwhile, so that parts may be missing.
-    #[error("what was read changed meanwhile")]
-    Interrupted,
-    /// A batch was sent but not answered.
-    #[error("the batch was not answered")]
-    OutcomeUnknown,
-}
-
 /// Why the kernel refused one of many messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -77,13 +33,10 @@ pub struct Refusal {
     pub message: Option<String>,
 }
 
-impl NetlinkError {
-    /// The number of the error, if the kernel refused something.
-    pub fn refusal(&self) -> Option<i32> {
-        match self {
-            Self::Refused { errno, .. } => Some(*errno),
-            _ => None,
-        }
+impl Refusal {
+    /// The refusal of this object.
+    pub fn of(self, object: String) -> NetlinkError {
+        NetlinkError::refused(object, self.errno, self.message)
     }
 }
 
@@ -106,13 +59,8 @@ impl Netlink {
             Protocol::Generic => libc::NETLINK_GENERIC,
             Protocol::Route => libc::NETLINK_ROUTE,
         };
-        let open = || {
-            let socket = Socket::open_protocol(protocol)?;
-            socket.set(SocketOption::ExtendedAck, 1)?;
-            socket.set(SocketOption::CapAck, 1)?;
-            Ok(socket)
-        };
-        let socket = open().map_err(|source| NetlinkError::Open { source })?;
+        let socket = Socket::open_protocol(protocol).and_then(explained);
+        let socket = socket.map_err(|source| NetlinkError::Open { source })?;
         Ok(Self { socket, received: vec![0; RECEIVE_BYTES], seq: 0 })
     }
 
@@ -136,11 +84,7 @@ impl Netlink {
                 interrupted |= message.is_interrupted();
                 match message.ack() {
                     Some(ack) if ack.errno != 0 => {
-                        return Err(NetlinkError::Refused {
-                            seq: self.seq,
-                            errno: ack.errno,
-                            message: ack.message,
-                        });
+                        return Err(NetlinkError::refused("the request", ack.errno, ack.message));
                     }
                     None if !message.is_done() => take(&message),
                     _ if interrupted => return Err(NetlinkError::Interrupted),
@@ -151,11 +95,16 @@ impl Netlink {
     }
 
     /// Sends a batch whose last message, with the number `last_seq`, asks for an acknowledgement. The kernel works on it
-    /// inside the call, so that all answers are there afterwards.
+    /// inside the call, so that all answers are there afterwards. `object` says what a message is about.
     ///
     /// # Errors
     /// The first refusal; nothing is applied then.
-    pub fn commit(&mut self, batch: &[u8], last_seq: u32) -> Result<(), NetlinkError> {
+    pub fn commit(
+        &mut self,
+        batch: &[u8],
+        last_seq: u32,
+        object: impl Fn(u32) -> String,
+    ) -> Result<(), NetlinkError> {
         self.make_room(batch.len());
         self.send(batch)?;
         let (mut refused, mut acknowledged) = (None, false);
@@ -168,8 +117,7 @@ impl Netlink {
                         if ack.errno == 0 {
                             acknowledged |= seq == last_seq;
                         } else if refused.is_none() {
-                            refused =
-                                Some(NetlinkError::Refused { seq, errno: ack.errno, message: ack.message });
+                            refused = Some(NetlinkError::refused(object(seq), ack.errno, ack.message));
                         }
                     }
                 }
@@ -180,7 +128,7 @@ impl Netlink {
         match refused {
             Some(error) => Err(error),
             None if acknowledged => Ok(()),
-            None => Err(NetlinkError::OutcomeUnknown),
+            None => Err(NetlinkError::OutcomeUnknown { why: "the last message was not answered" }),
         }
     }
 
@@ -202,7 +150,8 @@ impl Netlink {
             write(&mut out, position, self.seq, if position == last { flag::ACK } else { 0 });
         }
         self.make_room(out.out.len());
-        self.make_room_for_answers(count * REFUSAL_BYTES);
+        // As far as the kernel lets us: losing an answer tells.
+        Buffer::Receive.make_room(&self.socket, count * REFUSAL_BYTES);
         self.send(&out.out)?;
         self.refusals(first_seq, count)
     }
@@ -215,7 +164,7 @@ impl Netlink {
             let received = match self.socket.receive(&mut self.received, Wait::Never) {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Err(NetlinkError::OutcomeUnknown);
+                    return Err(NetlinkError::OutcomeUnknown { why: "the last message was not answered" });
                 }
                 Err(source) => return Err(NetlinkError::Receive { source }),
             };
@@ -232,26 +181,9 @@ impl Netlink {
         }
     }
 
-    /// Makes the receive buffer hold this many bytes, as far as the kernel lets us: losing an answer tells.
-    fn make_room_for_answers(&self, bytes: usize) {
-        let wanted = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
-        let held = self.socket.get(SocketOption::ReceiveBuffer).unwrap_or_default();
-        if held < wanted {
-            let forced = self.socket.set(SocketOption::ForceReceiveBuffer, wanted);
-            let set = forced.or_else(|_denied| self.socket.set(SocketOption::ReceiveBuffer, wanted));
-            drop(set);
-        }
-    }
-
-    /// Makes the send buffer hold this many bytes, as far as the kernel lets us: sending tells.
+    /// Makes the send buffer hold a message of this length, as far as the kernel lets us: sending tells.
     fn make_room(&self, bytes: usize) {
-        let wanted = libc::c_int::try_from(bytes + SEND_OVERHEAD_BYTES).unwrap_or(libc::c_int::MAX);
-        let held = self.socket.get(SocketOption::SendBuffer).unwrap_or_default();
-        if held < wanted {
-            let forced = self.socket.set(SocketOption::ForceSendBuffer, wanted);
-            let set = forced.or_else(|_denied| self.socket.set(SocketOption::SendBuffer, wanted));
-            drop(set);
-        }
+        Buffer::Send.make_room(&self.socket, bytes + SEND_OVERHEAD_BYTES);
     }
 
     fn send(&self, bytes: &[u8]) -> Result<(), NetlinkError> {

@@ -4,14 +4,14 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
-use nft::dump::{MAX_CHAINS, MAX_KEYS, Message, Request, RulesetReader, messages};
+use netlink::NetlinkError;
+use nft::dump::{Count, MAX_CHAINS, MAX_KEYS, Message, Request, RulesetReader, messages};
 use nft::{
-    Applied, Batch, Bytes, Encoder, Family, Kernel, KernelError, Name, Reading, Ruleset, Set, SetKind,
-    Transaction,
+    Applied, Batch, Bytes, Counts, Encoder, Family, Kernel, Name, Reading, Ruleset, Set, SetKind, Transaction,
 };
 use tokio::time::Instant;
 
-use crate::socket::{Channel, Socket, SocketOption, Wait};
+use crate::socket::{Buffer, Channel, Socket, Wait, explained};
 use crate::touches::{Touched, Touches};
 use crate::watch::OwnPort;
 
@@ -57,7 +57,7 @@ impl Nftables {
     ///
     /// # Errors
     /// When the system has no netfilter sockets for us. That `nf_tables` or permission is lacking shows later.
-    pub fn open() -> Result<Self, KernelError> {
+    pub fn open() -> Result<Self, NetlinkError> {
         Self::over_channel()
     }
 }
@@ -67,7 +67,7 @@ impl<C: Channel> Nftables<C> {
     ///
     /// # Errors
     /// As [`Nftables::open`].
-    pub fn over_channel() -> Result<Self, KernelError> {
+    pub fn over_channel() -> Result<Self, NetlinkError> {
         let (socket, own_port) = open_own_socket()?;
         let received = vec![0; RECEIVE_BYTES];
         Ok(Self { socket, own_port, received, seq: REQUEST_SEQ, limit: None, likely_keys: |_, _| Vec::new() })
@@ -93,7 +93,7 @@ impl<C: Channel> Nftables<C> {
 }
 
 impl<C: Channel> Kernel for Nftables<C> {
-    fn apply(&mut self, tx: &Transaction) -> Result<Applied, KernelError> {
+    fn apply(&mut self, tx: &Transaction) -> Result<Applied, NetlinkError> {
         let mut applied = Applied::default();
         let mut limit = self.limit;
         let mut encoder = Encoder::new(tx);
@@ -114,13 +114,13 @@ impl<C: Channel> Kernel for Nftables<C> {
                         limit = Some(half);
                         encoder.rewind(start);
                     }
-                    None => return Err(partial(applied.batches, error)),
+                    None => return Err(partial(&applied, error)),
                 },
             }
         }
     }
 
-    fn read(&mut self, family: Family, table: &Name) -> Result<Reading, KernelError> {
+    fn read(&mut self, family: Family, table: &Name) -> Result<Reading, NetlinkError> {
         let reading = self.read_repeatedly(family, table);
         if reading.is_err() {
             // The rest of a dump may still be under way; a new socket has no past.
@@ -128,29 +128,38 @@ impl<C: Channel> Kernel for Nftables<C> {
         }
         reading
     }
+
+    fn counts(&mut self, family: Family, table: &Name, sets: &[Name]) -> Result<Counts, NetlinkError> {
+        let counts = self.read_counts(family, table, sets);
+        if counts.is_err() {
+            (self.socket, self.own_port) = open_own_socket()?;
+        }
+        counts
+    }
 }
 
-fn is_absent(error: &KernelError) -> bool {
-    matches!(error, KernelError::Refused { errno: libc::ENOENT, .. })
+/// What went while it was read has nothing to tell.
+fn unless_absent(error: NetlinkError) -> Result<(), NetlinkError> {
+    if is_absent(&error) { Ok(()) } else { Err(error) }
 }
 
-fn open_own_socket<C: Channel>() -> Result<(C, OwnPort), KernelError> {
+fn is_absent(error: &NetlinkError) -> bool {
+    matches!(error, NetlinkError::Refused { errno: libc::ENOENT, .. })
+}
+
+fn open_own_socket<C: Channel>() -> Result<(C, OwnPort), NetlinkError> {
     let open = || -> io::Result<_> {
         let socket: C = open_socket()?;
         let own_port = OwnPort::register(socket.port()?);
         Ok((socket, own_port))
     };
-    open().map_err(|source| KernelError::Open { source })
+    open().map_err(|source| NetlinkError::Open { source })
 }
 
 fn open_socket<C: Channel>() -> io::Result<C> {
-    let socket = C::open()?;
-    socket.set(SocketOption::ExtendedAck, 1)?;
-    socket.set(SocketOption::CapAck, 1)?;
+    let socket = C::open().and_then(explained)?;
     // Without the capability the buffer stays within the system's limit, which is enough for all but a flood of errors.
-    socket
-        .set(SocketOption::ForceReceiveBuffer, RECEIVE_BUFFER_BYTES)
-        .or_else(|_| socket.set(SocketOption::ReceiveBuffer, RECEIVE_BUFFER_BYTES))?;
+    Buffer::Receive.set_size(&socket, RECEIVE_BUFFER_BYTES)?;
     Ok(socket)
 }
 
@@ -162,40 +171,27 @@ fn count(applied: &mut Applied, batch: &Batch, kernel_time: Duration) {
 }
 
 /// Half the size, if the batch was too long to be sent and can be halved.
-fn halved(error: &KernelError, bytes: usize) -> Option<usize> {
-    let KernelError::Send { source, .. } = error else { return None };
+fn halved(error: &NetlinkError, bytes: usize) -> Option<usize> {
+    let NetlinkError::Send { source, .. } = error else { return None };
     let too_long = matches!(source.raw_os_error(), Some(libc::EMSGSIZE | libc::ENOBUFS));
     (too_long && bytes / 2 >= MIN_LIMIT_BYTES).then_some(bytes / 2)
 }
 
-fn partial(applied: usize, error: KernelError) -> KernelError {
-    if applied == 0 { error } else { KernelError::Partial { applied, source: Box::new(error) } }
+fn partial(applied: &Applied, error: NetlinkError) -> NetlinkError {
+    error.besides(u64::try_from(applied.batches).unwrap_or(u64::MAX), "applied batches")
 }
 
 // === apply ===
 
 impl<C: Channel> Nftables<C> {
-    /// Makes the send buffer hold this many bytes if the kernel lets us; yields how many it holds.
+    /// Makes the send buffer hold a message of this length if the kernel lets us; gives the length that it holds. The kernel
+    /// doubles the size for its bookkeeping, of which a message to itself needs next to nothing.
     fn make_room(&self, bytes: usize) -> usize {
-        let room = self.room();
-        if bytes <= room {
-            return room;
-        }
-        // The kernel doubles the size for its bookkeeping, of which a message to itself needs next to nothing.
-        let wanted = libc::c_int::try_from(bytes + SEND_OVERHEAD_BYTES).unwrap_or(libc::c_int::MAX);
-        let forced = self.socket.set(SocketOption::ForceSendBuffer, wanted);
-        // What can't be set shows in the room that is left, and the batch is cut to that.
-        match forced.or_else(|_| self.socket.set(SocketOption::SendBuffer, wanted)) {
-            Ok(()) | Err(_) => self.room(),
-        }
+        let held = Buffer::Send.make_room(&self.socket, bytes + SEND_OVERHEAD_BYTES);
+        held.saturating_sub(SEND_OVERHEAD_BYTES)
     }
 
-    fn room(&self) -> usize {
-        let buffer = self.socket.get(SocketOption::SendBuffer).unwrap_or_default();
-        usize::try_from(buffer).unwrap_or_default().saturating_sub(SEND_OVERHEAD_BYTES)
-    }
-
-    fn apply_batch(&mut self, tx: &Transaction, batch: &Batch) -> Result<Duration, KernelError> {
+    fn apply_batch(&mut self, tx: &Transaction, batch: &Batch) -> Result<Duration, NetlinkError> {
         let sent = Instant::now();
         self.send(&batch.bytes)?;
         let kernel_time = sent.elapsed();
@@ -211,7 +207,7 @@ impl<C: Channel> Nftables<C> {
     /// under the number of the batch's first message. So: the last message acknowledged, no error, none lost, is
     /// success and nothing else is. (An acknowledgement of the batch's end itself would say it in one, but only
     /// kernels from 6.10 on send it.)
-    fn outcome(&mut self, tx: &Transaction, batch: &Batch) -> Result<(), KernelError> {
+    fn outcome(&mut self, tx: &Transaction, batch: &Batch) -> Result<(), NetlinkError> {
         let (mut refused, mut acknowledged, mut lost) = (None, false, false);
         loop {
             match self.socket.receive(&mut self.received, Wait::Never) {
@@ -221,27 +217,27 @@ impl<C: Channel> Nftables<C> {
                             acknowledged |= seq == batch.last_seq();
                         } else if refused.is_none() && seq & REQUEST_SEQ == 0 {
                             let object = batch.object(tx, seq, ack.offset);
-                            refused = Some(KernelError::refused(object, ack.errno, ack.message));
+                            refused = Some(NetlinkError::refused(object, ack.errno, ack.message));
                         }
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => lost = true,
-                Err(_) => return Err(KernelError::OutcomeUnknown { why: "answers can't be received" }),
+                Err(_) => return Err(NetlinkError::OutcomeUnknown { why: "answers can't be received" }),
             }
         }
         match refused {
             Some(error) => Err(error),
-            None if lost => Err(KernelError::OutcomeUnknown { why: "the receive buffer overflowed" }),
+            None if lost => Err(NetlinkError::OutcomeUnknown { why: "the receive buffer overflowed" }),
             None if !acknowledged => {
-                Err(KernelError::OutcomeUnknown { why: "the last message was not answered" })
+                Err(NetlinkError::OutcomeUnknown { why: "the last message was not answered" })
             }
             None => Ok(()),
         }
     }
 
-    fn send(&self, bytes: &[u8]) -> Result<(), KernelError> {
-        self.socket.send(bytes).map_err(|source| KernelError::Send { bytes: bytes.len(), source })
+    fn send(&self, bytes: &[u8]) -> Result<(), NetlinkError> {
+        self.socket.send(bytes).map_err(|source| NetlinkError::Send { bytes: bytes.len(), source })
     }
 }
 
@@ -259,7 +255,7 @@ enum Attempt {
 
 impl<C: Channel> Nftables<C> {
     /// Reads the table until an attempt succeeds, or two that leave a doubt agree.
-    fn read_repeatedly(&mut self, family: Family, table: &Name) -> Result<Reading, KernelError> {
+    fn read_repeatedly(&mut self, family: Family, table: &Name) -> Result<Reading, NetlinkError> {
         let mut previous = None;
         for attempt in 0..READ_ATTEMPTS {
             match self.read_once(family, table)? {
@@ -275,7 +271,7 @@ impl<C: Channel> Nftables<C> {
         Ok(Reading::Unstable)
     }
 
-    fn read_once(&mut self, family: Family, table: &Name) -> Result<Attempt, KernelError> {
+    fn read_once(&mut self, family: Family, table: &Name) -> Result<Attempt, NetlinkError> {
         let mut touches = Touches::open(family, table)?;
         let before = self.generation()?;
         let mut reader = RulesetReader::new(family, table);
@@ -307,7 +303,7 @@ impl<C: Channel> Nftables<C> {
         table: &Name,
         reader: &mut RulesetReader<'_>,
         touches: &mut Touches<'_, C>,
-    ) -> Result<bool, KernelError> {
+    ) -> Result<bool, NetlinkError> {
         self.ask(&Request::Sets(family, table), |message| reader.add(message))?;
         for (set, count) in reader.sets() {
             if touches.take_in()? {
@@ -340,7 +336,7 @@ impl<C: Channel> Nftables<C> {
         (set, count): (&Set, Option<usize>),
         reader: &mut RulesetReader<'_>,
         touches: &mut Touches<'_, C>,
-    ) -> Result<(), KernelError> {
+    ) -> Result<(), NetlinkError> {
         let likely = count.filter(|count| *count >= LARGE && set.kind == SetKind::Exact);
         let keys = likely.map(|count| (count, (self.likely_keys)(&set.name, reader.so_far())));
         let is_read = match keys {
@@ -355,6 +351,72 @@ impl<C: Channel> Nftables<C> {
         self.ask(&Request::Elements(family, table, &set.name), |message| reader.add(message))
     }
 
+    /// What elements have counted. Large sets are asked for by key, for which the smaller ones have to be read before.
+    fn read_counts(&mut self, family: Family, table: &Name, sets: &[Name]) -> Result<Counts, NetlinkError> {
+        let mut reader = RulesetReader::new(family, table);
+        match self.ask(&Request::Sets(family, table), |message| reader.add(message)) {
+            Err(error) if is_absent(&error) => return Ok(Counts::new()),
+            other => other?,
+        }
+        let all = reader.sets();
+        let is_large = |count: Option<usize>| count.is_some_and(|count| count >= LARGE);
+        let are_keys_needed = all.iter().any(|(set, count)| sets.contains(&set.name) && is_large(*count));
+        let mut counts = Counts::new();
+        for (set, count) in &all {
+            let is_asked_for = set.is_counted && sets.contains(&set.name);
+            if is_asked_for {
+                let keys = if is_large(*count) {
+                    (self.likely_keys)(&set.name, reader.so_far())
+                } else {
+                    Vec::new()
+                };
+                let found = self.read_counts_of(family, table, set, &keys)?;
+                counts.insert(set.name.clone(), found);
+            } else if are_keys_needed && !is_large(*count) {
+                let request = Request::Elements(family, table, &set.name);
+                self.ask(&request, |message| reader.add(message)).or_else(unless_absent)?;
+            }
+        }
+        Ok(counts)
+    }
+
+    fn read_counts_of(
+        &mut self,
+        family: Family,
+        table: &Name,
+        set: &Set,
+        keys: &[Bytes],
+    ) -> Result<Vec<Count>, NetlinkError> {
+        let mut found = Vec::new();
+        if keys.is_empty() {
+            let request = Request::Elements(family, table, &set.name);
+            self.ask(&request, |message| found.extend(nft::dump::counts(message))).or_else(unless_absent)?;
+        }
+        for keys in keys.chunks(self.keys_at_once()) {
+            let before = found.len();
+            let request = Request::Keys(family, table, set, keys);
+            match self.ask(&request, |message| found.extend(nft::dump::counts(message))) {
+                // One of them went meanwhile, and hides those behind it.
+                Err(error) if is_absent(&error) => found.truncate(before),
+                other => {
+                    other?;
+                    continue;
+                }
+            }
+            for key in keys.chunks(1) {
+                let request = Request::Keys(family, table, set, key);
+                self.ask(&request, |message| found.extend(nft::dump::counts(message)))
+                    .or_else(unless_absent)?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// So many answers about keys fit into the receive buffer.
+    fn keys_at_once(&self) -> usize {
+        (Buffer::Receive.size(&self.socket) / KEY_ANSWER_BYTES).clamp(1, MAX_KEYS)
+    }
+
     /// Reads a set by its keys; false if one of them is not in it, and then nothing is read.
     fn read_keys(
         &mut self,
@@ -364,14 +426,11 @@ impl<C: Channel> Nftables<C> {
         keys: &[Bytes],
         reader: &mut RulesetReader<'_>,
         touches: &mut Touches<'_, C>,
-    ) -> Result<bool, KernelError> {
-        let room =
-            self.socket.get(SocketOption::ReceiveBuffer).ok().and_then(|room| usize::try_from(room).ok());
-        let at_once = (room.unwrap_or_default() / KEY_ANSWER_BYTES).clamp(1, MAX_KEYS);
-        for keys in keys.chunks(at_once) {
+    ) -> Result<bool, NetlinkError> {
+        for keys in keys.chunks(self.keys_at_once()) {
             touches.take_in()?;
             match self.ask(&Request::Keys(family, table, set, keys), |message| reader.add(message)) {
-                Err(KernelError::Refused { .. }) => {
+                Err(NetlinkError::Refused { .. }) => {
                     reader.forget_elements(&set.name);
                     return Ok(false);
                 }
@@ -381,23 +440,23 @@ impl<C: Channel> Nftables<C> {
         Ok(true)
     }
 
-    fn generation(&mut self) -> Result<u32, KernelError> {
+    fn generation(&mut self) -> Result<u32, NetlinkError> {
         let mut generation = None;
         self.ask(&Request::Generation, |message| generation = nft::dump::generation(message))?;
-        generation.ok_or(KernelError::Decode { what: "no generation in the answer" })
+        generation.ok_or(NetlinkError::Decode { what: "no generation in the answer" })
     }
 
     /// Sends a request and passes on the messages of its answer. The kernel marks a dump during which anything in the network
     /// namespace was committed (`NLM_F_DUMP_INTR`); that says nothing about our table, so it is not looked at.
-    fn ask(&mut self, request: &Request<'_>, mut take: impl FnMut(&Message<'_>)) -> Result<(), KernelError> {
+    fn ask(&mut self, request: &Request<'_>, mut take: impl FnMut(&Message<'_>)) -> Result<(), NetlinkError> {
         self.seq = self.seq.wrapping_add(1) | REQUEST_SEQ;
         self.send(&request.encode(self.seq))?;
         loop {
             let received = self.socket.receive(&mut self.received, Wait::Block);
-            let received = received.map_err(|source| KernelError::Receive { source })?;
+            let received = received.map_err(|source| NetlinkError::Receive { source })?;
             for message in messages(received).filter(|message| message.seq == self.seq) {
                 if let Some(ack) = message.ack().filter(|ack| ack.errno != 0) {
-                    return Err(KernelError::refused(request.to_string(), ack.errno, ack.message));
+                    return Err(NetlinkError::refused(request.to_string(), ack.errno, ack.message));
                 }
                 if !message.is_done() {
                     take(&message);

@@ -86,6 +86,53 @@ pub enum Wait {
     Never,
 }
 
+/// Has errors explained in words, and not repeat the request.
+pub(crate) fn explained<C: Channel>(socket: C) -> io::Result<C> {
+    socket.set(SocketOption::ExtendedAck, 1)?;
+    socket.set(SocketOption::CapAck, 1)?;
+    Ok(socket)
+}
+
+/// One of a socket's two buffers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Buffer {
+    Send,
+    Receive,
+}
+
+impl Buffer {
+    /// The option within the system's limit, and the one that needs a privilege.
+    const fn options(self) -> (SocketOption, SocketOption) {
+        match self {
+            Self::Send => (SocketOption::SendBuffer, SocketOption::ForceSendBuffer),
+            Self::Receive => (SocketOption::ReceiveBuffer, SocketOption::ForceReceiveBuffer),
+        }
+    }
+
+    /// How many bytes it holds; 0 if the system won't tell.
+    pub(crate) fn size(self, socket: &impl Channel) -> usize {
+        socket.get(self.options().0).ok().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0)
+    }
+
+    /// Makes it hold this many bytes: twice as many, as the kernel counts, or what the system's limit allows.
+    pub(crate) fn set_size(self, socket: &impl Channel, bytes: libc::c_int) -> io::Result<()> {
+        let (limited, forced) = self.options();
+        socket.set(forced, bytes).or_else(|_denied| socket.set(limited, bytes))
+    }
+
+    /// Makes it hold at least this many bytes if the kernel lets us; gives how many it holds.
+    pub(crate) fn make_room(self, socket: &impl Channel, bytes: usize) -> usize {
+        let held = self.size(socket);
+        if held >= bytes {
+            return held;
+        }
+        match self.set_size(socket, libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX)) {
+            // What can't be set shows in the room that is left.
+            Ok(()) | Err(_) => self.size(socket),
+        }
+    }
+}
+
 impl Socket {
     /// A socket of a netlink family (`NETLINK_*`) in the network namespace of the calling thread.
     pub(crate) fn open_protocol(protocol: libc::c_int) -> io::Result<Self> {
@@ -156,6 +203,50 @@ impl Channel for Socket {
             }
         }
     }
+}
+
+impl Socket {
+    /// From now on drops datagrams whose first message names one of these ports as its sender (`nlmsg_pid`), without waking
+    /// anybody.
+    pub(crate) fn ignore_senders(&self, ports: &[u32]) -> io::Result<()> {
+        let mut filter = drop_senders(ports);
+        let len = filter.len().try_into().map_err(|_too_many| io::ErrorKind::InvalidInput)?;
+        let program = libc::sock_fprog { len, filter: filter.as_mut_ptr() };
+        let (fd, program) = (self.fd.as_raw_fd(), ptr::from_ref(&program).cast());
+        let size = socklen::<libc::sock_fprog>();
+        // SAFETY: the pointers are to a live program of the length that it tells; the kernel copies it.
+        check(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, program, size) })?;
+        Ok(())
+    }
+}
+
+/// A program for the kernel's packet filter (`linux/filter.h`): 0 bytes of a datagram whose first message has one of these ports
+/// are kept, all of others.
+fn drop_senders(ports: &[u32]) -> Vec<libc::sock_filter> {
+    /// Bytes of a message before the sender's port.
+    const PORT_AT: u32 = 12;
+    // A jump reaches 255 instructions.
+    let ports = &ports[..ports.len().min(usize::from(u8::MAX))];
+    let statement = |code: u32, jt: u8, k: u32| libc::sock_filter {
+        code: u16::try_from(code).unwrap_or_default(),
+        jt,
+        jf: 0,
+        k,
+    };
+    let mut filter = vec![statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, PORT_AT)];
+    // To the last instruction, nearest first.
+    let jumps = ports.iter().rev().zip(1..=u8::MAX).map(|(port, to_end)| {
+        // Words are loaded as if they were in the network's order.
+        let is_port = u32::from_be_bytes(port.to_ne_bytes());
+        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, to_end, is_port)
+    });
+    let jumps: Vec<_> = jumps.collect();
+    filter.extend(jumps.into_iter().rev());
+    filter.extend([
+        statement(libc::BPF_RET | libc::BPF_K, 0, u32::MAX),
+        statement(libc::BPF_RET | libc::BPF_K, 0, 0),
+    ]);
+    filter
 }
 
 impl Socket {

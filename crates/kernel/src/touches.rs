@@ -3,8 +3,9 @@
 use std::io;
 use std::time::Duration;
 
+use netlink::NetlinkError;
 use netlink::messages;
-use nft::{Family, KernelError, Name};
+use nft::{Family, Name};
 use tokio::time::Instant;
 
 use crate::socket::{Channel, Wait};
@@ -53,13 +54,13 @@ pub(crate) enum Touched {
 impl<'a, C: Channel> Touches<'a, C> {
     /// Begins to listen. One that has lost something is of no more use: until its queue has been empty once, the kernel does not
     /// tell of further losses (`netlink_overrun` of `net/netlink/af_netlink.c`).
-    pub(crate) fn open(family: Family, table: &'a Name) -> Result<Self, KernelError> {
-        let socket = listen(BUFFER_BYTES).map_err(|source| KernelError::Open { source })?;
+    pub(crate) fn open(family: Family, table: &'a Name) -> Result<Self, NetlinkError> {
+        let socket = listen(BUFFER_BYTES).map_err(|source| NetlinkError::Open { source })?;
         Ok(Self { socket, family, table, received: vec![0; RECEIVE_BYTES], seen: Seen::default() })
     }
 
     /// Takes in what has been told so far, so that there is room for more; whether the table was touched.
-    pub(crate) fn take_in(&mut self) -> Result<bool, KernelError> {
+    pub(crate) fn take_in(&mut self) -> Result<bool, NetlinkError> {
         for _ in 0..AT_ONCE {
             if !self.receive(Wait::Never)? {
                 return Ok(self.seen.touched);
@@ -70,7 +71,7 @@ impl<'a, C: Channel> Touches<'a, C> {
     }
 
     /// Whether the table was touched by commits later than generation `before`, up to `after`.
-    pub(crate) fn between(&mut self, before: u32, after: u32) -> Result<Touched, KernelError> {
+    pub(crate) fn between(&mut self, before: u32, after: u32) -> Result<Touched, NetlinkError> {
         if before == after {
             return Ok(Touched::No);
         }
@@ -97,7 +98,7 @@ impl<'a, C: Channel> Touches<'a, C> {
     }
 
     /// Takes in one datagram; false if there was none.
-    fn receive(&mut self, wait: Wait) -> Result<bool, KernelError> {
+    fn receive(&mut self, wait: Wait) -> Result<bool, NetlinkError> {
         let received = match self.socket.receive(&mut self.received, wait) {
             Ok(received) => received,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
@@ -105,7 +106,7 @@ impl<'a, C: Channel> Touches<'a, C> {
                 self.seen.lost = true;
                 return Ok(true);
             }
-            Err(source) => return Err(KernelError::Receive { source }),
+            Err(source) => return Err(NetlinkError::Receive { source }),
         };
         for message in messages(received) {
             self.seen.generation = nft::dump::generation(&message).or(self.seen.generation);

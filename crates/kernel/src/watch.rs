@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
+use netlink::NetlinkError;
 use netlink::{Message, messages};
-use nft::{Family, KernelError, Name};
+use nft::{Family, Name};
 
-use crate::socket::{Channel, Socket, SocketOption, Wait};
+use crate::socket::{Buffer, Channel, Socket, SocketOption, Wait};
 
 /// Netlink ports of this process's sockets that change tables. Notifications carry the port of who caused them.
 static OWN_PORTS: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
@@ -64,7 +65,7 @@ impl TableWatch {
     ///
     /// # Errors
     /// When the system has no netfilter sockets for us.
-    pub fn open(table: Name) -> Result<Self, KernelError> {
+    pub fn open(table: Name) -> Result<Self, NetlinkError> {
         Self::with_room(table, BUFFER_BYTES)
     }
 
@@ -72,8 +73,8 @@ impl TableWatch {
     ///
     /// # Errors
     /// As [`TableWatch::open`].
-    pub fn with_room(table: Name, bytes: i32) -> Result<Self, KernelError> {
-        let socket = listen(bytes).map_err(|source| KernelError::Open { source })?;
+    pub fn with_room(table: Name, bytes: i32) -> Result<Self, NetlinkError> {
+        let socket = listen_to_others(bytes).map_err(|source| NetlinkError::Open { source })?;
         Ok(Self { socket, table, received: vec![0; RECEIVE_BYTES], room_bytes: bytes })
     }
 
@@ -81,17 +82,18 @@ impl TableWatch {
     ///
     /// # Errors
     /// The socket failed.
-    pub fn wait(&mut self) -> Result<ForeignChange, KernelError> {
+    pub fn wait(&mut self) -> Result<ForeignChange, NetlinkError> {
         loop {
             let received = match self.socket.receive(&mut self.received, Wait::Block) {
                 Ok(received) => received,
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
                     // Until its queue has been empty once, the kernel does not tell of further losses (`netlink_overrun` of
                     // `net/netlink/af_netlink.c`). A new socket has lost nothing.
-                    self.socket = listen(self.room_bytes).map_err(|source| KernelError::Open { source })?;
+                    self.socket =
+                        listen_to_others(self.room_bytes).map_err(|source| NetlinkError::Open { source })?;
                     return Ok(ForeignChange { family: None, what: "notifications were lost" });
                 }
-                Err(source) => return Err(KernelError::Receive { source }),
+                Err(source) => return Err(NetlinkError::Receive { source }),
             };
             if let Some(change) = messages(received).find_map(|message| foreign(&message, &self.table)) {
                 return Ok(change);
@@ -100,12 +102,19 @@ impl TableWatch {
     }
 }
 
+/// The same without what is told of this process's own sockets, as far as there are any by now: their commits would wake the
+/// thread for nothing. (All notifications of a datagram are of one commit: `nft_commit_notify`.)
+fn listen_to_others(buffer_bytes: i32) -> std::io::Result<Socket> {
+    let socket: Socket = listen(buffer_bytes)?;
+    let own: Vec<u32> = OWN_PORTS.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+    socket.ignore_senders(&own)?;
+    Ok(socket)
+}
+
 /// A socket that is told of each change in the network namespace of the calling thread.
 pub(crate) fn listen<C: Channel>(buffer_bytes: i32) -> std::io::Result<C> {
     let socket = C::open()?;
-    socket
-        .set(SocketOption::ForceReceiveBuffer, buffer_bytes)
-        .or_else(|_denied| socket.set(SocketOption::ReceiveBuffer, buffer_bytes))?;
+    Buffer::Receive.set_size(&socket, buffer_bytes)?;
     // A socket without a port would be left out, as if it were the sender (`do_one_broadcast`, af_netlink.c).
     socket.port()?;
     socket.set(SocketOption::Membership, GROUP)?;

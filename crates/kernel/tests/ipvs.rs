@@ -7,8 +7,9 @@ use std::process::Command;
 use std::thread;
 
 use ipvs::device::AddressChange::{Add, Delete};
-use ipvs::{DeviceError, Devices as _, Ipvs as _, Scheduler};
+use ipvs::{Devices as _, Ipvs as _, Scheduler};
 use kernel::{KernelIpvs, SchedulerError, VirtualDevice, check_scheduler};
+use netlink::NetlinkError;
 use nix::sched::{CloneFlags, unshare};
 
 const NAME: &str = "kube-ipvs0";
@@ -78,7 +79,7 @@ fn one_bad_address_costs_only_itself() {
         let changes = [Add(address("10.96.0.1")), Add(address("ff02::1")), Add(address("10.96.0.2"))];
         let results = device.change(&changes);
         assert!(results[0].is_ok() && results[2].is_ok());
-        let Err(error @ DeviceError::Refused { .. }) = &results[1] else { panic!("{results:?}") };
+        let Err(error @ NetlinkError::Refused { .. }) = &results[1] else { panic!("{results:?}") };
         assert!(error.to_string().starts_with("add address ff02::1: "), "{error}");
         assert_eq!(held(&mut device).len(), 2);
         // A device that somebody deleted is made anew.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use agent::snapshot::{Overview, Service};
 use config::Mode;
-use conntrack::{Conntrack as _, ConntrackError, Filter};
+use conntrack::{Conntrack as _, Filter};
 use host::{Facts, Root};
 use inspect::document::{Finding, FlowList, FlowRow, Limit};
 use inspect::findings::{self, Evidence};
@@ -14,11 +14,10 @@ use iptables::Iptables as _;
 use kernel::TableReader;
 use kernel::iptables::{Programs, Tables};
 use model::{IpFamily, Protocol};
+use netlink::NetlinkError;
 use nft::{Bytes, Element, Family, Kernel as _, Name, Ruleset, Set, SetKind};
 use walk::nft::{Elements, InRuleset};
-use walk::{Packet, Ways};
-
-const FAMILIES: [(IpFamily, Family); 2] = [(IpFamily::V4, Family::Ip), (IpFamily::V6, Family::Ip6)];
+use walk::{Packet, Paths};
 
 /// The host, as the API sees it.
 pub(crate) struct ThisHost {
@@ -27,7 +26,7 @@ pub(crate) struct ThisHost {
 }
 
 impl inspect::Host for ThisHost {
-    fn walk(&self, packet: &Packet, limit: usize) -> Result<Ways, String> {
+    fn walk(&self, packet: &Packet, limit: usize) -> Result<Paths, String> {
         match self.mode {
             Mode::NfTables | Mode::Ebpf => walk_nftables(packet, self.addresses(), limit),
             Mode::IpTables => walk_iptables(packet, self.addresses(), limit),
@@ -60,8 +59,14 @@ impl inspect::Host for ThisHost {
 
     fn findings(&self, overview: &Overview, services: &[Service]) -> (Vec<Finding>, Vec<String>) {
         let mode = self.mode.to_string();
-        let mut evidence = Evidence { mode: &mode, facts: Facts::read(&self.root), ..Evidence::default() };
-        for (_, family) in FAMILIES {
+        let mut evidence = Evidence {
+            mode: &mode,
+            facts: Facts::read(&self.root),
+            legacy_forward_drops: host::legacy_forward_drops(&self.root),
+            is_clock_synchronized: kernel::is_clock_synchronized(),
+            ..Evidence::default()
+        };
+        for family in Family::ALL {
             match TableReader::open().and_then(|mut reader| reader.all_chains(family)) {
                 Ok(chains) => evidence.chains.extend(chains),
                 Err(error) => {
@@ -74,15 +79,15 @@ impl inspect::Host for ThisHost {
         } else {
             evidence.unread.push(format!("every rule of mode {mode}: audits compare them"));
         }
-        (findings::findings(&evidence, overview, services), findings::looked_at(&evidence))
+        (findings::findings(&evidence, overview, services), findings::checked(&evidence))
     }
 }
 
 /// The table is read as far as one packet needs it.
-fn walk_nftables(packet: &Packet, addresses: Vec<IpAddr>, limit: usize) -> Result<Ways, String> {
+fn walk_nftables(packet: &Packet, addresses: Vec<IpAddr>, limit: usize) -> Result<Paths, String> {
     let family = Family::of(packet.destination.ip());
     let table = backend_nftables::table_name();
-    let told = |error: nft::KernelError| agent::with_causes(&error);
+    let told = |error: netlink::NetlinkError| agent::with_causes(&error);
     let mut reader = TableReader::open().map_err(told)?;
     let rules = reader.rules(family, &table).map_err(told)?;
     let rules = Arc::new(rules.ok_or_else(|| format!("there is no table {family} {table}"))?);
@@ -93,7 +98,7 @@ fn walk_nftables(packet: &Packet, addresses: Vec<IpAddr>, limit: usize) -> Resul
         state: Mutex::new((reader, BTreeMap::new())),
     };
     let tracer = walk::nft::Tracer::with_elements(rules, Arc::new(elements), family, addresses);
-    tracer.ways(packet, limit).map_err(|error| error.to_string())
+    tracer.paths(packet, limit).map_err(|error| error.to_string())
 }
 
 /// What was found for keys of sets.
@@ -126,19 +131,19 @@ impl Elements for InKernel {
     }
 }
 
-fn walk_iptables(packet: &Packet, addresses: Vec<IpAddr>, limit: usize) -> Result<Ways, String> {
+fn walk_iptables(packet: &Packet, addresses: Vec<IpAddr>, limit: usize) -> Result<Paths, String> {
     let told = |error: iptables::IptablesError| agent::with_causes(&error);
     let family = IpFamily::of(packet.destination.ip());
     let mut tables = Tables::new(Programs::find(family).map_err(told)?);
     let saved = tables.save(backend_iptables::PREFIX).map_err(told)?;
-    walk::iptables::Tracer::new(saved, addresses).ways(packet, limit).map_err(|error| error.to_string())
+    walk::iptables::Tracer::new(saved, addresses).paths(packet, limit).map_err(|error| error.to_string())
 }
 
 /// Flows that were directed to an endpoint, of both families.
-fn flows(limit: usize) -> Result<FlowList, ConntrackError> {
+fn flows(limit: usize) -> Result<FlowList, NetlinkError> {
     let mut list = FlowList::default();
     let mut conntrack = kernel::Flows::open()?;
-    for (_, family) in FAMILIES {
+    for family in Family::ALL {
         for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
             let filter = Filter::new(family, protocol.number());
             let read = conntrack.each(&filter, &mut |flow| {
@@ -152,7 +157,7 @@ fn flows(limit: usize) -> Result<FlowList, ConntrackError> {
             });
             match read {
                 // What was visited is right.
-                Err(ConntrackError::Interrupted) => list.truncated = true,
+                Err(NetlinkError::Interrupted) => list.truncated = true,
                 other => other?,
             }
         }
@@ -174,7 +179,8 @@ fn row(flow: &conntrack::Flow, protocol: Protocol) -> FlowRow {
 
 /// Looks for every rule that should be in force in a reading of the whole table.
 fn compare(services: &[Service], evidence: &mut Evidence<'_>) {
-    for (ip_family, family) in FAMILIES {
+    for ip_family in IpFamily::ALL {
+        let family = Family::from(ip_family);
         let table = backend_nftables::table_name();
         let read = || kernel::Nftables::open()?.read(family, &table)?.whole();
         match read() {

@@ -3,6 +3,7 @@
 
 mod config_file;
 mod inspected;
+mod local;
 mod mode;
 mod notices;
 mod platform;
@@ -30,8 +31,11 @@ fn main() -> ExitCode {
     kernel::share_heap();
     let arguments: Vec<String> =
         std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
+    if std::env::args_os().next().is_some_and(|program| cli::kubectl::is_plugin(&program)) {
+        return cli::kubectl::run(arguments);
+    }
     if arguments.first().is_some_and(|first| cli::is_command(first)) {
-        return cli::run(arguments);
+        return cli::run(arguments, &local::ThisNode);
     }
     match CommandLine::parse(arguments) {
         Ok(Parsed::Run(command_line)) => run(&command_line),

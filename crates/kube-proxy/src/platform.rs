@@ -19,7 +19,7 @@ pub(crate) fn families() -> Vec<IpFamily> {
 /// (`platformCheckSupported` in `cmd/kube-proxy/app/server_linux.go`). `disabled` is the sysctl, if it can be read.
 fn families_with(has_v6: bool, disabled: Option<&str>) -> Vec<IpFamily> {
     if has_v6 && disabled.is_none_or(|value| value.trim() != "1") {
-        vec![IpFamily::V4, IpFamily::V6]
+        IpFamily::ALL.to_vec()
     } else {
         vec![IpFamily::V4]
     }

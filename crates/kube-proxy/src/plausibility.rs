@@ -132,7 +132,7 @@ mod tests {
 
     fn sound() -> Checked {
         Checked {
-            families: vec![IpFamily::V4, IpFamily::V6],
+            families: IpFamily::ALL.to_vec(),
             pods: Pods::ClusterCidr(Vec::new()),
             cluster_cidrs: Vec::new(),
             node_ports: NodePorts::Primary,

@@ -10,6 +10,7 @@ use host::Root;
 use inspect::{About, Api};
 use metrics::health::SharedHealth;
 use metrics::{BuildInfo, Feature, Metrics, Options};
+use model::IpFamily;
 use serde_json::json;
 use status::{Limits, ServeError, Server, Sources, Status};
 
@@ -19,7 +20,45 @@ use crate::rejections::Rejections;
 /// Metrics at zero, and a proxy that is healthy so far.
 pub(crate) fn telemetry(config: &Config, version: &str) -> Telemetry {
     let options = Options { build: build_info(version), features: features(config) };
-    Telemetry::new(Arc::new(Metrics::new(&options)), SharedHealth::new(config.health_timeout()))
+    let metrics = Arc::new(Metrics::new(&options));
+    let telemetry = Telemetry::new(metrics.clone(), SharedHealth::new(config.health_timeout()));
+    let published = telemetry.traffic.subscribe();
+    let read = move || published.borrow().iter().map(|(family, traffic)| counted(*family, traffic)).collect();
+    metrics.traffic.follow(Box::new(read), series(&config.service_metrics));
+    telemetry
+}
+
+/// Of which Services there are series.
+fn series(wanted: &config::ServiceMetrics) -> metrics::ServiceSeries {
+    metrics::ServiceSeries {
+        limit: match wanted.series {
+            config::ServiceSeries::Off => Some(0),
+            config::ServiceSeries::Top(count) => Some(usize::try_from(count).unwrap_or(usize::MAX)),
+            config::ServiceSeries::All => None,
+        },
+        namespaces: wanted.namespaces.iter().cloned().collect(),
+    }
+}
+
+/// What metrics tell of a family: what was counted since the program started, so that a restart is no sudden growth.
+fn counted(family: IpFamily, traffic: &agent::Traffic) -> metrics::FamilyTraffic {
+    let counted = |now: agent::Counters, then: agent::Counters| metrics::Counted {
+        connections: now.connections - then.connections,
+        refused: now.refused - then.refused,
+        dropped: now.dropped - then.dropped,
+    };
+    let service = |(name, port): (&model::ServicePortName, &agent::PortTraffic)| metrics::ServiceTraffic {
+        namespace: name.service.namespace.to_string(),
+        service: name.service.name.to_string(),
+        port: name.port.to_string(),
+        protocol: name.protocol.to_string(),
+        counted: counted(port.flow.total, port.found),
+    };
+    metrics::FamilyTraffic {
+        family,
+        total: counted(traffic.since_start, agent::Counters::default()),
+        services: traffic.ports.iter().map(service).collect(),
+    }
 }
 
 /// Descriptors for everything but clients: the runtime, the API server, the kernel, programs, service health checks.
@@ -56,6 +95,7 @@ pub(crate) fn start(
     };
     let served = status::Config {
         metrics_address: config.metrics_bind_address,
+        socket: config.inspect_socket.clone(),
         health_address: config.healthz_bind_address,
         bind_hard_fail: config.bind_address_hard_fail,
         profiling: config.enable_profiling,
@@ -90,10 +130,13 @@ pub(crate) fn start(
 /// The API, and the page.
 fn api(config: &Config, telemetry: &Telemetry, rejections: Rejections, about: About) -> Api {
     let (one, many, all) = (telemetry.clone(), telemetry.clone(), telemetry.clone());
+    let counted = telemetry.clone();
     Api::new(inspect::Sources {
         service: Arc::new(move |name| one.service(name)),
         services: Arc::new(move |(after, limit)| many.services(after, limit)),
         overview: Arc::new(move |()| all.overview()),
+        news: telemetry.generation.subscribe(),
+        traffic: Arc::new(move || counted.traffic()),
         health: telemetry.health.clone(),
         rejections: Arc::new(move || rejections.all()),
         host: Arc::new(ThisHost { mode: config.mode, root: Root::default() }),

@@ -73,7 +73,7 @@ impl TakeOvers {
 }
 
 fn clean_up_leftovers(leftovers: Leftovers, family: IpFamily, is_last: bool) -> Report {
-    let (root, family) = (Root::default(), nft_family(family));
+    let (root, family) = (Root::default(), nft::Family::from(family));
     let (table, choosing) = (backend_nftables::table_name(), backend_nftables::choosing_chains());
     match (leftovers, is_last) {
         (Leftovers::OtherModes, true) => host::clean_up_other_modes(&root),
@@ -81,15 +81,8 @@ fn clean_up_leftovers(leftovers: Leftovers, family: IpFamily, is_last: bool) -> 
         (Leftovers::OtherModes, false) if host::is_ipvs_left() => Report::default(),
         (Leftovers::OtherModes | Leftovers::Iptables, false) => host::clean_up_rules(&root, family),
         (Leftovers::Iptables, true) => host::clean_up_iptables(&root),
-        (Leftovers::Nftables, true) => host::clean_up_nftables(&table, &choosing, &host::FAMILIES),
+        (Leftovers::Nftables, true) => host::clean_up_nftables(&table, &choosing, &nft::Family::ALL),
         (Leftovers::Nftables, false) => host::clean_up_nftables(&table, &choosing, &[family]),
-    }
-}
-
-fn nft_family(family: IpFamily) -> nft::Family {
-    match family {
-        IpFamily::V4 => nft::Family::Ip,
-        IpFamily::V6 => nft::Family::Ip6,
     }
 }
 
@@ -140,10 +133,13 @@ const SHOWN_FOR: Duration = Duration::from_mins(10);
 
 fn spawn_removal(bpffs: PathBuf) {
     let work = move || {
-        if remove_fast_path(&bpffs, FastPathRemoval::Translation) {
-            thread::sleep(SHOWN_FOR);
-            remove_fast_path(&bpffs, FastPathRemoval::Everything);
+        let mut pauses = PAUSES.into_iter();
+        while !remove_fast_path(&bpffs, FastPathRemoval::Translation) {
+            let Some(pause) = pauses.next() else { return };
+            thread::sleep(pause);
         }
+        thread::sleep(SHOWN_FOR);
+        remove_fast_path(&bpffs, FastPathRemoval::Everything);
     };
     if let Err(error) = thread::Builder::new().name("takeover".into()).spawn(work) {
         warn!(%error, "programs of mode ebpf can't be removed");

@@ -12,17 +12,18 @@
 //! | a library's `debug!` | I | 8 |
 //! | a library's `trace!` | never: it shows what goes over the wire, credentials included | |
 //!
-//! Spans are not recorded. A record that no verbosity asked for and that comes too often is counted instead of written
+//! A record has the fields of the spans that it is in, which are shown as events of their level would be; libraries' spans are not
+//! recorded. A record that no verbosity asked for and that comes too often is counted instead of written
 //! (`limit`). A thread of its own writes, so that nobody waits for whoever reads the streams; if they don't, records are lost
 //! and counted (`queue`).
 #![forbid(unsafe_code)]
 
 mod json;
+mod layer;
 mod limit;
 mod queue;
 mod record;
 mod sink;
-mod subscriber;
 mod text;
 mod verbosity;
 mod writer;
@@ -36,9 +37,9 @@ use tracing::error;
 
 pub use verbosity::{PatternError, Vmodule};
 
+use layer::Klog;
 use record::Severity;
 use sink::Sink;
-use subscriber::Klog;
 use writer::Writer;
 
 /// How records are written.
@@ -107,7 +108,7 @@ pub fn init(config: Config) -> Result<Handle, InitError> {
         Sink::single(errors)
     };
     let klog = Arc::new(Klog::new(config, TimeZone::system()));
-    tracing::subscriber::set_global_default(klog.clone())?;
+    tracing::subscriber::set_global_default(layer::subscriber(&klog))?;
     let writer = Writer { klog: klog.clone(), sink, flush_every };
     let handle = Handle { klog, writer: Arc::new(Mutex::new(Some(writer))) };
     log_panics(handle.clone());

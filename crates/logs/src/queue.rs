@@ -25,8 +25,8 @@ pub(crate) struct Batch {
     pub(crate) lines: VecDeque<Line>,
     /// Lines that there was no room for, after the others.
     pub(crate) lost: u64,
-    /// Somebody waits until everything is written.
-    pub(crate) flush: bool,
+    /// Somebody waits until everything is written: the number of the latest flush.
+    pub(crate) flush: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -34,14 +34,24 @@ pub(crate) struct Queue {
     waiting: Mutex<Waiting>,
     /// There is something to write.
     filled: Condvar,
-    /// A flush that was asked for is done.
+    /// Flushes that were asked for are done.
     flushed: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
-    batch: Batch,
+    lines: VecDeque<Line>,
+    lost: u64,
     bytes: usize,
+    /// Flushes that were asked for, and those that are done: all up to a number.
+    asked: u64,
+    done: u64,
+}
+
+impl Waiting {
+    fn flush(&self) -> Option<u64> {
+        (self.done < self.asked).then_some(self.asked)
+    }
 }
 
 impl Queue {
@@ -49,12 +59,12 @@ impl Queue {
     pub(crate) fn push(&self, line: Line) -> bool {
         let mut waiting = self.lock();
         let room = if line.severity == Severity::Info { MAX_INFO_BYTES } else { MAX_BYTES };
-        if waiting.bytes + line.text.len() > room && !waiting.batch.lines.is_empty() {
-            waiting.batch.lost += 1;
+        if waiting.bytes + line.text.len() > room && !waiting.lines.is_empty() {
+            waiting.lost += 1;
             return false;
         }
         waiting.bytes += line.text.len();
-        waiting.batch.lines.push_back(line);
+        waiting.lines.push_back(line);
         drop(waiting);
         self.filled.notify_one();
         true
@@ -63,29 +73,31 @@ impl Queue {
     /// Everything that waits, as soon as there is something or somebody wants a flush; nothing after `limit`.
     pub(crate) fn take(&self, limit: Duration) -> Batch {
         let is_idle = |waiting: &mut Waiting| {
-            waiting.batch.lines.is_empty() && waiting.batch.lost == 0 && !waiting.batch.flush
+            waiting.lines.is_empty() && waiting.lost == 0 && waiting.flush().is_none()
         };
         let waited = self.filled.wait_timeout_while(self.lock(), limit, is_idle);
         let (mut waiting, _) = waited.unwrap_or_else(PoisonError::into_inner);
         waiting.bytes = 0;
-        let flush = waiting.batch.flush;
-        // The wish is kept until it is fulfilled.
-        Batch { flush, ..std::mem::replace(&mut waiting.batch, Batch { flush, ..Batch::default() }) }
+        let (lines, lost) = (std::mem::take(&mut waiting.lines), std::mem::take(&mut waiting.lost));
+        Batch { lines, lost, flush: waiting.flush() }
     }
 
     /// Waits until everything that was pushed before is written; false if that takes longer than `limit`.
     pub(crate) fn flush(&self, limit: Duration) -> bool {
         let mut waiting = self.lock();
-        waiting.batch.flush = true;
+        waiting.asked += 1;
+        let number = waiting.asked;
         self.filled.notify_one();
-        let waited = self.flushed.wait_timeout_while(waiting, limit, |waiting| waiting.batch.flush);
+        let waited = self.flushed.wait_timeout_while(waiting, limit, |waiting| waiting.done < number);
         let (_waiting, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
         !timeout.timed_out()
     }
 
-    /// A batch that asked for a flush is written.
-    pub(crate) fn note_flushed(&self) {
-        self.lock().batch.flush = false;
+    /// A batch that asked for a flush is written. Those who have asked since then wait on.
+    pub(crate) fn note_flushed(&self, number: u64) {
+        let mut waiting = self.lock();
+        waiting.done = waiting.done.max(number);
+        drop(waiting);
         self.flushed.notify_all();
     }
 
@@ -113,7 +125,7 @@ mod tests {
         assert!(queue.push(line(Severity::Warning, MAX_BYTES - MAX_INFO_BYTES)));
         assert!(!queue.push(line(Severity::Error, 1)));
         let batch = queue.take(Duration::ZERO);
-        assert_eq!((batch.lines.len(), batch.lost, batch.flush), (MAX_INFO_BYTES / 1024 + 1, 2, false));
+        assert_eq!((batch.lines.len(), batch.lost, batch.flush), (MAX_INFO_BYTES / 1024 + 1, 2, None));
         assert!(queue.push(line(Severity::Info, 2 * MAX_BYTES)), "alone, however long it is");
         let batch = queue.take(Duration::ZERO);
         assert_eq!((batch.lines.len(), batch.lost), (1, 0));
@@ -127,11 +139,23 @@ mod tests {
         assert!(!queue.flush(Duration::from_millis(1)), "nobody writes");
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                assert!(queue.take(Duration::ZERO).flush);
-                queue.note_flushed();
+                let flush = queue.take(Duration::ZERO).flush;
+                queue.note_flushed(flush.unwrap());
             });
             assert!(queue.flush(Duration::from_mins(1)));
         });
-        assert!(!queue.take(Duration::ZERO).flush);
+        assert!(queue.take(Duration::ZERO).flush.is_none());
+    }
+
+    #[test]
+    fn a_flush_ends_only_when_its_own_lines_are_written() {
+        let queue = Queue::default();
+        assert!(!queue.flush(Duration::ZERO), "nobody writes");
+        let first = queue.take(Duration::ZERO);
+        queue.push(line(Severity::Info, 1));
+        assert!(!queue.flush(Duration::ZERO), "nobody writes");
+        queue.note_flushed(first.flush.unwrap());
+        let second = queue.take(Duration::ZERO);
+        assert_eq!((second.lines.len(), second.flush), (1, Some(2)), "the second is still wanted");
     }
 }

@@ -43,9 +43,12 @@ pub(crate) struct Record {
     pub(crate) v: u32,
     pub(crate) place: Place,
     pub(crate) message: String,
-    /// In the order of the callsite.
-    pub(crate) fields: Vec<(&'static str, Value)>,
+    /// Those of spans, then its own in the order of the callsite.
+    pub(crate) fields: Fields,
 }
+
+/// Names and values.
+pub(crate) type Fields = Vec<(&'static str, Value)>;
 
 /// Where in the source a record comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +88,7 @@ impl Place {
 #[derive(Debug, Default)]
 pub(crate) struct Content {
     pub(crate) message: String,
-    pub(crate) fields: Vec<(&'static str, Value)>,
+    pub(crate) fields: Fields,
 }
 
 /// The field `v`, if there is one.

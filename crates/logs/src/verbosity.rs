@@ -24,6 +24,11 @@ pub(crate) fn lowest_of(metadata: &Metadata<'_>) -> Option<u32> {
     }
 }
 
+/// The number from which a span's fields are shown in the records inside it; `None` for spans of libraries.
+pub(crate) fn lowest_of_span(metadata: &Metadata<'_>) -> Option<u32> {
+    is_ours(metadata).then(|| default_of(metadata)).flatten()
+}
+
 /// Whether the code is of this workspace, which cargo compiles with paths relative to the workspace.
 fn is_ours(metadata: &Metadata<'_>) -> bool {
     metadata.file().is_some_and(|file| file.starts_with("crates/"))

@@ -6,10 +6,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
+use crate::layer::Klog;
 use crate::queue::Batch;
 use crate::record::{Place, Record, Severity, Value};
 use crate::sink::Sink;
-use crate::subscriber::Klog;
 
 pub(crate) struct Writer {
     pub(crate) klog: Arc<Klog>,
@@ -48,12 +48,12 @@ impl Writer {
             // Nobody can be told if this is lost, too.
             _ = self.sink.write(Severity::Warning, &line);
         }
-        if batch.flush || is_due {
+        if batch.flush.is_some() || is_due {
             unwritten += u64::from(self.sink.flush().is_err());
         }
         self.klog.lose(unwritten);
-        if batch.flush {
-            self.klog.queue().note_flushed();
+        if let Some(number) = batch.flush {
+            self.klog.queue().note_flushed(number);
         }
     }
 }
@@ -115,7 +115,7 @@ mod tests {
     fn who_logs_does_not_wait_for_readers() {
         const RECORDS: usize = 20_000;
         let (klog, reader, lost) = start();
-        tracing::subscriber::with_default(klog.clone(), || {
+        tracing::subscriber::with_default(crate::layer::subscriber(&klog), || {
             for i in 0..RECORDS {
                 info!(v = 1, i, long = "x".repeat(1000), "flood");
             }
@@ -149,7 +149,7 @@ mod tests {
     fn records_for_a_closed_stream_are_counted() {
         let (klog, reader, lost) = start();
         drop(reader);
-        tracing::subscriber::with_default(klog.clone(), || info!("unheard"));
+        tracing::subscriber::with_default(crate::layer::subscriber(&klog), || info!("unheard"));
         assert!(klog.queue().flush(Duration::from_mins(1)));
         assert_eq!(lost.load(Ordering::Relaxed), 1);
     }

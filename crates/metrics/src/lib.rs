@@ -15,6 +15,7 @@ mod process;
 mod registrar;
 mod sli;
 mod source;
+mod traffic;
 mod turn;
 
 use std::sync::{Mutex, PoisonError};
@@ -29,6 +30,7 @@ pub use process::ProcessReading;
 pub use registrar::CONTENT_TYPE;
 pub use sli::Slis;
 pub use source::{Requests, ResourceMetrics, SourceMetrics};
+pub use traffic::{Counted, FamilyTraffic, ReadTraffic, ServiceSeries, ServiceTraffic, TrafficMetrics};
 pub use turn::LoopTurn;
 
 use process::ProcessMetrics;
@@ -85,6 +87,8 @@ pub struct Metrics {
     pub source: SourceMetrics,
     /// Turns of the event loop.
     pub loop_turn: LoopTurn,
+    /// What went through Services.
+    pub traffic: TrafficMetrics,
     /// The registry of `/metrics/slis`.
     pub slis: Slis,
     process: Mutex<ProcessMetrics>,
@@ -175,6 +179,7 @@ impl Metrics {
         let source = SourceMetrics::register(&registrar);
         let process = Mutex::new(ProcessMetrics::register(&registrar));
         let loop_turn = LoopTurn::register(&registrar);
+        let traffic = TrafficMetrics::register(&registrar);
         Self {
             registrar,
             family,
@@ -184,6 +189,7 @@ impl Metrics {
             config_file_usable,
             source,
             loop_turn,
+            traffic,
             slis: Slis::default(),
             process,
         }

@@ -17,7 +17,7 @@ pub(crate) struct Registrar {
     registered: Option<IntCounter>,
 }
 
-const SOUND: &str = "the names of metrics and labels are sound and registered once";
+pub(crate) const SOUND: &str = "the names of metrics and labels are sound and registered once";
 
 impl Registrar {
     /// One that has upstream's count of what is registered.
@@ -39,6 +39,11 @@ impl Registrar {
         self.registry.register(Box::new(collector.clone())).expect(SOUND);
         self.registered.iter().for_each(IntCounter::inc);
         collector
+    }
+
+    /// One that makes its metrics when it is asked.
+    pub(crate) fn collector(&self, collector: impl Collector + 'static) {
+        self.registry.register(Box::new(collector)).expect(SOUND);
     }
 
     pub(crate) fn counter(&self, name: &str, help: &str) -> IntCounter {

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use metrics::{
-    BuildInfo, EbpfMetrics, Feature, IptablesMetrics, Metrics, NftablesMetrics, Options, ProcessReading,
+    BuildInfo, Counted, EbpfMetrics, FamilyTraffic, Feature, IptablesMetrics, Metrics, NftablesMetrics,
+    Options, ProcessReading, ServiceSeries, ServiceTraffic,
 };
 use model::{IpFamily, Kind};
 use prometheus_parse::{Scrape, Value};
@@ -51,6 +52,16 @@ fn metrics(mode: Mode) -> Metrics {
     metrics.source.requests.answered("GET", "10.0.0.1:6443", Some(200), Duration::from_millis(3));
     metrics.source.requests.answered("GET", "10.0.0.1:6443", None, Duration::from_millis(3));
     metrics.source.requests.received("GET", "10.0.0.1:6443", 1000);
+    let counted = Counted { connections: 1, refused: 1, dropped: 1 };
+    let service = ServiceTraffic {
+        namespace: "ns".into(),
+        service: "svc".into(),
+        port: "http".into(),
+        protocol: "TCP".into(),
+        counted,
+    };
+    let traffic = FamilyTraffic { family: IpFamily::V4, total: counted, services: vec![service] };
+    metrics.traffic.follow(Box::new(move || vec![traffic.clone()]), ServiceSeries::default());
     metrics.slis.record("ping", "healthz", true);
     metrics
 }

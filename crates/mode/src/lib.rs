@@ -25,4 +25,4 @@ pub use planner::{
 };
 pub use target::{Applied, OpenTarget, Reading, Target};
 pub use touches::{Touches, Watch};
-pub use traffic::{Counters, Traffic};
+pub use traffic::{Counters, Meter};

@@ -8,7 +8,7 @@ use model::{Changed, Family, FrontendKey, RuleSettings, Table};
 use tokio::time::Instant;
 
 use crate::target::Target;
-use crate::traffic::Traffic;
+use crate::traffic::Meter;
 
 /// One family's rules in a mode: knows what the target holds, and decides what to do. Does no I/O and takes no time; `plan`
 /// must not change what the planner believes, since a plan may come to nothing.
@@ -63,10 +63,10 @@ pub trait Planner<F: Family>: Send + 'static {
         Vec::new()
     }
 
-    /// Whose what the target counted is.
-    fn traffic(&self, table: &Table<F>, counted: <Self::Target as Target>::Counted) -> Traffic {
+    /// Whose what the target counted is. What has counted nothing, or is nobody's any more, may be left out.
+    fn meters(&self, table: &Table<F>, counted: <Self::Target as Target>::Counted) -> Vec<Meter> {
         let _ = (table, counted);
-        Traffic::default()
+        Vec::new()
     }
 }
 

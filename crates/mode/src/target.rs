@@ -33,6 +33,8 @@ pub trait Target: Sized + 'static {
 
     /// What went through since it was made, by what the planner can tell apart; `None`: nothing is counted here.
     ///
+    /// Asked of a target that does nothing else, on a thread of its own, so that no change waits for the answer.
+    ///
     /// # Errors
     /// It can't be read.
     fn traffic(&mut self) -> Result<Option<Self::Counted>, Self::Error> {

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use model::IpFamily;
+
 /// Address family. Everything in an `nf_tables` table belongs to one, and so does a tracked flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
@@ -13,6 +15,9 @@ pub enum Family {
 }
 
 impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Ip, Self::Ip6];
+
     /// nft's keyword.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -42,6 +47,15 @@ impl Family {
         match addr {
             IpAddr::V4(_) => Self::Ip,
             IpAddr::V6(_) => Self::Ip6,
+        }
+    }
+}
+
+impl From<IpFamily> for Family {
+    fn from(family: IpFamily) -> Self {
+        match family {
+            IpFamily::V4 => Self::Ip,
+            IpFamily::V6 => Self::Ip6,
         }
     }
 }

@@ -8,11 +8,13 @@
 #![forbid(unsafe_code)]
 
 mod attrs;
+mod error;
 mod family;
 mod message;
 mod writer;
 
 pub use attrs::{Attrs, be_u16, be_u32, text};
+pub use error::NetlinkError;
 pub use family::Family;
 pub use message::{Ack, Message, messages};
 pub use writer::Writer;

@@ -2,9 +2,10 @@
 
 mod exprs;
 
+use crate::dump::Count;
 use crate::encode::elements::INTERVAL_END;
 use crate::encode::objects::{data_type, set_flags, type_number};
-use crate::wire::{Attrs, attr, be_u32, set_flag};
+use crate::wire::{Attrs, COUNTER, attr, be_u32, set_flag};
 use crate::{
     BaseChain, Bytes, ChainState, ChainType, Data, Element, Expr, Family, Hook, Name, ObjectType, Set,
     SetData, SetKind, SetState, udata,
@@ -34,7 +35,8 @@ pub(crate) fn set(attrs: &Attrs<'_>, name: &Name, family: Family) -> Option<SetS
         Some(crate::wire::DATA_TYPE_VERDICT) => SetData::Verdict,
         Some(_) => SetData::Fields(fields),
     };
-    let declared = Set { name: name.clone(), key, data, kind: set_kind(attrs, flags), comment };
+    let (kind, is_counted) = (set_kind(attrs, flags), is_counter(attrs.nest(attr::SET_EXPR)));
+    let declared = Set { name: name.clone(), key, data, kind, is_counted, comment };
     let foreign = !is_as_declared(attrs, &declared, family);
     let set = if foreign { as_foreign(declared) } else { declared };
     Some(SetState { set, foreign, elements: Vec::new() })
@@ -43,6 +45,15 @@ pub(crate) fn set(attrs: &Attrs<'_>, name: &Name, family: Family) -> Option<SetS
 /// What is left of a declaration that is not ours.
 pub(crate) fn as_foreign(set: Set) -> Set {
     Set { comment: set.comment, ..Set::new(set.name, vec![], SetData::None) }
+}
+
+fn is_counter(expression: Option<Attrs<'_>>) -> bool {
+    expression.is_some_and(|attrs| attrs.text(attr::EXPR_NAME) == Some(COUNTER))
+}
+
+/// Whether what is attached to each element is what the declaration would attach: a counter, or nothing.
+fn is_attached_as_declared(attrs: &Attrs<'_>, set: &Set) -> bool {
+    attrs.find(attr::SET_EXPR).is_some() == set.is_counted && attrs.find(attr::SET_EXPRESSIONS).is_none()
 }
 
 /// The kind that the flags suggest; whether they are all is checked with the rest of the declaration.
@@ -76,6 +87,7 @@ fn is_as_declared(attrs: &Attrs<'_>, set: &Set, family: Family) -> bool {
         && data_fits
         && set_size(attrs) == size
         && !has_default_timeout
+        && is_attached_as_declared(attrs, set)
         && attrs.u32(attr::SET_FLAGS).unwrap_or_default() == set_flags(set)
         && attrs.u32(attr::SET_KEY_TYPE) == Some(type_number(&set.key, family))
         && length(attr::SET_KEY_LEN) == Some(set.key_wire_bytes(family))
@@ -97,6 +109,24 @@ pub(crate) enum ListedElement {
 pub(crate) fn elements(attrs: &Attrs<'_>) -> impl Iterator<Item = ListedElement> {
     let list = attrs.find(attr::ELEM_LIST_ELEMENTS).unwrap_or_default();
     Attrs::new(list).filter_map(|(_, bytes)| listed_element(&Attrs::new(bytes)))
+}
+
+/// What the elements of one message have counted, those left out that have counted nothing.
+pub(crate) fn counts(attrs: &Attrs<'_>) -> impl Iterator<Item = Count> {
+    let list = attrs.find(attr::ELEM_LIST_ELEMENTS).unwrap_or_default();
+    Attrs::new(list).filter_map(|(_, bytes)| count(&Attrs::new(bytes)))
+}
+
+fn count(attrs: &Attrs<'_>) -> Option<Count> {
+    let expression = attrs.nest(attr::ELEM_EXPR);
+    let counter =
+        expression.clone().filter(|_| is_counter(expression)).and_then(|expr| expr.nest(attr::EXPR_DATA));
+    let packets = be_u64(counter?.find(attr::COUNTER_PACKETS)?).filter(|packets| *packets > 0)?;
+    Some(Count { element: element(attrs)?, packets })
+}
+
+fn be_u64(payload: &[u8]) -> Option<u64> {
+    payload.try_into().ok().map(u64::from_be_bytes)
 }
 
 fn listed_element(attrs: &Attrs<'_>) -> Option<ListedElement> {

@@ -155,6 +155,22 @@ pub fn elements(message: &Message<'_>) -> Vec<Element> {
     listed.into_iter().filter_map(element).collect()
 }
 
+/// What an element has counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Count {
+    /// Which element.
+    pub element: Element,
+    /// Packets that a rule has looked it up for, since it was made; not 0.
+    pub packets: u64,
+}
+
+/// What elements have counted, those left out that have counted nothing, in an answer to [`Request::Elements`] or
+/// [`Request::Keys`]; nothing in any other message, nor of sets that are not counted.
+pub fn counts(message: &Message<'_>) -> Vec<Count> {
+    let attrs = message.attrs().filter(|_| message.kind == kind::NEW_ELEMENT);
+    attrs.map(|attrs| decode::counts(&attrs).collect()).unwrap_or_default()
+}
+
 /// Collects one table from the answers to the requests about it.
 #[derive(Debug)]
 pub struct RulesetReader<'a> {

@@ -6,7 +6,7 @@
 //! the kernel's register expressions ([`Expr`]), which is also what a dump is decoded to, so that a rule read back is
 //! compared with a rule wanted in the kernel's own terms.
 //!
-//! Deliberately absent: anonymous sets, intervals other than networks, counters and other objects. Nothing here needs
+//! Deliberately absent: anonymous sets, intervals other than networks, counters in rules, and objects. Nothing here needs
 //! them, and what is not written need not be recognised: it reads back as foreign, or only by its name.
 #![forbid(unsafe_code)]
 
@@ -26,11 +26,12 @@ mod ruleset;
 mod set;
 mod statement;
 mod text;
+pub mod trace;
 mod transaction;
 mod udata;
 mod wire;
 
-pub use border::{Applied, Kernel, KernelError, Reading};
+pub use border::{Applied, Counts, Kernel, Reading};
 pub use bytes::{Bytes, Reader};
 pub use chain::{BaseChain, Chain, ChainType, Hook, Rule};
 pub use encode::{Batch, Cursor, Encoded, Encoder, encode};

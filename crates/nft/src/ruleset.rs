@@ -47,6 +47,7 @@ impl SetState {
             && self.set.key == wanted.key
             && self.set.data == wanted.data
             && self.set.kind == wanted.kind
+            && self.set.is_counted == wanted.is_counted
     }
 }
 

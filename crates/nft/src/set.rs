@@ -94,6 +94,12 @@ pub struct Set {
     pub data: SetData,
     /// Which elements it holds, and who puts them there.
     pub kind: SetKind,
+    /// Each element counts the packets that a rule has looked it up for ([`crate::dump::Count`]), which is not part of what an
+    /// element is: one that has counted is the same as one that has not.
+    ///
+    /// Elements of maps count too: since Linux 5.7 a lookup runs what is attached to the element that it finds
+    /// (`nft_lookup_eval` of `net/netfilter/nft_lookup.c`).
+    pub is_counted: bool,
     /// A note for people who list the ruleset; at most 128 bytes.
     pub comment: Option<Box<str>>,
 }
@@ -101,7 +107,7 @@ pub struct Set {
 impl Set {
     /// A declaration without comment, to be filled with single keys.
     pub fn new(name: Name, key: Vec<Field>, data: SetData) -> Self {
-        Self { name, key, data, kind: SetKind::Exact, comment: None }
+        Self { name, key, data, kind: SetKind::Exact, is_counted: false, comment: None }
     }
 
     /// A plain set without comment, to be filled with networks.
@@ -112,6 +118,12 @@ impl Set {
     /// A map to values without comment, to be filled by rules with at most `size` elements.
     pub fn learnt(name: Name, key: Vec<Field>, data: Vec<Field>, size: u32) -> Self {
         Self { kind: SetKind::Learnt { size }, ..Self::new(name, key, SetData::Fields(data)) }
+    }
+
+    /// The same with elements that count.
+    #[must_use]
+    pub fn counted(self) -> Self {
+        Self { is_counted: true, ..self }
     }
 
     /// nft's word for it: `set` or `map`.

@@ -112,6 +112,9 @@ fn declaration(set: &Set, family: Family) -> impl Display {
             SetKind::Networks => f.write_str("flags interval; ")?,
             SetKind::Learnt { size } => write!(f, "size {size}; flags dynamic,timeout; ")?,
         }
+        if set.is_counted {
+            f.write_str("counter; ")?;
+        }
         match &set.comment {
             Some(comment) => write!(f, "comment {}; ", quoted(comment)),
             None => Ok(()),

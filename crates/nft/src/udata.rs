@@ -246,6 +246,7 @@ mod tests {
             key: key.to_vec(),
             data: data.clone(),
             kind: SetKind::Exact,
+            is_counted: false,
             comment: Some("why".into()),
         };
         let (parsed_key, parsed_data, comment) = parse_set(&set(&declared, family), family);

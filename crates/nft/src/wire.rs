@@ -32,6 +32,7 @@ pub(crate) mod kind {
     pub(crate) const DEL_ELEMENT: u16 = nft(14);
     pub(crate) const NEW_GENERATION: u16 = nft(15);
     pub(crate) const GET_GENERATION: u16 = nft(16);
+    pub(crate) const TRACE: u16 = nft(17);
     pub(crate) const NEW_OBJECT: u16 = nft(18);
     pub(crate) const GET_OBJECT: u16 = nft(19);
     pub(crate) const DEL_OBJECT: u16 = nft(20);
@@ -78,6 +79,8 @@ pub(crate) mod attr {
     pub(crate) const SET_ID: u16 = 10;
     pub(crate) const SET_TIMEOUT: u16 = 11;
     pub(crate) const SET_USERDATA: u16 = 13;
+    pub(crate) const SET_EXPR: u16 = 17;
+    pub(crate) const SET_EXPRESSIONS: u16 = 18;
     pub(crate) const SET_COUNT: u16 = 20;
 
     pub(crate) const DESC_SIZE: u16 = 1;
@@ -91,7 +94,10 @@ pub(crate) mod attr {
     pub(crate) const ELEM_DATA: u16 = 2;
     pub(crate) const ELEM_FLAGS: u16 = 3;
     pub(crate) const ELEM_USERDATA: u16 = 6;
+    pub(crate) const ELEM_EXPR: u16 = 7;
     pub(crate) const ELEM_KEY_END: u16 = 10;
+
+    pub(crate) const COUNTER_PACKETS: u16 = 2;
 
     pub(crate) const OBJECT_TABLE: u16 = 1;
     pub(crate) const OBJECT_NAME: u16 = 2;
@@ -102,6 +108,9 @@ pub(crate) mod attr {
 
     pub(crate) const GENERATION_ID: u16 = 1;
 }
+
+/// The kernel's name of the expression that counts.
+pub(crate) const COUNTER: &str = "counter";
 
 /// `NFT_SET_*` flags.
 pub(crate) mod set_flag {

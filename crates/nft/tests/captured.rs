@@ -102,7 +102,7 @@ fn sets() -> [Arc<Set>; 10] {
     hairpin.comment = Some("endpoint to itself".into());
     [
         set("service-ips", &[DestAddr, L4Proto, DestPort], SetData::Verdict),
-        set("endpoints", &[DestAddr, L4Proto, DestPort, NumgenRandom { modulus: 65536 }], endpoint),
+        set("endpoints", &[DestAddr, L4Proto, DestPort, NumgenRandom { modulus: 65536 }], endpoint).counted(),
         hairpin,
         set("nodeport-ips", &[DestAddr], SetData::None),
         set("protocols", &[L4Proto], SetData::Verdict),

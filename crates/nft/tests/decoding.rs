@@ -53,13 +53,13 @@ fn set(family: Family) -> impl Strategy<Value = Set> {
         1 => (1..=u32::MAX).prop_map(|size| SetKind::Learnt { size }),
     ];
     let comment = option::of("[a-z/:]{1,128}".prop_map(Into::into));
-    (vec(field(), 1..5), data, kind, comment)
-        .prop_map(|(mut key, data, kind, comment)| {
+    (vec(field(), 1..5), data, kind, any::<bool>(), comment)
+        .prop_map(|(mut key, data, kind, is_counted, comment)| {
             if kind == SetKind::Networks {
                 let last = key.len() - 1;
                 key[last] = Field::SourceAddr;
             }
-            Set { name: "s".into(), key, data, kind, comment }
+            Set { name: "s".into(), key, data, kind, is_counted, comment }
         })
         .prop_filter("longer than any set in use", move |set| set.key_bytes(family) <= Bytes::CAPACITY)
 }

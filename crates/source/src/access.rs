@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use data_encoding::BASE64;
 use http::{HeaderName, HeaderValue, Uri};
+use tokio_rustls::rustls::pki_types::CertificateDer;
 
 use crate::ApiConfig;
 use crate::environment::Environment;
@@ -126,6 +127,8 @@ pub(crate) struct Access {
     /// Scheme, host, port and what comes before each path.
     pub(crate) server: Uri,
     pub(crate) ca: Option<Material>,
+    /// The CAs that this host trusts; none where they do not matter.
+    pub(crate) host_roots: Vec<CertificateDer<'static>>,
     pub(crate) is_insecure: bool,
     /// The name to look for in the server's certificate, if not the one in the URL.
     pub(crate) server_name: Option<String>,
@@ -139,14 +142,18 @@ pub(crate) struct Access {
 impl Access {
     /// Reads everything anew.
     pub(crate) async fn read(config: &ApiConfig, environment: &Environment) -> Result<Self, ConnectError> {
-        match (&config.kubeconfig, &config.server) {
-            (Some(path), server) => of_kubeconfig(path, server.as_deref(), environment).await,
+        let mut access = match (&config.kubeconfig, &config.server) {
+            (Some(path), server) => of_kubeconfig(path, server.as_deref(), environment).await?,
             (None, Some(server)) => {
                 let server = server_url(server, false).map_err(ConnectError::Url)?;
-                Ok(Self::plain(server, environment))
+                Self::plain(server, environment)
             }
-            (None, None) => of_pod(environment).await,
+            (None, None) => of_pod(environment).await?,
+        };
+        if access.ca.is_none() && !access.is_insecure {
+            access.host_roots = files::read_host_roots().await;
         }
+        Ok(access)
     }
 
     fn plain(server: Uri, environment: &Environment) -> Self {
@@ -154,6 +161,7 @@ impl Access {
         Self {
             server,
             ca: None,
+            host_roots: Vec::new(),
             is_insecure: false,
             server_name: None,
             pair: None,

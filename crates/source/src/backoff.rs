@@ -6,6 +6,9 @@ use tokio::time::Instant;
 
 use crate::Timings;
 
+/// A watch that has lasted this long works.
+const STEADY: Duration = Duration::from_secs(10);
+
 /// The failures of late.
 #[derive(Debug)]
 pub(crate) struct Backoff {
@@ -43,6 +46,14 @@ impl Backoff {
     /// off after each event would be asked without a pause. A listing is no such sign: it may be all that works.
     pub(crate) fn progress(&mut self) {
         self.n_failures = 0;
+    }
+
+    /// A watch was open for so long. Where that is long enough to show that watching works, it is progress even if there was
+    /// nothing to tell: who loses the server now and then is not to wait longer each time.
+    pub(crate) fn watched(&mut self, lasted: Duration) {
+        if lasted >= STEADY {
+            self.progress();
+        }
     }
 
     fn is_quiet(&self, now: Instant) -> bool {
@@ -95,6 +106,19 @@ mod tests {
         }
         backoff.progress();
         assert_eq!(backoff.next_lenient(now, 0.0), Duration::from_millis(800));
+    }
+
+    #[test]
+    fn outages_between_watches_that_last_do_not_add_up() {
+        let mut backoff = Backoff::new(&Timings::default());
+        let mut now = Instant::now();
+        for _ in 0..5 {
+            backoff.watched(STEADY);
+            assert_eq!(backoff.next(now, 0.0), Duration::from_millis(800));
+            now += STEADY;
+        }
+        backoff.watched(STEADY / 2);
+        assert_eq!(backoff.next(now, 0.0), Duration::from_millis(1600), "it did not last");
     }
 
     #[test]

@@ -77,7 +77,7 @@ impl Client {
         };
         let is_unauthorized = matches!(&failure, Failure::Status(status) if status.code == 401);
         // If they can't be read either, the server's refusal says enough.
-        if !is_unauthorized || self.transport.renew(&generation, true).await.is_err() {
+        if !is_unauthorized || self.transport.renew(&generation).await.is_err() {
             return Err(write_error(failure, &generation));
         }
         let generation = self.transport.current();

@@ -48,8 +48,10 @@ pub(crate) struct Given {
 #[derive(Default)]
 pub(crate) struct Presented {
     pub(crate) header: Option<HeaderValue>,
-    /// A plugin's client certificate, and a number that changes with it.
-    pub(crate) pair: Option<(u64, Pair)>,
+    /// A plugin's client certificate.
+    pub(crate) pair: Option<Pair>,
+    /// How often a plugin has given something, with this.
+    pub(crate) serial: u64,
 }
 
 impl Credentials {
@@ -72,10 +74,12 @@ impl Credentials {
     pub(crate) async fn present(&self) -> Result<Presented, String> {
         match self {
             Self::Nothing => Ok(Presented::default()),
-            Self::Fixed { header, .. } => Ok(Presented { header: Some(header.clone()), pair: None }),
+            Self::Fixed { header, .. } => {
+                Ok(Presented { header: Some(header.clone()), ..Presented::default() })
+            }
             Self::TokenFile { path, read } => {
                 let header = current_token(path, &mut *read.lock().await).await?;
-                Ok(Presented { header: Some(header), pair: None })
+                Ok(Presented { header: Some(header), ..Presented::default() })
             }
             Self::Plugin(asked) => {
                 let mut given = asked.given.lock().await;
@@ -88,12 +92,18 @@ impl Credentials {
         }
     }
 
-    /// The server has refused what was sent: it is read anew for the next request.
-    pub(crate) async fn refused(&self) {
+    /// The server has refused what was sent with this number: it is read anew for the next request, unless that has been done
+    /// since.
+    pub(crate) async fn refused(&self, serial: u64) {
         match self {
             Self::Nothing | Self::Fixed { .. } => {}
             Self::TokenFile { read, .. } => *read.lock().await = None,
-            Self::Plugin(asked) => asked.given.lock().await.credential = None,
+            Self::Plugin(asked) => {
+                let mut given = asked.given.lock().await;
+                if given.serial == serial {
+                    given.credential = None;
+                }
+            }
         }
     }
 
@@ -116,7 +126,7 @@ fn present(given: &Given) -> Result<Presented, String> {
     let Some(credential) = &given.credential else { return Ok(Presented::default()) };
     let header = credential.token.as_deref().map(bearer).transpose();
     let header = header.map_err(|error| format!("the credential plugin's token is none: {error}"))?;
-    Ok(Presented { header, pair: credential.pair.clone().map(|pair| (given.serial, pair)) })
+    Ok(Presented { header, pair: credential.pair.clone(), serial: given.serial })
 }
 
 /// A file that can't be read now, as in the middle of its replacement, does not matter while there is a token.
@@ -139,7 +149,32 @@ async fn current_token(path: &Path, read: &mut Option<Read>) -> Result<HeaderVal
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
+    use crate::kubeconfig::Exec;
+
+    /// Three kinds ask at the same time, and all three are refused.
+    #[tokio::test]
+    async fn a_credential_that_is_refused_often_is_replaced_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (program, runs) = (dir.path().join("plugin"), dir.path().join("runs"));
+        let version = "client.authentication.k8s.io/v1";
+        let given =
+            format!(r#"{{"apiVersion":"{version}","kind":"ExecCredential","status":{{"token":"x"}}}}"#);
+        let script = format!("#!/bin/sh\necho run >> {}\necho '{given}'\n", runs.display());
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let exec = Exec { api_version: Some(version.to_owned()), ..Exec::default() };
+        let plugin = Plugin { exec, program, cluster: None };
+        let credentials = Credentials::new(Login::Plugin(plugin), Duration::from_mins(10));
+        let first = credentials.present().await.unwrap();
+        for _ in 0..3 {
+            credentials.refused(first.serial).await;
+            assert_eq!(token(&credentials).await, "Bearer x");
+        }
+        assert_eq!(std::fs::read_to_string(&runs).unwrap().lines().count(), 2);
+    }
 
     async fn token(credentials: &Credentials) -> String {
         let header = credentials.present().await.unwrap().header.unwrap();
@@ -159,12 +194,12 @@ mod tests {
         tokio::time::advance(TOKEN_PERIOD).await;
         assert_eq!(token(&credentials).await, "Bearer second");
         write("third");
-        credentials.refused().await;
+        credentials.refused(0).await;
         assert_eq!(token(&credentials).await, "Bearer third");
         write("\n");
         tokio::time::advance(TOKEN_PERIOD).await;
         assert_eq!(token(&credentials).await, "Bearer third", "a broken file costs nothing yet");
-        credentials.refused().await;
+        credentials.refused(0).await;
         let error = credentials.present().await.map(drop).unwrap_err();
         assert_eq!(error, format!("{}: the file is empty", path.display()));
     }

@@ -53,6 +53,8 @@ pub(crate) struct Driver {
     /// Events on their way to the channel; empty between two steps.
     out: Vec<SourceEvent>,
     has_problem: bool,
+    /// When the present watch began.
+    watching_since: Option<Instant>,
 }
 
 impl Driver {
@@ -65,8 +67,18 @@ impl Driver {
     ) -> Self {
         let machine = Machine::new(kind, transport.config().content_type == ContentType::Protobuf);
         let backoff = Backoff::new(&timings);
-        let (out, has_problem) = (Vec::new(), false);
-        Self { kind, transport, timings, interner, events, machine, backoff, out, has_problem }
+        Self {
+            kind,
+            transport,
+            timings,
+            interner,
+            events,
+            machine,
+            backoff,
+            out: Vec::new(),
+            has_problem: false,
+            watching_since: None,
+        }
     }
 
     /// Runs until the receiver is gone.
@@ -78,7 +90,11 @@ impl Driver {
     /// One request and the wait after it.
     async fn step(&mut self) -> Result<(), Closed> {
         let generation = self.transport.current();
-        let (next, trouble) = match self.perform(&generation).await {
+        let end = self.perform(&generation).await;
+        if let Some(since) = self.watching_since.take() {
+            self.backoff.watched(since.elapsed());
+        }
+        let (next, trouble) = match end {
             End::Closed => return Err(Closed),
             End::Page => return Ok(()),
             End::Watch { was_useful } => {
@@ -131,7 +147,7 @@ impl Driver {
         }
         let is_unauthorized = matches!(failure, Failure::Status(status) if status.code == 401);
         if (is_unauthorized || matches!(failure, Failure::Unreachable(_)))
-            && let Err(error) = self.transport.renew(generation, is_unauthorized).await
+            && let Err(error) = self.transport.renew(generation).await
         {
             self.problem(format!("the configuration can't be read again: {}", chain(&error))).await?;
         }
@@ -228,6 +244,7 @@ impl Driver {
         let timeout = self.timings.watch_timeout.mul_f64(1.0 + fastrand::f64());
         let begin = Instant::now();
         let mut answer = self.open(generation, timeout).await?;
+        self.watching_since = Some(Instant::now());
         self.machine.watch_begins();
         if !matches!(self.machine.request(), Request::StreamedList) {
             self.recovered().await?;

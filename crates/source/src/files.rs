@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tokio_rustls::rustls::pki_types::CertificateDer;
+
 use crate::file::{ReadError, read_bytes};
 
 /// None of these is that large.
@@ -18,6 +20,15 @@ pub struct FileError {
     path: PathBuf,
     #[source]
     source: ReadError,
+}
+
+/// The certificates of the CAs that this host trusts, as many as can be read in time.
+pub(crate) async fn read_host_roots() -> Vec<CertificateDer<'static>> {
+    let reading = tokio::task::spawn_blocking(|| rustls_native_certs::load_native_certs().certs);
+    match tokio::time::timeout(LIMIT, reading).await {
+        Ok(Ok(certificates)) => certificates,
+        Ok(Err(_)) | Err(_) => Vec::new(),
+    }
 }
 
 /// Reads a regular file, on a thread of its own.

@@ -12,8 +12,8 @@ use model::{Change, Interner, Kind, Object, ObjectName};
 use crate::SourceEvent;
 use crate::file::read_text;
 
-/// The largest file that is read: some 10,000 Services with ten endpoints each.
-const MAX_FILE_BYTES: u64 = 16 << 20;
+/// The largest file that is read: some 50,000 Services with ten endpoints each.
+const MAX_FILE_BYTES: u64 = 128 << 20;
 
 /// What a folder is known to hold.
 #[derive(Debug)]

@@ -114,7 +114,7 @@ fn verifier(access: &Access, provider: Arc<CryptoProvider>) -> Result<Verifier, 
         return Ok(Verifier { trust: None, provider });
     }
     let (roots, anchors) = match &access.ca {
-        None => (host_roots()?, Vec::new()),
+        None => (host_roots(access)?, Vec::new()),
         Some(ca) => {
             let anchors = certificates(ca)?;
             let mut roots = RootCertStore::empty();
@@ -130,9 +130,9 @@ fn verifier(access: &Access, provider: Arc<CryptoProvider>) -> Result<Verifier, 
     Ok(Verifier { trust: Some(Trust { by_roots, anchors }), provider })
 }
 
-fn host_roots() -> Result<RootCertStore, TlsError> {
+fn host_roots(access: &Access) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
-    let (n_added, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let (n_added, _) = roots.add_parsable_certificates(access.host_roots.iter().cloned());
     if n_added == 0 { Err(TlsError::NoRoots) } else { Ok(roots) }
 }
 

@@ -69,7 +69,7 @@ pub(crate) struct Generation {
 struct Wire {
     client: HttpClient,
     identity: Option<Identity>,
-    /// Which of a plugin's certificates it is; 0 for none.
+    /// [`Presented::serial`] of the plugin's certificate; 0 for none.
     serial: u64,
 }
 
@@ -102,12 +102,9 @@ impl Transport {
 
     /// Reads the configuration again after a failure, since its credentials (token, certificates, CA) may have been
     /// replaced. Does nothing if that has been done since `failed` was taken. Connections stay if nothing has changed.
-    pub(crate) async fn renew(&self, failed: &Generation, is_unauthorized: bool) -> Result<(), ConnectError> {
+    pub(crate) async fn renew(&self, failed: &Generation) -> Result<(), ConnectError> {
         if self.current().number != failed.number {
             return Ok(());
-        }
-        if is_unauthorized {
-            failed.credentials.refused().await;
         }
         let access = Access::read(&self.config, &self.environment).await?;
         if access == failed.access {
@@ -226,6 +223,9 @@ impl Generation {
             .await
             .map_err(|_elapsed| Failure::Unreachable(format!("no answer after {limit:?}")))?
             .map_err(|error| Failure::Unreachable(self.reason(&error, &wire)))?;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            self.credentials.refused(presented.serial).await;
+        }
         let (head, incoming) = response.into_parts();
         let body = Body::new(&head.headers, incoming)?;
         Ok((head, body))
@@ -244,10 +244,10 @@ impl Generation {
     /// New connections if a plugin has given another certificate.
     fn wire_for(&self, presented: &Presented) -> Result<Wire, TlsError> {
         let mut wire = self.wire.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((serial, pair)) = &presented.pair
-            && wire.serial != *serial
+        if let Some(pair) = &presented.pair
+            && wire.serial != presented.serial
         {
-            *wire = Wire { serial: *serial, ..Wire::new(&self.access, Some(pair), self.http2)? };
+            *wire = Wire { serial: presented.serial, ..Wire::new(&self.access, Some(pair), self.http2)? };
         }
         Ok(wire.clone())
     }

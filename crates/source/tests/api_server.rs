@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use api::Format;
+use apiserver::{ApiServer, Auth, Config, Disorder, Fault, ProtobufSupport, Verb};
 use metrics::{Metrics, Options};
 use model::{Change, Interner, Kind, Object, ObjectName, Store, Touched};
 use serde_json::{Value, json};
 use source::{ApiConfig, ContentType, Source, SourceEvent, Timings, spawn_api};
-use testkit::apiserver::{ApiServer, Auth, Config, Disorder, Fault, ProtobufSupport, Verb};
 use tokio::sync::mpsc::{Receiver, channel};
 use tokio::time::timeout_at;
 
-type ServerKind = testkit::apiserver::Kind;
+type ServerKind = apiserver::Kind;
 
 /// Nothing here takes long; this is for a machine that is busy. Less than a watch lasts, so that nothing passes only
 /// because a watch has ended by itself.
@@ -237,7 +237,7 @@ async fn every_format_and_every_way_to_list() {
             let requests = server.requests();
             assert!(requests.iter().all(|request| request.accept.as_ref().unwrap().starts_with(expected)));
             let is_streamed = |path: &str| path.contains("sendInitialEvents");
-            let served = |request: &&testkit::apiserver::RequestRecord| request.status == 200;
+            let served = |request: &&apiserver::RequestRecord| request.status == 200;
             let n_streamed =
                 requests.iter().filter(served).filter(|request| is_streamed(&request.path_and_query)).count();
             assert_eq!(n_streamed, if streamed_lists { 4 } else { 0 });

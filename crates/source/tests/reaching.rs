@@ -6,15 +6,15 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use apiserver::middlebox::{Middlebox, Role};
+use apiserver::{ApiServer, Auth, Certificates, Config, Fault, Keys, RequestRecord, Verb};
 use metrics::{Metrics, Options};
 use model::{Kind, ObjectName, Store, Touched};
 use serde_json::{Value, json};
 use source::{ApiConfig, ConnectError, ContentType, Environment, Source, SourceEvent, Timings, spawn_api_in};
-use testkit::apiserver::{ApiServer, Auth, Certificates, Config, Fault, Keys, RequestRecord, Verb};
-use testkit::middlebox::{Middlebox, Role};
 use tokio::sync::mpsc::{Receiver, channel};
 
-type ServerKind = testkit::apiserver::Kind;
+type ServerKind = apiserver::Kind;
 
 /// For a machine that is busy.
 const LIMIT: Duration = Duration::from_mins(2);

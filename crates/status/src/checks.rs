@@ -237,7 +237,7 @@ async fn answer_checks(
         let healthy = health.lock().report(Instant::now()).healthy;
         std::future::ready(check_answer(&check.1, endpoints.unwrap_or_default(), healthy))
     };
-    let error = connections::serve(&socket, &pool, respond).await;
+    let error = connections::serve(&*socket, &pool, respond).await;
     warn!(%error, "a service health check has failed");
 }
 

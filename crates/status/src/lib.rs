@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -46,6 +47,8 @@ pub use serve::Limits;
 pub struct Config {
     /// `metricsBindAddress`; `None`: no metrics server. Port 0: one that the system chooses.
     pub metrics_address: Option<SocketAddr>,
+    /// `inspectSocket`: a socket of the file system that answers as the metrics server does.
+    pub socket: Option<PathBuf>,
     /// `healthzBindAddress`; the same.
     pub health_address: Option<SocketAddr>,
     /// `bindAddressHardFail`: [`Status::failed`] returns when one of these two can't be served.
@@ -179,6 +182,10 @@ impl Status {
             if let Some(server) = server(Server::Metrics, config.metrics_address, metrics_tx) {
                 let pages = metrics_server::MetricsServer::new(&config, &sources, SystemTime::now());
                 tokio::spawn(server.run(pages.routes()));
+            }
+            if let Some(path) = config.socket.clone() {
+                let pages = metrics_server::MetricsServer::new(&config, &sources, SystemTime::now());
+                tokio::spawn(serve::on_socket(path, pool.clone(), pages.routes()));
             }
             if let Some(server) = server(Server::Health, config.health_address, health_tx) {
                 tokio::spawn(server.run(health::HealthServer::new(&sources).routes()));

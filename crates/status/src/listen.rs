@@ -2,9 +2,11 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::Path;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -25,6 +27,27 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// Listens on an address of one family, also if it is the unspecified one.
 pub(crate) fn bind_family(address: SocketAddr) -> io::Result<TcpListener> {
     listen(address, false)
+}
+
+/// Listens on a socket of the file system that its owner alone may open. One that a former process left is replaced; one that
+/// somebody serves is not, and neither is a file of another kind.
+pub(crate) fn bind_socket(path: &Path) -> io::Result<UnixListener> {
+    if let Ok(found) = std::fs::symlink_metadata(path)
+        && found.file_type().is_socket()
+    {
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        std::fs::remove_file(path)?;
+    }
+    // Nobody may open it before its permissions are right, so it gets its name only then.
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(format!(".{}", std::process::id()));
+    let listener = std::os::unix::net::UnixListener::bind(&fresh)?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&fresh, path)?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
 }
 
 /// Stops to listen, so that somebody else can listen there at once. To drop the socket is not enough: a process that is being
@@ -76,6 +99,21 @@ mod tests {
         assert!(reaches(Ipv6Addr::LOCALHOST.into(), port) && !reaches(Ipv4Addr::LOCALHOST.into(), port));
         let _v4 = bind_family((Ipv4Addr::UNSPECIFIED, port).into()).unwrap();
         assert!(reaches(Ipv4Addr::LOCALHOST.into(), port));
+    }
+
+    #[tokio::test]
+    async fn a_socket_is_its_owners_alone_and_replaces_only_what_nobody_serves() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kube-proxy.sock");
+        let first = bind_socket(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(bind_socket(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(first);
+        let _second = bind_socket(&path).unwrap();
+        std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let names: Vec<_> =
+            std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["kube-proxy.sock"]);
     }
 
     #[tokio::test]

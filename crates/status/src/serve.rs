@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,14 +18,15 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::errno::Errno;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_io_timeout::TimeoutStream;
 use tracing::{debug, error, info};
 
 use crate::answer::Answer;
-use crate::listen::bind;
+use crate::listen::{bind, bind_socket};
 use crate::routes::Routes;
 use crate::{ServeError, Server};
 
@@ -131,17 +133,66 @@ impl Persistent {
     }
 }
 
+/// Where connections come from.
+pub(crate) trait Listener {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Send + 'static;
+
+    /// The next one.
+    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+impl Listener for TcpListener {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> io::Result<TcpStream> {
+        self.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+impl Listener for UnixListener {
+    type Stream = UnixStream;
+
+    async fn next(&self) -> io::Result<UnixStream> {
+        self.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+/// Serves on a socket of the file system, which only who owns it may open. What can't be done is tried again and again.
+pub(crate) async fn on_socket(path: PathBuf, pool: Pool, routes: Routes) {
+    let routes = Arc::new(routes);
+    let handler = move |request| routes.answer(request);
+    let mut last_error = String::new();
+    loop {
+        let failed = match bind_socket(&path) {
+            Ok(listener) => {
+                last_error.clear();
+                info!(socket = %path.display(), "serving");
+                serve(&listener, &pool, handler.clone()).await
+            }
+            Err(failed) => failed,
+        };
+        let text = failed.to_string();
+        if text != last_error {
+            error!(socket = %path.display(), error = text, "the socket can't be served; it is tried again and again");
+            last_error = text;
+        }
+        tokio::time::sleep(RESTART_PAUSE).await;
+    }
+}
+
 /// Answers requests until the listener fails, and says why it did.
-pub(crate) async fn serve<H, A>(listener: &TcpListener, pool: &Pool, handler: H) -> io::Error
+pub(crate) async fn serve<L, H, A>(listener: &L, pool: &Pool, handler: H) -> io::Error
 where
+    L: Listener,
     H: Fn(Request<Incoming>) -> A + Clone + Send + Sync + 'static,
     A: Future<Output = Answer> + Send + 'static,
 {
     // They are closed with the listener.
     let mut connections = JoinSet::new();
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
+        match listener.next().await {
+            Ok(stream) => {
                 while connections.try_join_next().is_some() {}
                 pool.add(connections.spawn(connection(stream, pool.limits, handler.clone())));
                 // It gets its turn before further ones can drive it out: most have sent their request already.
@@ -164,8 +215,9 @@ where
 }
 
 /// One connection; what the client does wrong ends it.
-async fn connection<H, A>(stream: TcpStream, limits: Limits, handler: H)
+async fn connection<S, H, A>(stream: S, limits: Limits, handler: H)
 where
+    S: AsyncRead + AsyncWrite,
     H: Fn(Request<Incoming>) -> A,
     A: Future<Output = Answer>,
 {

@@ -5,30 +5,22 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use apiserver::{ApiServer, Config as ApiConfig, Kind};
+use fakes::objects::{self, Endpoint, NAMESPACE};
+pub use fakes::objects::{LINE_PORT, NODE, NODE2, UDP_PORT};
+use lab::cgroup::SocketSite;
+use lab::echo::{EchoServer, Mode};
+use lab::proxy::Proxy;
+use lab::{Config as LabConfig, Host, Lab};
 use tempfile::TempDir;
 
-use crate::apiserver::{ApiServer, Config as ApiConfig, Kind};
-use crate::cgroup::SocketSite;
-use crate::echo::{EchoServer, Mode};
-use crate::lab::{Config as LabConfig, Host, Lab};
-use crate::objects::{self, Endpoint, NAMESPACE};
-use crate::proxy::Proxy;
-
-/// The name of the node under test.
-pub const NODE: &str = "node-1";
-/// The name of the other node.
-pub const NODE2: &str = "node-2";
 /// The pods' addresses, for `--cluster-cidr`.
 pub const CLUSTER_CIDR: &str = "10.244.0.0/16,fd00:10:244::/47";
 
-/// Port on which every pod answers one line over TCP.
-pub const LINE_PORT: u16 = 8080;
 /// Port on which every pod answers over TCP and keeps the connection.
 pub const KEEP_PORT: u16 = 8081;
 /// Port on which every pod answers HTTP.
 pub const HTTP_PORT: u16 = 8082;
-/// Port on which every pod answers over UDP.
-pub const UDP_PORT: u16 = 5353;
 
 /// The mode that the proxy under test runs in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,7 +211,7 @@ impl Cluster {
                 let lines = proxy.log();
                 lines.iter().any(|line| line.contains("the kernel's rules") && line.contains(family))
             };
-            let ended = crate::proxy::wait_until(START_LIMIT, || ready(&proxy) || !proxy.is_running());
+            let ended = lab::proxy::wait_until(START_LIMIT, || ready(&proxy) || !proxy.is_running());
             anyhow::ensure!(ended && ready(&proxy), "the proxy is not ready:\n{}", proxy.log().join("\n"));
         }
         Ok(proxy)

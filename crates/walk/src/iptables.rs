@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use iptables::{Saved, TableName};
 
-use crate::{Origin, Outcome, Packet, Step, Way, Ways};
+use crate::{Origin, Outcome, Packet, Path, Paths, Step};
 
 /// A host with these tables.
 #[derive(Clone, Debug)]
@@ -65,7 +65,7 @@ impl Tracer {
     /// A rule can't be followed.
     pub fn outcomes(&self, packet: &Packet) -> Result<BTreeMap<Outcome, f64>, TraceError> {
         let mut outcomes: BTreeMap<Outcome, f64> = BTreeMap::new();
-        Self::each_way(
+        Self::each_path(
             usize::MAX,
             |chance| self.clone().trace(packet, chance),
             |outcome, probability| {
@@ -75,25 +75,25 @@ impl Tracer {
         Ok(outcomes)
     }
 
-    /// The ways that a packet can go, with the rules that match; at most so many. Nothing is remembered.
+    /// The paths that a packet can go, with the rules that match; at most so many. Nothing is remembered.
     ///
     /// # Errors
     /// A rule can't be followed.
-    pub fn ways(&self, packet: &Packet, limit: usize) -> Result<Ways, TraceError> {
-        let mut ways = Vec::new();
+    pub fn paths(&self, packet: &Packet, limit: usize) -> Result<Paths, TraceError> {
+        let mut paths = Vec::new();
         let walk = |chance: Chance<'_>| {
             let mut state = State { steps: Some(Vec::new()), ..State::new(packet) };
             let outcome = self.clone().go(&mut state, chance)?;
             Ok((outcome, state.steps.unwrap_or_default()))
         };
-        let complete = Self::each_way(limit, walk, |(outcome, steps), probability| {
-            ways.push(Way { outcome, steps, probability });
+        let complete = Self::each_path(limit, walk, |(outcome, steps), probability| {
+            paths.push(Path { outcome, steps, probability });
         })?;
-        Ok(Ways { ways, complete })
+        Ok(Paths { paths, complete })
     }
 
     /// Walks with each combination of decisions that chance can take, so often at most; false if there are more.
-    fn each_way<T>(
+    fn each_path<T>(
         limit: usize,
         mut walk: impl FnMut(Chance<'_>) -> Result<T, TraceError>,
         mut take: impl FnMut(T, f64),

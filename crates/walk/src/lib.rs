@@ -10,4 +10,4 @@ pub mod iptables;
 pub mod nft;
 mod packet;
 
-pub use packet::{Origin, Outcome, Packet, Step, Way, Ways};
+pub use packet::{Origin, Outcome, Packet, Path, Paths, Step};

@@ -4,17 +4,19 @@
 //! It knows one table and what that table can say ([`Elements`] may be asked of the kernel one by one). Connection tracking is what a first packet needs: the flow is new, and
 //! its destination is translated or not. Timeouts of learnt elements do not pass by themselves.
 
+mod eval;
+mod state;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use nft::{
-    BaseChain, Bytes, CmpOp, CtKey, Data, DynsetOp, Element, Expr, Family, Hook, LookupResult, MetaKey, Name,
-    PayloadBase, Register, Ruleset, Set, Verdict, rule_text,
-};
+use nft::{BaseChain, Bytes, Element, Family, Hook, Name, Ruleset, Set, Verdict};
 
-use crate::{Origin, Outcome, Packet, Step, Way, Ways};
+use crate::{Origin, Outcome, Packet, Path, Paths};
+use eval::End;
+use state::State;
 
 /// The ruleset can't be followed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -67,6 +69,17 @@ impl Elements for InRuleset {
     }
 }
 
+/// Whether an element's key, whose last field may be a network, covers the bytes.
+fn covers(element: &Bytes, key: &[u8], family: Family) -> bool {
+    let host_bits = element.prefix_bits().map_or(0, |prefix| family.addr_len() * 8 - usize::from(prefix));
+    let bits = element.len() * 8 - host_bits;
+    let (whole, rest) = (bits / 8, bits % 8);
+    let element = element.as_slice();
+    element.len() == key.len()
+        && element[..whole] == key[..whole]
+        && (rest == 0 || (element[whole] ^ key[whole]) >> (8 - rest) == 0)
+}
+
 /// A host with one table.
 #[derive(Clone)]
 pub struct Tracer {
@@ -90,12 +103,6 @@ impl fmt::Debug for Tracer {
             .finish_non_exhaustive()
     }
 }
-
-/// `IP_CT_NEW` as a state bit, `IPS_DST_NAT`, and route types of `linux/rtnetlink.h`.
-const STATE_NEW: u32 = 8;
-const STATUS_DNAT: u32 = 32;
-const ROUTE_UNICAST: u32 = 1;
-const ROUTE_LOCAL: u32 = 2;
 
 /// A source of `numgen`'s numbers: one below the argument.
 type Pick<'a> = &'a mut dyn FnMut(u32) -> u32;
@@ -135,24 +142,24 @@ impl Tracer {
     /// The ruleset can't be followed.
     pub fn outcomes(&self, packet: &Packet) -> Result<BTreeSet<Outcome>, TraceError> {
         let mut outcomes = BTreeSet::new();
-        self.each_way(usize::MAX, |tracer, pick| {
+        self.each_path(usize::MAX, |tracer, pick| {
             outcomes.insert(tracer.trace(packet, pick)?);
             Ok(())
         })?;
         Ok(outcomes)
     }
 
-    /// The ways that a packet can go, whatever numbers are drawn, with the rules that match; at most so many. What rules learn on
+    /// The paths that a packet can go, whatever numbers are drawn, with the rules that match; at most so many. What rules learn on
     /// the way is forgotten.
     ///
-    /// Numbers that lead to nothing, after which others are drawn, do not count for how probable a way is: what follows is
+    /// Numbers that lead to nothing, after which others are drawn, do not count for how probable a path is: what follows is
     /// taken to be as probable as what would have been there.
     ///
     /// # Errors
     /// The ruleset can't be followed.
-    pub fn ways(&self, packet: &Packet, limit: usize) -> Result<Ways, TraceError> {
-        let mut ways = Vec::new();
-        let complete = self.each_way(limit, |tracer, pick| {
+    pub fn paths(&self, packet: &Packet, limit: usize) -> Result<Paths, TraceError> {
+        let mut paths = Vec::new();
+        let complete = self.each_path(limit, |tracer, pick| {
             let mut drawn = Vec::new();
             let mut noting = |below: u32| {
                 drawn.push(below);
@@ -162,18 +169,18 @@ impl Tracer {
             let outcome = tracer.go(&mut state, &mut noting)?;
             let counted = drawn.iter().enumerate().filter(|(idx, _)| !tracer.in_vain.contains(idx));
             let probability = counted.map(|(_, below)| 1.0 / f64::from((*below).max(1))).product();
-            ways.push(Way { outcome, steps: state.steps.unwrap_or_default(), probability });
+            paths.push(Path { outcome, steps: state.steps.unwrap_or_default(), probability });
             Ok(())
         })?;
-        let sum: f64 = ways.iter().map(|way| way.probability).sum();
-        for way in &mut ways {
-            way.probability /= sum;
+        let sum: f64 = paths.iter().map(|path| path.probability).sum();
+        for path in &mut paths {
+            path.probability /= sum;
         }
-        Ok(Ways { ways, complete })
+        Ok(Paths { paths, complete })
     }
 
     /// Has each combination of numbers that can be drawn walked with, so often at most; false if there are more.
-    fn each_way(
+    fn each_path(
         &self,
         limit: usize,
         mut walk: impl FnMut(&mut Self, Pick<'_>) -> Result<(), TraceError>,
@@ -284,164 +291,6 @@ impl Tracer {
         }
         Ok(Decision::Continue)
     }
-
-    fn rule(
-        &mut self,
-        chain: &Name,
-        rule: &[Expr],
-        state: &mut State,
-        pick: Pick<'_>,
-    ) -> Result<End, TraceError> {
-        let mut registers = Registers::default();
-        let drawn_before = self.n_drawn;
-        for expr in rule {
-            match self.step(chain, expr, &mut registers, state, pick)? {
-                End::Next => {}
-                End::Break => {
-                    self.in_vain.extend(drawn_before..self.n_drawn);
-                    return Ok(End::Break);
-                }
-                end => return Ok(end),
-            }
-        }
-        Ok(End::Next)
-    }
-
-    fn step(
-        &mut self,
-        chain: &Name,
-        expr: &Expr,
-        registers: &mut Registers,
-        state: &mut State,
-        pick: Pick<'_>,
-    ) -> Result<End, TraceError> {
-        let unknown = || TraceError::Unknown { chain: chain.clone(), expr: format!("{expr:?}") };
-        match expr {
-            Expr::Payload { base, offset, len, dreg } => {
-                let header = state.header(*base);
-                let range = *offset as usize..(*offset + *len) as usize;
-                registers.load(*dreg, header.get(range).ok_or_else(unknown)?);
-            }
-            Expr::Meta { key, dreg } => registers.load(*dreg, &state.meta(*key)),
-            Expr::MetaSet { key: MetaKey::Mark, sreg } => state.mark = registers.number(*sreg),
-            Expr::MetaSet { key: MetaKey::Priority, sreg } => state.priority = registers.number(*sreg),
-            Expr::Verdict(verdict) => return Ok(End::Verdict(verdict.clone())),
-            Expr::Immediate { dreg, data } => registers.load(*dreg, data),
-            Expr::Bitwise { sreg, dreg, mask, xor } => {
-                let value = registers.bytes(*sreg, mask.len());
-                let parts = value.iter().zip(mask.as_slice()).zip(xor.as_slice());
-                let result: Vec<u8> = parts.map(|((value, mask), xor)| value & mask ^ xor).collect();
-                registers.load(*dreg, &result);
-            }
-            Expr::Cmp { sreg, op, data } => {
-                let equal = registers.bytes(*sreg, data.len()) == *data;
-                return Ok(End::unless_broken(equal == (*op == CmpOp::Eq)));
-            }
-            Expr::Ct { key, dreg } => registers.load(*dreg, &state.ct(*key).to_ne_bytes()),
-            Expr::FibDestType { dreg } => {
-                registers.load(*dreg, &self.route_type(state.packet.destination.ip()).to_ne_bytes());
-            }
-            Expr::FibSourceType { dreg } => {
-                registers.load(*dreg, &self.route_type(state.packet.source.ip()).to_ne_bytes());
-            }
-            Expr::NumgenRandom { modulus, dreg } => {
-                self.n_drawn += 1;
-                registers.load(*dreg, &pick(*modulus).to_ne_bytes());
-            }
-            Expr::Lookup { set, sreg, dreg, invert } => {
-                return self.lookup((set, *sreg), *dreg, *invert, registers, state);
-            }
-            Expr::Dynset { set, op, key, data } => return self.dynset(set, *op, *key, *data, registers),
-            Expr::Dnat { addr, port, .. } => {
-                let port = port.map_or(state.packet.destination.port(), |port| registers.port(port));
-                state.packet.destination = (registers.addr(*addr, self.family), port).into();
-                state.translated = true;
-                return Ok(End::Verdict(Verdict::Accept));
-            }
-            Expr::Masquerade { .. } => {
-                state.masqueraded = true;
-                return Ok(End::Verdict(Verdict::Accept));
-            }
-            Expr::Reject { .. } => return Ok(End::Reject),
-            Expr::MetaSet { .. } | Expr::Unknown { .. } => return Err(unknown()),
-        }
-        Ok(End::Next)
-    }
-
-    fn route_type(&self, addr: IpAddr) -> u32 {
-        if self.is_local(addr) { ROUTE_LOCAL } else { ROUTE_UNICAST }
-    }
-
-    fn set(&self, name: &Name) -> Result<&Set, TraceError> {
-        let state = self.ruleset.sets.get(name).ok_or_else(|| TraceError::Missing(name.clone()))?;
-        Ok(&state.set)
-    }
-
-    /// The key in these registers, for a set.
-    fn key(&self, set: &Set, first: Register, registers: &Registers) -> Result<Bytes, TraceError> {
-        let key = registers.bytes(first, set.key_bytes(self.family));
-        Bytes::from_slice(&key).ok_or_else(|| TraceError::Missing(set.name.clone()))
-    }
-
-    /// The element that covers a key, as rules and others have written it.
-    fn find(&self, set: &Set, key: &Bytes) -> Result<Option<Element>, TraceError> {
-        match self.learnt.get(&set.name).and_then(|known| known.get(key)) {
-            Some(learnt) => {
-                Ok(learnt.map(|data| Element { key: *key, data: Data::Value(data), comment: None }))
-            }
-            None => self
-                .elements
-                .find(set, key)
-                .map_err(|why| TraceError::Elements { set: set.name.clone(), why }),
-        }
-    }
-
-    fn lookup(
-        &self,
-        (name, sreg): (&Name, Register),
-        dreg: LookupResult,
-        invert: bool,
-        registers: &mut Registers,
-        state: &mut State,
-    ) -> Result<End, TraceError> {
-        let set = self.set(name)?;
-        let key = self.key(set, sreg, registers)?;
-        let found = self.find(set, &key)?;
-        if let Some(element) = &found {
-            state.note_element(set, element, self.family);
-        }
-        match (found.map(|element| element.data), dreg) {
-            (found, LookupResult::None) => Ok(End::unless_broken(found.is_some() != invert)),
-            (Some(Data::Verdict(verdict)), LookupResult::Verdict) => Ok(End::Verdict(verdict)),
-            (Some(Data::Value(data)), LookupResult::Data(dreg)) => {
-                registers.load(dreg, data.as_slice());
-                Ok(End::Next)
-            }
-            _ => Ok(End::Break),
-        }
-    }
-
-    fn dynset(
-        &mut self,
-        name: &Name,
-        op: DynsetOp,
-        key: Register,
-        data: Option<Register>,
-        registers: &Registers,
-    ) -> Result<End, TraceError> {
-        let set = self.set(name)?;
-        let key = self.key(set, key, registers)?;
-        let is_known = self.find(set, &key)?.is_some();
-        // Every map that rules write has a number as data.
-        let data = data.map(|data| Bytes::new().index(registers.number(data))).unwrap_or_default();
-        let known = self.learnt.entry(name.clone()).or_default();
-        match op {
-            DynsetOp::Update { .. } if is_known => {}
-            DynsetOp::Update { .. } => _ = known.insert(key, Some(data)),
-            DynsetOp::Delete => _ = known.insert(key, None),
-        }
-        Ok(End::Next)
-    }
 }
 
 /// A number that was drawn, and below which.
@@ -452,17 +301,6 @@ struct Drawn {
     followed_in_vain: bool,
 }
 
-/// Whether an element's key, whose last field may be a network, covers the bytes.
-fn covers(element: &Bytes, key: &[u8], family: Family) -> bool {
-    let host_bits = element.prefix_bits().map_or(0, |prefix| family.addr_len() * 8 - usize::from(prefix));
-    let bits = element.len() * 8 - host_bits;
-    let (whole, rest) = (bits / 8, bits % 8);
-    let element = element.as_slice();
-    element.len() == key.len()
-        && element[..whole] == key[..whole]
-        && (rest == 0 || (element[whole] ^ key[whole]) >> (8 - rest) == 0)
-}
-
 /// What evaluation of a chain comes to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Decision {
@@ -470,151 +308,4 @@ enum Decision {
     Accept,
     Drop,
     Reject,
-}
-
-/// What evaluation of an expression comes to.
-enum End {
-    /// On with the next expression.
-    Next,
-    /// On with the next rule.
-    Break,
-    Verdict(Verdict),
-    Reject,
-}
-
-impl End {
-    fn unless_broken(holds: bool) -> Self {
-        if holds { Self::Next } else { Self::Break }
-    }
-}
-
-/// The packet under way and what the kernel knows of it.
-struct State {
-    packet: Packet,
-    hook: Hook,
-    mark: u32,
-    priority: u32,
-    translated: bool,
-    masqueraded: bool,
-    /// The rules that matched, if somebody wants to know.
-    steps: Option<Vec<Step>>,
-    /// What the present rule found.
-    found: Vec<String>,
-}
-
-impl State {
-    /// A rule has matched.
-    fn note(&mut self, chain: &Name, rule: &[Expr], family: Family) {
-        let (hook, found) = (self.hook.as_str(), std::mem::take(&mut self.found));
-        if let Some(steps) = &mut self.steps {
-            let (chain, rule) = (chain.to_string(), rule_text(rule, family));
-            steps.push(Step { hook, table: "", chain, rule, found });
-        }
-    }
-
-    fn note_element(&mut self, set: &Set, element: &Element, family: Family) {
-        if self.steps.is_some() {
-            self.found.push(format!("{} {}: {}", set.keyword(), set.name, set.element_text(element, family)));
-        }
-    }
-
-    fn new(packet: &Packet) -> Self {
-        Self {
-            packet: packet.clone(),
-            hook: Hook::Prerouting,
-            mark: 0,
-            priority: 0,
-            translated: false,
-            masqueraded: false,
-            steps: None,
-            found: Vec::new(),
-        }
-    }
-
-    /// The header with those fields that rules look at; all others are zero.
-    fn header(&self, base: PayloadBase) -> Vec<u8> {
-        let Packet { source, destination, .. } = &self.packet;
-        match (base, source.ip(), destination.ip()) {
-            (PayloadBase::Transport, ..) => {
-                [source.port().to_be_bytes(), destination.port().to_be_bytes()].concat()
-            }
-            (PayloadBase::Network, IpAddr::V4(from), IpAddr::V4(to)) => {
-                [vec![0; 12], from.octets().to_vec(), to.octets().to_vec()].concat()
-            }
-            (PayloadBase::Network, IpAddr::V6(from), IpAddr::V6(to)) => {
-                [vec![0; 8], from.octets().to_vec(), to.octets().to_vec()].concat()
-            }
-            (PayloadBase::Network, ..) => Vec::new(),
-        }
-    }
-
-    fn meta(&self, key: MetaKey) -> Vec<u8> {
-        match key {
-            MetaKey::Priority => self.priority.to_ne_bytes().to_vec(),
-            MetaKey::Mark => self.mark.to_ne_bytes().to_vec(),
-            MetaKey::L4Proto => vec![self.packet.protocol],
-            MetaKey::InputIfname => {
-                let name = match (&self.packet.origin, self.hook) {
-                    (Origin::Host, Hook::Input) => "lo",
-                    (Origin::Interface(name), Hook::Prerouting | Hook::Input | Hook::Forward) => name,
-                    _ => "",
-                };
-                let mut bytes = name.as_bytes().to_vec();
-                bytes.resize(16, 0);
-                bytes
-            }
-        }
-    }
-
-    fn ct(&self, key: CtKey) -> u32 {
-        match key {
-            CtKey::State => STATE_NEW,
-            CtKey::Status if self.translated => STATUS_DNAT,
-            CtKey::Status => 0,
-        }
-    }
-}
-
-/// Sixteen words of four bytes.
-#[derive(Default)]
-struct Registers {
-    bytes: [[u8; 32]; 2],
-}
-
-impl Registers {
-    /// Fills the last word with zeros, as the kernel does.
-    fn load(&mut self, Register(first): Register, value: &[u8]) {
-        let bytes = self.bytes.as_flattened_mut();
-        let start = usize::from(first) * 4;
-        let padded = value.len().next_multiple_of(4);
-        if let Some(place) = bytes.get_mut(start..start + padded) {
-            place.fill(0);
-            place[..value.len()].copy_from_slice(value);
-        }
-    }
-
-    fn bytes(&self, Register(first): Register, len: usize) -> Vec<u8> {
-        let start = usize::from(first) * 4;
-        self.bytes.as_flattened().iter().skip(start).take(len).copied().collect()
-    }
-
-    fn array<const N: usize>(&self, register: Register) -> [u8; N] {
-        self.bytes(register, N).try_into().unwrap_or([0; N])
-    }
-
-    /// A number in host byte order.
-    fn number(&self, register: Register) -> u32 {
-        u32::from_ne_bytes(self.array(register))
-    }
-
-    fn port(&self, register: Register) -> u16 {
-        u16::from_be_bytes(self.array(register))
-    }
-
-    fn addr(&self, register: Register, family: Family) -> IpAddr {
-        match family {
-            Family::Ip => self.array::<4>(register).into(),
-            Family::Ip6 => self.array::<16>(register).into(),
-        }
-    }
 }

@@ -55,22 +55,22 @@ pub struct Step {
     pub found: Vec<String>,
 }
 
-/// One way that a packet can go.
+/// One path that a packet can go.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Way {
+pub struct Path {
     /// What becomes of the packet.
     pub outcome: Outcome,
     /// The rules that matched, in their order.
     pub steps: Vec<Step>,
-    /// How probable the way is, from 0 to 1.
+    /// How probable the path is, from 0 to 1.
     pub probability: f64,
 }
 
-/// The ways that a packet can go.
+/// The paths that a packet can go.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Ways {
+pub struct Paths {
     /// As they were found; each is possible.
-    pub ways: Vec<Way>,
+    pub paths: Vec<Path>,
     /// These are all.
     pub complete: bool,
 }

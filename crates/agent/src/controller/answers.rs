@@ -1,12 +1,16 @@
 //! Answers of one family to questions.
 
+use std::sync::Arc;
+
 use mode::Planner;
 use model::view::{self, Explanation, ThisNode};
 use model::{Family, Frontend, ServiceEntry, ServiceName};
 use tokio::time::Instant;
 
 use super::Controller;
+use crate::counting::Counting;
 use crate::snapshot::{self, AddressState, FamilyState, ServiceFamily, build};
+use crate::traffic::Traffic;
 
 impl<F: Family, P: Planner<F>> Controller<F, P> {
     pub(super) fn family_state(&self, now: Instant) -> FamilyState {
@@ -16,6 +20,7 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
             mode: P::NAME.to_owned(),
             is_known: self.pipeline.is_known(),
             was_synced: self.was_synced,
+            last_synced_at: self.telemetry.last_synced(),
             waiting_seconds: self.pipeline.pending_since().map(waiting),
             refused: self.pipeline.refused(),
             failure: self.failure.clone(),
@@ -39,12 +44,13 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
         };
         let frontends = entry.map(|entry| view::frontends::<F>(node, entry)).unwrap_or_default();
         let has_cluster_ip = ports.is_some();
+        let traffic = self.latest_traffic();
         let port = |explained: view::PortExplanation<F>| {
             let own = || frontends.iter().filter(|frontend| frontend.service == explained.port);
             let addresses = own().map(|frontend| self.address(frontend)).collect();
             let affinity = own().next().and_then(|frontend| frontend.affinity);
-            let traffic = self.traffic_of(&explained.port, now);
-            build::port(explained, addresses, affinity.map(|affinity| affinity.timeout.as_secs()), traffic)
+            let affinity_seconds = affinity.map(|affinity| affinity.timeout.as_secs());
+            build::port(explained, addresses, affinity_seconds, traffic.as_deref(), now)
         };
         Some(ServiceFamily {
             family: F::FAMILY.to_string(),
@@ -71,10 +77,7 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
         build::address(frontend, state, rules)
     }
 
-    fn traffic_of(&self, port: &model::ServicePortName, now: Instant) -> Option<snapshot::Traffic> {
-        let (at, traffic) = self.traffic.as_ref()?;
-        let mode::Counters { connections, packets, bytes } = *traffic.0.get(port)?;
-        let age_seconds = now.saturating_duration_since(*at).as_secs_f64();
-        Some(snapshot::Traffic { connections, packets, bytes, age_seconds })
+    fn latest_traffic(&self) -> Option<Arc<Traffic>> {
+        self.counting.as_ref().and_then(Counting::latest)
     }
 }

@@ -109,10 +109,6 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         if self.is_readable && now >= self.audit_at() {
             return self.look(Reason::Audit, now, random);
         }
-        if std::mem::take(&mut self.wants_traffic) {
-            self.work = Work::Counting;
-            return (Progress::Working, Some(Job::Count));
-        }
         (Progress::Working, None)
     }
 

@@ -42,11 +42,6 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
             (Answer::NotOpened(error), Work::Applying(flight)) => {
                 (self.not_tried(*flight, error, now, random), None)
             }
-            (Answer::Counted(Ok(Some(counted))), Work::Counting) => {
-                let counting = AssertUnwindSafe(|| self.planner.traffic(&self.table, counted));
-                (catch_unwind(counting).map_or(Progress::Working, Progress::Counted), None)
-            }
-            (Answer::Counted(_) | Answer::NotOpened(_), Work::Counting) => (Progress::Working, None),
             (_, work) => {
                 debug_assert!(false, "nothing of the kind was asked for");
                 self.work = work;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mode::{Target, Traffic};
+use mode::Target;
 use tokio::time::Instant;
 
 use crate::log::with_causes;
@@ -43,8 +43,6 @@ pub(crate) enum Progress<T: Target> {
     Working,
     Done(Done),
     Failed(Failed<T>),
-    /// What went through.
-    Counted(Traffic),
 }
 
 /// A success.

@@ -5,11 +5,9 @@ use std::time::Duration;
 use backend_nftables::{Backend, Config, NftablesTarget, NodePortAddresses};
 use mode::{Applied, Reading};
 use model::{
-    AddressKind, Destination, FrontendAddress, Masquerade, ObjectName, Pool, ServicePortName, TrafficPolicy,
-    V4, Verdict,
+    AddressKind, Destination, FrontendAddress, Masquerade, ObjectName, Pool, ServicePortName, V4, Verdict,
 };
-
-use nft::KernelError;
+use netlink::NetlinkError;
 
 use super::next::ANEW_AFTER;
 use super::*;
@@ -29,20 +27,17 @@ fn config(node_port: u8) -> Config {
 fn frontend(last: u8) -> Frontend<V4> {
     let endpoint = Destination { address: [10, 244, 0, last].into(), port: 80, local: false };
     Frontend {
-        key: FrontendKey {
-            address: FrontendAddress::Ip([10, 96, 0, 1].into()),
-            protocol: Protocol::Tcp,
-            port: 80,
-        },
-        kind: AddressKind::ClusterIp,
-        service: ServicePortName { service: name(), port: "".into(), protocol: Protocol::Tcp },
-        pool: Pool::new([endpoint].into(), Verdict::Reject),
-        policy: TrafficPolicy::Cluster,
-        internal_pool: None,
-        affinity: None,
         masquerade: Masquerade::Never,
-        allowed_sources: None,
-        flow_endpoints: [].into(),
+        ..Frontend::new(
+            FrontendKey {
+                address: FrontendAddress::Ip([10, 96, 0, 1].into()),
+                protocol: Protocol::Tcp,
+                port: 80,
+            },
+            AddressKind::ClusterIp,
+            ServicePortName { service: name(), port: "".into(), protocol: Protocol::Tcp },
+            Pool::new([endpoint].into(), Verdict::Reject),
+        )
     }
 }
 
@@ -50,12 +45,12 @@ fn name() -> ServiceName {
     ObjectName::new("ns", "svc")
 }
 
-fn applied(result: Result<(), KernelError>) -> Answer<NftablesTarget> {
+fn applied(result: Result<(), NetlinkError>) -> Answer<NftablesTarget> {
     Answer::Applied(Applied::whole(result, None))
 }
 
-fn refused() -> KernelError {
-    KernelError::refused("batch".into(), 16, None)
+fn refused() -> NetlinkError {
+    NetlinkError::refused("batch", 16, None)
 }
 
 impl Bench {

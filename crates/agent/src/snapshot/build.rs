@@ -1,22 +1,35 @@
 //! From what decides to what is told.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
+use mode::Counters;
 use model::view::{self, EndpointExplanation, ListExplanation, PortExplanation, TopologyReason};
 use model::{Family, Frontend, FrontendAddress};
+use tokio::time::Instant;
 
 use super::{
     Address, AddressKind, AddressState, Basis, Conflict, Endpoint, Policy, Port, Rule, RuleCount, Traffic,
     TrafficPolicy, Usage, Use,
 };
+use crate::traffic::{Flow, Rates};
 
 /// A port with what is known besides its explanation: its addresses and what went through.
 pub(crate) fn port<F: Family>(
     explained: PortExplanation<F>,
     addresses: Vec<Address>,
     affinity_seconds: Option<u64>,
-    traffic: Option<Traffic>,
+    known: Option<&crate::traffic::Traffic>,
+    now: Instant,
 ) -> Port {
+    let service = explained.port.clone();
+    let traffic = |known: &crate::traffic::Traffic, flow: Flow| {
+        traffic(flow, now.saturating_duration_since(known.read_at))
+    };
+    let endpoint = |explained: EndpointExplanation<F>| {
+        let address = SocketAddr::new(explained.address.into(), explained.port);
+        endpoint(explained, address, known.map(|known| traffic(known, known.to(&service, &address))))
+    };
     Port {
         service_port: explained.port.to_string(),
         protocol: explained.port.protocol.to_string(),
@@ -24,7 +37,23 @@ pub(crate) fn port<F: Family>(
         affinity_seconds,
         policies: explained.lists.into_iter().map(policy).collect(),
         endpoints: explained.endpoints.into_iter().map(endpoint).collect(),
-        traffic,
+        traffic: known.map(|known| traffic(known, known.of(&service))),
+    }
+}
+
+fn traffic(flow: Flow, age: Duration) -> Traffic {
+    let Counters { connections, refused, dropped, packets, bytes } = flow.total;
+    let rate = |of: fn(&Rates) -> f64| flow.per_second.as_ref().map(of);
+    Traffic {
+        connections,
+        refused,
+        dropped,
+        packets,
+        bytes,
+        connections_per_second: rate(|rates| rates.connections),
+        refused_per_second: rate(|rates| rates.refused),
+        dropped_per_second: rate(|rates| rates.dropped),
+        age_seconds: age.as_secs_f64(),
     }
 }
 
@@ -84,16 +113,22 @@ fn policy(list: ListExplanation) -> Policy {
     }
 }
 
-fn endpoint<F: Family>(explained: EndpointExplanation<F>) -> Endpoint {
+fn endpoint<F: Family>(
+    explained: EndpointExplanation<F>,
+    address: SocketAddr,
+    traffic: Option<Traffic>,
+) -> Endpoint {
     let usage = |(policy, usage)| Use { policy: traffic_policy(policy), usage: self::usage(usage) };
     Endpoint {
-        address: SocketAddr::new(explained.address.into(), explained.port),
+        address,
         is_local: explained.local,
         is_ready: explained.conditions.ready,
         is_serving: explained.conditions.serving,
         is_terminating: explained.conditions.terminating,
+        is_hinted: explained.hinted,
         slice: explained.slice,
         uses: explained.uses.into_iter().map(usage).collect(),
+        traffic,
     }
 }
 

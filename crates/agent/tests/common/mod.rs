@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use agent::{FamilyMode, OldRulesGone, ServedFamily, Settings, Telemetry};
 use backend_nftables::{Backend, Config, Extent, NftablesTarget, NodePortAddresses};
+use fakes::conntrack::FakeConntrack;
 use metrics::health::SharedHealth;
 use metrics::{Metrics, NftablesMetrics, Options};
 use mode::{Observer, Planner, Touches, Unobserved};
@@ -15,8 +16,8 @@ use model::{
     Conditions, Endpoint, EndpointSlice, IpFamily, Object, ObjectName, Protocol, Service, ServicePort,
     SliceEndpoints, SlicePort, Store, Table, TrafficPolicy, V4,
 };
-use nft::{Kernel, KernelError};
-use testkit::fake_conntrack::FakeConntrack;
+use netlink::NetlinkError;
+use nft::Kernel;
 
 pub const NODE: &str = "node-1";
 
@@ -33,10 +34,22 @@ pub struct Given {
     pub gone: Arc<Mutex<Vec<OldRulesGone>>>,
 }
 
-/// IPv4 in a mode whose target is opened so.
+/// IPv4 in a mode whose target is opened so; what went through is not read.
 pub fn served<P: Planner<V4>>(
     planner: P,
     open: mode::OpenTarget<P::Target>,
+    conntrack: &FakeConntrack,
+    given: &Given,
+    observer: Box<dyn Observer>,
+) -> ServedFamily {
+    served_with(planner, open, None, conntrack, given, observer)
+}
+
+/// The same; what went through is read over a target that is opened like `meter`.
+pub fn served_with<P: Planner<V4>>(
+    planner: P,
+    open: mode::OpenTarget<P::Target>,
+    meter: Option<mode::OpenTarget<P::Target>>,
     conntrack: &FakeConntrack,
     given: &Given,
     observer: Box<dyn Observer>,
@@ -45,6 +58,7 @@ pub fn served<P: Planner<V4>>(
     ServedFamily::new(FamilyMode {
         planner,
         open,
+        meter,
         watch: Some(Box::new(move |told| *touches.lock().unwrap() = Some(told))),
         flows: Some(Arc::new(move || Ok(Box::new(flows.clone())))),
         take_over: Some(Box::new(move |told| gone.lock().unwrap().push(told))),
@@ -55,14 +69,14 @@ pub fn served<P: Planner<V4>>(
 
 /// Opens a kernel for mode nftables.
 pub fn nftables_target<K: Kernel + 'static>(
-    open: impl Fn() -> Result<K, KernelError> + Send + Sync + 'static,
+    open: impl Fn() -> Result<K, NetlinkError> + Send + Sync + 'static,
 ) -> mode::OpenTarget<NftablesTarget> {
     Arc::new(move || Ok(NftablesTarget::new(nft::Family::Ip, Box::new(open()?))))
 }
 
 /// IPv4 in mode nftables, and nobody looks.
 pub fn served_nftables<K: Kernel + 'static>(
-    open: impl Fn() -> Result<K, KernelError> + Send + Sync + 'static,
+    open: impl Fn() -> Result<K, NetlinkError> + Send + Sync + 'static,
 ) -> Vec<ServedFamily> {
     let (conntrack, given) = (FakeConntrack::new(), Given::default());
     let planner = Backend::<V4>::new(Config::default());

@@ -11,6 +11,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod telemetry;
+mod traffic;
 mod turns;
 
 use std::sync::{Arc, Mutex};
@@ -19,11 +20,12 @@ use std::time::Duration;
 use agent::{Input, Settings, StartError, Telemetry};
 use backend_nftables::{Backend, Config, table_name};
 use common::{Given, difference, nftables_target, of_nftables, served, service, settings, slice};
+use fakes::conntrack::{FakeConntrack, flow};
+use fakes::kernel::{FakeKernel, Fault};
 use metrics::NftablesMetrics;
 use model::{Change, Kind, Object, ObjectName, Protocol, Store, Touched, V4};
-use nft::{Kernel, KernelError};
-use testkit::fake_conntrack::{FakeConntrack, flow};
-use testkit::fake_kernel::{FakeKernel, Fault};
+use netlink::NetlinkError;
+use nft::Kernel;
 use tokio::sync::mpsc::{Sender, channel};
 use tokio::task::JoinHandle;
 
@@ -47,14 +49,14 @@ impl Bench {
 
     fn start_on<K: Kernel + 'static>(
         kernel: &FakeKernel,
-        open: impl Fn() -> Result<K, KernelError> + Send + Sync + 'static,
+        open: impl Fn() -> Result<K, NetlinkError> + Send + Sync + 'static,
     ) -> Self {
         Self::start_with(kernel, open, settings())
     }
 
     fn start_with<K: Kernel + 'static>(
         kernel: &FakeKernel,
-        open: impl Fn() -> Result<K, KernelError> + Send + Sync + 'static,
+        open: impl Fn() -> Result<K, NetlinkError> + Send + Sync + 'static,
         settings: Settings,
     ) -> Self {
         let (inputs, receiver) = channel(1024);

@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use model::view::{HealthCheck, HealthChecks};
 use model::{EndpointSlice, IpFamily, Node, Object, Service, SliceEndpoints, TrafficPolicy};
-use nft::{Applied, Name, Reading, Transaction};
+use netlink::NetlinkError;
+use nft::{Applied, Counts, Name, Reading, Transaction};
 use tokio::time::Instant;
 
 use super::common::NODE;
@@ -18,13 +19,17 @@ struct Slow {
 }
 
 impl Kernel for Slow {
-    fn apply(&mut self, tx: &Transaction) -> Result<Applied, KernelError> {
+    fn apply(&mut self, tx: &Transaction) -> Result<Applied, NetlinkError> {
         self.permissions.lock().unwrap().recv().unwrap();
         self.kernel.apply(tx)
     }
 
-    fn read(&mut self, family: nft::Family, table: &Name) -> Result<Reading, KernelError> {
+    fn read(&mut self, family: nft::Family, table: &Name) -> Result<Reading, NetlinkError> {
         self.kernel.read(family, table)
+    }
+
+    fn counts(&mut self, family: nft::Family, table: &Name, sets: &[Name]) -> Result<Counts, NetlinkError> {
+        self.kernel.counts(family, table, sets)
     }
 }
 

@@ -9,7 +9,7 @@ use backend_ebpf::{Change, Condition};
 use kernel::Bpf;
 use model::{FrontendAddress, V4};
 
-use crate::site::{Server, Site, VIP, all, ask, frontend, web};
+use crate::site::{Server, Site, VIP, all, ask, change, frontend, remove, web};
 
 const ENOMEM: i32 = 12;
 
@@ -77,24 +77,13 @@ fn until_on(site: &Site, path: &mut backend_ebpf::SocketPath<V4>, wanted: &Chang
     })
 }
 
-/// Programs that another test has just begun to start hold descriptors of this process for a moment, and with them the maps.
-fn change(path: &mut backend_ebpf::SocketPath<V4>, wanted: &Change<V4>) -> Condition {
-    loop {
-        match path.change(wanted) {
-            Condition::Off(why) if why.contains("another process") => std::thread::yield_now(),
-            condition => return condition,
-        }
-    }
-}
-
 #[test]
 fn whatever_call_fails_once_the_state_converges() {
     let site = Site::new();
     let server = Server::start(&site.node, "127.0.0.1", "web");
     let fault = Fault::default();
     assert_eq!(live(&site, &fault, server.port), 0);
-    let empty =
-        || kernel::remove_fast_path(site.socket_site.bpffs(), ebpf::FastPathRemoval::Everything).unwrap();
+    let empty = || remove(&site, ebpf::FastPathRemoval::Everything);
     empty();
     fault.fail_at(0);
     live(&site, &fault, server.port);

@@ -4,11 +4,11 @@ use std::cell::RefCell;
 use std::net::IpAddr;
 
 use ebpf::{Capacity, Contents, Endpoint, FastPath, FrontendValue, Slot, Write};
+use fakes::ebpf::FakePrograms;
 use kernel::{Bpf, KernelFastPath};
 use model::{Family, FrontendAddress, FrontendKey, Protocol, V4, V6};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use testkit::fake_ebpf::FakePrograms;
 
 use crate::site::Site;
 

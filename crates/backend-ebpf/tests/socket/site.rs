@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use backend_ebpf::{Change, Condition, Options, SocketPath, Wanted};
-use ebpf::FastPath;
+use ebpf::{FastPath, FastPathError, FastPathRemoval};
 use kernel::{Bpf, FastPathPlace, KernelFastPath};
+use lab::Namespace;
+use lab::cgroup::SocketSite;
 use model::{
     AddressKind, Destination, Family, Frontend, FrontendAddress, FrontendKey, ObjectName, Pool, Protocol,
     RuleSettings, ServicePortName, Table, V4, Verdict,
 };
-use testkit::cgroup::SocketSite;
-use testkit::lab::Namespace;
 
 /// A cgroup, a file system, and a namespace that is the node's.
 pub(crate) struct Site {
@@ -46,6 +46,16 @@ impl Site {
         };
         let addresses = || Ok(BTreeSet::from([IpAddr::from([10, 0, 0, 1]), [127, 0, 0, 1].into()]));
         SocketPath::new(Box::new(open), Box::new(addresses), Box::new(|_, _| ()))
+    }
+}
+
+/// Removes what is pinned. Programs that another test has just begun to start hold the lock for a moment.
+pub(crate) fn remove(site: &Site, what: FastPathRemoval) {
+    loop {
+        match kernel::remove_fast_path(site.socket_site.bpffs(), what) {
+            Err(FastPathError::Busy { .. }) => std::thread::yield_now(),
+            other => return drop(other.unwrap()),
+        }
     }
 }
 
@@ -138,10 +148,20 @@ pub(crate) fn all<F: Family>(frontends: Vec<Frontend<F>>) -> Change<F> {
     Change::All(Wanted::of(&table, &RuleSettings::default(), &Options::default()))
 }
 
+/// Makes a change, again while programs that another test has just begun to start hold the maps' lock.
+pub(crate) fn change<F: Family>(path: &mut SocketPath<F>, wanted: &Change<F>) -> Condition {
+    loop {
+        match path.change(wanted) {
+            Condition::Off(why) if why.contains("another process") => std::thread::yield_now(),
+            condition => return condition,
+        }
+    }
+}
+
 /// Makes a change from inside the node.
 #[track_caller]
 pub(crate) fn apply<F: Family>(site: &Site, path: &mut SocketPath<F>, change: &Change<F>) {
-    assert_eq!(site.node.run(|| path.change(change)), Condition::On);
+    assert_eq!(site.node.run(|| self::change(path, change)), Condition::On);
 }
 
 pub(crate) const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);

@@ -6,10 +6,10 @@ use std::time::Duration;
 use backend_ebpf::Condition;
 use ebpf::FastPathRemoval;
 use kernel::Bpf;
+use lab::proxy::wait_until;
 use model::{FrontendAddress, Masquerade, V4, V6};
-use testkit::proxy::wait_until;
 
-use crate::site::{Server, Site, VIP, all, apply, ask, frontend, namespace, web};
+use crate::site::{Server, Site, VIP, all, apply, ask, frontend, namespace, remove, web};
 
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
@@ -203,7 +203,7 @@ fn programs_that_do_not_see_this_process_are_not_switched_on() {
     };
     assert!(why.contains("does the cgroup"), "{why}");
     drop(path);
-    kernel::remove_fast_path(site.socket_site.bpffs(), FastPathRemoval::Everything).unwrap();
+    remove(&site, FastPathRemoval::Everything);
     std::fs::remove_dir(elsewhere).unwrap();
 }
 
@@ -215,7 +215,7 @@ fn a_removal_leaves_what_shows_connected_sockets_or_nothing() {
     apply(&site, &mut path, &all(vec![web((LOCALHOST, server.port))]));
     drop(path);
     let connected = site.node.run(|| std::net::TcpStream::connect(at(VIP, 80)).unwrap());
-    kernel::remove_fast_path(site.socket_site.bpffs(), FastPathRemoval::Translation).unwrap();
+    remove(&site, FastPathRemoval::Translation);
     wait_until_untranslated(&site);
     assert_eq!(connected.peer_addr().unwrap(), at(VIP, 80));
     let left = [
@@ -224,12 +224,12 @@ fn a_removal_leaves_what_shows_connected_sockets_or_nothing() {
         "kube-proxy/ipv4/original-1",
     ];
     assert_eq!(site.socket_site.pins(), left);
-    kernel::remove_fast_path(site.socket_site.bpffs(), FastPathRemoval::Everything).unwrap();
+    remove(&site, FastPathRemoval::Everything);
     let is_as_it_is = || connected.peer_addr().unwrap() == at(LOCALHOST, server.port);
     assert!(wait_until(PATIENCE, is_as_it_is), "{:?}", connected.peer_addr());
     assert_eq!(site.socket_site.pins(), [""; 0]);
     assert!(!site.socket_site.bpffs().join("kube-proxy").exists());
     // There is nothing to remove: no error.
-    kernel::remove_fast_path(site.socket_site.bpffs(), FastPathRemoval::Everything).unwrap();
+    remove(&site, FastPathRemoval::Everything);
     server.stop(&site.node, "127.0.0.1");
 }

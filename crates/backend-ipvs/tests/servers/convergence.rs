@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use backend_ipvs::Options;
+use fakes::kernel::Fault;
 use ipvs::{Command, Flags, RealServer, Scheduler, ServerId, VirtualServer};
 use mode::Settled;
 use model::{Frontend, Protocol, V4};
 use proptest::prelude::*;
-use testkit::fake_kernel::Fault;
 
 use crate::world::{NODE, SECOND, World, endpoint, frontend, key, sticky};
 

@@ -1,10 +1,10 @@
 //! What the kernel refuses.
 
 use backend_ipvs::Options;
+use fakes::kernel::Fault;
 use ipvs::Command;
 use mode::Settled;
 use model::{Changed, Protocol};
-use testkit::fake_kernel::Fault;
 
 use crate::world::{World, endpoint, frontend, key, server_id, web};
 

@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backend_ipvs::{Activity, IpvsPlanner, IpvsTarget, Options, Rules};
+use fakes::devices::FakeDevices;
+use fakes::ipvs::FakeIpvs;
 use ipvs::{Command, Flags, RealServer, RealServerId, ServerId, VirtualServer};
 use mode::{Applied, Cause, NeedsReading, Plan, PlanOf, Planner, Reading, Settled, StepResults, Target};
 use model::{
     AddressKind, Affinity, Changed, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade,
-    ObjectName, Pool, Protocol, RuleSettings, ServicePortName, Table, TrafficPolicy, V4, Verdict,
+    ObjectName, Pool, Protocol, RuleSettings, ServicePortName, Table, V4, Verdict,
 };
-use testkit::fake_devices::FakeDevices;
-use testkit::fake_ipvs::FakeIpvs;
 use tokio::time::Instant;
 
 /// Rules that are not needed here.
@@ -239,20 +239,17 @@ pub(crate) fn frontend(service: &str, key: FrontendKey<V4>, endpoints: &[u8]) ->
         FrontendAddress::Node => AddressKind::NodePort,
     };
     Frontend {
-        key,
-        kind,
-        service: ServicePortName {
-            service: ObjectName::new("ns", service),
-            port: "p".into(),
-            protocol: key.protocol,
-        },
-        pool: Pool::new(endpoints.iter().map(destination).collect(), Verdict::Reject),
-        policy: TrafficPolicy::Cluster,
-        internal_pool: None,
-        affinity: None,
         masquerade: Masquerade::UnlessFromPod,
-        allowed_sources: None,
-        flow_endpoints: Arc::default(),
+        ..Frontend::new(
+            key,
+            kind,
+            ServicePortName {
+                service: ObjectName::new("ns", service),
+                port: "p".into(),
+                protocol: key.protocol,
+            },
+            Pool::new(endpoints.iter().map(destination).collect(), Verdict::Reject),
+        )
     }
 }
 

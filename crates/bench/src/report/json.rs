@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use testkit::cluster::Flavour;
 
 use super::Report;
-use crate::contender::Side;
+use crate::contender::Series;
 use crate::metric::Metric;
 
 impl Report {
@@ -12,7 +12,7 @@ impl Report {
     pub(super) fn json(&self) -> Value {
         let contenders = self.contenders.iter().map(|contender| {
             json!({
-                "side": contender.side.as_str(),
+                "series": contender.series.as_str(),
                 "program": contender.program,
                 "arguments": contender.arguments("URL"),
             })
@@ -32,16 +32,16 @@ impl Report {
     }
 
     fn figures(&self, services: u32, metric: &Metric) -> Vec<Value> {
-        let of_side = |side| self.results.rounds(services, metric, side).map(|rounds| (side, rounds));
-        let rounds = Side::ALL.into_iter().filter_map(of_side);
-        let figure = |side: Side, round: u32, samples: &crate::samples::Samples| {
+        let of_series = |series| self.results.rounds(services, metric, series).map(|rounds| (series, rounds));
+        let rounds = Series::ALL.into_iter().filter_map(of_series);
+        let figure = |series: Series, round: u32, samples: &crate::samples::Samples| {
             json!({
                 "id": metric.id,
                 "what": metric.what,
                 "unit": metric.unit.sign(),
                 "more_is_better": metric.unit.more_is_better(),
                 "services": services,
-                "side": side.as_str(),
+                "series": series.as_str(),
                 "round": round,
                 "n": samples.count(),
                 "min": samples.per_mille(0),
@@ -50,7 +50,7 @@ impl Report {
                 "max": samples.per_mille(1000),
             })
         };
-        rounds.flat_map(|(side, rounds)| rounds.iter().map(move |(n, of)| figure(side, *n, of))).collect()
+        rounds.flat_map(|(series, rounds)| rounds.iter().map(move |(n, of)| figure(series, *n, of))).collect()
     }
 
     fn compared(&self, services: u32, metric: &Metric) -> Option<Value> {
@@ -76,7 +76,7 @@ mod tests {
         let figures = json["figures"].as_array().unwrap();
         assert_eq!(figures.len(), 2 * 5 + 4);
         assert_eq!(figures[0]["median"], 0.5);
-        assert_eq!((&figures[0]["unit"], &figures[0]["side"]), (&json!("ms"), &json!("kube-proxy")));
+        assert_eq!((&figures[0]["unit"], &figures[0]["series"]), (&json!("ms"), &json!("kube-proxy")));
         let first = &json["comparisons"][0];
         assert_eq!((&first["id"], &first["worst_round"]), (&json!("replace_packet"), &json!(10.0)));
         assert_eq!(json["contenders"][1]["arguments"].as_array().unwrap().last(), Some(&json!("<1>")));

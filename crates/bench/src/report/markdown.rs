@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Report, digits};
-use crate::contender::Side;
+use crate::contender::Series;
 use crate::metric::Metric;
 use crate::samples::Samples;
 use crate::start::SMALL;
@@ -16,7 +16,7 @@ impl Report {
             format!("# Benchmark\n\n{}{}. Started as:\n\n", self.machine, iptables.unwrap_or_default());
         for contender in &self.contenders {
             let (program, arguments) = (contender.program.display(), contender.arguments("URL").join(" "));
-            line(&mut text, &format!("- {}: `{program} {arguments}`", contender.side.as_str()));
+            line(&mut text, &format!("- {}: `{program} {arguments}`", contender.series.as_str()));
         }
         for services in self.results.sizes() {
             let (small, of_small) = SMALL;
@@ -36,7 +36,7 @@ impl Report {
     }
 
     fn has_peer(&self) -> bool {
-        self.contenders.iter().any(|contender| contender.side == Side::Peer)
+        self.contenders.iter().any(|contender| contender.series == Series::Peer)
     }
 
     fn table(&self, services: u32) -> String {
@@ -54,8 +54,8 @@ impl Report {
 
     fn row(&self, services: u32, metric: &Metric) -> Vec<String> {
         let results = &self.results;
-        let all = |side| results.all(services, metric, side);
-        let (ours, peer, floor) = (all(Side::Ours), all(Side::Peer), all(Side::Floor));
+        let all = |series| results.all(services, metric, series);
+        let (ours, peer, floor) = (all(Series::Ours), all(Series::Peer), all(Series::Floor));
         let median = |samples: &Option<Samples>| {
             samples.as_ref().map(|samples| digits(samples.median(), metric.unit)).unwrap_or_default()
         };
@@ -64,7 +64,7 @@ impl Report {
             enough.map(|samples| digits(samples.per_mille(990), metric.unit)).unwrap_or_default()
         };
         let count = ours.as_ref().map(|samples| samples.count().to_string()).unwrap_or_default();
-        let above = results.above_floor(services, metric, Side::Ours);
+        let above = results.above_floor(services, metric, Series::Ours);
         let mut cells = vec![metric.what.to_owned(), metric.unit.sign().to_owned(), count];
         cells.extend([median(&ours), p99(&ours), median(&floor)]);
         cells.push(above.map(|ratio| format!("{ratio:.2}")).unwrap_or_default());
@@ -86,7 +86,7 @@ fn line(text: &mut String, line: &str) {
 }
 
 /// A table of which the first row is the head; the first column and the last are text, the others numbers.
-fn aligned(rows: &[Vec<String>]) -> String {
+pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let is_text = |column: usize| column == 0 || column + 1 == columns;
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0).max(3);

@@ -4,6 +4,8 @@ mod json;
 mod markdown;
 mod plot;
 
+pub(crate) use markdown::aligned;
+
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -69,11 +71,11 @@ fn digits(value: f64, unit: Unit) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contender::Side;
+    use crate::contender::Series;
 
     pub(super) fn example() -> Report {
-        let contender = |side, extra: &str| Contender {
-            side,
+        let contender = |series, extra: &str| Contender {
+            series,
             program: "/bin/kp".into(),
             mode: "nftables".into(),
             extra: extra.split_whitespace().map(str::to_owned).collect(),
@@ -82,7 +84,7 @@ mod tests {
             endpoints: 10,
             machine: "Linux x".to_owned(),
             flavour: Some(Flavour::Legacy),
-            contenders: vec![contender(Side::Ours, ""), contender(Side::Peer, "--x <1>")],
+            contenders: vec![contender(Series::Ours, ""), contender(Series::Peer, "--x <1>")],
             results: crate::results::tests::example(),
         }
     }

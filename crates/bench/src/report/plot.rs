@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::Report;
-use crate::contender::Side;
+use crate::contender::Series;
 use crate::metric::{Metric, metric};
 
 /// What is drawn, and in which colour (of Okabe and Ito's palette, which colour-blind people can tell apart).
@@ -16,8 +16,8 @@ const LINES: [(&str, &str); 6] = [
     ("restart_packet", "#cc79a7"),
     ("tcp_connect", "#d55e00"),
 ];
-/// How a side's lines are dashed.
-const DASHES: [(Side, &str); 3] = [(Side::Ours, "none"), (Side::Peer, "8 4"), (Side::Floor, "1 4")];
+/// How a series's lines are dashed.
+const DASHES: [(Series, &str); 3] = [(Series::Ours, "none"), (Series::Peer, "8 4"), (Series::Floor, "1 4")];
 
 /// Pixels.
 const WIDTH: f64 = 960.0;
@@ -62,7 +62,7 @@ impl Decades {
 /// One line: its metric, whose it is, its colour, its dashes and its points.
 struct Line {
     metric: &'static Metric,
-    side: Side,
+    series: Series,
     colour: &'static str,
     dashes: &'static str,
     points: Vec<(f64, f64)>,
@@ -94,13 +94,13 @@ impl Report {
         let sizes = self.results.sizes();
         let mut lines = Vec::new();
         for (id, colour) in LINES {
-            for (side, dashes) in DASHES {
+            for (series, dashes) in DASHES {
                 let metric = metric(id);
                 let point =
-                    |size: &u32| Some((f64::from(*size), self.results.all(*size, metric, side)?.median()));
+                    |size: &u32| Some((f64::from(*size), self.results.all(*size, metric, series)?.median()));
                 let points: Vec<_> = sizes.iter().filter_map(point).filter(|(_, ms)| *ms > 0.0).collect();
                 if !points.is_empty() {
-                    lines.push(Line { metric, side, colour, dashes, points });
+                    lines.push(Line { metric, series, colour, dashes, points });
                 }
             }
         }
@@ -146,7 +146,7 @@ fn legend(svg: &mut String, line: &Line, y: f64) {
     stroke(svg, (x, y), (x + 36.0, y), line.colour, line.dashes);
     let what = line.metric.what.split(": ").next().unwrap_or_default();
     let what = if line.metric.id == "tcp_connect" { "TCP connection" } else { what };
-    text(svg, (x + 44.0, y + 4.0), "start", &format!("{what} ({})", line.side.as_str()));
+    text(svg, (x + 44.0, y + 4.0), "start", &format!("{what} ({})", line.series.as_str()));
 }
 
 fn stroke(svg: &mut String, (x1, y1): (f64, f64), (x2, y2): (f64, f64), colour: &str, dashes: &str) {

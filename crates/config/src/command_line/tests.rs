@@ -37,7 +37,8 @@ fn fields_and_their_flags_agree_on_the_path() {
         let MapsTo::Field(path) = flag.maps_to else { continue };
         let omitted_when_empty = path.ends_with("splitStream")
             || path.starts_with("ebpf.")
-            || ["featureGates", "logging.vmodule"].contains(&path);
+            || path.starts_with("serviceMetrics.")
+            || ["featureGates", "logging.vmodule", "inspectSocket"].contains(&path);
         assert!(paths.contains_key(path) || omitted_when_empty, "--{}: {path}", flag.name);
     }
 }

@@ -1,7 +1,8 @@
 //! Tables of iptables-nft.
 
 use cleanup::compat::{Plan, Reader, request_chains, request_rules};
-use kernel::{Netlink, NetlinkError, Protocol};
+use kernel::{Netlink, Protocol};
+use netlink::NetlinkError;
 use nft::Family;
 
 use super::{CleanupError, Report};
@@ -49,12 +50,11 @@ fn remove(family: Family) -> Result<Option<Plan>, CleanupError> {
             continue;
         };
         let last_seq = u32::try_from(plan.objects.len()).unwrap_or(u32::MAX);
-        match netlink.commit(&plan.batch, last_seq) {
+        match netlink.commit(&plan.batch, last_seq, |seq| object(&plan, seq)) {
             Ok(()) => return Ok(Some(plan)),
             Err(error) => {
                 let may_pass = error.refusal().is_some_and(|errno| matches!(errno, ENOENT | EBUSY));
-                let action = format!("delete {}", refused_object(&plan, &error));
-                outcome = Err(failed(&action)(error));
+                outcome = Err(failed("delete upstream's chains")(error));
                 if !may_pass {
                     break;
                 }
@@ -83,11 +83,9 @@ fn plan(netlink: &mut Netlink, family: Family) -> Result<(Option<Plan>, bool), N
     Ok((reader.plan(), complete))
 }
 
-fn refused_object(plan: &Plan, error: &NetlinkError) -> String {
-    let seq = match error {
-        NetlinkError::Refused { seq, .. } => usize::try_from(*seq).ok(),
-        _ => None,
-    };
-    let object = seq.and_then(|seq| plan.objects.get(seq.checked_sub(1)?));
+/// What a message of the plan's batch deletes.
+fn object(plan: &Plan, seq: u32) -> String {
+    let position = usize::try_from(seq).ok().and_then(|seq| seq.checked_sub(1));
+    let object = position.and_then(|position| plan.objects.get(position));
     object.map_or_else(|| "upstream's chains".to_owned(), Clone::clone)
 }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use cleanup::legacy::ParseError;
 use cleanup::upstream::Table;
-use kernel::NetlinkError;
-use nft::{Family, KernelError, Name};
+use netlink::NetlinkError;
+use nft::{Family, Name};
 
 /// Something that could not be removed.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +75,7 @@ pub enum CleanupError {
     VirtualServers(
         /// Why it failed.
         #[source]
-        ipvs::IpvsError,
+        NetlinkError,
     ),
     /// Our own table.
     #[error("delete table {family} {table}")]
@@ -86,6 +86,6 @@ pub enum CleanupError {
         table: Name,
         /// Why it failed.
         #[source]
-        source: KernelError,
+        source: NetlinkError,
     },
 }

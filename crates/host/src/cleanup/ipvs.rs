@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
-use ::ipvs::{Command, Ipvs as _, IpvsError, device};
+use ::ipvs::{Command, Ipvs as _, device};
 use cleanup::ipset;
 use cleanup::ipvs::Own;
 use cleanup::upstream::{IPVS_DEVICE, NODE_PORT_SETS, ipsets};
-use kernel::{KernelIpvs, Netlink, NetlinkError, Protocol};
+use kernel::{KernelIpvs, Netlink, Protocol};
+use netlink::NetlinkError;
 
 use super::{CleanupError, Report};
 use crate::file::Root;
@@ -88,7 +89,7 @@ fn wait_for_connections(own: &Own) {
     }
 }
 
-fn has_connections(own: &Own) -> Result<bool, IpvsError> {
+fn has_connections(own: &Own) -> Result<bool, NetlinkError> {
     let mut ipvs = KernelIpvs::open()?;
     for server in ipvs.virtual_servers()?.iter().filter(|server| own.has(server)) {
         let reals = ipvs.real_servers(&server.id)?;
@@ -115,7 +116,7 @@ fn device_index(route: &mut Netlink) -> Result<Option<u32>, CleanupError> {
 
 fn delete_servers(own: &Own, report: &mut Report) -> Result<(), CleanupError> {
     let mut ipvs = match KernelIpvs::open() {
-        Err(IpvsError::Missing) => return Ok(()),
+        Err(error) if error.is_missing() => return Ok(()),
         opened => opened.map_err(CleanupError::VirtualServers)?,
     };
     let servers = ipvs.virtual_servers().map_err(CleanupError::VirtualServers)?;
@@ -190,7 +191,7 @@ fn destroy(netfilter: &mut Netlink, name: &str) -> Result<bool, NetlinkError> {
 
 #[cfg(test)]
 mod tests {
-    use testkit::lab::Namespace;
+    use lab::Namespace;
 
     use super::*;
 

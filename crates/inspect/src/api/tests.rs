@@ -1,10 +1,12 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use agent::snapshot::{Conflict, RecentChange};
+use agent::{Counters, Flow, PortTraffic, Rates, Traffic};
 use http::Request;
 use serde_json::{Value, json};
-use walk::{Outcome, Step, Way};
+use walk::{Outcome, Path, Step};
 
 use super::*;
 use crate::document::{FlowRow, PacketReport, Severity};
@@ -13,7 +15,7 @@ use crate::fixture;
 struct FakeHost;
 
 impl Host for FakeHost {
-    fn walk(&self, packet: &Packet, _limit: usize) -> Result<Ways, String> {
+    fn walk(&self, packet: &Packet, _limit: usize) -> Result<Paths, String> {
         let (outcome, found) = match (packet.destination.ip().to_string().as_str(), packet.destination.port())
         {
             ("10.96.0.10", 80) => {
@@ -26,7 +28,7 @@ impl Host for FakeHost {
         };
         let step =
             Step { hook: "prerouting", table: "", chain: "services".into(), rule: "a rule".into(), found };
-        Ok(Ways { ways: vec![Way { outcome, steps: vec![step], probability: 1.0 }], complete: true })
+        Ok(Paths { paths: vec![Path { outcome, steps: vec![step], probability: 1.0 }], complete: true })
     }
 
     fn addresses(&self) -> Vec<IpAddr> {
@@ -77,15 +79,72 @@ fn rejection() -> Rejection {
     Rejection { kind, namespace, name, field, reason }
 }
 
+/// `shop/web` in both families, refused in one of them.
+fn published() -> agent::Published {
+    let service = model::ServicePortName {
+        service: ObjectName::new("shop", "web"),
+        port: "http".into(),
+        protocol: model::Protocol::Tcp,
+    };
+    let flow = |connections, refused| Flow {
+        total: Counters { connections, refused, ..Counters::default() },
+        per_second: Some(Rates { connections: 1.5, refused: 0.0, dropped: 0.0 }),
+    };
+    let traffic = |endpoint: &str, connections, refused| {
+        let endpoints = [(endpoint.parse().unwrap(), flow(connections, 0))].into();
+        let port = PortTraffic { flow: flow(connections, refused), found: Counters::default(), endpoints };
+        let ports = [(service.clone(), port)].into();
+        Arc::new(Traffic {
+            ports,
+            since_start: Counters::default(),
+            read_at: Instant::now(),
+            has_rates: true,
+        })
+    };
+    let v4 = traffic("10.244.0.2:8080", 30, 0);
+    let v6 = traffic("[fd00:10:244::2]:8080", 12, 5);
+    [(model::IpFamily::V4, v4), (model::IpFamily::V6, v6)].into()
+}
+
+#[tokio::test]
+async fn what_went_through_is_told_for_both_families_together() {
+    let list = ok("/api/v1/traffic").await;
+    let [web] = list["items"].as_array().unwrap().as_slice() else { panic!("{list}") };
+    assert_eq!((&web["servicePort"], &web["protocol"]), (&json!("shop/web:http"), &json!("TCP")));
+    let counted = (&web["connections"], &web["refused"], &web["connectionsPerSecond"]);
+    assert_eq!(counted, (&json!(42), &json!(5), &json!(3.0)));
+    let shares: Vec<&Value> =
+        web["endpoints"].as_array().unwrap().iter().map(|endpoint| &endpoint["connections"]).collect();
+    assert_eq!(shares, [&json!(30), &json!(12)]);
+    assert_eq!(ask("/api/v1/traffic?name=web").await.0, 400);
+}
+
 fn answered<A>(value: A) -> oneshot::Receiver<A> {
     let (sender, receiver) = oneshot::channel();
     drop(sender.send(value));
     receiver
 }
 
-fn api() -> (Api, Arc<Mutex<Overview>>) {
-    let overview = Arc::new(Mutex::new(fixture::overview()));
-    let (all, shared, told) = (Arc::new(services()), Arc::new(services()), overview.clone());
+/// What the agent tells of itself.
+struct Agent {
+    overview: Mutex<Overview>,
+    news: watch::Sender<u64>,
+    /// Questions for the overview.
+    asked: AtomicUsize,
+}
+
+impl Agent {
+    fn change(&self, change: impl FnOnce(&mut Overview)) {
+        change(&mut self.overview.lock().unwrap());
+        self.news.send_modify(|generation| *generation += 1);
+    }
+}
+
+fn api() -> (Api, Arc<Agent>) {
+    let overview = Mutex::new(fixture::overview());
+    let agent = Agent { overview, news: watch::Sender::default(), asked: AtomicUsize::default() };
+    let agent = Arc::new(agent);
+    let (all, shared, told) = (Arc::new(services()), Arc::new(services()), agent.clone());
     let about = About {
         version: "v1".into(),
         mode: "nftables".into(),
@@ -99,13 +158,18 @@ fn api() -> (Api, Arc<Mutex<Overview>>) {
             let behind = shared.iter().filter(|(name, _)| after.as_ref().is_none_or(|after| *name > after));
             answered(behind.take(limit).map(|(_, service)| service.clone()).collect())
         }),
-        overview: Arc::new(move |()| answered(told.lock().unwrap().clone())),
+        overview: Arc::new(move |()| {
+            told.asked.fetch_add(1, Ordering::Relaxed);
+            answered(told.overview.lock().unwrap().clone())
+        }),
+        news: agent.news.subscribe(),
+        traffic: Arc::new(published),
         health: SharedHealth::new(Duration::from_mins(1)),
         rejections: Arc::new(|| vec![rejection()]),
         host: Arc::new(FakeHost),
         about,
     };
-    (Api::new(sources), overview)
+    (Api::new(sources), agent)
 }
 
 async fn ask_with(api: &Api, request: http::request::Builder) -> (u16, Value) {
@@ -205,7 +269,7 @@ async fn findings_come_worst_first() {
     let list = ok("/api/v1/findings").await;
     let ids: Vec<_> = list["items"].as_array().unwrap().iter().map(|item| item["id"].clone()).collect();
     assert_eq!(ids, ["b", "a"]);
-    assert_eq!(list["lookedAt"], json!(["501 Services"]));
+    assert_eq!(list["checked"], json!(["501 Services"]));
 }
 
 async fn packet(query: &str) -> PacketReport {
@@ -240,7 +304,7 @@ async fn a_packet_that_is_not_ours_is_told_why() {
 
 #[tokio::test(start_paused = true)]
 async fn changes_are_streamed() {
-    let (api, overview) = api();
+    let (api, agent) = api();
     let (parts, ()) =
         Request::get("/api/v1/events").header("host", "localhost").body(()).unwrap().into_parts();
     let response = api.answer(&parts).await;
@@ -258,13 +322,17 @@ async fn changes_are_streamed() {
         known_at: 5.0,
         latency_seconds: None,
     };
-    overview.lock().unwrap().recent_changes.push(change.clone());
+    agent.change(|overview| overview.recent_changes.push(change.clone()));
     let told = next().await;
     assert!(told.starts_with("event: changes\ndata: [{"), "{told}");
     assert_eq!(told.matches("\n\n").count(), 1, "names can't end an event: {told}");
-    overview.lock().unwrap().recent_changes[0].latency_seconds = Some(0.1);
+    agent.change(|overview| overview.recent_changes[0].latency_seconds = Some(0.1));
     assert!(next().await.contains("\"latencySeconds\":0.1"));
-    assert_eq!(next().await, ": nothing new\n\n");
+    let asked = agent.asked.load(Ordering::Relaxed);
+    for _ in 0..10 {
+        assert_eq!(next().await, ": nothing new\n\n");
+    }
+    assert_eq!(agent.asked.load(Ordering::Relaxed), asked, "nobody is asked while nothing happens");
     let conflict = Conflict {
         family: "IPv4".into(),
         address: None,
@@ -273,7 +341,7 @@ async fn changes_are_streamed() {
         winner: "a".into(),
         loser: "b".into(),
     };
-    overview.lock().unwrap().conflicts.push(conflict);
+    agent.change(|overview| overview.conflicts.push(conflict));
     assert!(next().await.contains("\"loser\":\"b\""));
 }
 
@@ -332,13 +400,14 @@ async fn a_service_is_explained_as_text() {
 async fn the_description_is_true() {
     let description: Value = serde_json::from_str(include_str!("../../../../docs/openapi.json")).unwrap();
     let schemas = &description["components"]["schemas"];
-    let (api, overview) = api();
-    *overview.lock().unwrap() = fixture::eventful_overview();
+    let (api, agent) = api();
+    agent.change(|overview| *overview = fixture::eventful_overview());
     let examples = [
         ("/api/v1/status", ""),
         ("/api/v1/services", "?name=web"),
         ("/api/v1/services/{namespace}/{name}", ""),
         ("/api/v1/endpoints", "?name=web"),
+        ("/api/v1/traffic", ""),
         ("/api/v1/conflicts", ""),
         ("/api/v1/rejections", ""),
         ("/api/v1/flows", ""),

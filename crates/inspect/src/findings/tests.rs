@@ -55,6 +55,10 @@ fn nothing_is_found_where_all_is_well() {
 #[test]
 fn the_proxys_own_troubles() {
     check(&["not-listed"], |_, overview, _| overview.is_listed = false);
+    check(&["no-node"], |_, overview, _| overview.is_node_known = false);
+    check(&["no-node-addresses"], |_, overview, _| overview.node_addresses.clear());
+    check(&["clock-not-synchronized"], |evidence, _, _| evidence.is_clock_synchronized = Some(false));
+    check(&["forward-policy-drop"], |evidence, _, _| evidence.legacy_forward_drops.push("IPv4".into()));
     check(&["no-pod-cidrs"], |_, overview, _| overview.waits_for_pod_cidrs = true);
     check(&["rules-refused"], |_, overview, _| {
         overview.families[0].failure = Some(Failure { error: "x".into(), times: 3, retry_in_seconds: 1.0 });
@@ -83,6 +87,12 @@ fn troubles_of_objects() {
     check(&["hints-zone-unknown"], |_, _, service| {
         fixture::port(service).policies[0].basis = Basis::ReadyZoneUnknown;
     });
+    check(&["hints-incomplete"], |_, _, service| {
+        let endpoints = &mut fixture::port(service).endpoints;
+        (endpoints[0].is_hinted, endpoints[1].is_ready) = (true, true);
+    });
+    // One that is ending needs none.
+    check(&[], |_, _, service| fixture::port(service).endpoints[0].is_hinted = true);
     check(&["hints-not-for-this-zone"], |_, _, service| {
         fixture::port(service).policies[0].basis = Basis::ReadyNoneForThisZone;
     });

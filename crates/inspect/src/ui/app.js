@@ -354,19 +354,51 @@ function servicesView() {
 
 function serviceView(namespace, name) {
   const root = h("div", null, head(`${namespace}/${name}`));
+  const ask = () => get(`services/${encodeURIComponent(namespace)}/${encodeURIComponent(name)}`);
+  let counts = new Map();
   const draw = async () => {
     try {
-      const service = await get(`services/${encodeURIComponent(namespace)}/${encodeURIComponent(name)}`);
-      root.replaceChildren(...explained(service));
+      const service = await ask();
+      counts = new Map();
+      root.replaceChildren(...explained(service, counts));
     } catch (error) {
       root.replaceChildren(head(`${namespace}/${name}`), h("p", { class: "panel error" }, error.message));
     }
   };
+  // What is counted changes in place, so that nobody's focus is lost.
+  const live = async () => {
+    if (!counts.size || document.hidden) return;
+    const service = await ask().catch(() => null);
+    for (const [key, text] of service ? countedTexts(service) : []) {
+      const shown = counts.get(key);
+      if (shown && shown.textContent !== text) shown.textContent = text;
+    }
+  };
   draw();
-  return { element: root, update: (what) => what !== "overview" && draw() };
+  return { element: root, update: (what) => what !== "overview" && draw(), live };
 }
 
-function explained(service) {
+const rate = (perSecond) => (perSecond > 0 ? ` (${perSecond < 100 ? perSecond.toFixed(1) : Math.round(perSecond)}/s)` : "");
+
+// What is counted of each port and endpoint, as texts.
+function countedTexts(service) {
+  return service.families.flatMap((family) => family.ports.filter((port) => port.traffic).flatMap((port) => {
+    const key = `${family.family} ${port.servicePort} ${port.protocol}`;
+    const { connections, refused, dropped, connectionsPerSecond, refusedPerSecond, droppedPerSecond } = port.traffic;
+    const all = `${connections} new flows${rate(connectionsPerSecond)}, ${refused} packets refused${rate(refusedPerSecond)}, ${dropped} dropped${rate(droppedPerSecond)}`;
+    const share = (counted) => (connections ? `, ${Math.round((counted / connections) * 100)} %` : "");
+    const endpoint = ({ address, traffic }) => [`${key} ${address}`, traffic ? `${traffic.connections}${rate(traffic.connectionsPerSecond)}${share(traffic.connections)}` : ""];
+    return [[key, all], ...port.endpoints.map(endpoint)];
+  }));
+}
+
+function explained(service, counts) {
+  const texts = new Map(countedTexts(service));
+  const counted = (key) => {
+    const shown = h("span", null, texts.get(key) ?? "");
+    counts.set(key, shown);
+    return shown;
+  };
   const ports = service.families.flatMap((family) => family.ports.map((port) => ({ family, port })));
   const missing = service.families.filter((family) => !family.hasClusterIp).map((family) => family.family);
   return [
@@ -377,9 +409,10 @@ function explained(service) {
       table(["Address", "Kind", "State", ""], port.addresses.map((address) => addressRow(port, address))),
       table(["Policy", "Endpoints", "Why these", "Governs"], port.policies.map((policy) => [
         chip(policy.policy, "accent"), policy.endpoints ? String(policy.endpoints) : chip(policy.drops ? "dropped" : "refused", "bad"), BASIS[policy.basis] ?? policy.basis, policy.governs.join(", ")])),
-      table(["Endpoint", "Node", "Conditions", "Use", "Slice"], port.endpoints.map(endpointRow)),
+      table(["Endpoint", "Node", "Conditions", "Use", "New flows", "Slice"], port.endpoints.map((endpoint) =>
+        endpointRow(endpoint, counted(`${family.family} ${port.servicePort} ${port.protocol} ${endpoint.address}`)))),
       port.affinitySeconds === null ? null : h("p", { class: "empty" }, `Affinity ClientIP: a client stays with its endpoint for ${duration(port.affinitySeconds)} after its last new flow.`),
-      port.traffic ? h("p", { class: "empty" }, `${port.traffic.connections} new flows so far`) : null)),
+      port.traffic ? h("p", { class: "empty" }, counted(`${family.family} ${port.servicePort} ${port.protocol}`)) : null)),
     ports.length ? null : h("p", { class: "panel empty" }, "Nothing of it is served on this node."),
   ].filter(Boolean);
 }
@@ -392,7 +425,7 @@ function addressRow(port, address) {
   return [h("code", null, text), KIND[address.kind] ?? address.kind, chip(word, tone), to ? h("a", { href: to }, "follow a packet") : ""];
 }
 
-function endpointRow(endpoint) {
+function endpointRow(endpoint, counted) {
   const conditions = endpoint.isTerminating
     ? chip(endpoint.isServing ? "terminating, serving" : "terminating", "warn")
     : endpoint.isReady ? chip("ready", "good") : chip("not ready", "bad");
@@ -400,7 +433,7 @@ function endpointRow(endpoint) {
     const [word, tone] = USAGE[use.usage] ?? [use.usage, ""];
     return h("div", null, `${use.policy}: `, h("span", { class: tone ? `${tone}-text` : "sub" }, word));
   });
-  return [h("code", null, endpoint.address), endpoint.isLocal ? chip("this node", "accent") : "another", conditions, uses, h("code", { class: "sub" }, endpoint.slice)];
+  return [h("code", null, endpoint.address), endpoint.isLocal ? chip("this node", "accent") : "another", conditions, uses, counted, h("code", { class: "sub" }, endpoint.slice)];
 }
 
 // === changes ===
@@ -471,7 +504,7 @@ function checkView() {
           h("div", null, chip(finding.severity, tones[finding.severity])), h("div", { class: "what" }, finding.what),
           h("div", { class: "why" }, finding.why), h("div", { class: "mend" }, h("code", null, finding.mend), copyButton(finding.mend)))),
         list.items.length ? "" : h("p", { class: "panel empty" }, "Nothing was found."),
-        h("p", { class: "sub" }, `Looked at: ${list.lookedAt.join("; ")}.`));
+        h("p", { class: "sub" }, `Looked at: ${list.checked.join("; ")}.`));
     } catch (error) {
       root.replaceChildren(head("Check"), h("p", { class: "panel error" }, error.message));
     }
@@ -535,6 +568,7 @@ listeners.add((what) => {
 });
 window.addEventListener("hashchange", route);
 setInterval(() => view.tick?.(), 10_000);
+setInterval(() => view.live?.(), 2_000);
 route();
 follow();
 loadServices().catch((error) => console.warn(error));

@@ -2,9 +2,10 @@
 
 use std::mem;
 
-use conntrack::{Batch, ConntrackError, Flow};
+use conntrack::{Batch, Flow};
+use netlink::NetlinkError;
 
-use crate::socket::{Channel, SocketOption, Wait};
+use crate::socket::{Buffer, Channel, Wait};
 
 /// Deletions in one datagram: by then the system call costs nothing compared with the deletions.
 const MAX_BATCH: usize = 256;
@@ -25,13 +26,12 @@ pub(super) struct Deleter<C: Channel> {
     flows: Vec<Flow>,
     deleted: u64,
     /// The first error.
-    error: Option<ConntrackError>,
+    error: Option<NetlinkError>,
 }
 
 impl<C: Channel> Deleter<C> {
     pub(super) fn new(socket: C) -> Self {
-        let max_flows =
-            batch_size(room(&socket, SocketOption::SendBuffer), room(&socket, SocketOption::ReceiveBuffer));
+        let max_flows = batch_size(Buffer::Send.size(&socket), Buffer::Receive.size(&socket));
         let received = vec![0; RECEIVE_BYTES];
         Self { socket, received, seq: 0, max_flows, flows: Vec::new(), deleted: 0, error: None }
     }
@@ -60,20 +60,20 @@ impl<C: Channel> Deleter<C> {
         let bytes = batch.encode();
         let error = match self.socket.send(&bytes) {
             Ok(()) => self.answers(batch),
-            Err(source) => Some(ConntrackError::Send { bytes: bytes.len(), source }),
+            Err(source) => Some(NetlinkError::Send { bytes: bytes.len(), source }),
         };
         self.error = self.error.take().or(error);
     }
 
     /// Takes in the answers to a batch, all of which came while it was sent.
-    fn answers(&mut self, mut batch: Batch) -> Option<ConntrackError> {
+    fn answers(&mut self, mut batch: Batch) -> Option<NetlinkError> {
         let mut lost = false;
         loop {
             match self.socket.receive(&mut self.received, Wait::Never) {
                 Ok(received) => batch.take(received),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => lost = true,
-                Err(source) => return Some(ConntrackError::Receive { source }),
+                Err(source) => return Some(NetlinkError::Receive { source }),
             }
         }
         let outcome = batch.outcome(lost);
@@ -82,15 +82,10 @@ impl<C: Channel> Deleter<C> {
     }
 
     /// Deletes what was added; yields how many flows were deleted since the beginning, and the first error.
-    pub(super) fn finish(&mut self) -> (u64, Option<ConntrackError>) {
+    pub(super) fn finish(&mut self) -> (u64, Option<NetlinkError>) {
         self.flush();
         (mem::take(&mut self.deleted), self.error.take())
     }
-}
-
-/// Size of a buffer; 0 if the system won't tell.
-fn room(socket: &impl Channel, buffer: SocketOption) -> usize {
-    socket.get(buffer).ok().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0)
 }
 
 /// Number of deletions that fit into the send buffer, and whose answers fit into the receive buffer even if all fail.

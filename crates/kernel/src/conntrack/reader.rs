@@ -2,7 +2,8 @@
 
 use std::mem;
 
-use conntrack::{ConntrackError, Filter, Flow, Pass};
+use conntrack::{Filter, Flow, Pass};
+use netlink::NetlinkError;
 
 use super::open_socket;
 use crate::socket::{Channel, Wait};
@@ -34,11 +35,11 @@ impl<C: Channel> Reader<C> {
         &mut self,
         filter: &Filter,
         visit: &mut dyn FnMut(&Flow),
-    ) -> Result<bool, ConntrackError> {
+    ) -> Result<bool, NetlinkError> {
         match self.pass_once(filter, visit) {
             // A kernel that does not like the filter, as some say EOPNOTSUPP to one of a deletion. If it is the reading
             // itself that it does not like, it says so again.
-            Err(ConntrackError::Refused { errno: libc::EINVAL | libc::EOPNOTSUPP, .. })
+            Err(NetlinkError::Refused { errno: libc::EINVAL | libc::EOPNOTSUPP, .. })
                 if self.kernel_filter =>
             {
                 self.kernel_filter = false;
@@ -48,7 +49,7 @@ impl<C: Channel> Reader<C> {
         }
     }
 
-    fn pass_once(&mut self, filter: &Filter, visit: &mut dyn FnMut(&Flow)) -> Result<bool, ConntrackError> {
+    fn pass_once(&mut self, filter: &Filter, visit: &mut dyn FnMut(&Flow)) -> Result<bool, NetlinkError> {
         // After a failure, and after a panic of `visit`, a new socket takes the place of the one that is still busy.
         if mem::replace(&mut self.is_reading, true) {
             self.socket = open_socket()?;
@@ -56,7 +57,7 @@ impl<C: Channel> Reader<C> {
         self.seq = self.seq.wrapping_add(1);
         let mut pass = Pass::new(filter, self.seq);
         let request = pass.request(self.kernel_filter);
-        self.socket.send(&request).map_err(|source| ConntrackError::Send { bytes: request.len(), source })?;
+        self.socket.send(&request).map_err(|source| NetlinkError::Send { bytes: request.len(), source })?;
         loop {
             match self.socket.receive(&mut self.received, Wait::Block) {
                 Ok(received) => {
@@ -70,7 +71,7 @@ impl<C: Channel> Reader<C> {
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM)) => {
                     return Ok(false);
                 }
-                Err(source) => return Err(ConntrackError::Receive { source }),
+                Err(source) => return Err(NetlinkError::Receive { source }),
             }
         }
     }

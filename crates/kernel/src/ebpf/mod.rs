@@ -97,10 +97,7 @@ impl<F: Family> KernelFastPath<F> {
         require(&place.cgroup_root, CGROUP2_MAGIC, "cgroup2")?;
         let dir = family_dir(&place.bpffs, F::FAMILY);
         fs::create_dir_all(dir.join(LINKS)).map_err(refused("make", dir.display()))?;
-        let lock = File::open(&dir).map_err(refused("open", dir.display()))?;
-        if lock.try_lock().is_err() {
-            return Err(FastPathError::Busy { path: dir });
-        }
+        let lock = lock(&dir)?;
         let cgroup = File::open(&place.cgroup_root).map_err(refused("open", place.cgroup_root.display()))?;
         let original = open_original::<F>(&bpf, &dir.join(ORIGINAL))?;
         Ok(Self { bpf, place, dir, _lock: lock, cgroup, original, generation: None, family: PhantomData })
@@ -310,14 +307,33 @@ fn last_lines(log: &str) -> String {
     lines[lines.len().saturating_sub(6)..].join(" | ")
 }
 
+/// The directory as one process's own, until this is closed.
+fn lock(dir: &Path) -> Result<File, FastPathError> {
+    let lock = File::open(dir).map_err(refused("open", dir.display()))?;
+    if lock.try_lock().is_err() {
+        return Err(FastPathError::Busy { path: dir.to_owned() });
+    }
+    Ok(lock)
+}
+
 /// Takes away what is pinned below a directory; gives what. Nothing is there, nothing is done.
 ///
 /// # Errors
-/// Something can't be removed. All else is.
+/// Something can't be removed, or a process serves with it. All else is removed.
 pub fn remove_fast_path(bpffs: &Path, what: FastPathRemoval) -> Result<Vec<String>, FastPathError> {
     let (mut removed, mut failure) = (Vec::new(), None);
     for family in [IpFamily::V4, IpFamily::V6] {
         let dir = family_dir(bpffs, family);
+        if !dir.exists() {
+            continue;
+        }
+        let _lock = match lock(&dir) {
+            Ok(lock) => lock,
+            Err(error) => {
+                failure = Some(error);
+                continue;
+            }
+        };
         for path in paths(&dir, family, what) {
             match fs::remove_file(&path).or_else(|_| fs::remove_dir(&path)) {
                 Ok(()) => removed.push(path.display().to_string()),

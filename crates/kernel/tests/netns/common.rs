@@ -141,10 +141,8 @@ impl Sets {
         Self {
             services: set("service-ips", &[DestAddr, L4Proto, DestPort], SetData::Verdict),
             node_ports: set("service-nodeports", &[L4Proto, DestPort], SetData::Verdict),
-            endpoints: set(
-                "endpoints",
-                &[DestAddr, L4Proto, DestPort, NumgenRandom { modulus: 65536 }],
-                endpoint,
+            endpoints: Arc::new(
+                Set::new("endpoints".into(), with(NumgenRandom { modulus: 65536 }), endpoint).counted(),
             ),
             hairpin: Arc::new(hairpin),
             node_ips: set("nodeport-ips", &[DestAddr], SetData::None),

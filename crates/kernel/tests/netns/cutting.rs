@@ -4,7 +4,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use kernel::Nftables;
-use nft::{Element, Family, Kernel, KernelError, Op, Transaction};
+use netlink::NetlinkError;
+use nft::{Element, Family, Kernel, Op, Transaction};
 
 use crate::common::{
     FAMILIES, Sets, TABLE, addr, apply, fixture, goto, in_netns, listing, read, service_key, tx,
@@ -77,8 +78,8 @@ fn a_failure_on_the_way_tells_how_much_holds() {
         let name = format!("element {} of map service-ips", services.key_text(&refused, Family::Ip));
         let error =
             kernel.apply(&tx(Family::Ip, vec![Op::AddElements { set: services, elements }])).unwrap_err();
-        let KernelError::Partial { applied, source } = error else { panic!("{error}") };
-        assert!(applied > 2, "{applied}");
+        let NetlinkError::Partial { done, source, .. } = error else { panic!("{error}") };
+        assert!(done > 2, "{done}");
         assert!(source.to_string().starts_with(&format!("kernel refused {name}: ")), "{source}");
         let held = read(Family::Ip).sets["service-ips"].elements.len();
         assert!(held > 100 && held < 402, "{held}");

@@ -6,6 +6,8 @@ mod affinity;
 #[cfg(test)]
 mod common;
 #[cfg(test)]
+mod counting;
+#[cfg(test)]
 mod cutting;
 #[cfg(test)]
 mod disturbed;
@@ -19,5 +21,7 @@ mod lookup;
 mod networks;
 #[cfg(test)]
 mod refusal;
+#[cfg(test)]
+mod tracing;
 #[cfg(test)]
 mod watching;

@@ -5,9 +5,10 @@ use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
 
 use kernel::Nftables;
+use netlink::NetlinkError;
 use nft::{
-    BaseChain, Bytes, ChainType, Data, Element, Family, Field, Hook, Kernel, KernelError, Op, Rule, Set,
-    SetData, Statement,
+    BaseChain, Bytes, ChainType, Data, Element, Family, Field, Hook, Kernel, Op, Rule, Set, SetData,
+    Statement,
 };
 
 use crate::common::{FAMILIES, TABLE, add_address, addr, apply, in_netns, ip, listing, nft, read, tx};
@@ -251,7 +252,7 @@ fn overlapping_networks_are_refused_and_named() {
                 (add(allowed(), &[source(family, 1, 0, host_bits)]), "of set allowed-sources"),
             ];
             for (result, set) in refused {
-                let Err(KernelError::Refused { object, errno, .. }) = result else {
+                let Err(NetlinkError::Refused { object, errno, .. }) = result else {
                     panic!("{set} took an overlapping network of {host_bits} bits")
                 };
                 assert!(object.ends_with(set), "{object}");
@@ -259,7 +260,7 @@ fn overlapping_networks_are_refused_and_named() {
             }
         }
         let object = match add(allowed(), &[source(family, 2, 0, 8), source(family, 1, 0, 4)]) {
-            Err(KernelError::Refused { object, .. }) => object,
+            Err(NetlinkError::Refused { object, .. }) => object,
             other => panic!("{other:?}"),
         };
         assert_eq!(object, "element 10.96.0.1 . udp . 80 . 10.96.0.0/28 of set allowed-sources");

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use kernel::Nftables;
-use nft::{Family, Kernel, KernelError, Op, Rule, Set, SetData, Statement, Verdict};
+use netlink::NetlinkError;
+use nft::{Family, Kernel, Op, Rule, Set, SetData, Statement, Verdict};
 
 use crate::common::{
     FAMILIES, Sets, apply, assert_is_fixture, elements, fixture, goto, in_netns, read, service_key, tx,
@@ -34,7 +35,7 @@ fn check(ops: Vec<Op>, object: &str, errno: i32) {
         refusal
     });
     match refusal {
-        KernelError::Refused { object: refused, errno: number, .. } => {
+        NetlinkError::Refused { object: refused, errno: number, .. } => {
             assert_eq!((refused.as_str(), number), (object, errno));
         }
         other => panic!("expected a refusal of {object}, not {other:?}"),

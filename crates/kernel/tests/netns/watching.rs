@@ -73,6 +73,21 @@ fn only_foreign_changes_of_our_table_are_told() {
     });
 }
 
+/// Our own changes do not even take room.
+#[test]
+fn our_own_changes_are_not_received() {
+    in_netns(|| {
+        apply(&fixture(Family::Ip));
+        let mut kernels = [Nftables::open().unwrap(), Nftables::open().unwrap()];
+        let mut watch = TableWatch::with_room(TABLE.into(), 4096).unwrap();
+        for n in 1000..1200 {
+            kernels[usize::from(n % 2 == 0)].apply(&pair(n)).unwrap();
+        }
+        nft(&["flush chain ip kube-proxy services"], "");
+        assert_eq!(next(&mut watch), (Some(Family::Ip), "a rule was deleted"));
+    });
+}
+
 /// What was dropped may have been about either of our tables.
 #[test]
 fn lost_notifications_count_as_a_change() {

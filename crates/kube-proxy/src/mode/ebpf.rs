@@ -6,10 +6,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
-use ::mode::{Rule, Touches};
+use ::mode::{OpenTarget, Rule, Touches};
 use agent::{FamilyMode, ServedFamily, Settings, with_causes};
 use backend_ebpf::{Condition, EbpfPlanner, EbpfTarget, Options, PLACE, SocketPath, Statistics, share};
-use backend_nftables::{Backend, NftablesTarget, nft_family};
+use backend_nftables::{Backend, NftablesTarget};
 use config::Config;
 use kernel::{Bpf, FastPathPlace, KernelFastPath};
 use metrics::{EbpfMetrics, Metrics};
@@ -70,20 +70,22 @@ impl Shared {
         let path = self.path::<F>(metrics.clone());
         let (opened, explained, watched, period) = (path.clone(), path.clone(), path, self.period);
         let rules = Backend::new(backend_nftables::Config::default());
+        let open: OpenTarget<EbpfTarget<F, NftablesTarget>> = Arc::new(move || {
+            let rules =
+                open_rules::<F>().map_err(|error| backend_ebpf::TargetError::Rules(Arc::new(error)))?;
+            Ok(EbpfTarget::new(rules, opened.clone()))
+        });
         FamilyMode {
             planner: EbpfPlanner::new(
                 rules,
                 self.options.clone(),
                 Box::new(move |key| explain(&explained, key)),
             ),
-            open: Arc::new(move || {
-                let rules =
-                    open_rules::<F>().map_err(|error| backend_ebpf::TargetError::Rules(Arc::new(error)))?;
-                Ok(EbpfTarget::new(rules, opened.clone()))
-            }),
+            meter: Some(open.clone()),
+            open,
             watch: Some(Box::new(move |touches| {
                 let of_rules = touches.clone();
-                spawn_watch(move || nftables::watch(nft_family::<F>(), &of_rules));
+                spawn_watch(move || nftables::watch(nft::Family::from(F::FAMILY), &of_rules));
                 spawn_watch(move || watch(&watched, period, &touches));
             })),
             flows: Some(Arc::new(|| Ok(Box::new(kernel::Flows::open()?)))),
@@ -105,7 +107,7 @@ impl Shared {
 
 fn open_rules<F: Family>() -> Result<NftablesTarget, <NftablesTarget as ::mode::Target>::Error> {
     let kernel = kernel::Nftables::open()?.expecting(backend_nftables::slot_keys);
-    Ok(NftablesTarget::new(nft_family::<F>(), Box::new(kernel)))
+    Ok(NftablesTarget::new(nft::Family::from(F::FAMILY), Box::new(kernel)))
 }
 
 /// The node's own addresses.

@@ -87,10 +87,11 @@ impl Shared {
         take_overs: &TakeOvers,
     ) -> FamilyMode<F, IptablesPlanner<F>> {
         let (period, tables) = (self.period, Tables::new(programs));
-        let watched = tables.clone();
+        let (watched, counted) = (tables.clone(), tables.clone());
         FamilyMode {
             planner: IptablesPlanner::new(self.drop_invalid),
             open: Arc::new(move || Ok(IptablesTarget(Box::new(tables.clone())))),
+            meter: Some(Arc::new(move || Ok(IptablesTarget(Box::new(counted.clone()))))),
             watch: Some(Box::new(move |touches| spawn_watch(move || watch(&watched, period, &touches)))),
             flows: Some(Arc::new(|| Ok(Box::new(kernel::Flows::open()?)))),
             take_over: Some(take_overs.of(F::FAMILY)),

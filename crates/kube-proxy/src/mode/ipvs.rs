@@ -8,7 +8,7 @@ use ::mode::Touches;
 use agent::{FamilyMode, ServedFamily, Settings, with_causes};
 use anyhow::Context as _;
 use backend_ipvs::{Activity, DEVICE, IpvsPlanner, IpvsTarget, Options, TargetError, Watcher};
-use backend_nftables::{Backend, Config as Rules, NftablesTarget, nft_family};
+use backend_nftables::{Backend, Config as Rules, NftablesTarget};
 use config::Config;
 use host::Root;
 use ipvs::{Devices, Ipvs, Scheduler, Timeouts};
@@ -92,13 +92,14 @@ impl Shared {
         take_overs: &TakeOvers,
     ) -> FamilyMode<F, IpvsPlanner<F, Backend<F>>> {
         let (options, activity, period) = (self.options.clone(), Activity::default(), self.period);
-        let watched = activity.clone();
+        let (watched, of_meter) = (activity.clone(), options.clone());
         FamilyMode {
             planner: IpvsPlanner::new(Backend::new(Rules::default()), options.clone()),
             open: Arc::new(move || Ok(open(options.clone())?.telling(activity.clone()))),
+            meter: Some(Arc::new(move || open(of_meter.clone()))),
             watch: Some(Box::new(move |touches| {
                 let of_rules = touches.clone();
-                spawn_watch(move || nftables::watch(nft_family::<F>(), &of_rules));
+                spawn_watch(move || nftables::watch(F::FAMILY.into(), &of_rules));
                 spawn_watch(move || watch::<F>(&watched, period, &touches));
             })),
             flows: Some(Arc::new(|| Ok(Box::new(kernel::Flows::open()?)))),
@@ -109,13 +110,13 @@ impl Shared {
     }
 }
 
-type RulesError = nft::KernelError;
+type RulesError = netlink::NetlinkError;
 
 fn open<F: Family>(options: Arc<Options>) -> Result<IpvsTarget<F, NftablesTarget>, TargetError<RulesError>> {
     let rules = kernel::Nftables::open().map_err(|error| TargetError::Rules(Arc::new(error)))?;
     let rules = rules.expecting(backend_nftables::slot_keys);
     let (ipvs, devices) = open_ipvs()?;
-    Ok(IpvsTarget::new(NftablesTarget::new(nft_family::<F>(), Box::new(rules)), ipvs, devices, options))
+    Ok(IpvsTarget::new(NftablesTarget::new(F::FAMILY.into(), Box::new(rules)), ipvs, devices, options))
 }
 
 type Kernel = (Box<dyn Ipvs>, Box<dyn Devices>);

@@ -3,9 +3,9 @@
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use ::mode::Touches;
+use ::mode::{OpenTarget, Touches};
 use agent::{FamilyMode, ServedFamily};
-use backend_nftables::{Backend, Config, NftablesTarget, nft_family};
+use backend_nftables::{Backend, Config, NftablesTarget};
 use metrics::{Metrics, NftablesMetrics};
 use model::{Family, IpFamily, V4, V6};
 use tracing::warn;
@@ -25,13 +25,15 @@ pub(super) fn serve(config: &config::Config, families: &[IpFamily], metrics: &Me
 }
 
 fn served<F: Family>(observer: NftablesMetrics, take_overs: &TakeOvers) -> FamilyMode<F, Backend<F>> {
-    let family = nft_family::<F>();
+    let family = nft::Family::from(F::FAMILY);
+    let open: OpenTarget<NftablesTarget> = Arc::new(move || {
+        let kernel = kernel::Nftables::open()?.expecting(backend_nftables::slot_keys);
+        Ok(NftablesTarget::new(family, Box::new(kernel)))
+    });
     FamilyMode {
         planner: Backend::new(Config::default()),
-        open: Arc::new(move || {
-            let kernel = kernel::Nftables::open()?.expecting(backend_nftables::slot_keys);
-            Ok(NftablesTarget::new(family, Box::new(kernel)))
-        }),
+        meter: Some(open.clone()),
+        open,
         watch: Some(Box::new(move |touches| spawn_watch(move || watch(family, &touches)))),
         flows: Some(Arc::new(|| Ok(Box::new(kernel::Flows::open()?)))),
         take_over: Some(take_overs.of(F::FAMILY)),

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use apiserver::Kind;
+use lab::Host;
+use lab::client::{Transport, spread};
+use lab::proxy::wait_until;
 use serde_json::json;
-use testkit::apiserver::Kind;
-use testkit::client::{Transport, spread};
 use testkit::cluster::{Cluster, ProxyMode};
-use testkit::lab::Host;
-use testkit::proxy::wait_until;
 use tokio::time::Instant;
 
 use crate::support::{

@@ -1,10 +1,10 @@
 //! Objects that can't be used are left out one by one, with their name and the reason; everything else is served.
 
+use apiserver::Kind;
+use fakes::objects;
+use lab::client::Transport;
+use lab::proxy::wait_until;
 use serde_json::{Value, json};
-use testkit::apiserver::Kind;
-use testkit::client::Transport;
-use testkit::objects;
-use testkit::proxy::wait_until;
 
 use crate::support::{
     PATIENCE, WEB_PORTS, WEB_V4, apply_endpoints, apply_web, check_listable, cluster, ip, start, wait_for,

@@ -2,10 +2,10 @@
 
 use std::process::{Command, Output};
 
+use fakes::objects::{self, Endpoint};
+use lab::proxy::wait_until;
 use serde_json::json;
 use testkit::cluster::{Cluster, NODE, NODE2};
-use testkit::objects::{self, Endpoint};
-use testkit::proxy::wait_until;
 
 use crate::support::{PATIENCE, WEB_PORTS, WEB_V4, WEB_V6, cluster, ip, program, start};
 
@@ -70,6 +70,9 @@ fn every_command_prints_what_there_is() {
         list.contains("4/6") && list.contains("Conflict") && !list.contains("Waiting")
     });
     assert!(settled, "{}", told(&cluster, "list services"));
+    // Rates are known from the second reading on.
+    let is_counted = wait_until(PATIENCE, || told(&cluster, "list services").contains("0.0/s"));
+    assert!(is_counted, "{}", told(&cluster, "list services"));
     let commands = [
         ("status", "status"),
         ("list-services", "list services -o wide"),

@@ -4,9 +4,9 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use lab::proxy::{Proxy, wait_until};
+use lab::{Config, Lab};
 use testkit::cluster::NODE;
-use testkit::lab::{Config, Lab};
-use testkit::proxy::{Proxy, wait_until};
 
 use crate::support::{PATIENCE, program};
 

@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use testkit::client::{Load, LoadGenerator, Session, Transport};
+use fakes::objects::{self, Port};
+use lab::Host;
+use lab::client::{Load, LoadGenerator, Session, Transport};
+use lab::proxy::{Proxy, wait_until};
 use testkit::cluster::{Cluster, KEEP_PORT, ProxyMode};
-use testkit::lab::Host;
-use testkit::objects::{self, Port};
-use testkit::proxy::{Proxy, wait_until};
 
 use crate::matrix::check_contract;
 use crate::support::{
@@ -179,7 +179,7 @@ fn node_ports_and_refusals_are_those_of_the_rules() {
         assert!(wait_until(PATIENCE, || peer(node, to) == to && ask(node, Transport::Tcp, to).is_ok()));
     }
     apply_endpoints(&cluster, &[], &[]);
-    let refused = Err(testkit::client::FailureClass::Refused);
+    let refused = Err(lab::client::FailureClass::Refused);
     for from in [node, cluster.lab.pod(0)] {
         for address in [WEB_V4, WEB_V6] {
             wait_for(from, Transport::Tcp, (ip(address), 80).into(), &refused);

@@ -4,14 +4,14 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 
+use apiserver::Kind;
+use fakes::objects;
+use lab::client::Transport;
+use lab::echo::{EchoServer, Mode};
+use lab::proxy::{Proxy, wait_until};
+use lab::{Config, Host, Lab};
 use serde_json::json;
-use testkit::apiserver::Kind;
-use testkit::client::Transport;
 use testkit::cluster::NODE;
-use testkit::echo::{EchoServer, Mode};
-use testkit::lab::{Config, Host, Lab};
-use testkit::objects;
-use testkit::proxy::{Proxy, wait_until};
 
 use crate::status::get;
 use crate::support::{PATIENCE, WEB_V4, cluster, ip, program, wait_for};

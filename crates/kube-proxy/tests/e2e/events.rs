@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
+use apiserver::{Auth, Config, Kind};
+use fakes::objects;
+use lab::client::Transport;
+use lab::proxy::{Proxy, wait_until};
+use lab::{Config as LabConfig, Lab};
 use serde_json::{Value, json};
-use testkit::apiserver::{Auth, Config, Kind};
-use testkit::client::Transport;
 use testkit::cluster::{Cluster, NODE};
-use testkit::lab::{Config as LabConfig, Lab};
-use testkit::objects;
-use testkit::proxy::{Proxy, wait_until};
 
 use crate::support::{PATIENCE, WEB_PORTS, WEB_V4, apply_web, cluster, ip, program, start, wait_for};
 
@@ -73,7 +73,7 @@ fn the_api_has_events_about_the_node_and_what_is_wrong() {
 fn events_that_are_forbidden_disturb_nothing() {
     let cluster = cluster(1, 0);
     apply_web(&cluster);
-    let forbidden = testkit::apiserver::Fault::Status { code: 403, retry_after: None };
+    let forbidden = apiserver::Fault::Status { code: 403, retry_after: None };
     cluster.api.faults().always(Kind::Event, forbidden);
     let mut proxy = start(&cluster);
     assert!(proxy.wait_for_log("An event could not be written", PATIENCE), "{:?}", proxy.log());

@@ -1,8 +1,8 @@
 //! `/explain/NAMESPACE/NAME`: where a Service's packets go on this node, and why.
 
+use fakes::objects::{self, Endpoint};
+use lab::proxy::wait_until;
 use testkit::cluster::NODE2;
-use testkit::objects::{self, Endpoint};
-use testkit::proxy::wait_until;
 
 use crate::support::{PATIENCE, WEB_PORTS, WEB_V4, apply_web, cluster, ip, start};
 

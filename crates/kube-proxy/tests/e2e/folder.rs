@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-use testkit::client::{FailureClass, Transport};
+use fakes::objects;
+use lab::client::{FailureClass, Transport};
+use lab::proxy::Proxy;
+use lab::{Config, Lab};
 use testkit::cluster::NODE;
-use testkit::lab::{Config, Lab};
-use testkit::objects;
-use testkit::proxy::Proxy;
 
 use crate::support::{PATIENCE, WEB_V4, program, wait_for};
 
@@ -56,8 +56,8 @@ fn start(lab: &Lab, dir: &Path) -> Proxy {
 fn manifests_are_served_and_watched() {
     let lab = Lab::new(&Config { pods: 2, node2_pods: 0, ..Config::default() }).unwrap();
     let servers = [0, 1].map(|n| {
-        let listens = [(8080, testkit::echo::Mode::Line)];
-        testkit::echo::EchoServer::start(lab.pod(n), lab.pod(n).name(), &listens).unwrap()
+        let listens = [(8080, lab::echo::Mode::Line)];
+        lab::echo::EchoServer::start(lab.pod(n), lab.pod(n).name(), &listens).unwrap()
     });
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("service.yaml"), SERVICE).unwrap();
@@ -87,6 +87,6 @@ fn a_folder_that_is_not_there_is_an_error() {
     let lab = Lab::new(&Config { pods: 0, node2_pods: 0, ..Config::default() }).unwrap();
     let mut proxy = start(&lab, Path::new("/nonexistent/manifests"));
     assert!(proxy.wait_for_log("/nonexistent/manifests", PATIENCE), "{:?}", proxy.log());
-    assert!(testkit::proxy::wait_until(PATIENCE, || !proxy.is_running()));
+    assert!(lab::proxy::wait_until(PATIENCE, || !proxy.is_running()));
     assert_eq!(proxy.kill().unwrap().code(), Some(1));
 }

@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use apiserver::Kind;
+use lab::client::Transport;
+use lab::proxy::{Proxy, wait_until};
 use serde_json::json;
-use testkit::apiserver::Kind;
-use testkit::client::Transport;
 use testkit::cluster::{Cluster, Flavour, ProxyMode};
-use testkit::proxy::{Proxy, wait_until};
 
 use crate::support::{
     NODE_PORT, PATIENCE, WEB_V4, WEB_V6, apply_web, ask, cluster_in, ip, listing, program, start, wait_for,

@@ -5,13 +5,13 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
+use fakes::objects::{self, Port};
+use lab::Host;
+use lab::client::{Load, LoadGenerator, Session, Transport};
+use lab::proxy::{Proxy, wait_until};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
-use testkit::client::{Load, LoadGenerator, Session, Transport};
 use testkit::cluster::{Cluster, KEEP_PORT, ProxyMode};
-use testkit::lab::Host;
-use testkit::objects::{self, Port};
-use testkit::proxy::{Proxy, wait_until};
 
 use crate::support::{PATIENCE, REQUEST, WEB_V4, WEB_V6, apply_web, ask, cluster_in, ip, program, start};
 

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
+use fakes::objects;
+use lab::client::{Load, LoadGenerator, Transport};
+use lab::commits::Generation;
+use lab::proxy::{Proxy, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use testkit::client::{Load, LoadGenerator, Transport};
 use testkit::cluster::NODE;
-use testkit::commits::Generation;
-use testkit::objects;
-use testkit::proxy::{Proxy, wait_until};
 
 use crate::support::{
     PATIENCE, REQUEST, WEB_V4, WEB_V6, apply_endpoints, apply_web, check_listable, cluster, ip, program,

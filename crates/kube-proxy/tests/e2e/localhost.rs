@@ -2,9 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use testkit::client::{FailureClass, Transport, ask_once};
+use lab::client::{FailureClass, Transport, ask_once};
+use lab::proxy::Proxy;
 use testkit::cluster::Cluster;
-use testkit::proxy::Proxy;
 
 use crate::support::{
     NODE_PORT, REQUEST, apply_endpoints, apply_web, ask, check_listable, cluster, program, wait_for,

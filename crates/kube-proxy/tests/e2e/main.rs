@@ -30,4 +30,5 @@ mod permissions;
 mod status;
 mod support;
 mod takeover;
+mod traffic;
 mod watch;

@@ -4,11 +4,11 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use testkit::client::{ConnectFailure, FailureClass, Reply, Transport, ask_once};
+use fakes::contract::{AddressKind, Answer, Case, Client, Contract, target};
+use lab::Host;
+use lab::client::{ConnectFailure, FailureClass, Reply, Transport, ask_once};
+use lab::proxy::wait_until;
 use testkit::cluster::{Cluster, LINE_PORT, ProxyMode, UDP_PORT};
-use testkit::contract::{AddressKind, Answer, Case, Client, Contract, target};
-use testkit::lab::Host;
-use testkit::proxy::wait_until;
 
 use crate::support::{PATIENCE, cluster_in, in_every_mode, listing, start};
 

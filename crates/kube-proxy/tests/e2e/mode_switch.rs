@@ -10,13 +10,13 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use fakes::objects::{self, Port};
+use fakes::upstream;
+use lab::Host;
+use lab::client::{FailureClass, Load, LoadGenerator, Session, Transport, ask_once};
+use lab::proxy::{CapabilitySet, Proxy, wait_until};
 use serde_json::{Value, json};
-use testkit::client::{FailureClass, Load, LoadGenerator, Session, Transport, ask_once};
 use testkit::cluster::{CLUSTER_CIDR, Cluster, Flavour, KEEP_PORT, LINE_PORT, NODE, ProxyMode, UDP_PORT};
-use testkit::lab::Host;
-use testkit::objects::{self, Port};
-use testkit::proxy::{CapabilitySet, Proxy, wait_until};
-use testkit::upstream;
 use tokio::time::Instant;
 
 use crate::support::{

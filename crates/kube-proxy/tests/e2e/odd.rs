@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use testkit::client::{FailureClass, Transport};
+use fakes::objects::{self, Endpoint, Port};
+use lab::client::{FailureClass, Transport};
+use lab::proxy::wait_until;
 use testkit::cluster::{LINE_PORT, NODE2};
-use testkit::objects::{self, Endpoint, Port};
-use testkit::proxy::wait_until;
 
 use crate::support::{
     PATIENCE, WEB_V4, WEB_V6, apply_web, ask, check_listable, cluster, ip, program, start, wait_for,

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use testkit::client::{FailureClass, Transport, UdpFlow, ask_once, five_sigma, spread, tcp_once};
+use fakes::objects::{self, Endpoint, Port};
+use lab::Host;
+use lab::client::{FailureClass, Transport, UdpFlow, ask_once, five_sigma, spread, tcp_once};
 use testkit::cluster::{Cluster, LINE_PORT, ProxyMode};
-use testkit::lab::Host;
-use testkit::objects::{self, Endpoint, Port};
 
 use crate::support::{
     NODE_PORT, PATIENCE, REQUEST, WEB_PORTS, WEB_V4, WEB_V6, apply_endpoints, apply_web, ask, check_listable,
@@ -139,7 +139,7 @@ fn endpoints_come_and_go(mode: ProxyMode) {
             // Before the change is in place another one may answer, after it none.
             let names = || client.run(|| spread(20, address.into(), Transport::Tcp)).map(BTreeMap::into_keys);
             let alone = || names().is_ok_and(|names| names.eq([only]));
-            assert!(testkit::proxy::wait_until(PATIENCE, alone), "{address:?}: not only {only} answers");
+            assert!(lab::proxy::wait_until(PATIENCE, alone), "{address:?}: not only {only} answers");
             assert!(alone(), "{address:?}: another than {only} answers again");
         }
     }
@@ -205,7 +205,7 @@ fn node_ports_are_not_served_on_other_addresses() {
             "{address}: nobody listens there"
         );
     }
-    assert!(ask(node, Transport::Tcp, node.socket(testkit::lab::IpFamily::V4, NODE_PORT)).is_ok());
+    assert!(ask(node, Transport::Tcp, node.socket(lab::IpFamily::V4, NODE_PORT)).is_ok());
     check_listable(&cluster);
 }
 
@@ -243,7 +243,7 @@ fn what_no_service_has_goes_nowhere() {
     assert!(text.contains("ip daddr 10.96.0.0/12 drop"), "{text}");
     cluster.apply(objects::service_cidr(&["10.112.0.0/12"])).unwrap();
     let moved = || check_listable(&cluster).contains("ip daddr 10.112.0.0/12 drop");
-    assert!(testkit::proxy::wait_until(PATIENCE, moved), "{}", check_listable(&cluster));
+    assert!(lab::proxy::wait_until(PATIENCE, moved), "{}", check_listable(&cluster));
     assert!(ask(pod, Transport::Tcp, (ip(WEB_V4), 80).into()).is_ok());
 }
 
@@ -255,7 +255,7 @@ fn source_ranges_keep_others_away_from_load_balancer_addresses(mode: ProxyMode) 
     let lab = &cluster.lab;
     let load_balancer = [ip("203.0.113.50"), ip("fd00:203::50")];
     let restrict = |ranges: &[&str]| {
-        let mut service = cluster.api.get(testkit::apiserver::Kind::Service, "default", "web").unwrap();
+        let mut service = cluster.api.get(apiserver::Kind::Service, "default", "web").unwrap();
         service["spec"]["type"] = serde_json::json!("LoadBalancer");
         service["spec"]["loadBalancerSourceRanges"] = serde_json::json!(ranges);
         let ingress = load_balancer.map(|ip| serde_json::json!({ "ip": ip }));
@@ -267,7 +267,7 @@ fn source_ranges_keep_others_away_from_load_balancer_addresses(mode: ProxyMode) 
     };
     let check = |client: &Host, allowed: bool| {
         for address in load_balancer {
-            let right = testkit::proxy::wait_until(PATIENCE, || answers(client, address) == allowed);
+            let right = lab::proxy::wait_until(PATIENCE, || answers(client, address) == allowed);
             assert!(right, "{} -> {address}: allowed is {}", client.name(), !allowed);
         }
         assert!(answers(client, ip(WEB_V4)), "the cluster IP is not concerned");
@@ -311,7 +311,7 @@ fn udp_clients_follow_the_endpoints(mode: ProxyMode) {
         for (flow, target) in flows.iter().zip(targets) {
             let wanted = round.map(|n| cluster.pod_names()[n]);
             let mut last = None;
-            let follows = testkit::proxy::wait_until(PATIENCE, || {
+            let follows = lab::proxy::wait_until(PATIENCE, || {
                 last = lab.outside().run(|| flow.ask()).ok().map(|reply| reply.name);
                 last.as_deref() == wanted
             });
@@ -325,7 +325,7 @@ fn udp_clients_follow_the_endpoints(mode: ProxyMode) {
 fn wait_until_served(cluster: &Cluster) {
     let served = |address: SocketAddr| {
         let client = cluster.lab.outside();
-        testkit::proxy::wait_until(PATIENCE, || ask(client, Transport::Tcp, address).is_ok())
+        lab::proxy::wait_until(PATIENCE, || ask(client, Transport::Tcp, address).is_ok())
     };
     assert!(served((ip(WEB_V4), 80).into()) && served((ip(WEB_V6), 80).into()), "the Service is not served");
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use testkit::proxy::wait_until;
+use lab::proxy::wait_until;
 
 use crate::support::{PATIENCE, apply_web, cluster, start};
 

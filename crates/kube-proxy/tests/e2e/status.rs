@@ -4,11 +4,11 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use fakes::objects::{self, Endpoint};
+use lab::Host;
+use lab::proxy::{Proxy, wait_until};
 use serde_json::{Value, json};
 use testkit::cluster::{Cluster, Flavour, NODE, NODE2, ProxyMode};
-use testkit::lab::Host;
-use testkit::objects::{self, Endpoint};
-use testkit::proxy::{Proxy, wait_until};
 
 use crate::support::{
     PATIENCE, REQUEST, WEB_PORTS, WEB_V4, WEB_V6, apply_endpoints, apply_web, cluster, cluster_in, ip,
@@ -229,7 +229,7 @@ fn the_node_object_decides_about_eligibility() {
     object["spec"]["taints"] = json!([]);
     cluster.apply(object).unwrap();
     wait_for_status(&cluster, HEALTH, "/healthz", 200);
-    cluster.api.delete(testkit::apiserver::Kind::Node, "", NODE);
+    cluster.api.delete(apiserver::Kind::Node, "", NODE);
     wait_for_status(&cluster, HEALTH, "/healthz", 503);
 }
 

@@ -4,11 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use testkit::client::{ConnectFailure, FailureClass, Transport, ask_once};
+use fakes::objects::{self, Endpoint, Port};
+use lab::Host;
+use lab::client::{ConnectFailure, FailureClass, Transport, ask_once};
+use lab::proxy::{Proxy, wait_until};
 use testkit::cluster::{Cluster, LINE_PORT, ProxyMode, UDP_PORT};
-use testkit::lab::Host;
-use testkit::objects::{self, Endpoint, Port};
-use testkit::proxy::{Proxy, wait_until};
 
 /// The program under test.
 pub(crate) fn program() -> &'static Path {

@@ -3,11 +3,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use testkit::client::{Load, LoadGenerator, Session, Transport, UdpFlow};
+use fakes::objects::{self, Port};
+use fakes::upstream::{self, ServicePort};
+use lab::client::{Load, LoadGenerator, Session, Transport, UdpFlow};
+use lab::proxy::{CapabilitySet, Proxy, wait_until};
 use testkit::cluster::{CLUSTER_CIDR, Cluster, KEEP_PORT, LINE_PORT, UDP_PORT};
-use testkit::objects::{self, Port};
-use testkit::proxy::{CapabilitySet, Proxy, wait_until};
-use testkit::upstream::{self, ServicePort};
 
 use crate::support::{
     NODE_PORT, PATIENCE, REQUEST, WEB_V4, WEB_V6, apply_endpoints, apply_web, ask, check_listable, cluster,
@@ -136,8 +136,7 @@ fn check_takeover(before: Before) {
         LoadGenerator::start(pod, load((ip(WEB_V6), 80).into(), Transport::Tcp)).unwrap(),
         LoadGenerator::start(node, load((ip(WEB_V4), 80).into(), Transport::Udp)).unwrap(),
     ];
-    let keep =
-        |from: &testkit::lab::Host, to| from.run(|| Session::open((ip(to), 80).into(), REQUEST)).unwrap();
+    let keep = |from: &lab::Host, to| from.run(|| Session::open((ip(to), 80).into(), REQUEST)).unwrap();
     let mut sessions =
         [keep(outside, KEEP_V4), keep(outside, KEEP_V6), keep(pod, KEEP_V4), keep(node, KEEP_V6)];
     let mut talk = || sessions.iter_mut().try_for_each(|session| session.exchange(b"still there?"));
@@ -165,8 +164,8 @@ fn check_takeover(before: Before) {
     );
 }
 
-fn refused() -> Result<String, testkit::client::FailureClass> {
-    Err(testkit::client::FailureClass::Refused)
+fn refused() -> Result<String, lab::client::FailureClass> {
+    Err(lab::client::FailureClass::Refused)
 }
 
 #[test]

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use testkit::apiserver::{ApiServer, Auth, Config, Disorder, Fault, Kind, ProtobufSupport};
-use testkit::client::{FailureClass, Transport};
+use apiserver::{ApiServer, Auth, Config, Disorder, Fault, Kind, ProtobufSupport};
+use lab::client::{FailureClass, Transport};
+use lab::{Config as LabConfig, Lab};
 use testkit::cluster::Cluster;
-use testkit::lab::{Config as LabConfig, Lab};
 
 use crate::support::{WEB_V4, apply_endpoints, apply_web, check_listable, cluster, ip, start, wait_for};
 
@@ -71,7 +71,7 @@ fn deletions_that_nobody_saw_leave_nothing_behind() {
     wait_for(cluster.lab.outside(), Transport::Tcp, (ip(WEB_V4), 80).into(), &Ok("pod0"));
     cluster.api.faults().refuse_connections(false);
     let gone = || !check_listable(&cluster).contains("10.96.0.10");
-    assert!(testkit::proxy::wait_until(crate::support::PATIENCE, gone), "{}", check_listable(&cluster));
+    assert!(lab::proxy::wait_until(crate::support::PATIENCE, gone), "{}", check_listable(&cluster));
 }
 
 /// TLS with a client certificate, and a token, in both formats, with and without streamed lists.
@@ -136,7 +136,7 @@ fn a_service_of_another_proxy_is_left_alone() {
     service["metadata"]["labels"]["service.kubernetes.io/service-proxy-name"] = "other".into();
     cluster.apply(service.clone()).unwrap();
     let gone = || !check_listable(&cluster).contains("10.96.0.10");
-    assert!(testkit::proxy::wait_until(crate::support::PATIENCE, gone));
+    assert!(lab::proxy::wait_until(crate::support::PATIENCE, gone));
     service["metadata"]["labels"] = serde_json::json!({});
     cluster.apply(service).unwrap();
     wait_for(cluster.lab.outside(), Transport::Tcp, (ip(WEB_V4), 80).into(), &Ok("pod0"));

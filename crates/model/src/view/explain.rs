@@ -52,6 +52,8 @@ pub struct EndpointExplanation<F: Family> {
     pub local: bool,
     /// What the slice says of it.
     pub conditions: Conditions,
+    /// It has topology hints, whatever they say.
+    pub hinted: bool,
     /// The slice that it is from.
     pub slice: String,
     /// Its use, by policy.
@@ -108,6 +110,7 @@ fn explain_port<F: Family>(
         port: *port,
         local: candidate.local,
         conditions: candidate.conditions,
+        hinted: candidate.hints.is_some_and(|hints| !hints.zones.is_empty() || !hints.nodes.is_empty()),
         slice: candidate.slice().to_string(),
         uses: chosen
             .iter()

@@ -158,7 +158,7 @@ pub(super) fn put_verdict(out: &mut Writer, verdict: &Verdict) {
 }
 
 /// An expression's name and attributes.
-pub(super) fn put_expr(out: &mut Writer, expr: &Expr) {
+pub(crate) fn put_expr(out: &mut Writer, expr: &Expr) {
     out.text(attr::EXPR_NAME, name(expr));
     match expr {
         Expr::Unknown { bytes, .. } => out.bytes(attr::EXPR_DATA, bytes),

@@ -3,7 +3,7 @@
 use crate::encode::Encoder;
 use crate::encode::exprs::put_expr;
 use crate::set::DEFAULT_LEARNT_SIZE;
-use crate::wire::{DATA_TYPE_VERDICT, Writer, attr, flag, kind, set_flag};
+use crate::wire::{COUNTER, DATA_TYPE_VERDICT, Writer, attr, flag, kind, set_flag};
 use crate::{BaseChain, Family, Field, Name, Op, Rule, Set, SetData, SetKind, udata};
 
 /// Makes something unless it exists; without `NLM_F_EXCL` the kernel only checks that it is of the same kind.
@@ -88,6 +88,12 @@ fn put_set(out: &mut Writer, set: &Set, id: u32, family: Family) {
         SetKind::Learnt { size } => out.nest(attr::SET_DESC, |out| out.u32(attr::DESC_SIZE, size)),
     }
     out.bytes(attr::SET_USERDATA, &udata::set(set, family));
+    if set.is_counted {
+        out.nest(attr::SET_EXPR, |out| {
+            out.text(attr::EXPR_NAME, COUNTER);
+            out.nest(attr::EXPR_DATA, |_| {});
+        });
+    }
 }
 
 /// How long the fields are on which the kernel matches ranges.
@@ -141,7 +147,7 @@ fn length(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
-fn put_chain(out: &mut Writer, name: &Name, base: Option<&BaseChain>) {
+pub(crate) fn put_chain(out: &mut Writer, name: &Name, base: Option<&BaseChain>) {
     out.text(attr::CHAIN_NAME, name);
     let Some(base) = base else { return };
     out.text(attr::CHAIN_TYPE, base.kind.as_str());

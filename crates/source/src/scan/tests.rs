@@ -169,7 +169,7 @@ fn what_is_no_manifest_is_told_and_passed_over() {
         ("folder.yaml", "it is a folder, and not a regular file"),
         ("loop.yaml", "Too many levels of symbolic links"),
         ("dangling.yaml", "No such file"),
-        ("huge.json", "it has more than 16777216 bytes"),
+        ("huge.json", "it has more than 134217728 bytes"),
         ("binary.json", "invalid data"),
         ("bomb.yaml", "aliases"),
     ] {
@@ -187,6 +187,16 @@ fn what_is_no_manifest_is_told_and_passed_over() {
     nix::unistd::mkfifo(&good, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let told = folder.scan();
     assert!(told.iter().any(|told| told.ends_with("; its last good content stays in force")), "{told:?}");
+    assert!(told.contains(&"Service [\"web=10.96.0.1\"] keep []".to_owned()), "{told:?}");
+}
+
+/// 10,000 Services in one file are more than that.
+#[test]
+fn a_file_of_many_megabytes_is_read() {
+    let mut folder = folder();
+    let comment = "# a line of no meaning, which makes the file large\n".repeat(400_000);
+    folder.write("large.yaml", &(comment + &service("web", "10.96.0.1")));
+    let told = folder.scan();
     assert!(told.contains(&"Service [\"web=10.96.0.1\"] keep []".to_owned()), "{told:?}");
 }
 

@@ -41,6 +41,7 @@ pub(crate) fn loopback(port: u16) -> SocketAddr {
 pub(crate) fn config() -> Config {
     Config {
         metrics_address: Some(loopback(0)),
+        socket: None,
         health_address: Some(loopback(0)),
         bind_hard_fail: false,
         profiling: true,
@@ -116,7 +117,7 @@ impl Bench {
     /// Both families run and have succeeded; the Node is eligible.
     pub(crate) fn all_well(&self) {
         let mut health = self.health.lock();
-        for family in [IpFamily::V4, IpFamily::V6] {
+        for family in IpFamily::ALL {
             health.started(family, SystemTime::now());
             health.synced(family, SystemTime::now());
             health.pending(family, None);

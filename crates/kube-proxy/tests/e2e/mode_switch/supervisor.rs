@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use testkit::lab::Namespace;
-use testkit::proxy::Proxy;
+use lab::Namespace;
+use lab::proxy::Proxy;
 
 use crate::support::program;
 
