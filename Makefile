@@ -8,15 +8,21 @@ export PATH := $(PATH):/usr/sbin:/sbin
 BUILD_TOOLS := cc:gcc cc:libc6-dev
 # netbase: without it nft shows the numbers of protocols, not their names.
 RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux /etc/protocols:netbase
-TEST_TOOLS := $(RUN_TOOLS) iptables:iptables ipset:ipset conntrack:conntrack tmux:tmux
+BPF_TOOLS := clang-14:clang-14 llvm-objdump-14:llvm-14
+TEST_TOOLS := $(RUN_TOOLS) $(BPF_TOOLS) iptables:iptables ipset:ipset conntrack:conntrack tmux:tmux
 
-.PHONY: demo test guest-test guest-smoke check package-check page-check image bench fuzz fmt docs-files
+.PHONY: demo bpf test guest-test guest-smoke check package-check page-check image bench fuzz fmt docs-files
 
 ## Three pods, a Service and a client in namespaces of their own; nothing is left behind.
 demo:
 	@scripts/setup $(BUILD_TOOLS) $(RUN_TOOLS)
 	$(CARGO) build --profile demo --locked -p kube-proxy -p demo
 	target/demo/demo target/demo/kube-proxy
+
+## The listing of bpf/ in crates/ebpf anew, after a change there.
+bpf:
+	@scripts/setup $(BUILD_TOOLS) $(BPF_TOOLS)
+	UPDATE_LISTING=1 $(CARGO) test --locked -p ebpf --test listing
 
 ## All tests. Those that program a kernel need root.
 test:

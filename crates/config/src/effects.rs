@@ -30,6 +30,7 @@ pub(crate) fn of(path: &str) -> Option<&'static str> {
     match owner(path) {
         Some(mode) if !Mode::BUILT_IN.contains(&mode) => Some(match mode {
             Mode::Ipvs => "mode ipvs is not built in",
+            Mode::Ebpf => "mode ebpf is not built in",
             _ => "mode iptables is not built in",
         }),
         _ => in_any_mode(path),
@@ -48,7 +49,7 @@ fn in_any_mode(path: &str) -> Option<&'static str> {
 /// The mode that a field's section is named after.
 fn owner(path: &str) -> Option<Mode> {
     let section = path.split_once('.')?.0;
-    [Mode::IpTables, Mode::Ipvs, Mode::NfTables].into_iter().find(|mode| mode.as_str() == section)
+    [Mode::IpTables, Mode::Ipvs, Mode::NfTables, Mode::Ebpf].into_iter().find(|mode| mode.as_str() == section)
 }
 
 /// What is said to no effect in a file with defaults, given the mode that was chosen. One note for each reason.
@@ -79,16 +80,18 @@ fn is_shared(key: &str) -> bool {
 
 /// Why a field does nothing in a mode that was chosen for what the file calls `said_mode`.
 fn why(path: &str, said_mode: &str, mode: Mode) -> Option<String> {
-    let Some(owner) = owner(path) else { return in_any_mode(path).map(str::to_owned) };
+    // Other modes take away there what mode ebpf has left.
+    let owner = owner(path).filter(|_| path != "ebpf.bpffs");
+    let Some(owner) = owner else { return in_any_mode(path).map(str::to_owned) };
     let key = path.rsplit('.').next().unwrap_or_default();
     let is_shared = is_shared(key);
     if is_shared && owner == shared_owner(said_mode, key) {
-        return in_any_mode(&child(mode.as_str(), key)).map(str::to_owned);
+        return in_any_mode(&child(mode.section().as_str(), key)).map(str::to_owned);
     }
     if is_shared && said_mode.is_empty() && owner == mode {
         return Some("with an empty mode, section iptables counts, as upstream".to_owned());
     }
-    if owner == mode {
+    if owner == mode || owner == mode.section() {
         in_any_mode(path).map(str::to_owned)
     } else {
         Some(format!("it is not read in mode {mode}"))
@@ -97,7 +100,7 @@ fn why(path: &str, said_mode: &str, mode: Mode) -> Option<String> {
 
 /// The section that a shared value is read from; see [`KubeProxyConfiguration::mode_section_mut`].
 fn shared_owner(said_mode: &str, key: &str) -> Mode {
-    match Mode::named(said_mode) {
+    match Mode::named(said_mode).map(Mode::section) {
         Some(Mode::NfTables) => Mode::NfTables,
         Some(Mode::Ipvs) if !key.starts_with("masquerade") => Mode::Ipvs,
         _ => Mode::IpTables,

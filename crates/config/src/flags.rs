@@ -1,5 +1,5 @@
-//! The table of flags. Names, types and defaults are upstream's v1.36, except `--manifests` and `--service-metrics...`,
-//! which are ours.
+//! The table of flags. Names, types and defaults are upstream's v1.36, except `--manifests`, `--service-metrics...` and
+//! `--ebpf-...`, which are ours.
 
 use crate::flag::{Flag, Given, Group, Target, field, own};
 use crate::v1alpha1::{OutputRouting, VmoduleItem};
@@ -10,7 +10,7 @@ pub(crate) static GROUPS: [Group; 8] = [
     Group { title: "Source", flags: SOURCE },
     Group { title: "Node and listeners", flags: NODE },
     Group { title: "Traffic", flags: TRAFFIC },
-    Group { title: "Modes iptables, ipvs and userspace", flags: OTHER_MODES },
+    Group { title: "Modes iptables, ipvs, ebpf and userspace", flags: OTHER_MODES },
     Group { title: "Connection tracking", flags: CONNTRACK },
     Group { title: "Logging", flags: LOGGING },
     Group { title: "Inherited by upstream from a library", flags: INHERITED },
@@ -343,6 +343,20 @@ const OTHER_MODES: &[Flag] = &[
         Target::Duration(|given, timeout| given.file.ipvs.udp_timeout = timeout),
         "Time-out of UDP flows; 0 leaves the kernel's",
     ),
+    field(
+        "ebpf-cgroup-root",
+        "ebpf.cgroupRoot",
+        Target::Text(|given, path| given.file.ebpf.cgroup_root = Some(path)),
+        "A cgroup of version 2: mode ebpf serves the processes below. Without it /sys/fs/cgroup",
+    )
+    .placeholder("DIR"),
+    field(
+        "ebpf-bpffs",
+        "ebpf.bpffs",
+        Target::Text(|given, path| given.file.ebpf.bpffs = Some(path)),
+        "A directory of a file system of type bpf, for the programs of mode ebpf; also where --cleanup looks for them. Without it /sys/fs/bpf",
+    )
+    .placeholder("DIR"),
     own(
         "userspace-policy",
         "",

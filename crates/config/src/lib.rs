@@ -47,7 +47,7 @@ pub use mode::{Mode, ModeSupport};
 pub use note::{Level, Note};
 pub use quantity::{Quantity, QuantityError};
 pub use settings::{
-    ClientConnection, Config, Conntrack, ContentType, DetectLocal, Ipvs, LogFormat, Logging,
+    ClientConnection, Config, Conntrack, ContentType, DetectLocal, Ebpf, Ipvs, LogFormat, Logging,
     NodePortAddresses, ServiceMetrics, ServiceSeries,
 };
 pub use validate::node_name;

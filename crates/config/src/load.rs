@@ -251,7 +251,7 @@ fn set_platform_defaults(file: &mut KubeProxyConfiguration, mode: Mode) {
     if file.mode.is_empty() || Mode::named(&file.mode).is_some() {
         file.settle_mode(mode);
     }
-    if mode == Mode::NfTables && file.node_port_addresses.as_ref().is_none_or(Vec::is_empty) {
+    if mode.section() == Mode::NfTables && file.node_port_addresses.as_ref().is_none_or(Vec::is_empty) {
         file.node_port_addresses = Some(vec!["primary".to_owned()]);
     }
     // Upstream, too, writes it without its value.

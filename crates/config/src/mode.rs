@@ -23,7 +23,7 @@ pub enum Mode {
 
 impl Mode {
     /// The modes that this program has, best first. An empty `mode` takes the first that the kernel supports.
-    pub const BUILT_IN: &[Self] = &[Self::NfTables, Self::IpTables, Self::Ipvs, Self::Userspace];
+    pub const BUILT_IN: &[Self] = &[Self::NfTables, Self::IpTables, Self::Ipvs, Self::Ebpf, Self::Userspace];
 
     const ALL: [Self; 6] =
         [Self::NfTables, Self::IpTables, Self::Ipvs, Self::Ebpf, Self::Userspace, Self::Kernelspace];
@@ -37,6 +37,14 @@ impl Mode {
             Self::Ebpf => "ebpf",
             Self::Userspace => "userspace",
             Self::Kernelspace => "kernelspace",
+        }
+    }
+
+    /// The mode whose section of the file has what modes share: the rules of mode ebpf are those of mode nftables.
+    pub(crate) const fn section(self) -> Self {
+        match self {
+            Self::Ebpf => Self::NfTables,
+            other => other,
         }
     }
 

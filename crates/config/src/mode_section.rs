@@ -17,7 +17,7 @@ impl KubeProxyConfiguration {
     /// The values in the section of `mode`. As upstream, an empty mode reads section `iptables`, and mode ipvs masquerades
     /// as section `iptables` says.
     pub(crate) fn mode_section_mut(&mut self) -> ModeSection<'_> {
-        let mode = Mode::named(&self.mode);
+        let mode = Mode::named(&self.mode).map(Mode::section);
         let Self { iptables, ipvs, nftables, .. } = self;
         let (sync_period, min_sync_period) = match mode {
             Some(Mode::Ipvs) => (&mut ipvs.sync_period, &mut ipvs.min_sync_period),
@@ -33,7 +33,7 @@ impl KubeProxyConfiguration {
 
     /// Where `--iptables-sync-period` and `--iptables-min-sync-period` go: to any mode but ipvs, which has flags of its own.
     pub(crate) fn flagged_sync_periods(&mut self) -> (&mut GoDuration, &mut GoDuration) {
-        if Mode::named(&self.mode) == Some(Mode::NfTables) {
+        if Mode::named(&self.mode).map(Mode::section) == Some(Mode::NfTables) {
             (&mut self.nftables.sync_period, &mut self.nftables.min_sync_period)
         } else {
             (&mut self.iptables.sync_period, &mut self.iptables.min_sync_period)

@@ -66,6 +66,8 @@ pub struct Config {
     pub ipvs: Ipvs,
     /// How workers of mode userspace choose endpoints (`--userspace-policy`).
     pub userspace_policy: Policy,
+    /// What mode ebpf needs besides, and what a cleanup looks for.
+    pub ebpf: Ebpf,
     /// Sysctls of connection tracking.
     pub conntrack: Conntrack,
     /// How and how much to log.
@@ -180,6 +182,15 @@ pub struct Ipvs {
     pub tcp_fin_timeout: Option<Duration>,
     /// Time-out of UDP flows; none leaves the kernel's.
     pub udp_timeout: Option<Duration>,
+}
+
+/// `ebpf`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ebpf {
+    /// A cgroup of version 2: sockets of the processes below are served.
+    pub cgroup_root: PathBuf,
+    /// A file system of type `bpf`, for what outlives the process.
+    pub bpffs: PathBuf,
 }
 
 /// `conntrack`. Time-outs are whole seconds, rounded up, as the kernel's are.

@@ -58,6 +58,8 @@ object! {
         ipvs: Ipvs = "ipvs",
         /// Settings of mode nftables.
         nftables: NfTables = "nftables",
+        /// Settings of mode ebpf, which upstream does not have; its rules are set by `nftables`.
+        ebpf: Ebpf = "ebpf" omitempty,
         /// Settings of Windows.
         winkernel: Winkernel = "winkernel",
         /// How pods' traffic is recognised.
@@ -192,6 +194,16 @@ object! {
         sync_period: GoDuration = "syncPeriod",
         /// Shortest time between syncs.
         min_sync_period: GoDuration = "minSyncPeriod",
+    }
+}
+
+object! {
+    /// `ebpf`.
+    Ebpf {
+        /// A cgroup of version 2 whose processes are served; empty means `/sys/fs/cgroup`.
+        cgroup_root: Option<String> = "cgroupRoot" omitempty,
+        /// A file system of type `bpf`; empty means `/sys/fs/bpf`.
+        bpffs: Option<String> = "bpffs" omitempty,
     }
 }
 

@@ -17,7 +17,7 @@ use crate::gates::{Gates, NFTABLES_LOCALHOST_NODE_PORTS};
 use crate::listener::{self, ListenerError};
 use crate::mode::Mode;
 use crate::settings::{
-    ClientConnection, Config, Conntrack, ContentType, DetectLocal, Ipvs, Logging, NodePortAddresses,
+    ClientConnection, Config, Conntrack, ContentType, DetectLocal, Ebpf, Ipvs, Logging, NodePortAddresses,
     ServiceMetrics, ServiceSeries,
 };
 use crate::v1alpha1::KubeProxyConfiguration;
@@ -82,6 +82,7 @@ pub(crate) fn config(
         nftables_localhost_node_ports: gates.enabled(NFTABLES_LOCALHOST_NODE_PORTS),
         ipvs,
         userspace_policy,
+        ebpf: ebpf(&file, check),
         conntrack,
         logging,
         gates,
@@ -218,7 +219,7 @@ fn masquerade_bit(file: &KubeProxyConfiguration, mode: Mode, check: &mut Check<'
     };
     // Upstream checks this one in every mode.
     let iptables = bit("iptables.masqueradeBit", file.iptables.masquerade_bit);
-    if mode == Mode::NfTables {
+    if mode.section() == Mode::NfTables {
         bit("nftables.masqueradeBit", file.nftables.masquerade_bit)
     } else {
         iptables
@@ -240,6 +241,21 @@ fn ipvs(file: &KubeProxyConfiguration, mode: Mode, check: &mut Check<'_>) -> Ipv
         udp_timeout: check.timeout("ipvs.udpTimeout", ipvs.udp_timeout),
         exclude_cidrs: check.cidrs("ipvs.excludeCIDRs", excluded, CIDR),
         strict_arp: ipvs.strict_arp,
+    }
+}
+
+fn ebpf(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> Ebpf {
+    let mut directory = |field: &str, text: Option<&String>, default: &str| {
+        let text = text.map_or("", String::as_str);
+        let path = PathBuf::from(if text.is_empty() { default } else { text });
+        if !path.is_absolute() {
+            check.failed(FieldError::invalid(field, text, "must be an absolute path"));
+        }
+        path
+    };
+    Ebpf {
+        cgroup_root: directory("ebpf.cgroupRoot", file.ebpf.cgroup_root.as_ref(), "/sys/fs/cgroup"),
+        bpffs: directory("ebpf.bpffs", file.ebpf.bpffs.as_ref(), "/sys/fs/bpf"),
     }
 }
 
@@ -299,7 +315,7 @@ fn content_type(accepted: &str) -> Option<ContentType> {
 }
 
 fn sync_periods(file: &KubeProxyConfiguration, mode: Mode, check: &mut Check<'_>) -> (Duration, Duration) {
-    let (section, sync, min) = match mode {
+    let (section, sync, min) = match mode.section() {
         Mode::Ipvs => ("ipvs", file.ipvs.sync_period, file.ipvs.min_sync_period),
         Mode::NfTables => ("nftables", file.nftables.sync_period, file.nftables.min_sync_period),
         _ => ("iptables", file.iptables.sync_period, file.iptables.min_sync_period),

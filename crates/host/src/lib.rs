@@ -29,6 +29,8 @@ pub use file::{FileError, Root};
 pub use ipvs::apply_ipvs;
 pub use legacy_policy::legacy_forward_drops;
 pub use oom::set_oom_score;
-pub use privileges::{NoPermission, PrivilegeError, drop_all_privileges, drop_privileges, require_net_admin};
+pub use privileges::{
+    NoPermission, Privilege, PrivilegeError, drop_all_privileges, drop_privileges, require_net_admin,
+};
 pub use route_localnet::set_route_localnet;
 pub use seccomp::{SeccompError, restrict_system_calls};

@@ -40,15 +40,28 @@ pub fn require_net_admin() -> Result<(), NoPermission> {
     if lacks_it { Err(NoPermission { uid: rustix::process::geteuid().as_raw() }) } else { Ok(()) }
 }
 
+/// What a mode needs besides `CAP_NET_ADMIN`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Privilege {
+    /// `CAP_NET_RAW`, for the programs of iptables-legacy.
+    RawSockets,
+    /// `CAP_BPF`, for programs in the kernel.
+    Programs,
+}
+
 /// Keeps `CAP_NET_ADMIN`, if the process has it, and gives up all other capabilities for good, also for programs that it
 /// executes (credential plugins). A container that refuses one of the steps is no reason not to go on: the steps that failed
 /// are returned.
 ///
-/// `raw_sockets`: keep `CAP_NET_RAW` too, which the programs of iptables-legacy need.
+/// `also`: what the mode needs besides.
 ///
 /// Capabilities belong to a thread, and threads inherit them: call this before there is a second one.
-pub fn drop_privileges(raw_sockets: bool) -> Vec<PrivilegeError> {
-    let kept = if raw_sockets { NEEDED.union(CapabilitySet::NET_RAW) } else { NEEDED };
+pub fn drop_privileges(also: Option<Privilege>) -> Vec<PrivilegeError> {
+    let kept = match also {
+        None => NEEDED,
+        Some(Privilege::RawSockets) => NEEDED.union(CapabilitySet::NET_RAW),
+        Some(Privilege::Programs) => NEEDED.union(CapabilitySet::BPF),
+    };
     // Last what the others need: to narrow the bounding set takes CAP_SETPCAP.
     let steps: [(&'static str, Step); 4] = [
         ("set no_new_privs", |_| set_no_new_privs(true)),
@@ -116,13 +129,13 @@ mod tests {
         std::thread::spawn(|| {
             assert!(shown("CapPrm") & 1 << 12 != 0, "this test needs CAP_NET_ADMIN and CAP_SETPCAP");
             assert_eq!(require_net_admin(), Ok(()));
-            assert_eq!(drop_privileges(false), []);
+            assert_eq!(drop_privileges(None), []);
             for set in ["CapEff", "CapPrm", "CapBnd"] {
                 assert_eq!(shown(set), 1 << 12, "{set}");
             }
             assert_eq!((shown("CapInh"), shown("CapAmb"), shown("NoNewPrivs")), (0, 0, 1));
             // A second time there is nothing to give up, and narrowing the bounding set is refused.
-            let failed: Vec<_> = drop_privileges(false).iter().map(ToString::to_string).collect();
+            let failed: Vec<_> = drop_privileges(None).iter().map(ToString::to_string).collect();
             assert_eq!(failed, ["narrow the bounding set"]);
             assert_eq!(shown("CapEff"), 1 << 12);
         })
@@ -157,7 +170,7 @@ mod tests {
     #[test]
     fn raw_sockets_stay_where_they_are_needed() {
         std::thread::spawn(|| {
-            assert_eq!(drop_privileges(true), []);
+            assert_eq!(drop_privileges(Some(Privilege::RawSockets)), []);
             assert_eq!(shown("CapEff"), 1 << 12 | 1 << 13);
         })
         .join()

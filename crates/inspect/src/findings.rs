@@ -328,7 +328,7 @@ fn others(evidence: &Evidence<'_>, overview: &Overview, found: &mut Vec<Finding>
     if evidence.mode != "iptables" && upstream {
         found.push(leftover("chains KUBE-SVC-... of mode iptables are in nf_tables"));
     }
-    if evidence.mode != "nftables" && chains_of("kube-proxy") {
+    if !["nftables", "ebpf"].contains(&evidence.mode) && chains_of("kube-proxy") {
         found.push(leftover("a table kube-proxy of mode nftables is there"));
     }
     if evidence.mode != "ipvs" && (evidence.facts.ipvs_servers > 0 || evidence.facts.has_ipvs_device) {

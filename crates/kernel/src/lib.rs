@@ -6,6 +6,7 @@
 mod clock;
 mod conntrack;
 mod device;
+mod ebpf;
 mod heap;
 pub mod iptables;
 mod ipvs;
@@ -20,6 +21,7 @@ mod xtables;
 
 pub use crate::conntrack::{FlowLookup, Flows};
 pub use crate::device::VirtualDevice;
+pub use crate::ebpf::{Bpf, FastPathPlace, Gate, KernelFastPath, remove_fast_path};
 pub use crate::ipvs::{KernelIpvs, SchedulerError, check_scheduler};
 pub use crate::netlink::{Netlink, Protocol, Refusal};
 pub use clock::is_clock_synchronized;

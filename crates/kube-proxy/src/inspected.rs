@@ -28,7 +28,7 @@ pub(crate) struct ThisHost {
 impl inspect::Host for ThisHost {
     fn walk(&self, packet: &Packet, limit: usize) -> Result<Paths, String> {
         match self.mode {
-            Mode::NfTables | Mode::Userspace => walk_nftables(packet, self.addresses(), limit),
+            Mode::NfTables | Mode::Ebpf | Mode::Userspace => walk_nftables(packet, self.addresses(), limit),
             Mode::IpTables => walk_iptables(packet, self.addresses(), limit),
             other => Err(format!("rules of mode {other} can't be followed")),
         }
@@ -74,7 +74,7 @@ impl inspect::Host for ThisHost {
                 }
             }
         }
-        if self.mode == Mode::NfTables {
+        if matches!(self.mode, Mode::NfTables | Mode::Ebpf) {
             compare(services, &mut evidence);
         } else {
             evidence.unread.push(format!("every rule of mode {mode}: audits compare them"));
@@ -209,7 +209,10 @@ fn texts(ruleset: &Ruleset, family: Family) -> BTreeSet<(String, String)> {
 /// What of a Service is believed to be in the kernel and is not.
 fn missing(service: &Service, family: &str, held: &BTreeSet<(String, String)>) -> Vec<(String, String)> {
     let ports = service.families.iter().filter(|own| own.family == family).flat_map(|own| &own.ports);
-    let is_missing = |rule: &&agent::snapshot::Rule| !held.contains(&(rule.place.clone(), rule.text.clone()));
+    // What maps have is read from them.
+    let is_missing = |rule: &&agent::snapshot::Rule| {
+        rule.place != backend_ebpf::PLACE && !held.contains(&(rule.place.clone(), rule.text.clone()))
+    };
     let of_port = |port: &agent::snapshot::Port| {
         let in_force =
             port.addresses.iter().filter(|address| address.state == agent::snapshot::AddressState::InForce);

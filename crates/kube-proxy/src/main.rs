@@ -100,7 +100,7 @@ fn act(
     }
     match command_line.action() {
         Action::WriteConfig(path) => write_config(path, config),
-        Action::Cleanup => takeover::clean_up(),
+        Action::Cleanup => takeover::clean_up(config),
         Action::InitOnly => prepare::set_host(config),
         Action::Serve => {
             host::require_net_admin()?;

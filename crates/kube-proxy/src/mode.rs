@@ -1,5 +1,6 @@
 //! The modes: each is put together in one place.
 
+pub(crate) mod ebpf;
 mod iptables;
 pub(crate) mod ipvs;
 mod nftables;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use agent::{ServedFamily, Settings};
 use config::{Config, Mode};
+use host::Privilege;
 use metrics::Metrics;
 use model::IpFamily;
 
@@ -25,11 +27,12 @@ pub(crate) async fn serve(
     endings: &Endings,
 ) -> anyhow::Result<Vec<ServedFamily>> {
     match config.mode {
-        Mode::NfTables => Ok(nftables::serve(&families, metrics)),
-        Mode::IpTables => iptables::serve(settings, families, metrics).await,
+        Mode::NfTables => Ok(nftables::serve(config, &families, metrics)),
+        Mode::IpTables => iptables::serve(config, settings, families, metrics).await,
         Mode::Ipvs => ipvs::serve(config, settings, &families, metrics),
         Mode::Userspace => Ok(userspace::serve(config, &families, metrics, endings)),
-        mode @ (Mode::Ebpf | Mode::Kernelspace) => not_built_in(mode),
+        Mode::Ebpf => Ok(ebpf::serve(config, settings, &families, metrics)),
+        mode @ Mode::Kernelspace => not_built_in(mode),
     }
 }
 
@@ -59,16 +62,17 @@ fn not_built_in<T>(mode: Mode) -> anyhow::Result<T> {
 /// Why this host can't run a mode, as far as one can tell without trying.
 pub(crate) fn unusable(mode: Mode) -> Option<String> {
     match mode {
-        Mode::NfTables | Mode::Userspace => nftables::unusable(),
-        Mode::IpTables | Mode::Ipvs | Mode::Ebpf | Mode::Kernelspace => None,
+        Mode::NfTables | Mode::Ebpf | Mode::Userspace => nftables::unusable(),
+        Mode::IpTables | Mode::Ipvs | Mode::Kernelspace => None,
     }
 }
 
-/// Whether a mode goes on needing what lets it run programs as another user.
-pub(crate) fn runs_programs(mode: Mode) -> bool {
+/// What a mode goes on needing besides `CAP_NET_ADMIN`.
+pub(crate) fn privilege(mode: Mode) -> Option<Privilege> {
     match mode {
-        Mode::IpTables => true,
-        Mode::NfTables | Mode::Ipvs | Mode::Ebpf | Mode::Userspace | Mode::Kernelspace => false,
+        Mode::IpTables => Some(Privilege::RawSockets),
+        Mode::Ebpf => Some(Privilege::Programs),
+        Mode::NfTables | Mode::Ipvs | Mode::Userspace | Mode::Kernelspace => None,
     }
 }
 

@@ -2,12 +2,14 @@
 //! that only the start needs.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use agent::{OldRulesGone, TakeOver, with_causes};
-use config::Mode;
+use config::{Config, Mode};
+use ebpf::FastPathRemoval;
 use host::{Report, Root};
 use model::IpFamily;
 use tracing::{debug, error, info, warn};
@@ -33,6 +35,8 @@ pub(crate) enum Leftovers {
 /// what is no one family's.
 pub(crate) struct TakeOvers {
     leftovers: Leftovers,
+    /// Where mode ebpf has its programs, for a mode that takes them away.
+    fast_path: Option<PathBuf>,
     /// Families whose rules are not complete.
     incomplete: Arc<Mutex<BTreeSet<IpFamily>>>,
 }
@@ -41,12 +45,19 @@ impl TakeOvers {
     /// For these families.
     pub(crate) fn new(leftovers: Leftovers, families: &[IpFamily]) -> Self {
         let incomplete = families.iter().copied().collect();
-        Self { leftovers, incomplete: Arc::new(Mutex::new(incomplete)) }
+        Self { leftovers, fast_path: None, incomplete: Arc::new(Mutex::new(incomplete)) }
+    }
+
+    /// The same, for a mode without programs at the socket: once the rules of all families are complete, nothing is translated there
+    /// any more; what shows connected sockets where they wanted to go stays a while longer.
+    pub(crate) fn and_fast_path(self, bpffs: &Path) -> Self {
+        Self { fast_path: Some(bpffs.to_owned()), ..self }
     }
 
     /// That of a family: begins on a thread of its own when it is called.
     pub(crate) fn of(&self, family: IpFamily) -> TakeOver {
-        let (leftovers, incomplete) = (self.leftovers, self.incomplete.clone());
+        let (leftovers, incomplete, fast_path) =
+            (self.leftovers, self.incomplete.clone(), self.fast_path.clone());
         Box::new(move |gone| {
             let is_last = {
                 let mut incomplete = incomplete.lock().unwrap_or_else(PoisonError::into_inner);
@@ -54,6 +65,9 @@ impl TakeOvers {
                 incomplete.is_empty()
             };
             spawn(move || clean_up_leftovers(leftovers, family, is_last), gone);
+            if let Some(bpffs) = fast_path.filter(|_| is_last) {
+                spawn_removal(bpffs);
+            }
         })
     }
 }
@@ -106,19 +120,55 @@ fn take_over(clean_up: impl Fn() -> Report, gone: &OldRulesGone) {
 
 /// `--cleanup`: removes everything that any mode has left, our own rules included. Tries everything, and fails if
 /// something stays.
-pub(crate) fn clean_up() -> anyhow::Result<()> {
+pub(crate) fn clean_up(config: &Config) -> anyhow::Result<()> {
     let report = host::clean_up_all(&Root::default(), &backend_nftables::table_name());
     log_removed(&report);
     for failure in &report.failures {
         error!(err = with_causes(failure), "could not be removed");
     }
-    anyhow::ensure!(report.failures.is_empty(), "{} things stay behind", report.failures.len());
+    let is_fast_path_gone = remove_fast_path(&config.ebpf.bpffs, FastPathRemoval::Everything);
+    let behind = report.failures.len() + usize::from(!is_fast_path_gone);
+    anyhow::ensure!(behind == 0, "{behind} things stay behind");
     Ok(())
+}
+
+/// How long connected sockets show where they wanted to go, after mode ebpf was left.
+const SHOWN_FOR: Duration = Duration::from_mins(10);
+
+fn spawn_removal(bpffs: PathBuf) {
+    let work = move || {
+        let mut pauses = PAUSES.into_iter();
+        while !remove_fast_path(&bpffs, FastPathRemoval::Translation) {
+            let Some(pause) = pauses.next() else { return };
+            thread::sleep(pause);
+        }
+        thread::sleep(SHOWN_FOR);
+        remove_fast_path(&bpffs, FastPathRemoval::Everything);
+    };
+    if let Err(error) = thread::Builder::new().name("takeover".into()).spawn(work) {
+        warn!(%error, "programs of mode ebpf can't be removed");
+    }
+}
+
+/// False if something stays.
+fn remove_fast_path(bpffs: &Path, what: FastPathRemoval) -> bool {
+    match kernel::remove_fast_path(bpffs, what) {
+        Ok(removed) if removed.is_empty() => true,
+        Ok(removed) => {
+            info!(items = removed.len(), "removed programs and maps of mode ebpf");
+            debug!(items = removed.join(", "), "removed");
+            true
+        }
+        Err(error) => {
+            warn!(err = with_causes(&error), "programs or maps of mode ebpf stay");
+            false
+        }
+    }
 }
 
 /// Keeps only the capabilities that are needed as long as the program runs. To be called before there is a second thread.
 pub(crate) fn give_up_privileges(mode: Mode) {
-    for failure in host::drop_privileges(mode::runs_programs(mode)) {
+    for failure in host::drop_privileges(mode::privilege(mode)) {
         debug!(err = with_causes(&failure), "a privilege stays");
     }
 }

@@ -26,6 +26,7 @@
 #![forbid(unsafe_code)]
 
 mod build;
+pub mod cgroup;
 pub mod client;
 pub mod commits;
 pub mod echo;

@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -32,6 +32,8 @@ pub struct Namespace(Arc<Inner>);
 struct Inner {
     name: String,
     handle: File,
+    /// Where threads go that enter: see [`Namespace::is_of_another_node`].
+    cgroup: OnceLock<PathBuf>,
 }
 
 impl Namespace {
@@ -54,7 +56,7 @@ impl Namespace {
                 .spawn_scoped(scope, unshared_handle)
                 .map(thread::ScopedJoinHandle::join)
         }))??;
-        Ok(Self(Arc::new(Inner { name: name.to_owned(), handle })))
+        Ok(Self(Arc::new(Inner { name: name.to_owned(), handle, cgroup: OnceLock::new() })))
     }
 
     /// The name given at creation.
@@ -113,6 +115,17 @@ impl Namespace {
     fn enter(&self) {
         setns(&self.0.handle, CloneFlags::CLONE_NEWNET)
             .expect("a thread may enter a namespace of its own process");
+        if let Some(cgroup) = self.0.cgroup.get() {
+            let thread = nix::unistd::gettid().to_string();
+            fs::write(cgroup.join("cgroup.threads"), thread).expect("a thread may leave the node's cgroup");
+        }
+    }
+
+    /// From now on threads that enter move to this cgroup, so that programs at the sockets of the node under test don't meet
+    /// them. Programs started by [`Namespace::command`] stay where they are.
+    pub fn is_of_another_node(&self, cgroup: &Path) {
+        // Said twice, it is the same.
+        drop(self.0.cgroup.set(cgroup.to_owned()));
     }
 
     /// A command that runs inside, to be completed and started by the caller from any thread (also as a tokio

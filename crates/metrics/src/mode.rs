@@ -112,6 +112,63 @@ impl Observer for UserspaceMetrics {
     }
 }
 
+/// What one family has in mode `ebpf`: besides, what it has in mode `nftables`.
+#[derive(Clone, Debug)]
+pub struct EbpfMetrics {
+    /// Of the rules beneath.
+    pub rules: NftablesMetrics,
+    /// 1: connections are translated at the socket.
+    pub active: IntGauge,
+    /// Frontends that are.
+    pub frontends: IntGauge,
+    /// Writes to maps.
+    pub map_writes: IntCounter,
+    /// Times that all maps were made anew.
+    pub map_rebuilds: IntCounter,
+    /// Times that maps or programs were found to be other than they should be.
+    pub divergences: IntCounter,
+}
+
+impl EbpfMetrics {
+    /// Registers them; gives what makes those of a family. To be called once.
+    pub fn register(metrics: &Metrics) -> impl Fn(IpFamily) -> Self + use<> {
+        let rules = NftablesMetrics::register(metrics);
+        let (registrar, labels) = (&metrics.registrar, &["ip_family"]);
+        let active =
+            registrar.gauges("kubeproxy_ebpf_active", "1: connections are translated at the socket", labels);
+        let frontends =
+            registrar.gauges("kubeproxy_ebpf_frontends", "Frontends that are served at the socket", labels);
+        let map_writes = registrar.counters("kubeproxy_ebpf_map_writes_total", "Writes to maps", labels);
+        let map_rebuilds = registrar.counters(
+            "kubeproxy_ebpf_map_rebuilds_total",
+            "Times that all maps were made anew",
+            labels,
+        );
+        let divergences = registrar.counters(
+            "kubeproxy_ebpf_divergences_total",
+            "Times that maps or programs were found to be other than they should be",
+            labels,
+        );
+        move |family| {
+            let name = &*family.to_string();
+            Self {
+                rules: rules(family),
+                active: active.with_label_values(&[name]),
+                frontends: frontends.with_label_values(&[name]),
+                map_writes: map_writes.with_label_values(&[name]),
+                map_rebuilds: map_rebuilds.with_label_values(&[name]),
+                divergences: divergences.with_label_values(&[name]),
+            }
+        }
+    }
+}
+
+impl Observer for EbpfMetrics {
+    fn attempted(&self, attempt: &Attempt<'_>) {
+        self.rules.attempted(attempt);
+    }
+}
+
 /// Rules of one table.
 #[derive(Clone, Debug)]
 pub struct TableMetrics {

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use metrics::{
-    BuildInfo, Counted, FamilyTraffic, Feature, IptablesMetrics, Metrics, NftablesMetrics, Options,
-    ProcessReading, ServiceSeries, ServiceTraffic,
+    BuildInfo, Counted, EbpfMetrics, FamilyTraffic, Feature, IptablesMetrics, Metrics, NftablesMetrics,
+    Options, ProcessReading, ServiceSeries, ServiceTraffic,
 };
 use model::{IpFamily, Kind};
 use prometheus_parse::{Scrape, Value};
@@ -19,6 +19,7 @@ type Catalogue = BTreeMap<String, (String, BTreeSet<String>)>;
 enum Mode {
     Nftables,
     Iptables,
+    Ebpf,
 }
 
 impl Mode {
@@ -34,6 +35,7 @@ impl Mode {
             Self::Iptables => {
                 families.iter().copied().map(IptablesMetrics::register(metrics)).for_each(drop);
             }
+            Self::Ebpf => families.iter().copied().map(EbpfMetrics::register(metrics)).for_each(drop),
         }
     }
 }
@@ -109,21 +111,26 @@ fn documented(section: &str) -> Catalogue {
 }
 
 /// What the sections with these headings say; the first has none.
-fn document(headings: [&str; 3]) -> [Catalogue; 4] {
+fn document(headings: [&str; 4]) -> [Catalogue; 5] {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
     let text = std::fs::read_to_string(path).unwrap();
     let sections: BTreeMap<&str, &str> =
         text.split("\n## ").skip(1).map(|section| section.split_once('\n').unwrap()).collect();
     let common = text.split("\n## ").next().unwrap();
-    let [first, second, third] = headings.map(|heading| documented(sections[heading]));
-    [documented(common), first, second, third]
+    let [first, second, third, fourth] = headings.map(|heading| documented(sections[heading]));
+    [documented(common), first, second, third, fourth]
 }
 
 #[test]
 fn the_document_is_what_the_program_exposes() {
-    let [common, nftables, iptables, slis] =
-        document(["In mode `nftables` alone", "In mode `iptables` alone", "`/metrics/slis`"]);
-    for (mode, more) in [(Mode::Nftables, nftables), (Mode::Iptables, iptables)] {
+    let [common, nftables, iptables, ebpf, slis] = document([
+        "In modes `nftables` and `ebpf`",
+        "In mode `iptables` alone",
+        "In mode `ebpf` alone",
+        "`/metrics/slis`",
+    ]);
+    let ebpf = nftables.clone().into_iter().chain(ebpf).collect();
+    for (mode, more) in [(Mode::Nftables, nftables), (Mode::Iptables, iptables), (Mode::Ebpf, ebpf)] {
         assert!(!more.is_empty());
         let metrics = metrics(mode);
         let all: Catalogue = common.clone().into_iter().chain(more).collect();
@@ -134,8 +141,9 @@ fn the_document_is_what_the_program_exposes() {
 
 #[test]
 fn every_metric_says_what_it_is() {
-    let page =
-        [Mode::Nftables, Mode::Iptables].map(|mode| metrics(mode).render(None, Instant::now())).concat();
+    let page = [Mode::Nftables, Mode::Iptables, Mode::Ebpf]
+        .map(|mode| metrics(mode).render(None, Instant::now()))
+        .concat();
     let help: BTreeSet<&str> =
         page.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next()).collect();
     let types: BTreeSet<&str> =

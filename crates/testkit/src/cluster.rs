@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use apiserver::{ApiServer, Config as ApiConfig, Kind};
 use fakes::objects::{self, Endpoint, NAMESPACE};
 pub use fakes::objects::{LINE_PORT, NODE, NODE2, UDP_PORT};
+use lab::cgroup::SocketSite;
 use lab::echo::{EchoServer, Mode};
 use lab::proxy::Proxy;
 use lab::{Config as LabConfig, Host, Lab};
@@ -32,6 +33,8 @@ pub enum ProxyMode {
     Ipvs,
     /// `userspace`.
     Userspace,
+    /// `ebpf`, in a cgroup of its own, which the thread that asks for it enters.
+    Ebpf,
 }
 
 /// Which kernel interface iptables uses.
@@ -83,6 +86,7 @@ pub struct Cluster {
     pub api: ApiServer,
     servers: Vec<EchoServer>,
     mode: ProxyMode,
+    socket_site: Option<SocketSite>,
     dir: TempDir,
     kubeconfig: PathBuf,
 }
@@ -110,7 +114,7 @@ impl Cluster {
         api.apply(node).context("store the Node")?;
         api.apply(objects::service_cidr(&["10.96.0.0/12", "fd00:10:96::/112"]))
             .context("store the ServiceCIDR")?;
-        Ok(Self { lab, api, servers, mode: ProxyMode::Nftables, dir, kubeconfig })
+        Ok(Self { lab, api, servers, mode: ProxyMode::Nftables, socket_site: None, dir, kubeconfig })
     }
 
     /// The same cluster, whose proxy runs in another mode. The kubelet's mark tells it which flavour of iptables to use.
@@ -121,7 +125,16 @@ impl Cluster {
         if let ProxyMode::Iptables(flavour) = mode {
             flavour.mark(self.lab.node())?;
         }
-        Ok(Self { mode, ..self })
+        let socket_site = match mode {
+            ProxyMode::Ebpf => {
+                let site = SocketSite::enter()?;
+                let others = [self.lab.outside(), self.lab.node2()].into_iter().chain(self.lab.node2_pods());
+                others.for_each(|host| host.is_of_another_node(site.outside()));
+                Some(site)
+            }
+            ProxyMode::Nftables | ProxyMode::Iptables(_) | ProxyMode::Ipvs => self.socket_site,
+        };
+        Ok(Self { mode, socket_site, ..self })
     }
 
     /// The rules on the node, as an operator lists them.
@@ -130,13 +143,23 @@ impl Cluster {
     /// They can't be listed.
     pub fn listing(&self) -> anyhow::Result<String> {
         match self.mode {
-            ProxyMode::Nftables | ProxyMode::Userspace => Ok(self.lab.check_listable()?.text),
+            ProxyMode::Nftables | ProxyMode::Ebpf | ProxyMode::Userspace => {
+                Ok(self.lab.check_listable()?.text)
+            }
             ProxyMode::Iptables(flavour) => Ok(flavour.save(self.lab.node())?.concat()),
             ProxyMode::Ipvs => {
                 let servers = self.lab.node().exec("ipvsadm", &["-Ln"])?;
                 Ok(format!("{}{servers}", self.lab.check_listable()?.text))
             }
         }
+    }
+
+    /// Where mode ebpf has its programs.
+    ///
+    /// # Panics
+    /// In other modes.
+    pub fn socket_site(&self) -> &SocketSite {
+        self.socket_site.as_ref().expect("mode ebpf has a cgroup of its own")
     }
 
     /// A directory of its own, gone with the cluster.
@@ -152,11 +175,22 @@ impl Cluster {
             ProxyMode::Iptables(_) => "iptables",
             ProxyMode::Ipvs => "ipvs",
             ProxyMode::Userspace => "userspace",
+            ProxyMode::Ebpf => "ebpf",
         };
+        let site = self.socket_site.iter().flat_map(|site| {
+            let path = |path: &Path| path.display().to_string();
+            [
+                "--ebpf-cgroup-root".to_owned(),
+                path(site.cgroup()),
+                "--ebpf-bpffs".to_owned(),
+                path(site.bpffs()),
+            ]
+        });
         ["--kubeconfig", &kubeconfig, "--hostname-override", NODE, "--proxy-mode", mode, "-v", "2"]
             .into_iter()
             .chain(["--cluster-cidr", CLUSTER_CIDR])
             .map(str::to_owned)
+            .chain(site)
             .collect()
     }
 

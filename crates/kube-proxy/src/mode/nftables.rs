@@ -14,9 +14,9 @@ use super::{AGAIN_PAUSE, spawn_watch};
 use crate::takeover::{Leftovers, TakeOvers};
 
 /// What serves these families.
-pub(super) fn serve(families: &[IpFamily], metrics: &Metrics) -> Vec<ServedFamily> {
+pub(super) fn serve(config: &config::Config, families: &[IpFamily], metrics: &Metrics) -> Vec<ServedFamily> {
     let observer = NftablesMetrics::register(metrics);
-    let take_overs = TakeOvers::new(Leftovers::OtherModes, families);
+    let take_overs = TakeOvers::new(Leftovers::OtherModes, families).and_fast_path(&config.ebpf.bpffs);
     let family = |family: &IpFamily| match family {
         IpFamily::V4 => ServedFamily::new(served::<V4>(observer(*family), &take_overs)),
         IpFamily::V6 => ServedFamily::new(served::<V6>(observer(*family), &take_overs)),
@@ -79,11 +79,16 @@ pub(super) fn unusable() -> Option<String> {
 
 /// Why a kernel is too old, given its release, such as `6.1.0-18-amd64`.
 fn too_old(release: &str) -> Option<String> {
+    let (needed_major, needed_minor) = NFTABLES_KERNEL;
+    (version(release)? < NFTABLES_KERNEL)
+        .then(|| format!("it needs Linux {needed_major}.{needed_minor} and this is {release} (set {SKIP_KERNEL_CHECK} to try)"))
+}
+
+/// The first two numbers of a release.
+pub(super) fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else { return None };
-    let (needed_major, needed_minor) = NFTABLES_KERNEL;
-    ((major, minor) < NFTABLES_KERNEL)
-        .then(|| format!("it needs Linux {needed_major}.{needed_minor} and this is {release} (set {SKIP_KERNEL_CHECK} to try)"))
+    Some((major, minor))
 }
 
 #[cfg(test)]

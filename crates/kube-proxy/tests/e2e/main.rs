@@ -13,6 +13,7 @@ mod affinity;
 mod bad_input;
 mod commands;
 mod config_file;
+mod ebpf;
 mod edges;
 mod events;
 mod explain;

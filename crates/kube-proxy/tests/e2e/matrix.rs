@@ -24,6 +24,11 @@ mod userspace {
 fn every_line_of_the_contract_holds(mode: ProxyMode) {
     let cluster = cluster_in(mode, 2, 1);
     let _proxy = start(&cluster);
+    check_contract(&cluster);
+}
+
+/// Every line of the contract holds in a cluster whose proxy runs.
+pub(crate) fn check_contract(cluster: &Cluster) {
     let Contract { situations, cases } = Contract::read();
     let addresses = |host: &Host| [ip(host, false), ip(host, true)];
     let (local, remote) = (addresses(cluster.lab.pod(0)), addresses(cluster.lab.node2_pod(0)));
@@ -33,7 +38,7 @@ fn every_line_of_the_contract_holds(mode: ProxyMode) {
         }
     }
     assert!(cases.len() * 2 >= 120, "{} cases in two families", cases.len());
-    wait_for_all(&cluster, situations.len());
+    wait_for_all(cluster, situations.len());
     // Drops take their time-out, so clients work side by side.
     let failures = std::thread::scope(|scope| {
         let workers: Vec<_> = cases
@@ -41,10 +46,10 @@ fn every_line_of_the_contract_holds(mode: ProxyMode) {
             .map(|chunk| {
                 scope.spawn(|| {
                     let seen = chunk.iter().map(|case| as_seen_in(mode, case));
-                    let failures = seen.flat_map(|case| run(&case, &cluster));
+                    let failures = seen.flat_map(|case| run(&case, cluster));
                     let explained = chunk.iter().filter(|_| can_be_explained(mode));
                     failures
-                        .chain(explained.flat_map(|case| explain(mode, case, &cluster)))
+                        .chain(explained.flat_map(|case| explain(mode, case, cluster)))
                         .collect::<Vec<_>>()
                 })
             })
@@ -52,7 +57,7 @@ fn every_line_of_the_contract_holds(mode: ProxyMode) {
         workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect::<Vec<String>>()
     });
     assert!(failures.is_empty(), "{} of {} runs:\n{}", failures.len(), cases.len() * 4, failures.join("\n"));
-    listing(&cluster);
+    listing(cluster);
 }
 
 fn ip(host: &Host, v6: bool) -> IpAddr {

@@ -172,6 +172,7 @@ impl Site {
                 "iptables"
             }
             ProxyMode::Ipvs => "ipvs",
+            ProxyMode::Ebpf => "ebpf",
         };
         let kubeconfig = &self.cluster.arguments()[1];
         let text = format!(

@@ -63,7 +63,7 @@ fn every_client_reaches_every_pod_by_every_address(mode: ProxyMode) {
     }
     let text = listing(&cluster);
     let dispatch = match mode {
-        ProxyMode::Nftables | ProxyMode::Userspace => {
+        ProxyMode::Nftables | ProxyMode::Ebpf | ProxyMode::Userspace => {
             "10.96.0.10 . tcp . 80 comment \"default/web:line\" : 30:"
         }
         ProxyMode::Ipvs => "TCP  10.96.0.10:80 rr",
@@ -118,7 +118,7 @@ fn without_a_ready_endpoint_clients_are_refused_at_once(mode: ProxyMode) {
     }
     let text = listing(&cluster);
     let refusal = match mode {
-        ProxyMode::Nftables | ProxyMode::Ipvs | ProxyMode::Userspace => {
+        ProxyMode::Nftables | ProxyMode::Ipvs | ProxyMode::Ebpf | ProxyMode::Userspace => {
             let (_, refused) = text.split_once("set no-endpoint-services").unwrap();
             // What was counted stands before the comment.
             let (_, element) = refused.split_once("10.96.0.10 . tcp . 80 ").unwrap();

@@ -55,6 +55,9 @@ macro_rules! in_modes_of_rules {
         mod nftables {
             $(#[test] fn $name() { super::$name(testkit::cluster::ProxyMode::Nftables); })+
         }
+        mod ebpf {
+            $(#[test] fn $name() { super::$name(testkit::cluster::ProxyMode::Ebpf); })+
+        }
         mod iptables_nft {
             use testkit::cluster::{Flavour, ProxyMode};
             $(#[test] fn $name() { super::$name(ProxyMode::Iptables(Flavour::Nft)); })+

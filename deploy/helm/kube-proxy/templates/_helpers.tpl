@@ -13,6 +13,21 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if or .Values.iptables.programs (eq .Values.config.mode "iptables") }}yes{{ end }}
 {{- end }}
 
+{{/* Not empty where programs at sockets are used, or are to be taken away. */}}
+{{- define "kube-proxy.ebpf" -}}
+{{- if or .Values.ebpf.access (eq .Values.config.mode "ebpf") }}yes{{ end }}
+{{- end }}
+
+{{/* The configuration. The host's cgroups are not where the container has its own. */}}
+{{- define "kube-proxy.config" -}}
+{{- $config := deepCopy .Values.config -}}
+{{- if include "kube-proxy.ebpf" . -}}
+{{- $ebpf := merge (dict) (default dict $config.ebpf) (dict "cgroupRoot" "/run/kube-proxy/cgroup") -}}
+{{- $_ := set $config "ebpf" $ebpf -}}
+{{- end -}}
+{{- toYaml $config -}}
+{{- end }}
+
 {{- define "kube-proxy.image" -}}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- if include "kube-proxy.iptables" . }}-iptables{{ end }}
@@ -41,6 +56,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
   readOnly: true
 - name: xtables-lock
   mountPath: /run/xtables.lock
+{{- if include "kube-proxy.ebpf" . }}
+- name: bpffs
+  mountPath: /sys/fs/bpf
+- name: cgroup
+  mountPath: /run/kube-proxy/cgroup
+  readOnly: true
+{{- end }}
 {{- end }}
 
 {{/* Port of config.metricsBindAddress, which is IP or IP:port. */}}

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/* What the programs of both families have in common. Any doubt means that the connection is left to the rules. */
+#ifndef KUBE_PROXY_BALANCE_H
+#define KUBE_PROXY_BALANCE_H
+
+#include "schema.h"
+
+#define NO_SLOT 0
+
+/* The entry of `meta`, unless everything is switched off. */
+ALWAYS_INLINE struct meta *switched_on(const struct map *map)
+{
+	u32 zero = 0;
+	struct meta *meta = map_lookup(map, &zero);
+
+	if (!meta || (!meta->on && !meta->canary_socket))
+		return NULL;
+	return meta;
+}
+
+/* The agent proves the hook with this socket. */
+ALWAYS_INLINE int is_canary(struct socket_address *ctx, struct meta *meta)
+{
+	u64 socket = meta->canary_socket;
+
+	if (!socket || socket != socket_cookie(ctx))
+		return 0;
+	meta->canary_netns = netns_cookie(ctx);
+	return 1;
+}
+
+ALWAYS_INLINE int is_host(struct socket_address *ctx, const struct meta *meta)
+{
+	return netns_cookie(ctx) == meta->host_netns;
+}
+
+#define CHECK_FACTOR 0x9e3779b1U
+
+/*
+ * Copies a frontend that was found. False if it is another one's meanwhile: the kernel writes the first word first, so if it is
+ * still the same at the end, so was all else.
+ */
+ALWAYS_INLINE int read_frontend(const volatile struct frontend *found, u32 check, struct frontend *copy)
+{
+	copy->base = found->base;
+	copy->count = found->count;
+	copy->service = found->service;
+	copy->flags = found->flags;
+	copy->epoch = found->epoch;
+	return found->check == check;
+}
+
+/* One of a frontend's slots, each as likely as any other. An extent that was given to another pool has another epoch. */
+ALWAYS_INLINE u64 choose_slot(const struct map *slots, const struct frontend *frontend)
+{
+	u32 idx = frontend->base + (u32)(((u64)random_u32() * frontend->count) >> 32);
+	volatile u64 *place = map_lookup(slots, &idx);
+	u64 slot;
+
+	if (!place)
+		return NO_SLOT;
+	slot = *place;
+	return SLOT_EXTENT_EPOCH(slot) == frontend->epoch ? slot : NO_SLOT;
+}
+
+ALWAYS_INLINE void count(const struct map *counters, u32 service)
+{
+	struct counter *counter = map_lookup(counters, &service);
+
+	if (counter)
+		counter->translated += 1;
+}
+
+#endif

@@ -1,0 +1,8 @@
+//! Real programs, real sockets: in a cgroup and a network namespace of the test's own. Needs root, a cgroup of version 2 and a file
+//! system of type `bpf`.
+
+mod faults;
+mod parity;
+mod site;
+mod translation;
+mod verifier;

@@ -1,0 +1,152 @@
+//! Programs and maps in memory.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ::ebpf::{Contents, Explained, FastPath, FastPathError, Write};
+use model::{Family, FrontendKey};
+
+/// What is in memory instead of the kernel: shared by those who open it, as pins are.
+#[derive(Debug)]
+pub struct FakePrograms<F: Family>(Arc<Mutex<Shared<F>>>);
+
+impl<F: Family> Clone for FakePrograms<F> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<F: Family> Default for FakePrograms<F> {
+    fn default() -> Self {
+        let shared =
+            Shared { contents: None, is_attached: false, is_on: false, calls: 0, fails_at: None, writes: 0 };
+        Self(Arc::new(Mutex::new(shared)))
+    }
+}
+
+#[derive(Debug)]
+struct Shared<F: Family> {
+    contents: Option<Contents<F>>,
+    is_attached: bool,
+    is_on: bool,
+    calls: usize,
+    fails_at: Option<usize>,
+    writes: usize,
+}
+
+impl<F: Family> Shared<F> {
+    fn call(&mut self) -> Result<(), FastPathError> {
+        self.calls += 1;
+        if self.fails_at == Some(self.calls) {
+            let source = std::io::Error::from_raw_os_error(12);
+            return Err(FastPathError::Refused { action: "make", object: "a call".to_owned(), source });
+        }
+        Ok(())
+    }
+}
+
+impl<F: Family> FakePrograms<F> {
+    fn lock(&self) -> MutexGuard<'_, Shared<F>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A way to it, for one process.
+    pub fn open(&self) -> Box<dyn FastPath<F>> {
+        Box::new(self.clone())
+    }
+
+    /// What the maps hold.
+    pub fn contents(&self) -> Option<Contents<F>> {
+        self.lock().contents.clone()
+    }
+
+    /// Puts something else into the maps, as somebody else might.
+    pub fn set_contents(&self, contents: Option<Contents<F>>) {
+        self.lock().contents = contents;
+    }
+
+    /// Whether connections are translated.
+    pub fn translates(&self) -> bool {
+        let shared = self.lock();
+        shared.is_on && shared.is_attached
+    }
+
+    /// Takes the programs off, as somebody else might.
+    pub fn detach(&self) {
+        self.lock().is_attached = false;
+    }
+
+    /// The call of this number from now on fails, once; the first is 1.
+    pub fn fail_at(&self, call: usize) {
+        let mut shared = self.lock();
+        shared.fails_at = Some(shared.calls + call);
+    }
+
+    /// Whether the call that was to fail was made.
+    pub fn has_failed(&self) -> bool {
+        let shared = self.lock();
+        shared.fails_at.is_some_and(|at| at <= shared.calls)
+    }
+
+    /// Writes so far, but for those that filled new maps.
+    pub fn writes(&self) -> usize {
+        self.lock().writes
+    }
+}
+
+impl<F: Family> FastPath<F> for FakePrograms<F> {
+    fn read(&mut self) -> Result<Option<Contents<F>>, FastPathError> {
+        let mut shared = self.lock();
+        shared.call()?;
+        Ok(shared.contents.clone())
+    }
+
+    fn rebuild(&mut self, contents: &Contents<F>) -> Result<(), FastPathError> {
+        let mut shared = self.lock();
+        shared.call()?;
+        shared.contents = Some(contents.clone());
+        shared.is_on = false;
+        shared.is_attached = true;
+        Ok(())
+    }
+
+    fn attach(&mut self) -> Result<(), FastPathError> {
+        let mut shared = self.lock();
+        shared.call()?;
+        shared.is_attached = true;
+        Ok(())
+    }
+
+    fn write(&mut self, writes: &[Write<F>]) -> Result<(), FastPathError> {
+        let mut shared = self.lock();
+        for write in writes {
+            shared.call()?;
+            let contents = shared.contents.as_mut().ok_or(FastPathError::NoMaps)?;
+            if !contents.make(write) {
+                return Err(FastPathError::NoRoom("a write"));
+            }
+            shared.writes += 1;
+        }
+        Ok(())
+    }
+
+    fn switch(&mut self, on: bool) {
+        self.lock().is_on = on;
+    }
+
+    fn prove(&mut self) -> Result<(), FastPathError> {
+        let mut shared = self.lock();
+        shared.call()?;
+        if shared.is_attached { Ok(()) } else { Err(FastPathError::NoMaps) }
+    }
+
+    fn look_up(&mut self, key: &FrontendKey<F>) -> Result<Option<Explained<F>>, FastPathError> {
+        let shared = self.lock();
+        let contents = shared.contents.as_ref().ok_or(FastPathError::NoMaps)?;
+        let found = contents.frontends.get(key);
+        Ok(found.map(|value| Explained { value: *value, endpoints: contents.choices(value) }))
+    }
+
+    fn counters(&mut self) -> Result<Vec<u64>, FastPathError> {
+        Ok(Vec::new())
+    }
+}

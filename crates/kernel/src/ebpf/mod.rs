@@ -1,0 +1,374 @@
+//! Programs at the sockets of a cgroup, with their maps and links pinned in a file system of type `bpf`, so that they outlive
+//! this process.
+//!
+//! ```text
+//! BPFFS/kube-proxy/ipv4/links/kp_connect4     one for each program; an update replaces the program behind it
+//!                      /original-1            what sockets keep, for programs of any generation
+//!                      /1-7/frontends, ...    maps of a generation: schema and number
+//! ```
+//!
+//! A generation is made beside the one in force, filled, and marked complete; then the programs behind the links are replaced, and
+//! only then the old one is removed. Whoever is interrupted leaves one complete generation at least.
+
+mod btf;
+mod canary;
+mod generation;
+mod mapped;
+mod sys;
+
+use std::fs::{self, File};
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use ebpf::{
+    Capacity, Contents, Explained, FastPath, FastPathError, FastPathRemoval, Hook, Instruction, MapName,
+    Meta, Program, SCHEMA, VerifierLog, Write, programs,
+};
+use model::{Family, FrontendKey, IpFamily};
+use nix::sys::statfs::statfs;
+
+use canary::Canary;
+use generation::Generation;
+use sys::Map;
+pub use sys::{Bpf, Gate};
+
+/// Where programs are attached, and where they are pinned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FastPathPlace {
+    /// A directory of a file system of type `cgroup2`: for the sockets of all processes below.
+    pub cgroup_root: PathBuf,
+    /// A directory of a file system of type `bpf`.
+    pub bpffs: PathBuf,
+}
+
+/// A family's programs and maps in the kernel.
+#[derive(Debug)]
+pub struct KernelFastPath<F: Family> {
+    bpf: Bpf,
+    place: FastPathPlace,
+    /// Ours alone while this lives.
+    dir: PathBuf,
+    _lock: File,
+    cgroup: File,
+    original: Map,
+    generation: Option<Generation<F>>,
+    family: PhantomData<F>,
+}
+
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+const CGROUP2_MAGIC: i64 = 0x6367_7270;
+/// Counts up with every change of what sockets keep.
+const ORIGINAL: &str = "original-1";
+const LINKS: &str = "links";
+
+fn refused<O: ToString>(action: &'static str, object: O) -> impl FnOnce(io::Error) -> FastPathError {
+    move |source| FastPathError::Refused { action, object: object.to_string(), source }
+}
+
+fn family_dir(bpffs: &Path, family: IpFamily) -> PathBuf {
+    bpffs.join("kube-proxy").join(match family {
+        IpFamily::V4 => "ipv4",
+        IpFamily::V6 => "ipv6",
+    })
+}
+
+/// Whether a path is in a file system of this kind.
+fn require(path: &Path, magic: i64, wanted: &'static str) -> Result<(), FastPathError> {
+    match statfs(path) {
+        Ok(found) if i64::from(found.filesystem_type().0) == magic => Ok(()),
+        Ok(_) => Err(FastPathError::FileSystem { path: path.to_owned(), wanted }),
+        Err(errno) => Err(refused("look at", path.display())(errno.into())),
+    }
+}
+
+impl<F: Family> KernelFastPath<F> {
+    /// Takes what is pinned there for its own. Nothing else is read or changed yet.
+    ///
+    /// # Errors
+    /// The file systems are none of these, somebody else has it, or the kernel refuses programs of ours.
+    pub fn open(place: FastPathPlace, bpf: Bpf) -> Result<Self, FastPathError> {
+        if cfg!(target_endian = "big") {
+            return Err(FastPathError::Endianness);
+        }
+        require(&place.bpffs, BPF_FS_MAGIC, "bpf")?;
+        require(&place.cgroup_root, CGROUP2_MAGIC, "cgroup2")?;
+        let dir = family_dir(&place.bpffs, F::FAMILY);
+        fs::create_dir_all(dir.join(LINKS)).map_err(refused("make", dir.display()))?;
+        let lock = lock(&dir)?;
+        let cgroup = File::open(&place.cgroup_root).map_err(refused("open", place.cgroup_root.display()))?;
+        let original = open_original::<F>(&bpf, &dir.join(ORIGINAL))?;
+        Ok(Self { bpf, place, dir, _lock: lock, cgroup, original, generation: None, family: PhantomData })
+    }
+
+    /// Loads each program as it is now and gives the verifier's statistics.
+    ///
+    /// # Errors
+    /// One can't be loaded, or there are no maps.
+    pub fn verify(&self) -> Result<Vec<(&'static str, String)>, FastPathError> {
+        let verified = programs(F::FAMILY).iter().map(|program| Ok((program.name, self.load(program)?.1)));
+        verified.collect()
+    }
+
+    fn load(&self, program: &Program) -> Result<(std::os::fd::OwnedFd, String), FastPathError> {
+        let generation = self.generation.as_ref().ok_or(FastPathError::NoMaps)?;
+        let descriptor = |name: &str| {
+            let map = match MapName::in_source(name) {
+                Some(MapName::Original) => Some(&self.original),
+                Some(name) => generation.map(name),
+                None => None,
+            };
+            map.map(|map| map.fd().as_raw_fd()).ok_or(FastPathError::NoMaps)
+        };
+        let mut code: Vec<Instruction> = Vec::with_capacity(program.lines.len() * 2);
+        for line in program.lines {
+            code.extend(line.instructions(descriptor)?);
+        }
+        let loaded = self.bpf.load_program(program.name, program.hook.attach_type(), &code);
+        loaded.map_err(|(source, log)| FastPathError::Program {
+            program: program.name,
+            log: VerifierLog(last_lines(&log)),
+            source,
+        })
+    }
+
+    /// Has a program run in place of whichever is behind its link.
+    fn link(&self, program: &Program) -> Result<(), FastPathError> {
+        let (loaded, _) = self.load(program)?;
+        let path = self.dir.join(LINKS).join(program.name);
+        if self.is_linked(&path, program.hook)?.is_some_and(|link| {
+            // A link that has no cgroup any more says so (`ENOLINK`).
+            self.bpf.update_link(link.as_fd(), loaded.as_fd()).is_ok()
+        }) {
+            return Ok(());
+        }
+        let (cgroup, attach_type) = (self.cgroup.as_fd(), program.hook.attach_type());
+        let link = self
+            .bpf
+            .create_link(loaded.as_fd(), cgroup, attach_type)
+            .map_err(refused("attach", program.name))?;
+        // Names with a dot are refused there.
+        let new = path.with_file_name(format!("{}-new", program.name));
+        // Left by somebody who was interrupted.
+        drop(fs::remove_file(&new));
+        self.bpf.pin(link.as_fd(), &new).map_err(refused("pin", new.display()))?;
+        fs::rename(&new, &path).map_err(refused("rename", new.display()))
+    }
+
+    /// The link that is pinned there, if it is one to our cgroup.
+    fn is_linked(&self, path: &Path, hook: Hook) -> Result<Option<std::os::fd::OwnedFd>, FastPathError> {
+        let cgroup =
+            self.cgroup.metadata().map_err(refused("look at", self.place.cgroup_root.display()))?.ino();
+        let Some(link) = self.bpf.pinned(path).map_err(refused("open", path.display()))? else {
+            return Ok(None);
+        };
+        let info = self.bpf.link_info(link.as_fd()).map_err(refused("look at", path.display()))?;
+        Ok((info.cgroup == cgroup && info.attach_type == hook.attach_type()).then_some(link))
+    }
+
+    /// The generations' directories by number, of any schema.
+    fn generations(&self) -> Result<Vec<(u32, u64, PathBuf)>, FastPathError> {
+        let entries = fs::read_dir(&self.dir).map_err(refused("list", self.dir.display()))?;
+        let parse = |entry: fs::DirEntry| {
+            let name = entry.file_name();
+            let (schema, number) = name.to_str()?.split_once('-')?;
+            Some((schema.parse().ok()?, number.parse().ok()?, entry.path()))
+        };
+        let mut found: Vec<_> = entries.filter_map(Result::ok).filter_map(parse).collect();
+        found.sort_by_key(|(_, number, _)| *number);
+        Ok(found)
+    }
+
+    /// The last complete generation of our schema.
+    fn adopt(&self) -> Result<Option<Generation<F>>, FastPathError> {
+        for (schema, _, dir) in self.generations()?.into_iter().rev() {
+            if schema == SCHEMA
+                && let Some(generation) = Generation::open(&self.bpf, &dir)?
+                && generation.meta(Meta::Complete) != 0
+            {
+                return Ok(Some(generation));
+            }
+        }
+        Ok(None)
+    }
+
+    fn store_meta(&self, word: Meta, value: u64) {
+        if let Some(generation) = &self.generation {
+            generation.set_meta(word, value);
+        }
+    }
+
+    fn fly(&self, to: std::net::SocketAddr) -> Result<(), FastPathError> {
+        let unproven =
+            |what: String| FastPathError::Unproven { to, what, cgroup: self.place.cgroup_root.clone() };
+        let failed = |error: io::Error| unproven(format!("can't be made: {error}"));
+        let Some(canary) = Canary::new(F::FAMILY, to).map_err(failed)? else { return Ok(()) };
+        let (cookie, port) = (canary.cookie().map_err(failed)?, canary.port_be().map_err(failed)?);
+        self.store_meta(Meta::CanaryPort, port);
+        self.store_meta(Meta::CanarySocket, cookie);
+        let flown = canary.fly();
+        self.store_meta(Meta::CanarySocket, 0);
+        flown.map_err(unproven)
+    }
+}
+
+impl<F: Family> FastPath<F> for KernelFastPath<F> {
+    fn read(&mut self) -> Result<Option<Contents<F>>, FastPathError> {
+        if self.generation.is_none() {
+            self.generation = self.adopt()?;
+        }
+        self.generation.as_ref().map(|generation| generation.read(&self.bpf)).transpose()
+    }
+
+    fn rebuild(&mut self, contents: &Contents<F>) -> Result<(), FastPathError> {
+        check_capacity(&contents.capacity)?;
+        let number = self.generations()?.last().map_or(1, |(_, number, _)| number + 1);
+        let dir = self.dir.join(format!("{SCHEMA}-{number}"));
+        let made = Generation::create(&self.bpf, &dir, contents).inspect_err(|_| remove_generation(&dir))?;
+        if let Some(before) = &self.generation {
+            made.set_meta(Meta::HostNetns, before.meta(Meta::HostNetns));
+        }
+        self.generation = Some(made);
+        self.attach()
+    }
+
+    fn attach(&mut self) -> Result<(), FastPathError> {
+        programs(F::FAMILY).iter().try_for_each(|program| self.link(program))?;
+        // No program uses them any more.
+        let current = self.generation.as_ref().map(Generation::dir);
+        for (_, _, dir) in self.generations()? {
+            if Some(&*dir) != current {
+                remove_generation(&dir);
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, writes: &[Write<F>]) -> Result<(), FastPathError> {
+        let generation = self.generation.as_ref().ok_or(FastPathError::NoMaps)?;
+        writes.iter().try_for_each(|write| generation.write(&self.bpf, write))
+    }
+
+    fn switch(&mut self, on: bool) {
+        self.store_meta(Meta::On, u64::from(on));
+    }
+
+    fn prove(&mut self) -> Result<(), FastPathError> {
+        for to in canary::destinations(F::FAMILY) {
+            self.fly(to)?;
+        }
+        if let Some(generation) = &self.generation {
+            generation.set_meta(Meta::HostNetns, generation.meta(Meta::CanaryNetns));
+        }
+        Ok(())
+    }
+
+    fn look_up(&mut self, key: &FrontendKey<F>) -> Result<Option<Explained<F>>, FastPathError> {
+        self.generation.as_ref().ok_or(FastPathError::NoMaps)?.look_up(&self.bpf, key)
+    }
+
+    fn counters(&mut self) -> Result<Vec<u64>, FastPathError> {
+        self.generation.as_ref().ok_or(FastPathError::NoMaps)?.counters(&self.bpf)
+    }
+}
+
+fn check_capacity(capacity: &Capacity) -> Result<(), FastPathError> {
+    FastPathError::of_capacity(capacity).map_or(Ok(()), Err)
+}
+
+/// What sockets keep: made once, and there for every generation.
+fn open_original<F: Family>(bpf: &Bpf, path: &Path) -> Result<Map, FastPathError> {
+    let failed = |action| refused(action, path.display());
+    if let Some(found) = bpf.pinned(path).map_err(failed("open"))? {
+        return Map::new(bpf, found).map_err(failed("look at"));
+    }
+    // Of no matter for a map without a limit.
+    let capacity = Capacity { frontends: 0, slots: 0, endpoints: 0, services: 0 };
+    let spec = MapName::Original.spec(F::FAMILY, &capacity);
+    let types = bpf.load_btf(&btf::of_value(spec.value_bytes)).map_err(failed("load the types of"))?;
+    let made = bpf.create_map("kp_original", &spec, Some(types.as_fd())).map_err(failed("make"))?;
+    bpf.pin(made.as_fd(), path).map_err(failed("pin"))?;
+    Map::new(bpf, made).map_err(failed("look at"))
+}
+
+/// Best effort: what stays is removed with the next generation, or by a cleanup.
+fn remove_generation(dir: &Path) {
+    for name in MapName::OF_GENERATION {
+        drop(fs::remove_file(dir.join(name.as_str())));
+    }
+    drop(fs::remove_dir(dir));
+}
+
+/// The verifier says at the end what is wrong.
+fn last_lines(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(6)..].join(" | ")
+}
+
+/// The directory as one process's own, until this is closed.
+fn lock(dir: &Path) -> Result<File, FastPathError> {
+    let lock = File::open(dir).map_err(refused("open", dir.display()))?;
+    if lock.try_lock().is_err() {
+        return Err(FastPathError::Busy { path: dir.to_owned() });
+    }
+    Ok(lock)
+}
+
+/// Takes away what is pinned below a directory; gives what. Nothing is there, nothing is done.
+///
+/// # Errors
+/// Something can't be removed, or a process serves with it. All else is removed.
+pub fn remove_fast_path(bpffs: &Path, what: FastPathRemoval) -> Result<Vec<String>, FastPathError> {
+    let (mut removed, mut failure) = (Vec::new(), None);
+    for family in [IpFamily::V4, IpFamily::V6] {
+        let dir = family_dir(bpffs, family);
+        if !dir.exists() {
+            continue;
+        }
+        let _lock = match lock(&dir) {
+            Ok(lock) => lock,
+            Err(error) => {
+                failure = Some(error);
+                continue;
+            }
+        };
+        for path in paths(&dir, family, what) {
+            match fs::remove_file(&path).or_else(|_| fs::remove_dir(&path)) {
+                Ok(()) => removed.push(path.display().to_string()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => failure = Some(refused("remove", path.display())(error)),
+            }
+        }
+    }
+    if what == FastPathRemoval::Everything {
+        drop(fs::remove_dir(bpffs.join("kube-proxy")));
+    }
+    failure.map_or(Ok(removed), Err)
+}
+
+/// What is to be removed, in the order in which it can be: first what translates.
+fn paths(dir: &Path, family: IpFamily, what: FastPathRemoval) -> Vec<PathBuf> {
+    let children = |dir: &Path| -> Vec<PathBuf> {
+        let entries = fs::read_dir(dir).into_iter().flatten();
+        entries.filter_map(Result::ok).map(|entry| entry.path()).collect()
+    };
+    let links = dir.join(LINKS);
+    let translating = programs(family).iter().filter(|program| program.hook.translates());
+    let mut paths: Vec<PathBuf> = translating.map(|program| links.join(program.name)).collect();
+    let all = what == FastPathRemoval::Everything;
+    if all {
+        paths.extend(children(&links));
+        paths.push(links.clone());
+    }
+    for child in children(dir).into_iter().filter(|child| *child != links) {
+        let is_original = child.file_name().is_some_and(|name| name == ORIGINAL);
+        if all || !is_original {
+            paths.extend(children(&child));
+            paths.push(child);
+        }
+    }
+    paths.extend(all.then(|| dir.to_owned()));
+    paths
+}

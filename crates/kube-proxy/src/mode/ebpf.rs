@@ -1,0 +1,184 @@
+//! Mode ebpf: programs that translate at the socket, over the complete table of mode nftables.
+
+use std::collections::BTreeSet;
+use std::marker::PhantomData;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::time::Duration;
+
+use ::mode::{OpenTarget, Rule, Touches};
+use agent::{FamilyMode, ServedFamily, Settings, with_causes};
+use backend_ebpf::{Condition, EbpfPlanner, EbpfTarget, Options, PLACE, SocketPath, Statistics, share};
+use backend_nftables::{Backend, NftablesTarget};
+use config::Config;
+use kernel::{Bpf, FastPathPlace, KernelFastPath};
+use metrics::{EbpfMetrics, Metrics};
+use model::{Family, FrontendKey, IpFamily, V4, V6};
+use tracing::{info, warn};
+
+use super::{nftables, spawn_watch};
+use crate::takeover::{Leftovers, TakeOvers};
+
+/// What serves these families.
+pub(super) fn serve(
+    config: &Config,
+    settings: &Settings,
+    families: &[IpFamily],
+    metrics: &Metrics,
+) -> Vec<ServedFamily> {
+    let observer = EbpfMetrics::register(metrics);
+    let take_overs = TakeOvers::new(Leftovers::OtherModes, families);
+    let ebpf = &config.ebpf;
+    let place = FastPathPlace { cgroup_root: ebpf.cgroup_root.clone(), bpffs: ebpf.bpffs.clone() };
+    let shared = Shared { place, options: options(), period: settings.sync_period };
+    let family = |family: &IpFamily| match family {
+        IpFamily::V4 => ServedFamily::new(shared.served::<V4>(observer(*family), &take_overs)),
+        IpFamily::V6 => ServedFamily::new(shared.served::<V6>(observer(*family), &take_overs)),
+    };
+    families.iter().map(family).collect()
+}
+
+/// NFS, SMB, iSCSI, and Ceph's monitors.
+const KERNEL_CLIENTS: [u16; 5] = [2049, 445, 3260, 6789, 3300];
+/// The first kernel whose own clients keep the Service's address (commit 0bdf399342c5). Older ones that have it by a backport are
+/// left out too: it costs them only speed.
+const CLIENTS_KEEP_ADDRESS: (u32, u32) = (6, 6);
+
+fn options() -> Options {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let is_new = nftables::version(release.trim()).is_some_and(|version| version >= CLIENTS_KEEP_ADDRESS);
+    let excluded_ports = if is_new { BTreeSet::new() } else { BTreeSet::from(KERNEL_CLIENTS) };
+    Options { excluded_ports }
+}
+
+/// What both families have.
+struct Shared {
+    place: FastPathPlace,
+    options: Options,
+    /// `syncPeriod`: how often the programs are proven.
+    period: Duration,
+}
+
+type SharedPath<F> = Arc<Mutex<SocketPath<F>>>;
+
+impl Shared {
+    fn served<F: Family>(
+        &self,
+        metrics: EbpfMetrics,
+        take_overs: &TakeOvers,
+    ) -> FamilyMode<F, EbpfPlanner<F, Backend<F>>> {
+        let path = self.path::<F>(metrics.clone());
+        let (opened, explained, watched, period) = (path.clone(), path.clone(), path, self.period);
+        let rules = Backend::new(backend_nftables::Config::default());
+        let open: OpenTarget<EbpfTarget<F, NftablesTarget>> = Arc::new(move || {
+            let rules =
+                open_rules::<F>().map_err(|error| backend_ebpf::TargetError::Rules(Arc::new(error)))?;
+            Ok(EbpfTarget::new(rules, opened.clone()))
+        });
+        FamilyMode {
+            planner: EbpfPlanner::new(
+                rules,
+                self.options.clone(),
+                Box::new(move |key| explain(&explained, key)),
+            ),
+            meter: Some(open.clone()),
+            open,
+            watch: Some(Box::new(move |touches| {
+                let of_rules = touches.clone();
+                spawn_watch(move || nftables::watch(nft::Family::from(F::FAMILY), &of_rules));
+                spawn_watch(move || watch(&watched, period, &touches));
+            })),
+            flows: Some(Arc::new(|| Ok(Box::new(kernel::Flows::open()?)))),
+            take_over: Some(take_overs.of(F::FAMILY)),
+            observer: Box::new(metrics),
+            family: PhantomData,
+        }
+    }
+
+    fn path<F: Family>(&self, metrics: EbpfMetrics) -> SharedPath<F> {
+        let place = self.place.clone();
+        let open = move || {
+            let opened = KernelFastPath::<F>::open(place.clone(), Bpf::default())?;
+            Ok(Box::new(opened) as Box<dyn ebpf::FastPath<F>>)
+        };
+        share(SocketPath::new(Box::new(open), Box::new(addresses), Box::new(tell(F::FAMILY, metrics))))
+    }
+}
+
+fn open_rules<F: Family>() -> Result<NftablesTarget, <NftablesTarget as ::mode::Target>::Error> {
+    let kernel = kernel::Nftables::open()?.expecting(backend_nftables::slot_keys);
+    Ok(NftablesTarget::new(nft::Family::from(F::FAMILY), Box::new(kernel)))
+}
+
+/// The node's own addresses.
+fn addresses() -> Result<BTreeSet<IpAddr>, String> {
+    let interfaces =
+        nix::ifaddrs::getifaddrs().map_err(|errno| format!("read the node's addresses: {errno}"))?;
+    let address = |storage: nix::sys::socket::SockaddrStorage| {
+        let v4 = storage.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
+        v4.or_else(|| storage.as_sockaddr_in6().map(|address| address.ip().into()))
+    };
+    Ok(interfaces.filter_map(|interface| interface.address).filter_map(address).collect())
+}
+
+/// Sets the metrics after each work, and logs what is news.
+fn tell(family: IpFamily, metrics: EbpfMetrics) -> impl Fn(&Condition, &Statistics) + Send {
+    let last = Mutex::new((None::<Condition>, Statistics::default()));
+    move |condition, statistics| {
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        metrics.active.set(i64::from(*condition == Condition::On));
+        metrics.frontends.set(i64::try_from(statistics.frontends).unwrap_or(i64::MAX));
+        metrics.map_writes.inc_by(statistics.writes - last.1.writes);
+        metrics.map_rebuilds.inc_by(statistics.rebuilds - last.1.rebuilds);
+        metrics.divergences.inc_by(statistics.divergences - last.1.divergences);
+        if last.0.as_ref() != Some(condition) {
+            match condition {
+                Condition::On => {
+                    info!(ipFamily = %family, frontends = statistics.frontends, "connections are translated at the socket");
+                }
+                Condition::Off(why) => {
+                    warn!(ipFamily = %family, why, "nothing is translated at the socket; the rules serve");
+                }
+            }
+        }
+        *last = (Some(condition.clone()), *statistics);
+    }
+}
+
+/// The element of a frontend as it is in the map now. The event loop does not wait for work on the maps.
+fn explain<F: Family>(path: &SharedPath<F>, key: &FrontendKey<F>) -> Vec<Rule> {
+    let text = match path.try_lock() {
+        Ok(mut path) => match path.explain(key) {
+            Ok(Some(found)) => {
+                let endpoint = |endpoint: &Option<ebpf::Endpoint<F>>| match endpoint {
+                    Some(endpoint) => SocketAddr::new(endpoint.address.into(), endpoint.port).to_string(),
+                    None => "left to the rules".to_owned(),
+                };
+                let endpoints: Vec<String> = found.endpoints.iter().map(endpoint).collect();
+                format!("{} -> {}", found.value, endpoints.join(", "))
+            }
+            Ok(None) => return Vec::new(),
+            Err(error) => format!("can't be read: {}", with_causes(&error)),
+        },
+        Err(TryLockError::WouldBlock) => "can't be read while the maps are written".to_owned(),
+        Err(TryLockError::Poisoned(_)) => return Vec::new(),
+    };
+    vec![Rule { place: PLACE.to_owned(), text }]
+}
+
+/// Proves the programs now and then, for as long as somebody wants to know what others do to them.
+fn watch<F: Family>(path: &SharedPath<F>, period: Duration, touches: &Touches) {
+    loop {
+        std::thread::sleep(period);
+        let looked = {
+            let mut path = path.lock().unwrap_or_else(PoisonError::into_inner);
+            // What is off is tried again by the planner.
+            if path.is_known() { path.look() } else { Condition::On }
+        };
+        if let Condition::Off(_) = looked
+            && !touches.tell("programs at the socket do not run as they should")
+        {
+            return;
+        }
+    }
+}
