@@ -350,7 +350,7 @@ fn top_of_all(target: &Target, pods: &[Pod], invocation: &Invocation) -> Result<
     let text = match invocation.output {
         Format::Json => format!("{:#}\n", serde_json::to_value(&list).unwrap_or_default()),
         Format::Yaml => config::yaml(&serde_json::to_value(&list).unwrap_or_default()),
-        Format::Name => list.items.iter().map(|row| format!("{}\n", row.service_port)).collect(),
+        Format::Name => list.items.iter().flat_map(|row| [row.service_port.as_str(), "\n"]).collect(),
         Format::Table | Format::Wide => top::table(&list).text(false, invocation.headings),
     };
     std::io::stdout().write_all(text.as_bytes()).map(|()| ExitCode::SUCCESS).map_err(|error| failed(&error))

@@ -40,7 +40,7 @@ pub(crate) async fn live(feed: &impl Feed, selector: &Selector) -> Result<(), Cl
     let mut terminal = Terminal::open().map_err(ClientError::Terminal)?;
     let mut tick = tokio::time::interval(PAUSE);
     loop {
-        terminal.draw(&screen.lines(terminal.size())).map_err(ClientError::Terminal)?;
+        terminal.draw(&screen.lines(Terminal::size())).map_err(ClientError::Terminal)?;
         tokio::select! {
             _ = tick.tick() => match feed.traffic().await {
                 Ok(traffic) => screen.take(of_those(traffic)),

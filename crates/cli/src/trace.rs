@@ -329,7 +329,9 @@ mod tests {
     #[track_caller]
     fn check(drops: bool, events: &[Event], expected: &str) {
         let mut packet = Packet::default();
-        events.iter().for_each(|event| packet.take(event));
+        for event in events {
+            packet.take(event);
+        }
         assert_eq!(line(&addresses(drops).describe(&packet)), expected);
     }
 

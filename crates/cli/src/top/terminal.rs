@@ -47,7 +47,7 @@ impl Terminal {
         Ok(terminal)
     }
 
-    pub(super) fn size(&self) -> Size {
+    pub(super) fn size() -> Size {
         let (columns, lines) = crossterm::terminal::size().unwrap_or((80, 24));
         Size { columns: columns.into(), lines: lines.into() }
     }
