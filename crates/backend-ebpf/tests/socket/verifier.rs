@@ -14,7 +14,7 @@ const STEPS: [(&str, usize); 6] = [
     ("kp_connect4", 400),
     ("kp_connect4in6", 400),
     ("kp_peername6", 80),
-    ("kp_connect6", 500),
+    ("kp_connect6", 800),
 ];
 
 fn steps<F: Family>(site: &Site) -> Vec<(&'static str, usize)> {
