@@ -255,11 +255,11 @@ mod tests {
 
         #[test]
         fn anything_is_read_without_harm(bytes: Vec<u8>, words: Vec<u64>) {
-            drop(decode_key::<V4>(&bytes));
+            let _ = decode_key::<V4>(&bytes);
             if let Some(key) = decode_key::<V6>(&bytes) {
-                drop(FrontendValue::decode(&key, &bytes));
+                let _ = FrontendValue::decode(&key, &bytes);
             }
-            drop((Endpoint::<V4>::decode(&words), Endpoint::<V6>::decode(&words)));
+            let _ = (Endpoint::<V4>::decode(&words), Endpoint::<V6>::decode(&words));
         }
     }
 }

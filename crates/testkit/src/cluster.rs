@@ -132,7 +132,9 @@ impl Cluster {
                 others.for_each(|host| host.is_of_another_node(site.outside()));
                 Some(site)
             }
-            ProxyMode::Nftables | ProxyMode::Iptables(_) | ProxyMode::Ipvs => self.socket_site,
+            ProxyMode::Nftables | ProxyMode::Iptables(_) | ProxyMode::Ipvs | ProxyMode::Userspace => {
+                self.socket_site
+            }
         };
         Ok(Self { mode, socket_site, ..self })
     }
