@@ -1,6 +1,8 @@
 //! Real programs, real sockets: in a cgroup and a network namespace of the test's own. Needs root, a cgroup of version 2 and a file
 //! system of type `bpf`.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod faults;
 mod parity;
 mod site;

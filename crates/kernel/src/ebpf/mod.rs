@@ -28,7 +28,7 @@ use ebpf::{
     Meta, Program, SCHEMA, VerifierLog, Write, programs,
 };
 use model::{Family, FrontendKey, IpFamily};
-use nix::sys::statfs::statfs;
+use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, FsType, statfs};
 
 use canary::Canary;
 use generation::Generation;
@@ -58,8 +58,6 @@ pub struct KernelFastPath<F: Family> {
     family: PhantomData<F>,
 }
 
-const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
-const CGROUP2_MAGIC: i64 = 0x6367_7270;
 /// Counts up with every change of what sockets keep.
 const ORIGINAL: &str = "original-1";
 const LINKS: &str = "links";
@@ -76,9 +74,9 @@ fn family_dir(bpffs: &Path, family: IpFamily) -> PathBuf {
 }
 
 /// Whether a path is in a file system of this kind.
-fn require(path: &Path, magic: i64, wanted: &'static str) -> Result<(), FastPathError> {
+fn require(path: &Path, kind: FsType, wanted: &'static str) -> Result<(), FastPathError> {
     match statfs(path) {
-        Ok(found) if i64::from(found.filesystem_type().0) == magic => Ok(()),
+        Ok(found) if found.filesystem_type() == kind => Ok(()),
         Ok(_) => Err(FastPathError::FileSystem { path: path.to_owned(), wanted }),
         Err(errno) => Err(refused("look at", path.display())(errno.into())),
     }
@@ -94,7 +92,7 @@ impl<F: Family> KernelFastPath<F> {
             return Err(FastPathError::Endianness);
         }
         require(&place.bpffs, BPF_FS_MAGIC, "bpf")?;
-        require(&place.cgroup_root, CGROUP2_MAGIC, "cgroup2")?;
+        require(&place.cgroup_root, CGROUP2_SUPER_MAGIC, "cgroup2")?;
         let dir = family_dir(&place.bpffs, F::FAMILY);
         fs::create_dir_all(dir.join(LINKS)).map_err(refused("make", dir.display()))?;
         let lock = lock(&dir)?;
