@@ -73,8 +73,8 @@ fn change(wanted: &mut AllServed, number: u8, service: &Service) -> BTreeMap<Key
     change
 }
 
-fn endpoints(wanted: &AllServed, key: &Key) -> BTreeSet<Socket<V4>> {
-    wanted.get(key).into_iter().flat_map(|served| served.endpoints.iter().copied()).collect()
+fn endpoints(wanted: &AllServed, key: Key) -> BTreeSet<Socket<V4>> {
+    wanted.get(&key).into_iter().flat_map(|served| served.endpoints.iter().copied()).collect()
 }
 
 fn choices(contents: &Contents<V4>, value: &FrontendValue) -> BTreeSet<Socket<V4>> {
@@ -89,7 +89,7 @@ fn check_exact(contents: &Contents<V4>, wanted: &AllServed) {
     assert_eq!(keys, wanted.keys().collect::<Vec<_>>());
     for (key, value) in &contents.frontends {
         assert!(contents.choices(value).iter().all(Option::is_some), "{key:?} {value}");
-        assert_eq!(choices(contents, value), endpoints(wanted, key), "{key:?} {value}");
+        assert_eq!(choices(contents, value), endpoints(wanted, *key), "{key:?} {value}");
         assert_eq!(value.host_only, wanted[key].host_only);
     }
 }
@@ -105,7 +105,7 @@ fn check_prefixes(before: &Contents<V4>, writes: &[Write<V4>], old: &AllServed, 
     for write in writes {
         assert!(contents.make(write), "{write}");
         for (key, value) in contents.frontends.iter().chain(&before.frontends) {
-            let allowed = &endpoints(old, key) | &endpoints(new, key);
+            let allowed = &endpoints(old, *key) | &endpoints(new, *key);
             let possible = choices(&contents, value);
             assert!(possible.is_subset(&allowed), "{key:?} {value}: {possible:?} after {write}");
         }
@@ -138,13 +138,13 @@ proptest! {
             let change = change(&mut wanted, *number, service);
             let Ok(_) = state.change(&change) else { break };
             for key in wanted.keys() {
-                ever.entry(*key).or_default().extend(endpoints(&wanted, key));
+                ever.entry(*key).or_default().extend(endpoints(&wanted, *key));
             }
             read.extend(state.contents().frontends.iter().map(|(key, value)| (*key, *value)));
             for (key, value) in &read {
                 // Under a policy that it had once: frontends of a Service share pools.
                 let of_service: BTreeSet<Socket<V4>> =
-                    ever.iter().filter(|(other, _)| same_service(key, other)).flat_map(|(_, sockets)| sockets.clone()).collect();
+                    ever.iter().filter(|(other, _)| same_service(*key, **other)).flat_map(|(_, sockets)| sockets.clone()).collect();
                 prop_assert!(choices(state.contents(), value).is_subset(&of_service));
             }
         }
@@ -205,8 +205,8 @@ proptest! {
     }
 }
 
-fn same_service(a: &Key, b: &Key) -> bool {
-    let of = |key: &Key| match key.address {
+fn same_service(a: Key, b: Key) -> bool {
+    let of = |key: Key| match key.address {
         FrontendAddress::Ip(address) => address.octets()[2],
         FrontendAddress::Node => 0,
     };

@@ -50,7 +50,9 @@ impl Endings {
     /// Does all, each once. May wait; not longer than the limits of the modes.
     pub(crate) fn run(&self) {
         let endings = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        endings.into_iter().for_each(|ending| ending());
+        for ending in endings {
+            ending();
+        }
     }
 }
 

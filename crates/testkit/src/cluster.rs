@@ -139,6 +139,11 @@ impl Cluster {
         Ok(Self { mode, socket_site, ..self })
     }
 
+    /// The mode of its proxy.
+    pub fn mode(&self) -> ProxyMode {
+        self.mode
+    }
+
     /// The rules on the node, as an operator lists them.
     ///
     /// # Errors

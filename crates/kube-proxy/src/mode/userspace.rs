@@ -14,7 +14,7 @@ use std::time::Duration;
 use agent::{FamilyMode, ServedFamily, with_causes};
 use anyhow::Context as _;
 use backend_nftables::{Backend, NftablesTarget, lease::LEASE_SECS};
-use backend_userspace::{Supervisor, UserspacePlanner, UserspaceTarget, Worker as _};
+use backend_userspace::{Supervisor, UserspacePlanner, UserspaceTarget, Worker};
 use config::Config;
 use metrics::{Metrics, UserspaceMetrics};
 use model::{Family, IpFamily, RuleSettings, V4, V6};
@@ -147,7 +147,7 @@ fn end(families: Vec<ShutDown>) {
     let mut workers: Vec<Process> = families.into_iter().filter_map(|shut_down| shut_down()).collect();
     let deadline = Instant::now() + END_LIMIT;
     let is_first = std::process::id() == 1;
-    while is_first && workers.iter_mut().any(|worker| worker.is_alive()) && Instant::now() < deadline {
+    while is_first && workers.iter_mut().any(Worker::is_alive) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(50));
     }
 }

@@ -31,7 +31,7 @@ fn arguments(cluster: &Cluster, other: &[(&str, &str)]) -> Vec<String> {
     let mut arguments = cluster.arguments();
     for (name, value) in other {
         match arguments.iter().position(|argument| argument == name) {
-            Some(position) => arguments[position + 1] = (*value).to_owned(),
+            Some(position) => (*value).clone_into(&mut arguments[position + 1]),
             None => arguments.extend([(*name).to_owned(), (*value).to_owned()]),
         }
     }
@@ -107,6 +107,15 @@ fn the_contract_holds_where_no_program_can_be_had() {
     assert_eq!(told, 2, "once for each family:\n{}", proxy.log().join("\n"));
 }
 
+/// Ends what another thread does, also when the test fails.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn the_contract_holds_while_programs_are_torn_out() {
     let cluster = ebpf(2, 1);
@@ -121,12 +130,6 @@ fn the_contract_holds_while_programs_are_torn_out() {
                 std::thread::sleep(Duration::from_millis(700));
             }
         });
-        struct End<'a>(&'a AtomicBool);
-        impl Drop for End<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::SeqCst);
-            }
-        }
         let _end = End(&ends);
         check_contract(&cluster);
     });

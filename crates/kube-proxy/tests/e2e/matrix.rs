@@ -29,6 +29,7 @@ fn every_line_of_the_contract_holds(mode: ProxyMode) {
 
 /// Every line of the contract holds in a cluster whose proxy runs.
 pub(crate) fn check_contract(cluster: &Cluster) {
+    let mode = cluster.mode();
     let Contract { situations, cases } = Contract::read();
     let addresses = |host: &Host| [ip(host, false), ip(host, true)];
     let (local, remote) = (addresses(cluster.lab.pod(0)), addresses(cluster.lab.node2_pod(0)));

@@ -58,11 +58,8 @@ impl<F: Family> Site for KernelSite<F> {
     type Worker = Process;
 
     fn address(&mut self, in_use: Option<IpAddr>) -> Option<IpAddr> {
-        let addresses = match addresses::<F>() {
-            Ok(addresses) => addresses,
-            // Nothing is known to be wrong with the one in use.
-            Err(_) => return in_use,
-        };
+        // If they can't be read, nothing is known to be wrong with the one in use.
+        let Ok(addresses) = addresses::<F>() else { return in_use };
         in_use.filter(|in_use| addresses.contains(in_use)).or_else(|| addresses.first().copied())
     }
 

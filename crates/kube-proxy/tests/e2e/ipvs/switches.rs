@@ -64,6 +64,7 @@ fn name(mode: ProxyMode) -> &'static str {
         ProxyMode::Nftables => "nftables",
         ProxyMode::Iptables(_) => "iptables",
         ProxyMode::Ipvs => "ipvs",
+        ProxyMode::Ebpf => "ebpf",
         ProxyMode::Userspace => "userspace",
     }
 }
