@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -89,8 +90,13 @@ impl Drop for SocketSite {
         umount2(&self.bpffs, MntFlags::MNT_DETACH).ok();
         drop(fs::remove_dir(&self.bpffs));
         drop(fs::write(self.parent.join("cgroup.threads"), self.thread.to_string()));
-        // Threads that still run keep it, until they end.
-        drop(fs::remove_dir(&self.cgroup));
+        // Threads and programs that are about to end keep it until then.
+        for _ in 0..100 {
+            if fs::remove_dir(&self.cgroup).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
