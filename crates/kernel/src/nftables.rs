@@ -351,7 +351,7 @@ impl<C: Channel> Nftables<C> {
         self.ask(&Request::Elements(family, table, &set.name), |message| reader.add(message))
     }
 
-    /// What elements have counted. Large sets are asked for by key, for which the smaller ones have to be read before.
+    /// What elements have counted. Large sets are asked for by key, for which smaller ones have to be read before.
     fn read_counts(&mut self, family: Family, table: &Name, sets: &[Name]) -> Result<Counts, NetlinkError> {
         let mut reader = RulesetReader::new(family, table);
         match self.ask(&Request::Sets(family, table), |message| reader.add(message)) {
@@ -359,25 +359,40 @@ impl<C: Channel> Nftables<C> {
             other => other?,
         }
         let all = reader.sets();
-        let is_large = |count: Option<usize>| count.is_some_and(|count| count >= LARGE);
-        let are_keys_needed = all.iter().any(|(set, count)| sets.contains(&set.name) && is_large(*count));
+        let (asked_for, others): (Vec<_>, Vec<_>) =
+            all.iter().partition(|(set, _)| set.is_counted && sets.contains(&set.name));
+        let mut others = others.into_iter().map(|(set, _)| &set.name);
         let mut counts = Counts::new();
-        for (set, count) in &all {
-            let is_asked_for = set.is_counted && sets.contains(&set.name);
-            if is_asked_for {
-                let keys = if is_large(*count) {
-                    (self.likely_keys)(&set.name, reader.so_far())
-                } else {
-                    Vec::new()
-                };
-                let found = self.read_counts_of(family, table, set, &keys)?;
-                counts.insert(set.name.clone(), found);
-            } else if are_keys_needed && !is_large(*count) {
-                let request = Request::Elements(family, table, &set.name);
-                self.ask(&request, |message| reader.add(message)).or_else(unless_absent)?;
-            }
+        for (set, count) in asked_for {
+            let keys = if count.is_some_and(|count| count >= LARGE) {
+                self.find_keys(family, table, &set.name, &mut others, &mut reader)?
+            } else {
+                Vec::new()
+            };
+            let found = self.read_counts_of(family, table, set, &keys)?;
+            counts.insert(set.name.clone(), found);
         }
         Ok(counts)
+    }
+
+    /// The likely keys of a set. Of the others, from the smallest on, so many are read as that takes.
+    fn find_keys<'a>(
+        &mut self,
+        family: Family,
+        table: &Name,
+        set: &Name,
+        others: &mut impl Iterator<Item = &'a Name>,
+        reader: &mut RulesetReader<'_>,
+    ) -> Result<Vec<Bytes>, NetlinkError> {
+        loop {
+            let keys = (self.likely_keys)(set, reader.so_far());
+            if !keys.is_empty() {
+                return Ok(keys);
+            }
+            let Some(other) = others.next() else { return Ok(keys) };
+            let request = Request::Elements(family, table, other);
+            self.ask(&request, |message| reader.add(message)).or_else(unless_absent)?;
+        }
     }
 
     fn read_counts_of(
