@@ -17,35 +17,39 @@ pub struct SocketSite {
     cgroup: PathBuf,
     /// Where the thread came from.
     parent: PathBuf,
+    /// Where the cgroups of version 2 are mounted for this; a machine has them anywhere, or nowhere.
+    cgroups: PathBuf,
     bpffs: PathBuf,
     /// The thread that made it.
     thread: i32,
 }
 
-/// Mount points of cgroups of version 2.
-const MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
-
 impl SocketSite {
     /// Makes both, and moves the calling thread into the cgroup.
     ///
     /// # Errors
-    /// There is no cgroup of version 2, no file system of type `bpf`, or no permission; the text says which.
+    /// The kernel has no cgroups of version 2, no file system of type `bpf`, or there is no permission; the text says which.
     pub fn enter() -> io::Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name =
             format!("kube-proxy-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let parent = own_cgroup()?;
-        let (cgroup, bpffs) = (parent.join(&name), std::env::temp_dir().join(&name));
-        fs::create_dir(&cgroup).map_err(failed("make the cgroup", &cgroup))?;
-        let thread = nix::unistd::gettid().as_raw();
-        let site = Self { cgroup, parent, bpffs, thread };
+        let dir = |kind| std::env::temp_dir().join(format!("{name}-{kind}"));
+        let (cgroups, bpffs) = (dir("cgroup2"), dir("bpf"));
+        // Undone by `drop`, however far it gets.
+        let mut site = Self {
+            cgroup: PathBuf::new(),
+            parent: PathBuf::new(),
+            cgroups,
+            bpffs,
+            thread: nix::unistd::gettid().as_raw(),
+        };
+        mount_new("cgroup2", &site.cgroups)?;
+        mount_new("bpf", &site.bpffs)?;
+        site.parent = own_cgroup(&site.cgroups)?;
+        site.cgroup = site.parent.join(&name);
+        fs::create_dir(&site.cgroup).map_err(failed("make the cgroup", &site.cgroup))?;
         write(&site.cgroup.join("cgroup.type"), "threaded")?;
-        write(&site.cgroup.join("cgroup.threads"), &thread.to_string())?;
-        fs::create_dir(&site.bpffs).map_err(failed("make", &site.bpffs))?;
-        let (kind, none) = (Some("bpf"), None::<&str>);
-        mount(kind, &site.bpffs, kind, MsFlags::empty(), none)
-            .map_err(io::Error::from)
-            .map_err(failed("mount, as root, a file system of type bpf at", &site.bpffs))?;
+        write(&site.cgroup.join("cgroup.threads"), &site.thread.to_string())?;
         Ok(site)
     }
 
@@ -89,15 +93,28 @@ impl Drop for SocketSite {
         // The programs go with their links, which go with the file system.
         umount2(&self.bpffs, MntFlags::MNT_DETACH).ok();
         drop(fs::remove_dir(&self.bpffs));
-        drop(fs::write(self.parent.join("cgroup.threads"), self.thread.to_string()));
+        if self.cgroup.exists() {
+            drop(fs::write(self.parent.join("cgroup.threads"), self.thread.to_string()));
+        }
         // Threads and programs that are about to end keep it until then.
         for _ in 0..100 {
-            if fs::remove_dir(&self.cgroup).is_ok() {
-                return;
+            if fs::remove_dir(&self.cgroup).is_ok() || !self.cgroup.exists() {
+                break;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+        umount2(&self.cgroups, MntFlags::MNT_DETACH).ok();
+        drop(fs::remove_dir(&self.cgroups));
     }
+}
+
+/// Mounts a file system of a kind at a new directory.
+fn mount_new(kind: &str, at: &Path) -> io::Result<()> {
+    fs::create_dir(at).map_err(failed("make", at))?;
+    mount(Some(kind), at, Some(kind), MsFlags::empty(), None::<&str>).map_err(|error| {
+        let text = format!("mount, as root, a file system of type {kind} at {}: {error}", at.display());
+        io::Error::new(io::Error::from(error).kind(), text)
+    })
 }
 
 fn write(path: &Path, text: &str) -> io::Result<()> {
@@ -109,16 +126,12 @@ fn failed<'p>(what: &'static str, path: &'p Path) -> impl FnOnce(io::Error) -> i
     move |error| io::Error::new(error.kind(), format!("{what} {}: {error}", path.display()))
 }
 
-/// The directory of this thread's cgroup.
-fn own_cgroup() -> io::Result<PathBuf> {
+/// The directory of this thread's cgroup, below where cgroups are mounted.
+fn own_cgroup(mounted_at: &Path) -> io::Result<PathBuf> {
     let text = fs::read_to_string("/proc/thread-self/cgroup")?;
     let own = text.lines().find_map(|line| line.strip_prefix("0::/"));
-    let candidates = own.into_iter().flat_map(|own| MOUNTS.map(|mount| Path::new(mount).join(own)));
-    let is_cgroup = |path: &PathBuf| path.join("cgroup.threads").exists();
-    candidates.into_iter().find(is_cgroup).ok_or_else(|| {
-        io::Error::new(
-            io::ErrorKind::NotFound,
-            format!("tests of programs at sockets need a cgroup of version 2 at {}", MOUNTS.join(" or ")),
-        )
+    own.map(|own| mounted_at.join(own)).filter(|path| path.join("cgroup.threads").exists()).ok_or_else(|| {
+        let text = format!("this thread's cgroup is not below the root of its namespace:\n{text}");
+        io::Error::new(io::ErrorKind::NotFound, text)
     })
 }
