@@ -35,23 +35,24 @@ pub(crate) enum Leftovers {
 /// what is no one family's.
 pub(crate) struct TakeOvers {
     leftovers: Leftovers,
-    /// Where mode ebpf has its programs, for a mode that takes them away.
+    /// Where mode ebpf has its programs; `None`: they stay.
     fast_path: Option<PathBuf>,
     /// Families whose rules are not complete.
     incomplete: Arc<Mutex<BTreeSet<IpFamily>>>,
 }
 
 impl TakeOvers {
-    /// For these families.
-    pub(crate) fn new(leftovers: Leftovers, families: &[IpFamily]) -> Self {
+    /// For these families. Programs at the socket go as well: once the rules of all families are complete, nothing is translated
+    /// there any more; what shows connected sockets where they wanted to go stays a while longer.
+    pub(crate) fn new(config: &Config, leftovers: Leftovers, families: &[IpFamily]) -> Self {
         let incomplete = families.iter().copied().collect();
-        Self { leftovers, fast_path: None, incomplete: Arc::new(Mutex::new(incomplete)) }
+        let fast_path = Some(config.ebpf.bpffs.clone());
+        Self { leftovers, fast_path, incomplete: Arc::new(Mutex::new(incomplete)) }
     }
 
-    /// The same, for a mode without programs at the socket: once the rules of all families are complete, nothing is translated there
-    /// any more; what shows connected sockets where they wanted to go stays a while longer.
-    pub(crate) fn and_fast_path(self, bpffs: &Path) -> Self {
-        Self { fast_path: Some(bpffs.to_owned()), ..self }
+    /// The same, for the mode whose programs those are.
+    pub(crate) fn but_fast_path(self) -> Self {
+        Self { fast_path: None, ..self }
     }
 
     /// That of a family: begins on a thread of its own when it is called.

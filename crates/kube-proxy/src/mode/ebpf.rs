@@ -27,7 +27,7 @@ pub(super) fn serve(
     metrics: &Metrics,
 ) -> Vec<ServedFamily> {
     let observer = EbpfMetrics::register(metrics);
-    let take_overs = TakeOvers::new(Leftovers::OtherModes, families);
+    let take_overs = TakeOvers::new(config, Leftovers::OtherModes, families).but_fast_path();
     let ebpf = &config.ebpf;
     let place = FastPathPlace { cgroup_root: ebpf.cgroup_root.clone(), bpffs: ebpf.bpffs.clone() };
     let shared = Shared { place, options: options(), period: settings.sync_period };

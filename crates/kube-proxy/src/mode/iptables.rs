@@ -33,7 +33,7 @@ pub(super) async fn serve(
     let observer = IptablesMetrics::register(metrics);
     let served: Vec<IpFamily> = programs.iter().map(|(family, _)| *family).collect();
     // Of both families: nobody looks after them any more, whether or not there are programs for the family.
-    let take_overs = TakeOvers::new(Leftovers::OtherThanIptables, &served).and_fast_path(&config.ebpf.bpffs);
+    let take_overs = TakeOvers::new(config, Leftovers::OtherThanIptables, &served);
     let shared = Shared { drop_invalid: !tracks_liberally(), period: settings.sync_period };
     let family = |(family, programs): (IpFamily, Programs)| {
         let observer = observer(family);

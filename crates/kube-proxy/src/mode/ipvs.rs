@@ -69,7 +69,7 @@ pub(super) fn serve(
     metrics: &Metrics,
 ) -> anyhow::Result<Vec<ServedFamily>> {
     let observer = IpvsMetrics::register(metrics);
-    let take_overs = TakeOvers::new(Leftovers::Iptables, families).and_fast_path(&config.ebpf.bpffs);
+    let take_overs = TakeOvers::new(config, Leftovers::Iptables, families);
     let shared = Shared { options: Arc::new(options(config)?), period: settings.sync_period };
     let family = |family: &IpFamily| match family {
         IpFamily::V4 => ServedFamily::new(shared.served::<V4>(observer(*family), &take_overs)),

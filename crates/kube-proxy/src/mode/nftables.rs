@@ -16,7 +16,7 @@ use crate::takeover::{Leftovers, TakeOvers};
 /// What serves these families.
 pub(super) fn serve(config: &config::Config, families: &[IpFamily], metrics: &Metrics) -> Vec<ServedFamily> {
     let observer = NftablesMetrics::register(metrics);
-    let take_overs = TakeOvers::new(Leftovers::OtherModes, families).and_fast_path(&config.ebpf.bpffs);
+    let take_overs = TakeOvers::new(config, Leftovers::OtherModes, families);
     let family = |family: &IpFamily| match family {
         IpFamily::V4 => ServedFamily::new(served::<V4>(observer(*family), &take_overs)),
         IpFamily::V6 => ServedFamily::new(served::<V6>(observer(*family), &take_overs)),

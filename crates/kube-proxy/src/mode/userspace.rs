@@ -48,7 +48,7 @@ pub(super) fn serve(
     endings: &Endings,
 ) -> Vec<ServedFamily> {
     let observer = UserspaceMetrics::register(metrics);
-    let take_overs = TakeOvers::new(Leftovers::OtherModes, families);
+    let take_overs = TakeOvers::new(config, Leftovers::OtherModes, families);
     let shared = Shared {
         settings: settings(config),
         verbosity: config.logging.verbosity,

@@ -266,9 +266,7 @@ fn no_connection_fails_over_kills_upgrades_and_changes_of_mode() {
             1 => age_maps(&cluster),
             2 => {
                 let mut rules = start_with(&cluster, &[("--proxy-mode", "nftables")]);
-                let is_gone =
-                    || links(&cluster).iter().all(|link| !link.to_string_lossy().contains("connect"));
-                assert!(wait_until(PATIENCE, is_gone), "{}", rules.log().join("\n"));
+                wait_until_untranslated(&cluster, &rules);
                 rules.kill().unwrap();
             }
             _ => {}
@@ -280,6 +278,29 @@ fn no_connection_fails_over_kills_upgrades_and_changes_of_mode() {
         }
     }
     check_load(load);
+}
+
+/// Waits until no program translates, for the mode that this proxy is in.
+#[track_caller]
+fn wait_until_untranslated(cluster: &Cluster, proxy: &Proxy) {
+    let is_gone = || links(cluster).iter().all(|link| !link.to_string_lossy().contains("connect"));
+    assert!(wait_until(PATIENCE, is_gone), "{}", proxy.log().join("\n"));
+}
+
+/// Whatever mode comes next: programs that nobody keeps right any more would lead to pods that are gone.
+#[test]
+fn every_other_mode_takes_the_translation_away() {
+    let cluster = ebpf(1, 0);
+    apply_web(&cluster);
+    for mode in ["nftables", "iptables", "userspace"] {
+        let mut proxy = start(&cluster);
+        wait_until_active(&cluster);
+        assert!(links(&cluster).iter().any(|link| link.to_string_lossy().contains("connect")));
+        proxy.kill().unwrap();
+        let mut other = start_with(&cluster, &[("--proxy-mode", mode)]);
+        wait_until_untranslated(&cluster, &other);
+        other.kill().unwrap();
+    }
 }
 
 fn open_sessions(cluster: &Cluster) -> Vec<Session> {
