@@ -17,11 +17,11 @@ pub struct SocketSite {
     cgroup: PathBuf,
     /// Where the thread came from.
     parent: PathBuf,
-    /// Where the cgroups of version 2 are mounted for this; a machine has them anywhere, or nowhere.
-    cgroups: PathBuf,
-    bpffs: PathBuf,
     /// The thread that made it.
     thread: i32,
+    bpffs: Mount,
+    /// The cgroups of version 2; a machine has them mounted anywhere, or nowhere.
+    _cgroups: Mount,
 }
 
 impl SocketSite {
@@ -33,21 +33,13 @@ impl SocketSite {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name =
             format!("kube-proxy-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let dir = |kind| std::env::temp_dir().join(format!("{name}-{kind}"));
-        let (cgroups, bpffs) = (dir("cgroup2"), dir("bpf"));
-        // Undone by `drop`, however far it gets.
-        let mut site = Self {
-            cgroup: PathBuf::new(),
-            parent: PathBuf::new(),
-            cgroups,
-            bpffs,
-            thread: nix::unistd::gettid().as_raw(),
-        };
-        mount_new("cgroup2", &site.cgroups)?;
-        mount_new("bpf", &site.bpffs)?;
-        site.parent = own_cgroup(&site.cgroups)?;
-        site.cgroup = site.parent.join(&name);
-        fs::create_dir(&site.cgroup).map_err(failed("make the cgroup", &site.cgroup))?;
+        let mount = |kind| Mount::new(kind, std::env::temp_dir().join(format!("{name}-{kind}")));
+        let (cgroups, bpffs) = (mount("cgroup2")?, mount("bpf")?);
+        let parent = own_cgroup(&cgroups.0)?;
+        let cgroup = parent.join(&name);
+        fs::create_dir(&cgroup).map_err(failed("make the cgroup", &cgroup))?;
+        let thread = nix::unistd::gettid().as_raw();
+        let site = Self { cgroup, parent, thread, bpffs, _cgroups: cgroups };
         write(&site.cgroup.join("cgroup.type"), "threaded")?;
         write(&site.cgroup.join("cgroup.threads"), &site.thread.to_string())?;
         Ok(site)
@@ -65,7 +57,7 @@ impl SocketSite {
 
     /// The file system, as `--ebpf-bpffs` takes it.
     pub fn bpffs(&self) -> &Path {
-        &self.bpffs
+        &self.bpffs.0
     }
 
     /// What is pinned, relative to the file system.
@@ -82,7 +74,7 @@ impl SocketSite {
         }
         let mut pins = Vec::new();
         // Beside it the kernel has files of its own.
-        collect(&self.bpffs.join("kube-proxy"), &self.bpffs, &mut pins);
+        collect(&self.bpffs.0.join("kube-proxy"), &self.bpffs.0, &mut pins);
         pins.sort();
         pins
     }
@@ -90,31 +82,39 @@ impl SocketSite {
 
 impl Drop for SocketSite {
     fn drop(&mut self) {
-        // The programs go with their links, which go with the file system.
-        umount2(&self.bpffs, MntFlags::MNT_DETACH).ok();
-        drop(fs::remove_dir(&self.bpffs));
-        if self.cgroup.exists() {
-            drop(fs::write(self.parent.join("cgroup.threads"), self.thread.to_string()));
-        }
+        drop(fs::write(self.parent.join("cgroup.threads"), self.thread.to_string()));
         // Threads and programs that are about to end keep it until then.
         for _ in 0..100 {
-            if fs::remove_dir(&self.cgroup).is_ok() || !self.cgroup.exists() {
-                break;
+            if fs::remove_dir(&self.cgroup).is_ok() {
+                return;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        umount2(&self.cgroups, MntFlags::MNT_DETACH).ok();
-        drop(fs::remove_dir(&self.cgroups));
     }
 }
 
-/// Mounts a file system of a kind at a new directory.
-fn mount_new(kind: &str, at: &Path) -> io::Result<()> {
-    fs::create_dir(at).map_err(failed("make", at))?;
-    mount(Some(kind), at, Some(kind), MsFlags::empty(), None::<&str>).map_err(|error| {
-        let text = format!("mount, as root, a file system of type {kind} at {}: {error}", at.display());
-        io::Error::new(io::Error::from(error).kind(), text)
-    })
+/// A file system at a directory of its own. Both are gone with this; of `bpf`, so is what is pinned there.
+#[derive(Debug)]
+struct Mount(PathBuf);
+
+impl Mount {
+    fn new(kind: &str, at: PathBuf) -> io::Result<Self> {
+        fs::create_dir(&at).map_err(failed("make", &at))?;
+        let mounted = mount(Some(kind), &at, Some(kind), MsFlags::empty(), None::<&str>);
+        let it = Self(at);
+        mounted.map_err(|errno| {
+            let text = format!("mount, as root, a file system of type {kind} at {}: {errno}", it.0.display());
+            io::Error::new(io::Error::from(errno).kind(), text)
+        })?;
+        Ok(it)
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        umount2(&self.0, MntFlags::MNT_DETACH).ok();
+        drop(fs::remove_dir(&self.0));
+    }
 }
 
 fn write(path: &Path, text: &str) -> io::Result<()> {
