@@ -20,7 +20,7 @@ use testkit::cluster::{CLUSTER_CIDR, Cluster, Flavour, KEEP_PORT, LINE_PORT, NOD
 use tokio::time::Instant;
 
 use crate::support::{
-    NODE_PORT, PATIENCE, REQUEST, WEB_V4, WEB_V6, apply_web, cluster, ip, program, wait_for,
+    NODE_PORT, PATIENCE, REQUEST, WEB_V4, WEB_V6, apply_web, check_load, cluster, ip, program, wait_for,
 };
 use supervisor::Supervisor;
 
@@ -313,23 +313,6 @@ impl Site {
     }
 }
 
-#[track_caller]
-fn check_load(load: Vec<LoadGenerator>, supervisor: &Supervisor) {
-    for (n, generator) in load.into_iter().enumerate() {
-        let report = generator.stop();
-        let log = || supervisor.whole_log();
-        assert_eq!(
-            report.failed(),
-            0,
-            "generator {n}: {:?} {:?}\n{}",
-            report.failures,
-            report.first_failure,
-            log()
-        );
-        assert!(report.succeeded > 10, "{} connections in {:?}", report.succeeded, report.elapsed);
-    }
-}
-
 /// There and back again, by each flavour of iptables: no connection fails, none that is open ends, and each mode leaves nothing
 /// to the next but what others had before.
 #[test]
@@ -356,7 +339,7 @@ fn a_change_of_mode_fails_no_connection() {
     }
     std::thread::sleep(MOMENT);
     talk();
-    check_load(load, &supervisor);
+    check_load(load, 10, || supervisor.whole_log());
     assert_eq!(supervisor.exit_codes(), [0; 4], "{}", supervisor.whole_log());
     let log = supervisor.whole_log();
     // The lock is the machine's, so that somebody else may hold it.
@@ -423,7 +406,7 @@ fn a_kill_in_the_middle_of_a_change_fails_no_connection() {
     }
     std::thread::sleep(MOMENT);
     talk();
-    check_load(load, &supervisor);
+    check_load(load, 10, || supervisor.whole_log());
     check_end(&site, supervisor);
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fakes::objects::{self, Endpoint, Port};
 use lab::Host;
-use lab::client::{ConnectFailure, FailureClass, Transport, ask_once};
+use lab::client::{ConnectFailure, FailureClass, LoadGenerator, Transport, ask_once};
 use lab::proxy::{Proxy, wait_until};
 use testkit::cluster::{Cluster, LINE_PORT, ProxyMode, UDP_PORT};
 
@@ -95,6 +95,21 @@ pub(crate) fn apply_endpoints(cluster: &Cluster, v4: &[Endpoint], v6: &[Endpoint
 pub(crate) fn ask(from: &Host, transport: Transport, to: SocketAddr) -> Result<String, FailureClass> {
     let answer = from.run(|| ask_once(transport, to, REQUEST));
     answer.map(|reply| reply.name).map_err(|failure: ConnectFailure| failure.class())
+}
+
+/// No connection of these has failed, and each generator has made more than so many. `log` is what to show otherwise.
+#[track_caller]
+pub(crate) fn check_load(
+    generators: impl IntoIterator<Item = LoadGenerator>,
+    more_than: u64,
+    log: impl Fn() -> String,
+) {
+    for (n, generator) in generators.into_iter().enumerate() {
+        let report = generator.stop();
+        let failures = (&report.failures, &report.first_failure);
+        assert_eq!(report.failed(), 0, "generator {n}: {failures:?}\n{}", log());
+        assert!(report.succeeded > more_than, "{} connections in {:?}", report.succeeded, report.elapsed);
+    }
 }
 
 /// Waits until a client gets this.

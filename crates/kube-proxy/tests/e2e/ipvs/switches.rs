@@ -8,7 +8,7 @@ use lab::proxy::{Proxy, wait_until};
 use testkit::cluster::{Cluster, Flavour, ProxyMode};
 
 use super::{LONG, cluster, start_with, state, wait_until_served};
-use crate::support::{NODE_PORT, REQUEST, WEB_V4, WEB_V6, apply_web, ip, start};
+use crate::support::{NODE_PORT, REQUEST, WEB_V4, WEB_V6, apply_web, check_load, ip, start};
 
 const NFTABLES: ProxyMode = ProxyMode::Nftables;
 const IPTABLES: ProxyMode = ProxyMode::Iptables(Flavour::Nft);
@@ -51,12 +51,7 @@ fn check_changes(modes: &[ProxyMode]) {
         proxy = start_with(&cluster, &["--proxy-mode", name(*mode)]);
         wait_until_in(&cluster, *mode, &proxy);
     }
-    for (n, generator) in generators.into_iter().enumerate() {
-        let report = generator.stop();
-        let text = || format!("generator {n}: {:?} {:?}", report.failures, report.first_failure);
-        assert_eq!(report.failed(), 0, "{}\n{}", text(), proxy.log().join("\n"));
-        assert!(report.succeeded > 20, "{} connections in {:?}", report.succeeded, report.elapsed);
-    }
+    check_load(generators, 20, || proxy.log().join("\n"));
 }
 
 fn name(mode: ProxyMode) -> &'static str {
