@@ -31,4 +31,4 @@ pub const PLACE: &str = "maps of programs at the socket";
 pub use plan::{EbpfPlanner, Explain};
 pub use served::{Change, Options, Served, Wanted};
 pub use state::{Outgrown, State, capacity_for};
-pub use target::{EbpfTarget, Found, Receipt, Step, TargetError};
+pub use target::{EbpfTarget, Found, Receipt, Step};

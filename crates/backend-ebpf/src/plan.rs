@@ -1,6 +1,5 @@
 //! The planner: that of the rules, and what the maps are to be beside them.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use mode::{
@@ -11,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::path::Condition;
 use crate::served::{Change, Options, Served, Wanted};
-use crate::target::{EbpfTarget, Receipt, Step, TargetError};
+use crate::target::{EbpfTarget, Receipt, Step};
 
 /// What of the maps serves a frontend, in words.
 pub type Explain<F> = Box<dyn Fn(&FrontendKey<F>) -> Vec<Rule> + Send>;
@@ -98,7 +97,6 @@ impl<F: Family, R: Planner<F>> EbpfPlanner<F, R> {
 }
 
 type OwnFound<F, R> = <EbpfTarget<F, <R as Planner<F>>::Target> as Target>::Found;
-type Steps<R, T> = Vec<Result<R, Arc<T>>>;
 
 impl<F: Family, R: Planner<F>> Planner<F> for EbpfPlanner<F, R> {
     const NAME: &'static str = "ebpf";
@@ -157,7 +155,7 @@ impl<F: Family, R: Planner<F>> Planner<F> for EbpfPlanner<F, R> {
         }
         let Some(rules) = rules else { return Settled::done() };
         self.held = Some(settings);
-        self.rules.settle(rules, rule_results::<R::Target>(of_rules))
+        self.rules.settle(rules, rule_results::<F, R::Target>(of_rules))
     }
 
     fn wake_at(&self) -> Option<Instant> {
@@ -200,14 +198,11 @@ fn join<F: Family, S: Clone, T, H>(
     Plan { steps, writes, held: Pending { rules: held, n_maps, settings: settings.clone() } }
 }
 
-fn rule_results<T: Target>(results: Steps<Receipt<T::Receipt>, TargetError<T::Error>>) -> StepResults<T> {
+fn rule_results<F: Family, T: Target>(results: StepResults<EbpfTarget<F, T>>) -> StepResults<T> {
     let of_rules = results.into_iter().filter_map(|result| match result {
         Ok(Receipt::Rules(receipt)) => Some(Ok(receipt)),
         Ok(Receipt::Maps(..)) => None,
-        Err(error) => Some(Err(match &*error {
-            TargetError::Rules(error) => Arc::clone(error),
-            TargetError::OutcomeUnknown { why } => Arc::new(T::outcome_unknown(why)),
-        })),
+        Err(error) => Some(Err(error)),
     });
     of_rules.collect()
 }

@@ -43,20 +43,6 @@ pub struct Found<R> {
     pub maps: Condition,
 }
 
-/// Why something failed: only rules do.
-#[derive(Debug, thiserror::Error)]
-pub enum TargetError<R: std::error::Error + 'static> {
-    /// The rules.
-    #[error(transparent)]
-    Rules(Arc<R>),
-    /// Nothing came back.
-    #[error("{why}")]
-    OutcomeUnknown {
-        /// Why not.
-        why: &'static str,
-    },
-}
-
 impl<F: Family, R: Target> EbpfTarget<F, R> {
     /// A target of these parts.
     pub fn new(rules: R, path: Arc<Mutex<SocketPath<F>>>) -> Self {
@@ -73,7 +59,8 @@ impl<F: Family, R: Target> Target for EbpfTarget<F, R> {
     type Receipt = Receipt<R::Receipt>;
     type Found = Found<R::Found>;
     type Counted = R::Counted;
-    type Error = TargetError<R::Error>;
+    /// Only rules fail.
+    type Error = R::Error;
 
     /// A step of the rules that fails ends it. A change of the maps never fails.
     fn apply(&mut self, steps: Vec<Self::Step>, yields: &dyn Fn() -> bool) -> Applied<Self> {
@@ -93,10 +80,7 @@ impl<F: Family, R: Target> Target for EbpfTarget<F, R> {
             let done = self.rules.apply(rules, yields);
             applied.kernel_time = done.kernel_time;
             applied.is_usable = done.is_usable;
-            let of_rules = done.results.into_iter();
-            applied.results.extend(of_rules.map(|result| {
-                result.map(Receipt::Rules).map_err(|error| TargetError::Rules(Arc::new(error)))
-            }));
+            applied.results.extend(done.results.into_iter().map(|result| result.map(Receipt::Rules)));
         }
         applied
     }
@@ -106,24 +90,21 @@ impl<F: Family, R: Target> Target for EbpfTarget<F, R> {
             Reading::Whole(rules) => rules,
             Reading::Unstable => return Reading::Unstable,
             Reading::NotReadable => return Reading::NotReadable,
-            Reading::Failed(error) => return Reading::Failed(TargetError::Rules(Arc::new(error))),
+            Reading::Failed(error) => return Reading::Failed(error),
         };
         Reading::Whole(Found { rules, maps: self.with_path(SocketPath::check) })
     }
 
     fn traffic(&mut self) -> Result<Option<Self::Counted>, Self::Error> {
-        self.rules.traffic().map_err(|error| TargetError::Rules(Arc::new(error)))
+        self.rules.traffic()
     }
 
     fn is_retryable(error: &Self::Error) -> bool {
-        match error {
-            TargetError::Rules(error) => R::is_retryable(error),
-            TargetError::OutcomeUnknown { .. } => true,
-        }
+        R::is_retryable(error)
     }
 
     fn outcome_unknown(why: &'static str) -> Self::Error {
-        TargetError::OutcomeUnknown { why }
+        R::outcome_unknown(why)
     }
 }
 

@@ -99,7 +99,8 @@ fn slots(found: &Ruleset, map: Map) -> Vec<(Pool, u32, Bytes)> {
     slots
 }
 
-fn value(element: &Element) -> Option<&Bytes> {
+/// What an element leads to, where that is a value.
+pub(crate) fn value(element: &Element) -> Option<&Bytes> {
     match &element.data {
         Data::Value(data) => Some(data),
         Data::None | Data::Verdict(_) => None,

@@ -9,9 +9,10 @@ use std::net::SocketAddr;
 use mode::{Counters, Meter};
 use model::{Family, FrontendAddress, FrontendKey, Protocol, ServicePortName};
 use nft::dump::Count;
-use nft::{Bytes, Counts, Data};
+use nft::{Bytes, Counts};
 use rustc_hash::FxBuildHasher;
 
+use crate::found::value;
 use crate::layout::{Map, parse_pool, parse_slot, parse_socket};
 use crate::plan::Backend;
 use crate::pools::{Pool, PoolKey};
@@ -76,10 +77,7 @@ fn by_endpoint_number<F: Family>(pools: &ByNumber<'_, F>, count: &Count) -> Opti
 }
 
 fn read_socket<F: Family>(count: &Count) -> Option<(F::Addr, u16)> {
-    match &count.element.data {
-        Data::Value(data) => parse_socket::<F>(data),
-        Data::None | Data::Verdict(_) => None,
-    }
+    parse_socket::<F>(value(&count.element)?)
 }
 
 fn connections<F: Family>(

@@ -248,7 +248,7 @@ impl Target {
         Ok(ExitCode::from(u8::try_from(worst).unwrap_or(1)))
     }
 
-    /// What went through on every node that answers, together.
+    /// What went through on all nodes, together; fails if one does not answer.
     fn traffic(&self, pods: &[Pod]) -> Result<TrafficList, PluginError> {
         let ask = |pod: &Pod| {
             let mut command = self.exec(pod, false, &["top".to_owned(), "--output=json".to_owned()]);

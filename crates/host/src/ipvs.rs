@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::file::{FileError, Root, read_number, write_number};
+use crate::kernel_version::{kernel_release, kernel_version};
 
 /// A number of the kernel's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,7 +62,8 @@ pub struct AppliedIpvs {
 /// Flows are not tracked, and can't be: no Service could be reached by its external addresses or node ports.
 pub fn apply_ipvs(root: &Root, strict_arp: bool) -> Result<AppliedIpvs, FileError> {
     let mut applied = AppliedIpvs::default();
-    for (setting, value) in wanted(kernel_release(root), strict_arp) {
+    let version = kernel_release(root).and_then(|release| kernel_version(&release));
+    for (setting, value) in wanted(version, strict_arp) {
         match apply(root, setting, value) {
             Ok(true) => applied.written.push((setting, value)),
             Ok(false) => {}
@@ -99,13 +101,6 @@ fn apply(root: &Root, setting: IpvsSetting, value: u32) -> Result<bool, FileErro
         return Ok(false);
     }
     write_number(&path, value).map(|()| true)
-}
-
-/// The first two numbers of the kernel's release, such as `6.1.0-18-amd64`.
-fn kernel_release(root: &Root) -> Option<(u32, u32)> {
-    let release = std::fs::read_to_string(root.path("proc/sys/kernel/osrelease")).ok()?;
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ mod descriptors;
 pub mod facts;
 mod file;
 pub mod ipvs;
+mod kernel_version;
 mod legacy_policy;
 pub mod oom;
 pub mod privileges;
@@ -27,6 +28,7 @@ pub use descriptors::{descriptor_limit, raise_descriptor_limit};
 pub use facts::{ConntrackFacts, Facts};
 pub use file::{FileError, Root};
 pub use ipvs::apply_ipvs;
+pub use kernel_version::{kernel_release, kernel_version};
 pub use legacy_policy::legacy_forward_drops;
 pub use oom::set_oom_score;
 pub use privileges::{

@@ -19,6 +19,8 @@ use nft::{Bytes, Element, Family, Kernel as _, Name, Ruleset, Set, SetKind};
 use walk::nft::{Elements, InRuleset};
 use walk::{Packet, Paths};
 
+use crate::platform;
+
 /// The host, as the API sees it.
 pub(crate) struct ThisHost {
     pub(crate) mode: Mode,
@@ -35,12 +37,7 @@ impl inspect::Host for ThisHost {
     }
 
     fn addresses(&self) -> Vec<IpAddr> {
-        let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
-        let address = |storage: nix::sys::socket::SockaddrStorage| {
-            let v4 = storage.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
-            v4.or_else(|| storage.as_sockaddr_in6().map(|address| address.ip().into()))
-        };
-        interfaces.filter_map(|interface| interface.address).filter_map(address).collect()
+        platform::addresses().into_iter().flatten().map(|(_, address)| address).collect()
     }
 
     fn flows(&self, limit: usize) -> Result<FlowList, String> {

@@ -1,10 +1,14 @@
-//! What the program asks the host once, at start.
+//! What the program asks the host.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::Context as _;
 use config::{Mode, ModeSupport};
 use model::IpFamily;
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
+use nix::sys::socket::SockaddrStorage;
 
 use crate::mode;
 
@@ -23,6 +27,15 @@ fn families_with(has_v6: bool, disabled: Option<&str>) -> Vec<IpFamily> {
     } else {
         vec![IpFamily::V4]
     }
+}
+
+/// The addresses of this host's interfaces, in their order, with the interface's flags.
+pub(crate) fn addresses() -> nix::Result<impl Iterator<Item = (InterfaceFlags, IpAddr)>> {
+    let address = |storage: SockaddrStorage| {
+        let v4 = storage.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
+        v4.or_else(|| storage.as_sockaddr_in6().map(|address| address.ip().into()))
+    };
+    Ok(getifaddrs()?.filter_map(move |found| Some((found.flags, address(found.address?)?))))
 }
 
 /// The host's name, which is the node's name unless it is overridden.

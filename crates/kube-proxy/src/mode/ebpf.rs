@@ -11,12 +11,14 @@ use agent::{FamilyMode, ServedFamily, Settings, with_causes};
 use backend_ebpf::{Condition, EbpfPlanner, EbpfTarget, Options, PLACE, SocketPath, Statistics, share};
 use backend_nftables::{Backend, NftablesTarget};
 use config::Config;
+use host::Root;
 use kernel::{Bpf, FastPathPlace, KernelFastPath};
 use metrics::{EbpfMetrics, Metrics};
 use model::{Family, FrontendKey, IpFamily, V4, V6};
 use tracing::{info, warn};
 
 use super::{nftables, spawn_watch};
+use crate::platform;
 use crate::takeover::{Leftovers, TakeOvers};
 
 /// What serves these families.
@@ -45,8 +47,8 @@ const KERNEL_CLIENTS: [u16; 5] = [2049, 445, 3260, 6789, 3300];
 const CLIENTS_KEEP_ADDRESS: (u32, u32) = (6, 6);
 
 fn options() -> Options {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let is_new = nftables::version(release.trim()).is_some_and(|version| version >= CLIENTS_KEEP_ADDRESS);
+    let version = host::kernel_release(&Root::default()).and_then(|release| host::kernel_version(&release));
+    let is_new = version.is_some_and(|version| version >= CLIENTS_KEEP_ADDRESS);
     let excluded_ports = if is_new { BTreeSet::new() } else { BTreeSet::from(KERNEL_CLIENTS) };
     Options { excluded_ports }
 }
@@ -70,11 +72,8 @@ impl Shared {
         let path = self.path::<F>(metrics.clone());
         let (opened, explained, watched, period) = (path.clone(), path.clone(), path, self.period);
         let rules = Backend::new(backend_nftables::Config::default());
-        let open: OpenTarget<EbpfTarget<F, NftablesTarget>> = Arc::new(move || {
-            let rules =
-                open_rules::<F>().map_err(|error| backend_ebpf::TargetError::Rules(Arc::new(error)))?;
-            Ok(EbpfTarget::new(rules, opened.clone()))
-        });
+        let open: OpenTarget<EbpfTarget<F, NftablesTarget>> =
+            Arc::new(move || Ok(EbpfTarget::new(nftables::open::<F>()?, opened.clone())));
         FamilyMode {
             planner: EbpfPlanner::new(
                 rules,
@@ -105,20 +104,10 @@ impl Shared {
     }
 }
 
-fn open_rules<F: Family>() -> Result<NftablesTarget, <NftablesTarget as ::mode::Target>::Error> {
-    let kernel = kernel::Nftables::open()?.expecting(backend_nftables::slot_keys);
-    Ok(NftablesTarget::new(nft::Family::from(F::FAMILY), Box::new(kernel)))
-}
-
 /// The node's own addresses.
 fn addresses() -> Result<BTreeSet<IpAddr>, String> {
-    let interfaces =
-        nix::ifaddrs::getifaddrs().map_err(|errno| format!("read the node's addresses: {errno}"))?;
-    let address = |storage: nix::sys::socket::SockaddrStorage| {
-        let v4 = storage.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
-        v4.or_else(|| storage.as_sockaddr_in6().map(|address| address.ip().into()))
-    };
-    Ok(interfaces.filter_map(|interface| interface.address).filter_map(address).collect())
+    let found = platform::addresses().map_err(|errno| format!("read the node's addresses: {errno}"))?;
+    Ok(found.map(|(_, address)| address).collect())
 }
 
 /// Sets the metrics after each work, and logs what is news.

@@ -113,10 +113,9 @@ impl Shared {
 type RulesError = netlink::NetlinkError;
 
 fn open<F: Family>(options: Arc<Options>) -> Result<IpvsTarget<F, NftablesTarget>, TargetError<RulesError>> {
-    let rules = kernel::Nftables::open().map_err(|error| TargetError::Rules(Arc::new(error)))?;
-    let rules = rules.expecting(backend_nftables::slot_keys);
+    let rules = nftables::open::<F>().map_err(|error| TargetError::Rules(Arc::new(error)))?;
     let (ipvs, devices) = open_ipvs()?;
-    Ok(IpvsTarget::new(NftablesTarget::new(F::FAMILY.into(), Box::new(rules)), ipvs, devices, options))
+    Ok(IpvsTarget::new(rules, ipvs, devices, options))
 }
 
 type Kernel = (Box<dyn Ipvs>, Box<dyn Devices>);

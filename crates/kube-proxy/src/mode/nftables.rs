@@ -6,8 +6,10 @@ use std::sync::Arc;
 use ::mode::{OpenTarget, Touches};
 use agent::{FamilyMode, ServedFamily};
 use backend_nftables::{Backend, Config, NftablesTarget};
+use host::Root;
 use metrics::{Metrics, NftablesMetrics};
 use model::{Family, IpFamily, V4, V6};
+use netlink::NetlinkError;
 use tracing::warn;
 
 use super::{AGAIN_PAUSE, spawn_watch};
@@ -25,21 +27,23 @@ pub(super) fn serve(config: &config::Config, families: &[IpFamily], metrics: &Me
 }
 
 fn served<F: Family>(observer: NftablesMetrics, take_overs: &TakeOvers) -> FamilyMode<F, Backend<F>> {
-    let family = nft::Family::from(F::FAMILY);
-    let open: OpenTarget<NftablesTarget> = Arc::new(move || {
-        let kernel = kernel::Nftables::open()?.expecting(backend_nftables::slot_keys);
-        Ok(NftablesTarget::new(family, Box::new(kernel)))
-    });
+    let open: OpenTarget<NftablesTarget> = Arc::new(open::<F>);
     FamilyMode {
         planner: Backend::new(Config::default()),
         meter: Some(open.clone()),
         open,
-        watch: Some(Box::new(move |touches| spawn_watch(move || watch(family, &touches)))),
+        watch: Some(Box::new(move |touches| spawn_watch(move || watch(F::FAMILY.into(), &touches)))),
         flows: Some(Arc::new(|| Ok(Box::new(kernel::Flows::open()?)))),
         take_over: Some(take_overs.of(F::FAMILY)),
         observer: Box::new(observer),
         family: PhantomData,
     }
+}
+
+/// A family's table, for this mode and those that have it beneath.
+pub(super) fn open<F: Family>() -> Result<NftablesTarget, NetlinkError> {
+    let kernel = kernel::Nftables::open()?.expecting(backend_nftables::slot_keys);
+    Ok(NftablesTarget::new(F::FAMILY.into(), Box::new(kernel)))
 }
 
 /// Passes on what others do to a family's table, for as long as somebody wants to know.
@@ -73,22 +77,14 @@ pub(super) fn unusable() -> Option<String> {
     if std::env::var_os(SKIP_KERNEL_CHECK).is_some_and(|value| !value.is_empty()) {
         return None;
     }
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
-    too_old(release.trim())
+    too_old(&host::kernel_release(&Root::default())?)
 }
 
 /// Why a kernel is too old, given its release, such as `6.1.0-18-amd64`.
 fn too_old(release: &str) -> Option<String> {
     let (needed_major, needed_minor) = NFTABLES_KERNEL;
-    (version(release)? < NFTABLES_KERNEL)
+    (host::kernel_version(release)? < NFTABLES_KERNEL)
         .then(|| format!("it needs Linux {needed_major}.{needed_minor} and this is {release} (set {SKIP_KERNEL_CHECK} to try)"))
-}
-
-/// The first two numbers of a release.
-pub(super) fn version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else { return None };
-    Some((major, minor))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use agent::{FamilyMode, ServedFamily, with_causes};
 use anyhow::Context as _;
-use backend_nftables::{Backend, NftablesTarget, lease::LEASE_SECS};
+use backend_nftables::{Backend, lease::LEASE_SECS};
 use backend_userspace::{Supervisor, UserspacePlanner, UserspaceTarget, Worker};
 use config::Config;
 use metrics::{Metrics, UserspaceMetrics};
@@ -91,7 +91,6 @@ type Planner<F> = UserspacePlanner<Backend<F>, KernelSite<F>>;
 
 impl Shared {
     fn served<F: Family>(&self, metrics: UserspaceMetrics) -> FamilyMode<F, Planner<F>> {
-        let family = nft::Family::from(F::FAMILY);
         let site = KernelSite::new(self.settings.clone(), self.verbosity);
         let supervisor = Arc::new(Mutex::new(Supervisor::new(site)));
         look_after(Arc::downgrade(&supervisor), metrics.clone());
@@ -102,12 +101,10 @@ impl Shared {
             planner: UserspacePlanner::new(Backend::new(RuleSettings::default())),
             // Rules would count only what goes by them alone.
             meter: None,
-            open: Arc::new(move || {
-                let kernel = kernel::Nftables::open()?.expecting(backend_nftables::slot_keys);
-                let rules = NftablesTarget::new(family, Box::new(kernel));
-                Ok(UserspaceTarget::new(rules, supervisor.clone()))
-            }),
-            watch: Some(Box::new(move |touches| spawn_watch(move || nftables::watch(family, &touches)))),
+            open: Arc::new(move || Ok(UserspaceTarget::new(nftables::open::<F>()?, supervisor.clone()))),
+            watch: Some(Box::new(move |touches| {
+                spawn_watch(move || nftables::watch(F::FAMILY.into(), &touches));
+            })),
             flows: Some(Arc::new(|| Ok(Box::new(kernel::Flows::open()?)))),
             take_over: Some(self.take_overs.of(F::FAMILY)),
             observer: Box::new(metrics),

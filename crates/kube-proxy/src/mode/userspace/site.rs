@@ -10,14 +10,13 @@ use backend_userspace::Site;
 use model::Family;
 use netlink::NetlinkError;
 use nft::{Kernel as _, Transaction};
-use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
-use nix::sys::socket::SockaddrStorage;
 use proxy::frame::Settings;
 use proxy::{Listeners, Pair};
 use tracing::debug;
 
 use super::process::Process;
+use crate::platform;
 
 /// This host, in one family.
 pub(super) struct KernelSite<F> {
@@ -99,14 +98,9 @@ fn addresses<F: Family>() -> nix::Result<Vec<IpAddr>> {
     let wanted = InterfaceFlags::IFF_UP;
     let is_usable =
         |flags: InterfaceFlags| flags.contains(wanted) && !flags.contains(InterfaceFlags::IFF_LOOPBACK);
-    let found = getifaddrs()?.filter(|found| is_usable(found.flags));
-    let addresses = found.filter_map(|found| ip(&found.address?));
+    let usable = platform::addresses()?.filter(|(flags, _)| is_usable(*flags));
+    let addresses = usable.map(|(_, address)| address);
     Ok(addresses.filter(|address| F::narrow(*address).is_some() && is_global(*address)).collect())
-}
-
-fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
-    let v4 = address.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
-    v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::from(address.ip())))
 }
 
 /// Not one that means something on one link only.
