@@ -14,6 +14,7 @@ mod serve;
 mod servers;
 mod settings;
 mod takeover;
+mod watching;
 
 use std::io::Write as _;
 use std::path::Path;
