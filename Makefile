@@ -11,7 +11,7 @@ RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux /etc/protocol
 BPF_TOOLS := clang-14:clang-14 llvm-objdump-14:llvm-14
 TEST_TOOLS := $(RUN_TOOLS) $(BPF_TOOLS) iptables:iptables ipset:ipset conntrack:conntrack tmux:tmux
 
-.PHONY: demo bpf test guest-test guest-smoke check package-check page-check image release install bench fuzz fmt docs-files
+.PHONY: demo bpf test guest-test guest-smoke neighbours check package-check page-check image release install bench fuzz fmt docs-files
 
 ## Three pods, a Service and a client in namespaces of their own; nothing is left behind.
 demo:
@@ -46,6 +46,11 @@ guest-smoke:
 	@scripts/setup $(BUILD_TOOLS) $(GUEST_TOOLS)
 	CARGO='$(CARGO)' scripts/guest test --timeout 900 kernel/ipvs fakes/ipvs_parity \
 		kube-proxy/e2e:$(subst $(empty) $(empty),$(comma),$(strip $(GUEST_SMOKE)))
+
+## The packet contract in each mode beside the rules of CNIs, firewalls and agents: docs/cnis.md. Twenty minutes.
+neighbours:
+	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS)
+	$(CARGO) test --locked -p kube-proxy --test e2e -- --include-ignored --test-threads 2 neighbours::
 
 ## What CI runs: format, lints, borders between crates, documentation, licences, tests, and what is in deploy/. Among the tests, what a change costs is counted at two
 ## sizes (crates/agent/tests/cost.rs); where valgrind is installed, instructions too.
