@@ -162,25 +162,25 @@ impl Neighbour {
 
 /// Input of iptables-restore that deletes what another input adds: rules of built-in chains one by one, chains of its own whole.
 fn without(input: &str) -> String {
-    let mut text = String::new();
-    for table in input.split_inclusive("COMMIT\n") {
-        let own: Vec<&str> = table.lines().filter_map(|line| line.strip_suffix(" - [0:0]")).collect();
-        let is_own = |line: &str| own.iter().any(|chain| line.starts_with(&format!("-A {} ", &chain[1..])));
-        for line in table.lines().filter(|line| !line.starts_with('#')) {
-            match line.strip_prefix("-A ") {
-                Some(_) if is_own(line) => {}
-                Some(rule) => text += &format!("-D {rule}\n"),
-                None if line.starts_with(':') && line.ends_with(" DROP [0:0]") => {}
-                None if line == "COMMIT" => {
-                    own.iter().for_each(|chain| text += &format!("-X {}\n", &chain[1..]));
-                    text += "COMMIT\n";
-                }
-                // A chain that is declared is emptied.
-                None => text += &format!("{line}\n"),
-            }
+    let tables = input.split_inclusive("COMMIT\n");
+    tables.flat_map(without_table).map(|line| line + "\n").collect()
+}
+
+fn without_table(table: &str) -> Vec<String> {
+    let own: Vec<&str> =
+        table.lines().filter_map(|line| line.strip_prefix(':')?.strip_suffix(" - [0:0]")).collect();
+    let chain = |rule: &str| rule.split(' ').next().unwrap_or_default().to_owned();
+    let undo = |line: &str| match line.strip_prefix("-A ") {
+        Some(rule) if own.contains(&chain(rule).as_str()) => vec![],
+        Some(rule) => vec![format!("-D {rule}")],
+        None if line == "COMMIT" => {
+            own.iter().map(|chain| format!("-X {chain}")).chain([line.to_owned()]).collect()
         }
-    }
-    text
+        // A policy stays. A chain that is declared is emptied.
+        None if line.ends_with(" DROP [0:0]") => vec![],
+        None => vec![line.to_owned()],
+    };
+    table.lines().filter(|line| !line.starts_with('#')).flat_map(undo).collect()
 }
 
 /// Every line of the contract holds, whoever comes first, and ours change nothing of theirs.
