@@ -53,4 +53,5 @@ pub use settings::{
     NodePortAddresses, ServiceMetrics, ServiceSeries, Windows,
 };
 pub use validate::node_name;
+pub use version::BuildInfo;
 pub use yaml::yaml;

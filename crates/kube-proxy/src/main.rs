@@ -23,8 +23,11 @@ mod mode;
 mod platform;
 #[cfg_attr(windows, path = "windows/prepare.rs")]
 mod prepare;
+#[cfg_attr(windows, path = "windows/service_manager.rs")]
+mod service_manager;
 #[cfg_attr(windows, path = "windows/takeover.rs")]
 mod takeover;
+mod watching;
 
 use std::io::Write as _;
 use std::path::Path;

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use crate::config_file::ConfigFile;
 use crate::endings::Endings;
 use crate::rejections::Rejections;
-use crate::{mode, notices, platform, servers, settings};
+use crate::{mode, notices, platform, servers, service_manager, settings};
 
 /// Events that may wait between the source and the agent.
 const EVENTS: usize = 4096;
@@ -71,6 +71,7 @@ pub(crate) async fn serve(
         }
     };
     let endings = Endings::default();
+    let told = telemetry.clone();
     let outcome = tokio::select! {
         result = run(config, families, settings, telemetry, &endings, events, read) => result.map(|()| Ended::Asked),
         error = listener.run(source.client(), &node_name, &checked) => Err(error),
@@ -79,12 +80,14 @@ pub(crate) async fn serve(
             Err(error.into())
         }
         () = source.ended() => Err(anyhow::anyhow!("the source ended")),
+        () = service_manager::follow(&told) => Ok(Ended::Asked),
         () = file_changed => {
             info!("content of the proxy server's configuration file was updated; ending, to be started with it");
             Ok(Ended::ToRestart)
         }
         () = stop.recv() => Ok(Ended::Asked),
     };
+    service_manager::tell_end().await;
     let ended = tokio::task::spawn_blocking(move || endings.run());
     if ended.await.is_err() {
         warn!("not all that was begun was brought to an end");

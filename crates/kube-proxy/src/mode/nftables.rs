@@ -12,8 +12,8 @@ use model::{Family, IpFamily, V4, V6};
 use netlink::NetlinkError;
 use tracing::warn;
 
-use super::{AGAIN_PAUSE, spawn_watch};
 use crate::takeover::{Leftovers, TakeOvers};
+use crate::watching::{AGAIN_PAUSE, spawn_watch};
 
 /// What serves these families.
 pub(super) fn serve(config: &config::Config, families: &[IpFamily], metrics: &Metrics) -> Vec<ServedFamily> {
