@@ -1,14 +1,14 @@
 //! Mode kernelspace: load balancers of HNS. It knows HNS by its trait alone, so that tests run it on any system.
 
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use ::mode::{Touches, Unobserved};
 use agent::{FamilyMode, ServedFamily, with_causes};
 use anyhow::Context as _;
 use backend_kernelspace::{Activity, Adapters, HnsTarget, KernelspacePlanner, Options, Watcher};
-use hcn::Hcn;
+use hcn::{Event, Hcn};
 use model::{Family, IpFamily, V4, V6};
 use tracing::{info, warn};
 
@@ -21,7 +21,15 @@ pub(crate) struct Connection {
     pub(crate) open: Arc<dyn Fn() -> Box<dyn Hcn> + Send + Sync>,
     /// The node's adapters.
     pub(crate) adapters: Adapters,
+    /// Has HNS tell what happens, for as long as what is given back lives; `None`: it can't now.
+    pub(crate) subscribe: Subscribe,
 }
+
+/// Where notifications of HNS go, on threads of HNS'.
+pub(crate) type Listener = Box<dyn Fn(Event) + Send + Sync>;
+
+/// See [`Connection::subscribe`].
+pub(crate) type Subscribe = Arc<dyn Fn(Listener) -> Option<Box<dyn Send>> + Send + Sync>;
 
 /// The network's name: that of the configuration, else that of the variable `KUBE_NETWORK`, as upstream has it.
 ///
@@ -66,7 +74,7 @@ struct Shared {
 impl Shared {
     fn served<F: Family>(&self, n: usize) -> FamilyMode<F, KernelspacePlanner<F>> {
         let (options, period, activity) = (self.options.clone(), self.period, self.activities[n].clone());
-        let (connection, watched) = (self.connection.clone(), self.connection.open.clone());
+        let (connection, watched) = (self.connection.clone(), self.connection.clone());
         let activities = self.activities.clone();
         FamilyMode {
             planner: KernelspacePlanner::new(options.clone()),
@@ -78,7 +86,10 @@ impl Shared {
             // HNS counts nothing that could be told apart by Service.
             meter: None,
             watch: Some(Box::new(move |touches| {
-                spawn_watch(move || watch(Watcher::new(watched(), activities.clone()), period, &touches));
+                spawn_watch(move || {
+                    let watcher = Watcher::new((watched.open)(), activities.clone());
+                    watch(watcher, period, &watched.subscribe, &touches);
+                });
             })),
             // Flows are VFP's, which ends them itself.
             flows: None,
@@ -89,20 +100,58 @@ impl Shared {
     }
 }
 
-/// Looks which load balancers and networks there are, for as long as somebody wants to know what others do to them.
-fn watch(mut watcher: Watcher, period: Duration, touches: &Touches) {
+/// What comes within this time of a notification is taken in together with it.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// Passes on what HNS tells, and looks which load balancers and networks there are, since it does not tell of all, for as long as
+/// somebody wants to know what others do.
+fn watch(mut watcher: Watcher, period: Duration, subscribe: &Subscribe, touches: &Touches) {
+    let (sender, events) = mpsc::channel();
+    let mut subscription = None;
     loop {
-        std::thread::sleep(period);
-        match watcher.has_changed() {
-            Ok(false) => {}
-            Ok(true) if touches.tell("networks or load balancers are other ones") => {}
-            Ok(true) => return,
-            Err(error) => {
-                warn!(err = with_causes(&error), retryingTime = ?period, "load balancers can't be counted")
+        if subscription.is_none() {
+            let sender = sender.clone();
+            // Nobody may listen any more.
+            subscription = subscribe(Box::new(move |event| drop(sender.send(event))));
+        }
+        let touched = match events.recv_timeout(period) {
+            Ok(first) => {
+                std::thread::sleep(SETTLE);
+                let all: Vec<Event> = std::iter::once(first).chain(events.try_iter()).collect();
+                if all.contains(&Event::ServiceGone) {
+                    subscription = None;
+                }
+                all.into_iter().find_map(meaning)
             }
+            Err(_) => look(&mut watcher, period),
+        };
+        if touched.is_some_and(|what| !touches.tell(what)) {
+            return;
+        }
+    }
+}
+
+fn meaning(event: Event) -> Option<&'static str> {
+    match event {
+        Event::NetworkCreated => Some("a network was made"),
+        Event::NetworkDeleted => Some("a network was deleted"),
+        Event::EndpointAttached => Some("an endpoint was attached"),
+        Event::EndpointDetached => Some("an endpoint was detached"),
+        Event::ServiceGone => Some("HNS went away"),
+        Event::Other(_) => None,
+    }
+}
+
+fn look(watcher: &mut Watcher, period: Duration) -> Option<&'static str> {
+    match watcher.has_changed() {
+        Ok(has_changed) => has_changed.then_some("networks or load balancers are other ones"),
+        Err(error) => {
+            warn!(err = with_causes(&error), retryingTime = ?period, "load balancers can't be counted");
+            None
         }
     }
 }
 
 #[cfg(test)]
+#[path = "kernelspace/tests.rs"]
 mod tests;

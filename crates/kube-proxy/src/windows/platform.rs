@@ -3,12 +3,14 @@
 #[path = "service.rs"]
 mod service;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use config::{Config, Mode, ModeSupport};
+use hcn::Mac;
 use hns::process;
 use model::IpFamily;
 use network_interface::{NetworkInterface, NetworkInterfaceConfig as _};
@@ -54,6 +56,16 @@ pub(crate) fn families() -> Vec<IpFamily> {
 pub(crate) fn addresses() -> io::Result<Vec<IpAddr>> {
     let interfaces = NetworkInterface::show().map_err(io::Error::other)?;
     Ok(interfaces.into_iter().flat_map(|found| found.addr).map(|address| address.ip()).collect())
+}
+
+/// The hardware addresses of this host's adapters, by their addresses.
+pub(crate) fn adapters() -> io::Result<BTreeMap<IpAddr, Mac>> {
+    let interfaces = NetworkInterface::show().map_err(io::Error::other)?;
+    let of = |found: NetworkInterface| {
+        let mac: Option<Mac> = found.mac_addr.and_then(|mac| mac.replace(':', "-").parse().ok());
+        found.addr.into_iter().filter_map(move |address| Some((address.ip(), mac?)))
+    };
+    Ok(interfaces.into_iter().flat_map(of).collect())
 }
 
 /// The host's name, which is the node's name unless it is overridden.

@@ -1,10 +1,29 @@
 //! Leaving nothing behind, on Windows.
 
-use config::{Config, Mode};
+use std::sync::Arc;
 
-/// `--cleanup`: removes what is ours.
-pub(crate) fn clean_up(_config: &Config) -> anyhow::Result<()> {
-    anyhow::bail!("--cleanup is not implemented on Windows")
+use agent::with_causes;
+use config::{Config, Mode};
+use hns::Hns;
+use tracing::{error, info};
+
+use crate::mode;
+
+/// `--cleanup`: removes what is ours on the network, and nothing else. Tries everything, and fails if something stays.
+pub(crate) fn clean_up(config: &Config) -> anyhow::Result<()> {
+    let options = Arc::new(mode::options(config)?);
+    match backend_kernelspace::clean_up(Box::new(Hns), &options) {
+        Ok(items) => {
+            info!(items, network = options.network_name, "removed load balancers and endpoints");
+            Ok(())
+        }
+        Err(failures) => {
+            for failure in &failures {
+                error!(err = with_causes(failure), "could not be removed");
+            }
+            anyhow::bail!("{} things stay behind", failures.len())
+        }
+    }
 }
 
 /// Windows has no capabilities to give up.

@@ -94,8 +94,11 @@ async fn serve_until(server: &ApiServer, hns: &FakeHns, done: impl Future<Output
     let metrics = Arc::new(Metrics::new(&MetricsOptions::default()));
     let _source = source::spawn_api(api, metrics.source.clone(), sender).await.unwrap();
     let hns = hns.clone();
-    let connection =
-        Connection { open: Arc::new(move || Box::new(hns.clone())), adapters: Arc::new(BTreeMap::new) };
+    let connection = Connection {
+        open: Arc::new(move || Box::new(hns.clone())),
+        adapters: Arc::new(BTreeMap::new),
+        subscribe: Arc::new(|_| None),
+    };
     let families = serve(options(), Duration::from_secs(1), &[IpFamily::V4], &connection);
     let settings = Settings { served_by_hns: true, ..Settings::new(NODE.into()) };
     let telemetry = Telemetry::new(metrics, SharedHealth::new(Duration::from_mins(1)));
@@ -167,4 +170,36 @@ fn the_network_is_named_by_the_configuration_or_the_environment() {
     assert_eq!(network_name(Some("cbr0"), variable()).unwrap(), "cbr0");
     assert_eq!(network_name(None, variable()).unwrap(), "flannel");
     assert!(network_name(None, None).is_err() && network_name(None, Some(String::new())).is_err());
+}
+
+#[test]
+fn what_hns_tells_is_passed_on_and_it_is_asked_anew_after_it_went_away() {
+    let (hns, _) = host();
+    let listeners: Arc<std::sync::Mutex<Vec<Listener>>> = Arc::default();
+    let kept = listeners.clone();
+    let subscribe: Subscribe = Arc::new(move |listener| {
+        kept.lock().unwrap().push(listener);
+        Some(Box::new(()))
+    });
+    let (told, heard) = std::sync::mpsc::channel();
+    // The third time nobody wants to know.
+    let touches = Touches::new(move |what| {
+        told.send(what).unwrap();
+        what != "an endpoint was attached"
+    });
+    let watcher = Watcher::new(Box::new(hns), Vec::new());
+    let watching = std::thread::spawn(move || watch(watcher, LIMIT, &subscribe, &touches));
+    let tell = |number: usize, event| {
+        let begun = std::time::Instant::now();
+        while listeners.lock().unwrap().len() < number {
+            assert!(begun.elapsed() < LIMIT, "it does not subscribe");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        (listeners.lock().unwrap()[number - 1])(event);
+        heard.recv_timeout(LIMIT).unwrap()
+    };
+    assert_eq!(tell(1, Event::NetworkDeleted), "a network was deleted");
+    assert_eq!(tell(1, Event::ServiceGone), "HNS went away");
+    assert_eq!(tell(2, Event::EndpointAttached), "an endpoint was attached");
+    watching.join().unwrap();
 }
