@@ -13,7 +13,7 @@ use agent::{ServedFamily, Settings};
 use config::{Config, Mode};
 use host::Privilege;
 use metrics::Metrics;
-use model::IpFamily;
+use model::{Balancer, IpFamily};
 
 /// What serves each of these families in a mode. A family for which the host lacks something is left out.
 ///
@@ -26,6 +26,7 @@ pub(crate) async fn serve(
     metrics: &Metrics,
     endings: &Endings,
 ) -> anyhow::Result<Vec<ServedFamily>> {
+    nftables::tell_if_untested();
     match config.mode {
         Mode::NfTables => Ok(nftables::serve(config, &families, metrics)),
         Mode::IpTables => iptables::serve(config, settings, families, metrics).await,
@@ -64,8 +65,10 @@ fn not_built_in<T>(mode: Mode) -> anyhow::Result<T> {
 /// Why this host can't run a mode, as far as one can tell without trying.
 pub(crate) fn unusable(mode: Mode) -> Option<String> {
     match mode {
-        Mode::NfTables | Mode::Ebpf | Mode::Userspace => nftables::unusable(),
-        Mode::IpTables | Mode::Ipvs | Mode::Kernelspace => None,
+        Mode::NfTables | Mode::Ebpf => nftables::unusable(&Balancer::Rules),
+        Mode::Userspace => nftables::unusable(&Balancer::Proxies),
+        Mode::Ipvs => nftables::unusable(&Balancer::Ipvs { node_addresses: Vec::new() }),
+        Mode::IpTables | Mode::Kernelspace => None,
     }
 }
 

@@ -10,6 +10,7 @@ use lab::client::{ConnectFailure, FailureClass, Reply, Transport, ask_once};
 use lab::proxy::wait_until;
 use testkit::cluster::{Cluster, LINE_PORT, ProxyMode, UDP_PORT};
 
+use crate::status::wait_for_answer;
 use crate::support::{PATIENCE, cluster_in, in_every_mode, listing, start};
 
 in_every_mode!(every_line_of_the_contract_holds);
@@ -112,8 +113,9 @@ fn explain(mode: ProxyMode, case: &Case, cluster: &Cluster) -> Vec<String> {
     let failures = runs.filter_map(|(v6, (protocol, port))| {
         let (source, to) = (ip(client, v6), target(case.address, case.n, v6, ip(lab.node(), v6)));
         let query = format!("source={source}&destination={to}&protocol={protocol}&from={from}");
-        let url = format!("http://127.0.0.1:10249/api/v1/packet?{query}");
-        let body = lab.node().exec("curl", &["--silent", "--globoff", &url]).unwrap();
+        let metrics = SocketAddr::from(([127, 0, 0, 1], 10249));
+        let body =
+            wait_for_answer(lab.node(), metrics, &format!("/api/v1/packet?{query}"), 200, PATIENCE).body;
         let report: serde_json::Value = serde_json::from_str(&body).unwrap();
         let wanted = match (mode, case.answer) {
             // Rules lead it to a worker of this node.
@@ -165,9 +167,14 @@ fn check(
     let names = [(local, cluster.lab.pod(0)), (remote, cluster.lab.node2_pod(0))];
     let wanted: BTreeSet<&str> =
         names.into_iter().filter(|(wanted, _)| *wanted).map(|(_, host)| host.name()).collect();
-    // Of two endpoints, one is not met in 24 tries once in eight million runs.
+    // Of two endpoints that are both wanted, one is not met in 24 tries once in eight million runs; one that is not wanted is missed
+    // in 12 tries once in 4,000.
+    let most = if wanted.len() == names.len() { 24 } else { 12 };
     let mut met = BTreeSet::new();
-    for _ in 0..24 {
+    for _ in 0..most {
+        if met.len() == names.len() {
+            break;
+        }
         match ask(crate::support::REQUEST) {
             Ok(reply) if reply.client.ip() != source => {
                 return Some(format!("the endpoint sees {}, not {source}", reply.client.ip()));
@@ -179,6 +186,7 @@ fn check(
     let met: BTreeSet<&str> = met.iter().map(String::as_str).collect();
     (met != wanted).then(|| format!("answered by {met:?} instead of {wanted:?}"))
 }
+
 /// How long a client waits before it takes a packet for dropped.
 const DROP_LIMIT: std::time::Duration = std::time::Duration::from_millis(700);
 
