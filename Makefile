@@ -37,7 +37,7 @@ GUEST_TOOLS := qemu-system-x86_64:qemu-system-x86 depmod:kmod cpio:cpio mke2fs:e
 guest-test:
 	@scripts/setup $(BUILD_TOOLS) $(GUEST_TOOLS)
 	CARGO='$(CARGO)' scripts/guest test --timeout 1800 --per-boot 8 --report docs/guest-test.md \
-		kernel/ipvs fakes/ipvs_parity kube-proxy/e2e:ignored
+		kernel/ipvs fakes/ipvs_parity kube-proxy/e2e:ignored,-neighbours::,-userspace::,-matrix::userspace::
 
 ## The packet contract of every mode, and programs at the socket, with Debian's kernels in the guest. The results are in docs/kernels.md.
 KERNELS ?= 5.10 6.1 6.12 7
