@@ -24,8 +24,9 @@ use tracing::{debug, error, warn};
 
 use self::process::Process;
 use self::site::KernelSite;
-use super::{Endings, nftables, spawn_watch};
+use super::{Endings, nftables};
 use crate::takeover::{Leftovers, TakeOvers};
+use crate::watching::spawn_watch;
 
 /// The command by which the program runs itself as a worker; not for people.
 pub(crate) const WORKER: &str = "proxy-worker";
