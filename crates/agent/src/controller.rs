@@ -2,7 +2,7 @@
 
 mod answers;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
@@ -10,7 +10,7 @@ use mode::{Planner, Watch};
 use model::view::{self, ThisNode};
 use model::{
     ConflictChange, Family, FrontendAddress, FrontendKey, IpFamily, Node, NodePortAddresses, ServiceEntry,
-    ServiceName, ServicePortName, Store, Touched,
+    ServiceName, ServicePortName, Store, Touched, Uid,
 };
 use tokio::time::Instant;
 use tracing::{debug, info, trace, warn};
@@ -49,6 +49,8 @@ pub(crate) struct Controller<F: Family, P: Planner<F>> {
     /// Failures in a row, before anything was in force, after which trying again has no chance.
     hopeless_in_a_row: u32,
     counting: Option<Counting>,
+    /// What the mode can't do of what Services ask for, as far as there is something.
+    shortcomings: BTreeMap<ServiceName, BTreeSet<&'static str>>,
 }
 
 /// From so many failures in a row a start is given up that has no chance.
@@ -95,6 +97,7 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
             failure: None,
             hopeless_in_a_row: 0,
             counting,
+            shortcomings: BTreeMap::new(),
         })
     }
 
@@ -163,6 +166,19 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
         }
         let accepted = job.is_none_or(|job| self.worker.submit(job));
         if accepted { Ok(()) } else { Err(StartError::WorkerDied) }
+    }
+
+    /// Tells what the mode can't do of what a Service asks for, if that is not what was told last.
+    fn tell_shortcomings(&mut self, name: &ServiceName, uid: Option<Uid>) {
+        let lacks = self.pipeline.shortcomings(name);
+        if lacks.is_empty() {
+            self.shortcomings.remove(name);
+        } else if self.shortcomings.get(name) != Some(&lacks) {
+            let what: Vec<&'static str> = lacks.iter().copied().collect();
+            warn!(ipFamily = %F::FAMILY, service = %name, what = what.join("; "), "a Service asks for what this mode can't do");
+            self.shortcomings.insert(name.clone(), lacks);
+            self.notices.tell(Notice::NotOnThisPlatform { service: name.clone(), uid, what });
+        }
     }
 
     fn take_swept(&mut self, swept: &Swept, now: Instant) {
@@ -242,6 +258,9 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
         let has_changed = self.pipeline.set_service(name, frontends, health_check_port, now);
         if has_changed && self.was_synced {
             self.history.changed(name, now, SystemTime::now());
+        }
+        if has_changed {
+            self.tell_shortcomings(name, service.and_then(|service| service.uid));
         }
     }
 

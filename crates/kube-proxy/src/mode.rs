@@ -3,11 +3,13 @@
 pub(crate) mod ebpf;
 mod iptables;
 pub(crate) mod ipvs;
+// Windows has a network service; tests have one in memory.
+#[cfg(test)]
+mod kernelspace;
 mod nftables;
 pub(crate) mod userspace;
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use agent::{ServedFamily, Settings};
 use config::{Config, Mode};
@@ -78,23 +80,5 @@ pub(crate) fn privilege(mode: Mode) -> Option<Privilege> {
         Mode::IpTables => Some(Privilege::RawSockets),
         Mode::Ebpf => Some(Privilege::Programs),
         Mode::NfTables | Mode::Ipvs | Mode::Userspace | Mode::Kernelspace => None,
-    }
-}
-
-/// The pause before something that ended by itself is begun again.
-const AGAIN_PAUSE: Duration = Duration::from_secs(5);
-
-/// Runs a watch on a thread of its own, again if it panics, until it says that nobody listens any more.
-fn spawn_watch(watch: impl Fn() + Send + 'static) {
-    use std::panic::{AssertUnwindSafe, catch_unwind};
-
-    let work = move || {
-        while catch_unwind(AssertUnwindSafe(&watch)).is_err() {
-            tracing::warn!(retryingTime = ?AGAIN_PAUSE, "the watch of the rules panicked");
-            std::thread::sleep(AGAIN_PAUSE);
-        }
-    };
-    if let Err(error) = std::thread::Builder::new().name("watch".into()).spawn(work) {
-        tracing::warn!(%error, "foreign changes of the rules are noticed only by audits");
     }
 }

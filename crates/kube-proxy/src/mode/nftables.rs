@@ -13,8 +13,8 @@ use netlink::NetlinkError;
 use nft::Kernel as _;
 use tracing::{debug, warn};
 
-use super::{AGAIN_PAUSE, spawn_watch};
 use crate::takeover::{Leftovers, TakeOvers};
+use crate::watching::{AGAIN_PAUSE, spawn_watch};
 
 /// What serves these families.
 pub(super) fn serve(config: &config::Config, families: &[IpFamily], metrics: &Metrics) -> Vec<ServedFamily> {
