@@ -11,7 +11,7 @@ RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux /etc/protocol
 BPF_TOOLS := clang-14:clang-14 llvm-objdump-14:llvm-14
 TEST_TOOLS := $(RUN_TOOLS) $(BPF_TOOLS) iptables:iptables ipset:ipset conntrack:conntrack tmux:tmux
 
-.PHONY: demo bpf test guest-test guest-smoke kernels neighbours check package-check page-check image release install bench fuzz fmt docs-files
+.PHONY: demo bpf test guest-test guest-smoke kernels neighbours windows windows-check check package-check page-check image release install bench fuzz fmt docs-files
 
 ## Three pods, a Service and a client in namespaces of their own; nothing is left behind.
 demo:
@@ -67,6 +67,11 @@ guest-smoke:
 	CARGO='$(CARGO)' scripts/guest test --again --timeout 900 kernel/ipvs fakes/ipvs_parity \
 		kube-proxy/e2e:$(call joined,$(GUEST_SMOKE))
 
+## Whether the program compiles for Windows; part of `check`.
+windows-check:
+	@scripts/setup $(BUILD_TOOLS)
+	CARGO='$(CARGO)' scripts/windows check --locked -p kube-proxy -p hns --bins --lib
+
 ## The packet contract in each mode beside the rules of CNIs, firewalls and agents: docs/cnis.md. Twenty minutes.
 neighbours:
 	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS)
@@ -84,6 +89,7 @@ check: package-check
 	$(CARGO) deny --all-features check licenses bans sources
 	INSTA_UPDATE=no $(CARGO) test --workspace --locked --no-fail-fast
 	$(MAKE) guest-smoke
+	$(MAKE) windows-check
 
 ## What is in deploy/: manifests, chart, alert rules, dashboard, unit. Says which parts no tool was there for.
 package-check:

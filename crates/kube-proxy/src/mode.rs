@@ -9,13 +9,13 @@ mod kernelspace;
 mod nftables;
 pub(crate) mod userspace;
 
-use std::sync::{Arc, Mutex, PoisonError};
-
 use agent::{ServedFamily, Settings};
 use config::{Config, Mode};
 use host::Privilege;
 use metrics::Metrics;
 use model::{Balancer, IpFamily};
+
+use crate::endings::Endings;
 
 /// What serves each of these families in a mode. A family for which the host lacks something is left out.
 ///
@@ -36,26 +36,6 @@ pub(crate) async fn serve(
         Mode::Userspace => Ok(userspace::serve(config, &families, metrics, endings)),
         Mode::Ebpf => Ok(ebpf::serve(config, settings, &families, metrics)),
         mode @ Mode::Kernelspace => not_built_in(mode),
-    }
-}
-
-/// What a mode does when the program is asked to end, before it does.
-#[derive(Clone, Default)]
-pub(crate) struct Endings(Arc<Mutex<Vec<Ending>>>);
-
-type Ending = Box<dyn FnOnce() + Send>;
-
-impl Endings {
-    fn add(&self, ending: impl FnOnce() + Send + 'static) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(ending));
-    }
-
-    /// Does all, each once. May wait; not longer than the limits of the modes.
-    pub(crate) fn run(&self) {
-        let endings = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        for ending in endings {
-            ending();
-        }
     }
 }
 

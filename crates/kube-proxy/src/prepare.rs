@@ -31,8 +31,9 @@ pub(crate) fn set_host(config: &Config) -> anyhow::Result<()> {
 /// Sets what is the host's, and what is this process's.
 ///
 /// # Errors
-/// The mode can't be used here.
+/// The mode can't be used here, or privileges are missing.
 pub(crate) fn before_serving(config: &Config) -> anyhow::Result<()> {
+    host::require_net_admin()?;
     set_host(config)?;
     if let Err(failure) = host::set_oom_score(&Root::default(), config.oom_score_adj) {
         info!(v = 2, err = with_causes(&failure), "Failed to set oom_score_adj for kube-proxy");
