@@ -17,8 +17,9 @@ use crate::chains::rule;
 use crate::layout::{Map, Traffic, proxy_key, table_name};
 use crate::priority::{PROXIED, PROXIED_INTERNAL};
 
-/// For how long a lease is, in seconds: as long may new flows fail after a proxy and its agent were killed.
-pub const LEASE_SECS: u32 = 3;
+/// For how long a lease is, in seconds: as long may new flows fail after a proxy and its agent were killed. It outlasts whatever may
+/// keep an agent from its renewal for a while: a commit, a reading of the table, a proxy that is slow to take its routes.
+pub const LEASE_SECS: u32 = 6;
 
 /// Where proxies listen, all at one local address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,18 +6,21 @@
 //!   all routes;
 //! - the lease is renewed only for a worker that is alive, has all routes and has room for flows. Without, it ends, and rules choose
 //!   endpoints;
+//! - when nobody serves the listeners any more, flows of UDP are made to go elsewhere;
 //! - workers that die again and again are given up for a while;
 //! - an address that is no longer the node's is given up with its listeners.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use proxy::frame::{Frontend, Route, Routes};
 use tokio::time::Instant;
 use tracing::{info, warn};
+
+use crate::carried::Carried;
 
 /// What has the I/O.
 pub trait Site: Send {
@@ -49,6 +52,12 @@ pub trait Site: Send {
 
     /// Ends the lease, if there is one.
     fn end(&mut self);
+
+    /// Where flows of UDP arrive.
+    fn udp(&self, listeners: &Self::Listeners) -> Vec<SocketAddr>;
+
+    /// Has the kernel forget flows of UDP that arrive there, so that their next datagrams go elsewhere.
+    fn forget(&mut self, listeners: &[SocketAddr]);
 }
 
 /// A worker, as long as it is one.
@@ -97,6 +106,7 @@ const GIVEN_UP: Duration = Duration::from_mins(1);
 pub struct Supervisor<S: Site> {
     site: S,
     routes: BTreeMap<Frontend, Route>,
+    carried: Carried,
     place: Option<(IpAddr, S::Listeners)>,
     worker: Option<S::Worker>,
     /// When workers died of late.
@@ -121,6 +131,7 @@ impl<S: Site> Supervisor<S> {
         Self {
             site,
             routes: BTreeMap::new(),
+            carried: Carried::default(),
             place: None,
             worker: None,
             deaths: VecDeque::new(),
@@ -138,6 +149,11 @@ impl<S: Site> Supervisor<S> {
         Condition { is_leased: self.is_leased, deaths: self.n_deaths }
     }
 
+    /// What is with a worker.
+    pub fn carried(&self) -> Carried {
+        self.carried.clone()
+    }
+
     /// Other routes.
     pub(crate) fn set_routes(&mut self, mut routes: Routes, now: Instant) {
         routes.set.retain(|route| self.routes.get(&route.frontend) != Some(route));
@@ -146,6 +162,7 @@ impl<S: Site> Supervisor<S> {
             self.routes.remove(frontend);
         }
         self.routes.extend(routes.set.iter().map(|route| (route.frontend, route.clone())));
+        self.carried.set_frontends(routes.set.iter().map(|route| &route.frontend), &routes.gone);
         if routes.set.is_empty() && routes.gone.is_empty() {
             return;
         }
@@ -174,6 +191,9 @@ impl<S: Site> Supervisor<S> {
             }
             self.complaint = Some(why);
             self.end_lease();
+            if self.worker.is_none() {
+                self.abandon();
+            }
         } else if self.complaint.take().is_some() || !self.is_leased {
             info!("flows go through a worker");
             self.is_leased = true;
@@ -198,6 +218,7 @@ impl<S: Site> Supervisor<S> {
         let address = self.site.address(in_use);
         if in_use.is_some() && address != in_use {
             self.end_lease();
+            self.abandon();
             self.place = None;
             if let Some(mut worker) = self.worker.take() {
                 worker.drain();
@@ -232,6 +253,7 @@ impl<S: Site> Supervisor<S> {
             self.note_death(now);
             return Err(io::Error::other(gone.0));
         }
+        self.carried.set_listeners(self.site.udp(listeners));
         self.worker = Some(worker);
         Ok(())
     }
@@ -253,10 +275,19 @@ impl<S: Site> Supervisor<S> {
         self.is_leased = false;
     }
 
+    /// Nobody serves the listeners. A client of UDP that goes on sending would never get an answer again.
+    fn abandon(&mut self) {
+        let listeners = self.carried.take_listeners();
+        if !listeners.is_empty() {
+            self.site.forget(&listeners);
+        }
+    }
+
     /// Hands over no more flows, and has the worker end with its last one. Gives it, so that it can be waited for.
     pub fn shut_down(&mut self) -> Option<S::Worker> {
         (self.captures, self.is_over) = (false, true);
         self.end_lease();
+        self.abandon();
         let mut worker = self.worker.take()?;
         worker.drain();
         Some(worker)
@@ -280,6 +311,8 @@ mod tests {
         renewals: usize,
         refuses: bool,
         workers: Vec<FakeState>,
+        /// Listeners whose flows were forgotten.
+        forgotten: Vec<SocketAddr>,
         /// Workers that start and die at once.
         doomed: bool,
     }
@@ -331,6 +364,16 @@ mod tests {
 
         fn end(&mut self) {
             self.0.lock().unwrap().lease = None;
+        }
+
+        fn udp(&self, listeners: &IpAddr) -> Vec<SocketAddr> {
+            vec![(*listeners, 53).into()]
+        }
+
+        fn forget(&mut self, listeners: &[SocketAddr]) {
+            let mut host = self.0.lock().unwrap();
+            assert_eq!(host.lease, None, "new flows would come");
+            host.forgotten.extend(listeners);
         }
     }
 
@@ -458,6 +501,27 @@ mod tests {
         assert_eq!(host.lock().unwrap().lease, None);
         supervisor.look_after(now + GIVEN_UP);
         assert_eq!(host.lock().unwrap().lease, Some(address(7)));
+    }
+
+    #[test]
+    fn flows_are_forgotten_once_when_nobody_serves_them_any_more() {
+        let (host, mut supervisor, now) = begun(&[1]);
+        supervisor.capture(now);
+        host.lock().unwrap().doomed = true;
+        let forgotten = || host.lock().unwrap().forgotten.clone();
+        for _ in 0..20 {
+            host.lock().unwrap().workers[0].is_dead = true;
+            supervisor.look_after(now);
+        }
+        assert_eq!(forgotten(), [(address(7), 53).into()]);
+        // One that has no room carries what it has.
+        host.lock().unwrap().doomed = false;
+        supervisor.look_after(now + GIVEN_UP);
+        host.lock().unwrap().workers.last_mut().unwrap().is_full = true;
+        supervisor.look_after(now + GIVEN_UP);
+        assert_eq!(forgotten().len(), 1);
+        supervisor.shut_down();
+        assert_eq!(forgotten().len(), 2);
     }
 
     #[test]

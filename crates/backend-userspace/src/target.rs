@@ -58,6 +58,7 @@ impl<R: Target, S: Site + 'static> Target for UserspaceTarget<R, S> {
         let mut applied = Applied { results: Vec::new(), kernel_time: None, is_usable: true };
         // The lease is not renewed meanwhile: a table has one writer at a time.
         let mut supervisor = lock(&self.supervisor);
+        let began = Instant::now();
         for step in steps {
             let result = match step {
                 Step::Routes(routes) => {
@@ -82,13 +83,19 @@ impl<R: Target, S: Site + 'static> Target for UserspaceTarget<R, S> {
                 break;
             }
         }
+        if began.elapsed() > Supervisor::<S>::PERIOD {
+            supervisor.look_after(Instant::now());
+        }
         applied
     }
 
     fn read(&mut self) -> Reading<R::Found, R::Error> {
-        // A renewal meanwhile would make it look as if others changed the table.
-        let _renewals = lock(&self.supervisor);
-        self.rules.read()
+        // A renewal meanwhile would make it look as if others changed the table: there is one before, and one at once after it.
+        let mut supervisor = lock(&self.supervisor);
+        supervisor.look_after(Instant::now());
+        let reading = self.rules.read();
+        supervisor.look_after(Instant::now());
+        reading
     }
 
     fn traffic(&mut self) -> Result<Option<Self::Counted>, Self::Error> {

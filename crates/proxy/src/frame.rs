@@ -32,7 +32,7 @@ pub struct Settings {
     /// For how long a client of UDP has its endpoint after its last datagram. Shorter than the kernel remembers the flow, so that
     /// a flow that is new to the kernel is new to the worker.
     pub udp_idle_ms: u64,
-    /// For how long connections to an endpoint that is gone may go on.
+    /// For how long connections to an endpoint that is gone may go on, and those of a worker that is to end.
     pub drain_ms: u64,
     /// For how long flows may come after the last word from an agent: a lease, and a little more.
     pub linger_ms: u64,

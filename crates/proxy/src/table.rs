@@ -150,12 +150,10 @@ impl LivePool {
         *members = Arc::new(new);
     }
 
-    /// All endpoints go.
+    /// All endpoints go; whoever has a flow to one gets no other.
     fn close(&self) {
-        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
-        for endpoint in &members.endpoints {
-            endpoint.gone.send_replace(true);
-        }
+        let none = Pool { name: String::new(), endpoints: Vec::new(), affinity_secs: None };
+        self.update(&none);
     }
 
     /// An endpoint for a client's new flow, none of those that were tried.
@@ -361,8 +359,9 @@ mod tests {
         set(&table, with(&[2]));
         one.endpoint_gone().await;
         assert!(!*other.0.gone.borrow());
-        // A pool whose frontends all go takes its endpoints with it.
+        // A pool whose frontends all go takes its endpoints with it, and gives none.
         table.apply(Routes { replace: true, ..Routes::default() });
         other.endpoint_gone().await;
+        assert!(pool.pick(CLIENT, &[]).is_none());
     }
 }

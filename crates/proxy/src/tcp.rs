@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 use crate::frame::Protocol;
 use crate::relay::relay;
 use crate::table::{Flow, LivePool, Traffic};
-use crate::worker::Shared;
+use crate::worker::{Closing, Shared};
 
 /// Endpoints that are tried for one connection.
 const MAX_ATTEMPTS: usize = 5;
@@ -47,19 +47,20 @@ impl Drop for OwnConnection<'_> {
     }
 }
 
-/// Serves a listener for as long as it is asked for.
-pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener, traffic: Traffic) {
+/// Serves a listener until no more flows are expected and none waits.
+pub(crate) async fn serve(
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    traffic: Traffic,
+    mut closing: Closing,
+) {
     loop {
-        match listener.accept().await {
-            Ok((client, peer)) => {
-                // Others wait in the listener's queue meanwhile.
-                let room = shared.room().await;
-                let shared = shared.clone();
-                tokio::spawn(async move {
-                    carry(&shared, client, peer, traffic).await;
-                    drop(room);
-                });
-            }
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = closing.wait_for(|closing| *closing) => break,
+        };
+        match accepted {
+            Ok((client, peer)) => begin(&shared, client, peer, traffic).await,
             Err(error) if is_of_one(&error) => {}
             Err(error) => {
                 warn!(%error, "connections can't be accepted");
@@ -67,6 +68,35 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener, traffic: T
             }
         }
     }
+    for (client, peer) in waiting(listener) {
+        begin(&shared, client, peer, traffic).await;
+    }
+}
+
+/// Carries a connection, as soon as there is room. Others wait in the listener's queue meanwhile.
+async fn begin(shared: &Arc<Shared>, client: TcpStream, peer: SocketAddr, traffic: Traffic) {
+    let (room, shared) = (shared.room().await, shared.clone());
+    tokio::spawn(async move {
+        carry(&shared, client, peer, traffic).await;
+        drop(room);
+    });
+}
+
+/// What is in a listener's queue. With the listener the kernel would break all of it off.
+fn waiting(listener: TcpListener) -> impl Iterator<Item = (TcpStream, SocketAddr)> {
+    let listener = listener.into_std().ok();
+    std::iter::from_fn(move || {
+        loop {
+            match listener.as_ref()?.accept() {
+                Ok((client, peer)) => {
+                    let client = client.set_nonblocking(true).and_then(|()| TcpStream::from_std(client));
+                    return Some((client.ok()?, peer));
+                }
+                Err(error) if is_of_one(&error) => {}
+                Err(_empty) => return None,
+            }
+        }
+    })
 }
 
 /// The error is that of one connection, which has gone already.
@@ -241,6 +271,36 @@ mod tests {
         endpoint.read_exact(&mut received).await.unwrap();
         carried.await.unwrap();
         assert_eq!(client.read(&mut received).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    /// With the listener the kernel would break off what is in its queue.
+    #[tokio::test]
+    async fn what_waits_in_the_queue_is_carried_before_a_listener_closes() {
+        let shared = Arc::new(shared(10_000, 0));
+        let (listener, address) = listener().await;
+        let mut clients = Vec::new();
+        for _ in 0..3 {
+            clients.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut taken = Vec::new();
+        while let Some(room) = shared.try_room() {
+            taken.push(room);
+        }
+        let (closing, told) = tokio::sync::watch::channel(true);
+        let serving = tokio::spawn(serve(shared.clone(), listener, Traffic::Any, told));
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+        for client in &clients {
+            assert_eq!(client.try_read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock, "it waits");
+        }
+        drop(taken);
+        serving.await.unwrap();
+        for mut client in clients {
+            // No rule led it here.
+            assert_eq!(client.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        }
+        drop(closing);
     }
 
     #[tokio::test]

@@ -14,7 +14,9 @@ use std::time::Duration;
 use agent::{FamilyMode, ServedFamily, with_causes};
 use anyhow::Context as _;
 use backend_nftables::{Backend, lease::LEASE_SECS};
-use backend_userspace::{Supervisor, UserspacePlanner, UserspaceTarget, Worker};
+use backend_userspace::{
+    Carried, Site, Supervisor, UncarriedFlows, UserspacePlanner, UserspaceTarget, Worker,
+};
 use config::Config;
 use metrics::{Metrics, UserspaceMetrics};
 use model::{Family, IpFamily, RuleSettings, V4, V6};
@@ -94,7 +96,7 @@ impl Shared {
         let site = KernelSite::new(self.settings.clone(), self.verbosity);
         let supervisor = Arc::new(Mutex::new(Supervisor::new(site)));
         look_after(Arc::downgrade(&supervisor), metrics.clone());
-        let ended = supervisor.clone();
+        let (ended, carried) = (supervisor.clone(), carried(&supervisor));
         let shut_down = move || ended.lock().unwrap_or_else(PoisonError::into_inner).shut_down();
         self.families.borrow_mut().push(Box::new(shut_down));
         FamilyMode {
@@ -105,12 +107,18 @@ impl Shared {
             watch: Some(Box::new(move |touches| {
                 spawn_watch(move || nftables::watch(F::FAMILY.into(), &touches));
             })),
-            flows: Some(Arc::new(|| Ok(Box::new(kernel::Flows::open()?)))),
+            flows: Some(Arc::new(move || {
+                Ok(Box::new(UncarriedFlows::new(Box::new(kernel::Flows::open()?), carried.clone())))
+            })),
             take_over: Some(self.take_overs.of(F::FAMILY)),
             observer: Box::new(metrics),
             family: PhantomData,
         }
     }
+}
+
+fn carried<S: Site>(supervisor: &Mutex<Supervisor<S>>) -> Carried {
+    supervisor.lock().unwrap_or_else(PoisonError::into_inner).carried()
 }
 
 /// Looks after a family's worker and lease on a thread of its own, for as long as somebody has them.

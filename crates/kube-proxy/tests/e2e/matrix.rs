@@ -16,7 +16,6 @@ in_every_mode!(every_line_of_the_contract_holds);
 
 mod userspace {
     #[test]
-    #[ignore = "fails now and then on a busy machine: docs/known-gaps.md"]
     fn every_line_of_the_contract_holds() {
         super::every_line_of_the_contract_holds(testkit::cluster::ProxyMode::Userspace);
     }
