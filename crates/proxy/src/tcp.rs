@@ -23,23 +23,26 @@ const KEEPALIVE: Duration = Duration::from_mins(2);
 /// The pause after the system had no room for a connection.
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(20);
 
-/// Local ends of this worker's own connections. Rules may lead one to a listener of ours, if an endpoint is itself an address of a
-/// Service on this node; that would go round for ever.
+/// This worker's own connections, by their local ends and endpoints. Rules may lead one to a listener of ours, if an endpoint is
+/// itself an address of a Service on this node; that would go round for ever. The local end alone says nothing: a client on this
+/// node may have the same one, for another destination.
 #[derive(Debug, Default)]
-pub(crate) struct OwnConnections(Mutex<HashSet<SocketAddr, FxBuildHasher>>);
+pub(crate) struct OwnConnections(Mutex<HashSet<Ends, FxBuildHasher>>);
+
+type Ends = (SocketAddr, SocketAddr);
 
 impl OwnConnections {
-    fn contains(&self, end: SocketAddr) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&end)
+    fn contains(&self, ends: Ends) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&ends)
     }
 
-    fn note(&self, end: SocketAddr) -> OwnConnection<'_> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(end);
-        OwnConnection(self, end)
+    fn note(&self, ends: Ends) -> OwnConnection<'_> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(ends);
+        OwnConnection(self, ends)
     }
 }
 
-struct OwnConnection<'o>(&'o OwnConnections, SocketAddr);
+struct OwnConnection<'o>(&'o OwnConnections, Ends);
 
 impl Drop for OwnConnection<'_> {
     fn drop(&mut self) {
@@ -108,12 +111,12 @@ fn is_of_one(error: &io::Error) -> bool {
 }
 
 async fn carry(shared: &Shared, client: TcpStream, peer: SocketAddr, traffic: Traffic) {
-    if shared.own.contains(peer) {
+    let Ok(sent_to) = original_destination(&client) else { return reset(&[&client]) };
+    if shared.own.contains((peer, sent_to)) {
         debug!(%peer, "an endpoint is an address that leads back here");
         return reset(&[&client]);
     }
-    let sent_to = original_destination(&client);
-    let pool = sent_to.ok().and_then(|sent_to| shared.table.pool(Protocol::Tcp, sent_to, traffic));
+    let pool = shared.table.pool(Protocol::Tcp, sent_to, traffic);
     let Some(pool) = pool else { return reset(&[&client]) };
     let Some((endpoint, flow)) = connect(shared, &pool, peer).await else { return reset(&[&client]) };
     carry_to(shared, &client, &endpoint, &flow).await;
@@ -125,7 +128,7 @@ async fn carry_to(shared: &Shared, client: &TcpStream, endpoint: &TcpStream, flo
         drop(stream.set_nodelay(true));
         drop(SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE)));
     }
-    let own = endpoint.local_addr().ok().map(|end| shared.own.note(end));
+    let own = endpoint.local_addr().ok().map(|end| shared.own.note((end, flow.address())));
     let drained = async {
         flow.endpoint_gone().await;
         tokio::time::sleep(shared.drain).await;
@@ -307,10 +310,12 @@ mod tests {
     async fn what_leads_back_here_is_known_while_it_lasts() {
         let shared = Arc::new(shared(10_000, 0));
         let (client, endpoint, carried) = carried(&shared).await;
-        let own = endpoint.peer_addr().unwrap();
+        let own = (endpoint.peer_addr().unwrap(), endpoint.local_addr().unwrap());
         while !shared.own.contains(own) {
             tokio::task::yield_now().await;
         }
+        // A client on this node may use the same port for another destination.
+        assert!(!shared.own.contains((own.0, ([10, 96, 0, 10], 80).into())));
         drop((client, endpoint));
         carried.await.unwrap();
         assert!(!shared.own.contains(own));
