@@ -1,6 +1,6 @@
 //! The lease that a proxy of this node has on flows ([`Balancer::Proxies`](model::Balancer::Proxies)).
 //!
-//! All frontends have what they have where rules choose endpoints. Those that a proxy can serve have a bit more in the number that
+//! All frontends have what they have where rules choose endpoints. Those that a proxy is to serve have a bit more in the number that
 //! their packets get as priority; a packet with that bit goes to the proxy's listener, if maps `proxies` and `internal-proxies`
 //! say where that is. Their elements go by themselves after [`LEASE_SECS`] unless they are renewed, and from then on new
 //! flows go to endpoints by the rules alone. So a proxy that dies, with whoever looks after it, can't take Services with it.

@@ -115,6 +115,8 @@ pub struct Supervisor<S: Site> {
     /// No worker before.
     not_before: Option<Instant>,
     captures: bool,
+    /// Without routes there is no worker.
+    is_lazy: bool,
     /// Nothing is handed over any more, whatever is still being planned.
     is_over: bool,
     is_leased: bool,
@@ -138,10 +140,17 @@ impl<S: Site> Supervisor<S> {
             n_deaths: 0,
             not_before: None,
             captures: false,
+            is_lazy: false,
             is_over: false,
             is_leased: false,
             complaint: None,
         }
+    }
+
+    /// Has no worker where there are no routes.
+    #[must_use]
+    pub fn lazy(self) -> Self {
+        Self { is_lazy: true, ..self }
     }
 
     /// How it is.
@@ -185,6 +194,9 @@ impl<S: Site> Supervisor<S> {
         if !self.captures {
             return;
         }
+        if self.is_lazy && self.routes.is_empty() {
+            return self.retire();
+        }
         if let Err(why) = self.renew(now) {
             if self.complaint.as_ref() != Some(&why) {
                 warn!(reason = why, "flows go to endpoints without a worker");
@@ -217,12 +229,7 @@ impl<S: Site> Supervisor<S> {
         let in_use = self.place.as_ref().map(|(address, _)| *address);
         let address = self.site.address(in_use);
         if in_use.is_some() && address != in_use {
-            self.end_lease();
-            self.abandon();
-            self.place = None;
-            if let Some(mut worker) = self.worker.take() {
-                worker.drain();
-            }
+            self.leave();
         }
     }
 
@@ -273,6 +280,24 @@ impl<S: Site> Supervisor<S> {
         // Also if it is not known to be there: an earlier process may have left one.
         self.site.end();
         self.is_leased = false;
+    }
+
+    /// Nothing is to be carried any more, for now.
+    fn retire(&mut self) {
+        if self.place.is_some() {
+            self.leave();
+            info!("no Service asks for a worker");
+        }
+    }
+
+    /// Gives the listeners up, and has the worker end with its last flow.
+    fn leave(&mut self) {
+        self.end_lease();
+        self.abandon();
+        self.place = None;
+        if let Some(mut worker) = self.worker.take() {
+            worker.drain();
+        }
     }
 
     /// Nobody serves the listeners. A client of UDP that goes on sending would never get an answer again.
@@ -418,7 +443,8 @@ mod tests {
             endpoints: vec![([10, 0, 0, 1], 80).into()],
             affinity_secs: None,
         };
-        let route = |port: &u16| Route { frontend: frontend(*port), any: pool(), internal: None };
+        let route =
+            |port: &u16| Route { frontend: frontend(*port), any: pool(), internal: None, policy: None };
         Routes { set: ports.iter().map(route).collect(), ..Routes::default() }
     }
 
@@ -560,6 +586,26 @@ mod tests {
         host.lock().unwrap().addresses.push(address(7));
         supervisor.look_after(now);
         assert_eq!(host.lock().unwrap().lease, Some(address(7)));
+    }
+
+    #[test]
+    fn a_worker_that_only_some_ask_for_is_there_for_as_long_as_somebody_does() {
+        let host = Arc::new(Mutex::new(Host { addresses: vec![address(7)], ..Host::default() }));
+        let (mut supervisor, now) = (Supervisor::new(FakeSite(host.clone())).lazy(), Instant::now());
+        supervisor.capture(now);
+        assert!(host.lock().unwrap().workers.is_empty());
+        for n in 1..3 {
+            supervisor.set_routes(set(&[1]), now);
+            supervisor.look_after(now);
+            assert_eq!(host.lock().unwrap().lease, Some(address(7)));
+            assert_eq!(host.lock().unwrap().workers.len(), n);
+            supervisor.set_routes(Routes { gone: vec![frontend(1)], ..Routes::default() }, now);
+            supervisor.look_after(now);
+            let state = host.lock().unwrap();
+            assert!(state.workers[n - 1].drains && state.lease.is_none());
+            assert_eq!(state.forgotten.len(), n);
+        }
+        assert_eq!(supervisor.condition().deaths, 0);
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl Worker for LoggedWorker {
 }
 
 struct Setup {
-    planner: UserspacePlanner<Backend<V4>, LoggedSite>,
+    planner: UserspacePlanner<Backend<V4>, LoggedSite, true>,
     target: UserspaceTarget<NftablesTarget, LoggedSite>,
     kernel: FakeKernel,
     log: Log,

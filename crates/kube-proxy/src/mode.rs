@@ -26,14 +26,16 @@ pub(crate) async fn serve(
     metrics: &Metrics,
     endings: &Endings,
 ) -> anyhow::Result<Vec<ServedFamily>> {
-    match config.mode {
-        Mode::NfTables => Ok(nftables::serve(config, &families, metrics)),
+    let proxying = userspace::Proxying::new(config, metrics);
+    let served = match config.mode {
+        Mode::NfTables | Mode::Userspace => Ok(nftables::serve(config, &families, metrics, &proxying)),
         Mode::IpTables => iptables::serve(config, settings, families, metrics).await,
         Mode::Ipvs => ipvs::serve(config, settings, &families, metrics),
-        Mode::Userspace => Ok(userspace::serve(config, &families, metrics, endings)),
-        Mode::Ebpf => Ok(ebpf::serve(config, settings, &families, metrics)),
+        Mode::Ebpf => Ok(ebpf::serve(config, settings, &families, metrics, &proxying)),
         mode @ Mode::Kernelspace => not_built_in(mode),
-    }
+    };
+    proxying.end_with(endings);
+    served
 }
 
 /// What a mode does when the program is asked to end, before it does.

@@ -64,6 +64,9 @@ pub struct Route {
     pub any: Pool,
     /// The endpoints for internal flows, where these take a short cut.
     pub internal: Option<Pool>,
+    /// How its endpoints are chosen, if not as [`Settings`] say.
+    #[serde(default)]
+    pub policy: Option<Policy>,
 }
 
 /// What a flow was sent to.
@@ -214,6 +217,7 @@ mod tests {
                 frontend: frontend(None),
                 any: pool("default/web:http/TCP local"),
                 internal: Some(pool("default/web:http/TCP")),
+                policy: Some(Policy::Maglev),
             }],
             gone: vec![frontend(Some("10.96.0.10".parse().unwrap()))],
         })

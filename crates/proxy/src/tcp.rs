@@ -201,7 +201,7 @@ mod tests {
 
     fn set(shared: &Shared, endpoints: &[SocketAddr]) -> Arc<LivePool> {
         let pool = Pool { name: "a".to_owned(), endpoints: endpoints.to_vec(), affinity_secs: None };
-        let route = Route { frontend: FRONTEND, any: pool, internal: None };
+        let route = Route { frontend: FRONTEND, any: pool, internal: None, policy: None };
         shared.table.apply(Routes { set: vec![route], ..Routes::default() });
         shared.table.pool(Protocol::Tcp, ([192, 0, 2, 1], 80).into(), Traffic::Any).unwrap()
     }

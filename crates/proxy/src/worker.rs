@@ -167,7 +167,8 @@ async fn obey(shared: &Shared, incoming: &mut Incoming) -> Result<Ended, FrameEr
             frame = incoming.next() => frame?,
             () = received(&mut terminate) => return Ok(Ended::Told),
             () = received(&mut interrupt) => continue,
-            _ = look.tick() => {
+            now = look.tick() => {
+                shared.table.forget_left(now);
                 let is_full = shared.room.available_permits() == 0;
                 if is_full != full {
                     full = is_full;

@@ -17,6 +17,7 @@ use metrics::{EbpfMetrics, Metrics};
 use model::{Family, FrontendKey, IpFamily, V4, V6};
 use tracing::{info, warn};
 
+use super::userspace::Proxying;
 use super::{nftables, spawn_watch};
 use crate::platform;
 use crate::takeover::{Leftovers, TakeOvers};
@@ -27,6 +28,7 @@ pub(super) fn serve(
     settings: &Settings,
     families: &[IpFamily],
     metrics: &Metrics,
+    proxying: &Proxying,
 ) -> Vec<ServedFamily> {
     let observer = EbpfMetrics::register(metrics);
     let take_overs = TakeOvers::new(config, Leftovers::OtherModes, families).but_fast_path();
@@ -34,8 +36,8 @@ pub(super) fn serve(
     let place = FastPathPlace { cgroup_root: ebpf.cgroup_root.clone(), bpffs: ebpf.bpffs.clone() };
     let shared = Shared { place, options: options(), period: settings.sync_period };
     let family = |family: &IpFamily| match family {
-        IpFamily::V4 => ServedFamily::new(shared.served::<V4>(observer(*family), &take_overs)),
-        IpFamily::V6 => ServedFamily::new(shared.served::<V6>(observer(*family), &take_overs)),
+        IpFamily::V4 => proxying.beside(shared.served::<V4>(observer(*family), &take_overs)),
+        IpFamily::V6 => proxying.beside(shared.served::<V6>(observer(*family), &take_overs)),
     };
     families.iter().map(family).collect()
 }
