@@ -102,6 +102,15 @@ const MAX_DEATHS: usize = 5;
 const RECENT: Duration = Duration::from_mins(1);
 const GIVEN_UP: Duration = Duration::from_mins(1);
 
+/// Whether flows are to be handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Capture {
+    NotYet,
+    On,
+    /// Not any more, whatever is still being planned.
+    Over,
+}
+
 /// Looks after a family's worker.
 pub struct Supervisor<S: Site> {
     site: S,
@@ -114,11 +123,9 @@ pub struct Supervisor<S: Site> {
     n_deaths: u64,
     /// No worker before.
     not_before: Option<Instant>,
-    captures: bool,
+    capture: Capture,
     /// Without routes there is no worker.
     is_lazy: bool,
-    /// Nothing is handed over any more, whatever is still being planned.
-    is_over: bool,
     is_leased: bool,
     /// What was last complained of, so that it is said once.
     complaint: Option<String>,
@@ -139,9 +146,8 @@ impl<S: Site> Supervisor<S> {
             deaths: VecDeque::new(),
             n_deaths: 0,
             not_before: None,
-            captures: false,
+            capture: Capture::NotYet,
             is_lazy: false,
-            is_over: false,
             is_leased: false,
             complaint: None,
         }
@@ -185,13 +191,15 @@ impl<S: Site> Supervisor<S> {
 
     /// From now on flows are handed over.
     pub(crate) fn capture(&mut self, now: Instant) {
-        self.captures = !self.is_over;
+        if self.capture == Capture::NotYet {
+            self.capture = Capture::On;
+        }
         self.look_after(now);
     }
 
     /// Does what is due.
     pub fn look_after(&mut self, now: Instant) {
-        if !self.captures {
+        if self.capture != Capture::On {
             return;
         }
         if self.is_lazy && self.routes.is_empty() {
@@ -310,7 +318,7 @@ impl<S: Site> Supervisor<S> {
 
     /// Hands over no more flows, and has the worker end with its last one. Gives it, so that it can be waited for.
     pub fn shut_down(&mut self) -> Option<S::Worker> {
-        (self.captures, self.is_over) = (false, true);
+        self.capture = Capture::Over;
         self.end_lease();
         self.abandon();
         let mut worker = self.worker.take()?;
