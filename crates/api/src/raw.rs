@@ -19,6 +19,8 @@ pub(crate) const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 pub(crate) const ANNOTATION_PROXYING: &str = "kube-proxy/proxying";
 /// Annotation on slices: when the change happened that they come from.
 pub(crate) const ANNOTATION_TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+/// Of a Service: Windows nodes leave the destination as it is on the way to endpoints.
+pub(crate) const ANNOTATION_PRESERVE_DESTINATION: &str = "preserve-destination";
 /// Key of the taint that the cluster autoscaler puts on Nodes that it is about to delete.
 pub(crate) const TAINT_SCALED_DOWN: &str = "ToBeDeletedByClusterAutoscaler";
 /// Annotation of the bookmark that ends a streamed initial list.
@@ -288,6 +290,7 @@ pub(crate) struct Annotations<'a> {
     pub(crate) proxying: Option<Text<'a>>,
     pub(crate) initial_events_end: bool,
     pub(crate) trigger_time: Text<'a>,
+    pub(crate) preserves_destination: bool,
 }
 
 impl<'a> Annotations<'a> {
@@ -297,6 +300,7 @@ impl<'a> Annotations<'a> {
             ANNOTATION_INITIAL_EVENTS_END => self.initial_events_end = &*value == "true",
             ANNOTATION_TRIGGER_TIME => self.trigger_time = value,
             ANNOTATION_PROXYING => self.proxying = Some(value),
+            ANNOTATION_PRESERVE_DESTINATION => self.preserves_destination = &*value == "true",
             _ => {}
         }
     }

@@ -10,7 +10,7 @@ use proxy::frame::{Frontend, Protocol};
 
 /// What a family's worker carries. Clones are the same thing.
 #[derive(Clone, Debug, Default)]
-pub struct Carried(Arc<RwLock<Inner>>);
+pub struct WithWorker(Arc<RwLock<Inner>>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -18,7 +18,7 @@ struct Inner {
     frontends: BTreeSet<Frontend>,
 }
 
-impl Carried {
+impl WithWorker {
     /// A worker has routes for these, and none for those.
     pub(crate) fn set_frontends<'a>(
         &self,
@@ -54,12 +54,12 @@ impl Carried {
 /// other endpoints, and a flow that the kernel forgets is taken for a new one, whose answers on their way are lost.
 pub struct UncarriedFlows {
     flows: Box<dyn Conntrack>,
-    carried: Carried,
+    carried: WithWorker,
 }
 
 impl UncarriedFlows {
     /// These flows, except for what is carried.
-    pub fn new(flows: Box<dyn Conntrack>, carried: Carried) -> Self {
+    pub fn new(flows: Box<dyn Conntrack>, carried: WithWorker) -> Self {
         Self { flows, carried }
     }
 }
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(carried: &Carried, to: &str, answered_by: SocketAddr, deleted: u64) {
+    fn check(carried: &WithWorker, to: &str, answered_by: SocketAddr, deleted: u64) {
         let flows = Box::new(Flows(vec![flow(to, answered_by)]));
         let filter = Filter::new(conntrack::Family::Ip, UDP);
         let result = UncarriedFlows::new(flows, carried.clone()).delete(&filter, &mut |_| true);
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn what_a_worker_carries_is_not_stale_for_as_long_as_it_does() {
-        let carried = Carried::default();
+        let carried = WithWorker::default();
         let frontend = |address: Option<&str>, protocol, port| Frontend {
             address: address.map(|ip| ip.parse().unwrap()),
             protocol,

@@ -19,8 +19,10 @@ mod plan;
 mod routes;
 mod supervisor;
 mod target;
+mod traffic;
 
-pub use carried::{Carried, UncarriedFlows};
+pub use carried::{UncarriedFlows, WithWorker};
 pub use plan::{Pending, UserspacePlanner};
 pub use supervisor::{Condition, Site, Supervisor, Worker, WorkerGone};
 pub use target::{Receipt, Step, UserspaceTarget};
+pub use traffic::{Carried, Counted};

@@ -20,7 +20,7 @@ use proxy::frame::{Frontend, Route, Routes};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::carried::Carried;
+use crate::carried::WithWorker;
 
 /// What has the I/O.
 pub trait Site: Send {
@@ -115,7 +115,7 @@ enum Capture {
 pub struct Supervisor<S: Site> {
     site: S,
     routes: BTreeMap<Frontend, Route>,
-    carried: Carried,
+    with_worker: WithWorker,
     place: Option<(IpAddr, S::Listeners)>,
     worker: Option<S::Worker>,
     /// When workers died of late.
@@ -140,7 +140,7 @@ impl<S: Site> Supervisor<S> {
         Self {
             site,
             routes: BTreeMap::new(),
-            carried: Carried::default(),
+            with_worker: WithWorker::default(),
             place: None,
             worker: None,
             deaths: VecDeque::new(),
@@ -165,8 +165,8 @@ impl<S: Site> Supervisor<S> {
     }
 
     /// What is with a worker.
-    pub fn carried(&self) -> Carried {
-        self.carried.clone()
+    pub fn with_worker(&self) -> WithWorker {
+        self.with_worker.clone()
     }
 
     /// Other routes.
@@ -177,7 +177,7 @@ impl<S: Site> Supervisor<S> {
             self.routes.remove(frontend);
         }
         self.routes.extend(routes.set.iter().map(|route| (route.frontend, route.clone())));
-        self.carried.set_frontends(routes.set.iter().map(|route| &route.frontend), &routes.gone);
+        self.with_worker.set_frontends(routes.set.iter().map(|route| &route.frontend), &routes.gone);
         if routes.set.is_empty() && routes.gone.is_empty() {
             return;
         }
@@ -268,7 +268,7 @@ impl<S: Site> Supervisor<S> {
             self.note_death(now);
             return Err(io::Error::other(gone.0));
         }
-        self.carried.set_listeners(self.site.udp(listeners));
+        self.with_worker.set_listeners(self.site.udp(listeners));
         self.worker = Some(worker);
         Ok(())
     }
@@ -310,7 +310,7 @@ impl<S: Site> Supervisor<S> {
 
     /// Nobody serves the listeners. A client of UDP that goes on sending would never get an answer again.
     fn abandon(&mut self) {
-        let listeners = self.carried.take_listeners();
+        let listeners = self.with_worker.take_listeners();
         if !listeners.is_empty() {
             self.site.forget(&listeners);
         }

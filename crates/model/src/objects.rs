@@ -133,6 +133,8 @@ pub struct Service {
     pub health_check_node_port: Option<u16>,
     /// The policy by which proxies on each node are to choose endpoints, if the Service asks for such.
     pub proxying: Option<Policy>,
+    /// Annotation `preserve-destination: "true"`, which only nodes that run Windows honour.
+    pub preserves_destination: bool,
 }
 
 impl Service {
@@ -151,6 +153,7 @@ impl Service {
             external_policy: TrafficPolicy::Cluster,
             health_check_node_port: None,
             proxying: None,
+            preserves_destination: false,
         }
     }
 }

@@ -200,6 +200,7 @@ fn service() -> impl Strategy<Value = Object> {
                 external_policy,
                 health_check_node_port: None,
                 proxying: None,
+                preserves_destination: false,
             })
         },
     )

@@ -14,7 +14,7 @@ use crate::control::{self, Control, Incoming};
 use crate::frame::{FrameError, Settings, ToAgent, ToWorker};
 use crate::handover::{self, Listeners};
 use crate::table::{Table, Traffic};
-use crate::{tcp, udp};
+use crate::{tally, tcp, udp};
 
 /// What all tasks share.
 #[derive(Debug)]
@@ -92,6 +92,7 @@ async fn work(agent: &UnixStream, listeners: Listeners, max_files: usize) -> Res
     let (control, says) = Control::new();
     let shared = Arc::new(Shared::new(control, &settings, max_files));
     tokio::spawn(control::send(says, write));
+    tokio::spawn(tally::report(shared.clone()));
     // What waits at the listeners waits on until it is known where it is to go.
     if let Some(ended) = first_routes(&shared, &mut incoming).await.map_err(nonsense)? {
         debug!(?ended, "no flow was expected");

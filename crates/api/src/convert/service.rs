@@ -43,6 +43,7 @@ pub(super) fn convert(
         uid: Uid::parse(&raw.metadata.uid),
         health_check_node_port: health_check_node_port(spec, external_policy, notes),
         proxying: proxying(raw, notes),
+        preserves_destination: raw.metadata.annotations.preserves_destination,
         name,
     }))
 }

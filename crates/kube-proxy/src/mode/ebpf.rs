@@ -17,10 +17,11 @@ use metrics::{EbpfMetrics, Metrics};
 use model::{Family, FrontendKey, IpFamily, V4, V6};
 use tracing::{info, warn};
 
+use super::nftables;
 use super::userspace::Proxying;
-use super::{nftables, spawn_watch};
 use crate::platform;
 use crate::takeover::{Leftovers, TakeOvers};
+use crate::watching::spawn_watch;
 
 /// What serves these families.
 pub(super) fn serve(

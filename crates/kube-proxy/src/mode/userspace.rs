@@ -15,7 +15,9 @@ use ::mode::{OpenTarget, Planner};
 use agent::{FamilyMode, OpenConntrack, ServedFamily, with_causes};
 use anyhow::Context as _;
 use backend_nftables::lease::LEASE_SECS;
-use backend_userspace::{Site, Supervisor, UncarriedFlows, UserspacePlanner, UserspaceTarget, Worker};
+use backend_userspace::{
+    Carried, Site, Supervisor, UncarriedFlows, UserspacePlanner, UserspaceTarget, Worker,
+};
 use config::{Config, Mode};
 use metrics::{Metrics, WorkerMetrics};
 use model::{Family, IpFamily};
@@ -64,10 +66,7 @@ impl Proxying {
         match self {
             Self::Nobody => ServedFamily::new(mode),
             Self::Asking(workers) => ServedFamily::new(workers.beside::<F, P, false>(mode)),
-            // Rules would count only what goes by them alone.
-            Self::All(workers) => {
-                ServedFamily::new(workers.beside::<F, P, true>(FamilyMode { meter: None, ..mode }))
-            }
+            Self::All(workers) => ServedFamily::new(workers.beside::<F, P, true>(mode)),
         }
     }
 
@@ -120,16 +119,18 @@ impl Workers {
         mode: FamilyMode<F, P>,
     ) -> FamilyMode<F, Beside<F, P, ALL>> {
         let FamilyMode { planner, open, meter, watch, flows, take_over, observer, family } = mode;
-        let supervisor = self.supervisor::<F>(ALL);
-        let carried = lock(&supervisor).carried();
+        let carried = Carried::default();
+        let supervisor = self.supervisor::<F>(ALL, &carried);
+        let with_worker = lock(&supervisor).with_worker();
         let beside = |open: OpenTarget<P::Target>| {
-            let supervisor = supervisor.clone();
-            let opened: OpenTarget<UserspaceTarget<P::Target, KernelSite<F>>> =
-                Arc::new(move || Ok(UserspaceTarget::new(open()?, supervisor.clone())));
+            let (supervisor, carried) = (supervisor.clone(), carried.clone());
+            let opened: OpenTarget<UserspaceTarget<P::Target, KernelSite<F>>> = Arc::new(move || {
+                Ok(UserspaceTarget::new(open()?, supervisor.clone()).counting(carried.clone()))
+            });
             opened
         };
         let uncarried = |flows: OpenConntrack| -> OpenConntrack {
-            Arc::new(move || Ok(Box::new(UncarriedFlows::new(flows()?, carried.clone()))))
+            Arc::new(move || Ok(Box::new(UncarriedFlows::new(flows()?, with_worker.clone()))))
         };
         FamilyMode {
             planner: UserspacePlanner::new(planner),
@@ -143,8 +144,9 @@ impl Workers {
         }
     }
 
-    fn supervisor<F: Family>(&self, is_for_all: bool) -> SharedSupervisor<F> {
-        let supervisor = Supervisor::new(KernelSite::new(self.settings.clone(), self.verbosity));
+    fn supervisor<F: Family>(&self, is_for_all: bool, carried: &Carried) -> SharedSupervisor<F> {
+        let site = KernelSite::new(self.settings.clone(), self.verbosity, carried.clone());
+        let supervisor = Supervisor::new(site);
         let supervisor = Arc::new(Mutex::new(if is_for_all { supervisor } else { supervisor.lazy() }));
         look_after(Arc::downgrade(&supervisor), (self.metrics)(F::FAMILY));
         let ended = supervisor.clone();

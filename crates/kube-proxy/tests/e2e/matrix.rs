@@ -11,6 +11,7 @@ use lab::client::{ConnectFailure, FailureClass, Reply, Transport, ask_once};
 use lab::proxy::wait_until;
 use testkit::cluster::{Cluster, LINE_PORT, ProxyMode, UDP_PORT};
 
+use crate::status::wait_for_answer;
 use crate::support::{PATIENCE, cluster_in, in_every_mode, listing, start};
 
 in_every_mode!(every_line_of_the_contract_holds);
@@ -79,10 +80,9 @@ fn check_contract_of(cluster: &Cluster, asks: fn(usize) -> bool, wait: impl Fn()
                 scope.spawn(|| {
                     let seen = chunk.iter().map(|case| as_seen(is_proxied(case), case));
                     let failures = seen.flat_map(|case| run(&case, cluster));
-                    let explained = chunk.iter().filter(|_| can_be_explained(mode));
-                    failures
-                        .chain(explained.flat_map(|case| explain(is_proxied(case), case, cluster)))
-                        .collect::<Vec<_>>()
+                    let explained =
+                        chunk.iter().flat_map(|case| explain(mode, is_proxied(case), case, cluster));
+                    failures.chain(explained).collect::<Vec<_>>()
                 })
             })
             .collect();
@@ -124,13 +124,8 @@ fn run(case: &Case, cluster: &Cluster) -> Vec<String> {
     failures.collect()
 }
 
-/// Virtual servers are not followed: known-gaps.md.
-fn can_be_explained(mode: ProxyMode) -> bool {
-    mode != ProxyMode::Ipvs
-}
-
 /// What the proxy says wrongly about a case, a line each.
-fn explain(is_proxied: bool, case: &Case, cluster: &Cluster) -> Vec<String> {
+fn explain(mode: ProxyMode, is_proxied: bool, case: &Case, cluster: &Cluster) -> Vec<String> {
     let lab = &cluster.lab;
     let (client, from) = match case.client {
         Client::Pod => (lab.pod(1), "pod"),
@@ -142,12 +137,17 @@ fn explain(is_proxied: bool, case: &Case, cluster: &Cluster) -> Vec<String> {
     let failures = runs.filter_map(|(v6, (protocol, port))| {
         let (source, to) = (ip(client, v6), target(case.address, case.n, v6, ip(lab.node(), v6)));
         let query = format!("source={source}&destination={to}&protocol={protocol}&from={from}");
-        let url = format!("http://127.0.0.1:10249/api/v1/packet?{query}");
-        let body = lab.node().exec("curl", &["--silent", "--globoff", &url]).unwrap();
+        let metrics = SocketAddr::from(([127, 0, 0, 1], 10249));
+        let body =
+            wait_for_answer(lab.node(), metrics, &format!("/api/v1/packet?{query}"), 200, PATIENCE).body;
         let report: serde_json::Value = serde_json::from_str(&body).unwrap();
-        let wanted = match (is_proxied, case.answer) {
+        let wanted = match (mode, case.answer) {
             // Rules lead it to a worker of this node.
-            (true, Answer::By { .. }) => ["\"proxied\" null false".to_owned()].into(),
+            (_, Answer::By { .. }) if is_proxied => ["\"proxied\" null false".to_owned()].into(),
+            // The node's own packets to a virtual server have its address as their source.
+            (ProxyMode::Ipvs, Answer::By { local, remote, .. }) if case.client == Client::Host => {
+                endings(Answer::By { local, remote, sees_node: true }, cluster, v6, port)
+            }
             (_, answer) => endings(answer, cluster, v6, port),
         };
         let found: BTreeSet<String> =
@@ -195,9 +195,14 @@ fn check(
     let names = [(local, cluster.lab.pod(0)), (remote, cluster.lab.node2_pod(0))];
     let wanted: BTreeSet<&str> =
         names.into_iter().filter(|(wanted, _)| *wanted).map(|(_, host)| host.name()).collect();
-    // Of two endpoints, one is not met in 24 tries once in eight million runs.
+    // Of two endpoints that are both wanted, one is not met in 24 tries once in eight million runs; one that is not wanted is missed
+    // in 12 tries once in 4,000.
+    let most = if wanted.len() == names.len() { 24 } else { 12 };
     let mut met = BTreeSet::new();
-    for _ in 0..24 {
+    for _ in 0..most {
+        if met.len() == names.len() {
+            break;
+        }
         match ask(crate::support::REQUEST) {
             Ok(reply) if reply.client.ip() != source => {
                 return Some(format!("the endpoint sees {}, not {source}", reply.client.ip()));
@@ -209,6 +214,7 @@ fn check(
     let met: BTreeSet<&str> = met.iter().map(String::as_str).collect();
     (met != wanted).then(|| format!("answered by {met:?} instead of {wanted:?}"))
 }
+
 /// How long a client waits before it takes a packet for dropped.
 const DROP_LIMIT: std::time::Duration = std::time::Duration::from_millis(700);
 
