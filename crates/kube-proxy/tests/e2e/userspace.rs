@@ -181,8 +181,23 @@ fn new_connections_wait_for_the_next_worker() {
 fn workers_that_die_again_and_again_are_given_up() {
     let cluster = cluster(2, 0);
     apply_web(&cluster);
-    let proxy = start(&cluster);
-    wait_for_capture(&cluster, true);
+    check_given_up(&cluster);
+}
+
+/// A Service that asks for workers goes by the rules of mode nftables then.
+#[test]
+fn a_service_that_asks_is_served_when_workers_are_given_up() {
+    let cluster = cluster_in(ProxyMode::Nftables, 2, 0).proxying();
+    apply_web(&cluster);
+    let web = objects::service("web", &[ip(WEB_V4), ip(WEB_V6)], &WEB_PORTS);
+    cluster.apply(objects::proxied(web, "random")).unwrap();
+    check_given_up(&cluster);
+}
+
+/// Service `web` goes through workers at first, and by rules when these have died for often enough.
+fn check_given_up(cluster: &Cluster) {
+    let proxy = start(cluster);
+    wait_for_capture(cluster, true);
     let given_up = |proxy: &Proxy| {
         proxy.log().iter().filter(|line| line.contains("workers die again and again")).count() >= 2
     };
@@ -194,8 +209,8 @@ fn workers_that_die_again_and_again_are_given_up() {
         given_up(&proxy)
     };
     assert!(wait_until(PATIENCE * 2, killed), "{}", proxy.log().join("\n"));
-    wait_for_capture(&cluster, false);
-    check_listable(&cluster);
+    wait_for_capture(cluster, false);
+    check_listable(cluster);
 }
 
 /// Restarts in both ways under new connections all the time: none fails, whether it is carried by a worker of before, by one
