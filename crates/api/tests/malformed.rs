@@ -347,6 +347,17 @@ fn policies_count_where_the_api_lets_them() {
 }
 
 #[test]
+fn proxies_are_asked_for_by_a_policy_that_there_is() {
+    let asking = |policy: &str| json!({"metadata": {"annotations": {"kube-proxy/proxying": policy}}});
+    let named = |service: model::Service| service.proxying.map(balance::Policy::as_str);
+    assert_eq!(named(service(&json!({}), &["keep"])), None);
+    assert_eq!(named(service(&asking("least-request"), &["keep"])), Some("least-request"));
+    let note = "Service shop/web: metadata.annotations[kube-proxy/proxying]: \"fastest\" is no policy; \
+                there are round-robin, random, least-request, ring-hash, maglev";
+    assert_eq!(named(service(&asking("fastest"), &["keep", note])), None);
+}
+
+#[test]
 fn health_check_ports_belong_to_local_load_balancers() {
     let local = |port: i64| json!({"spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": port}});
     assert_eq!(service(&local(30_001), &["keep"]).health_check_node_port, Some(30_001));

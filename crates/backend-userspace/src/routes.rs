@@ -33,7 +33,7 @@ pub(crate) fn route<F: Family>(wanted: &model::Frontend<F>) -> Option<Route> {
     let any = pool(wanted.policy, &wanted.pool);
     let internal = wanted.internal_pool.as_ref().and_then(|found| pool(TrafficPolicy::Cluster, found));
     let any = any.or_else(|| internal.clone())?;
-    Some(Route { frontend: frontend(&wanted.key)?, any, internal })
+    Some(Route { frontend: frontend(&wanted.key)?, any, internal, policy: wanted.proxying })
 }
 
 /// What the pools of a Service port are called.

@@ -29,14 +29,16 @@ pub(crate) async fn serve(
     endings: &Endings,
 ) -> anyhow::Result<Vec<ServedFamily>> {
     nftables::tell_if_untested();
-    match config.mode {
-        Mode::NfTables => Ok(nftables::serve(config, &families, metrics)),
+    let proxying = userspace::Proxying::new(config, metrics);
+    let served = match config.mode {
+        Mode::NfTables | Mode::Userspace => Ok(nftables::serve(config, &families, metrics, &proxying)),
         Mode::IpTables => iptables::serve(config, settings, families, metrics).await,
         Mode::Ipvs => ipvs::serve(config, settings, &families, metrics),
-        Mode::Userspace => Ok(userspace::serve(config, &families, metrics, endings)),
-        Mode::Ebpf => Ok(ebpf::serve(config, settings, &families, metrics)),
+        Mode::Ebpf => Ok(ebpf::serve(config, settings, &families, metrics, &proxying)),
         mode @ Mode::Kernelspace => not_built_in(mode),
-    }
+    };
+    proxying.end_with(endings);
+    served
 }
 
 /// The configuration refuses these.

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use balance::Policy;
 use ipnet::IpNet;
 
 use crate::{Family, Protocol, ServicePortName, TrafficPolicy, Uid};
@@ -144,6 +145,8 @@ pub struct Frontend<F: Family> {
     pub internal_pool: Option<Pool<F>>,
     /// `ClientIP` affinity.
     pub affinity: Option<Affinity>,
+    /// The policy by which a proxy is to choose endpoints, if the Service asks for one.
+    pub proxying: Option<Policy>,
     /// Source address rewriting.
     pub masquerade: Masquerade,
     /// `loadBalancerSourceRanges`: new flows from elsewhere are dropped. `None`: no restriction.
@@ -170,6 +173,7 @@ impl<F: Family> Frontend<F> {
             policy: TrafficPolicy::Cluster,
             internal_pool: None,
             affinity: None,
+            proxying: None,
             masquerade: match kind {
                 AddressKind::ClusterIp => Masquerade::UnlessFromPod,
                 AddressKind::LoadBalancerIp | AddressKind::ExternalIp | AddressKind::NodePort => {

@@ -32,7 +32,7 @@ pub use objects::{
     Change, Conditions, Endpoint, EndpointSlice, Hints, Kind, Node, Object, Service, ServiceCidr,
     ServicePort, SliceEndpoints, SlicePort, TrafficPolicy,
 };
-pub use rule_settings::{Balancer, Extent, NodePortAddresses, PodSource, RuleSettings};
+pub use rule_settings::{Balancer, Extent, NodePortAddresses, PodSource, Proxied, RuleSettings};
 pub use slots::assign_slots;
 pub use store::{ServiceEntry, Store, Touched};
 pub use table::{Changed, Table};

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
+use balance::Policy;
 use ipnet::IpNet;
 
 use crate::{Family, Name, ObjectName, Protocol, ServiceName, Uid, V4, V6};
@@ -130,6 +131,8 @@ pub struct Service {
     pub external_policy: TrafficPolicy,
     /// `healthCheckNodePort`, for type `LoadBalancer` with `externalTrafficPolicy: Local` only.
     pub health_check_node_port: Option<u16>,
+    /// The policy by which proxies on each node are to choose endpoints, if the Service asks for such.
+    pub proxying: Option<Policy>,
     /// Annotation `preserve-destination: "true"`, which only nodes that run Windows honour.
     pub preserves_destination: bool,
 }
@@ -149,6 +152,7 @@ impl Service {
             internal_policy: TrafficPolicy::Cluster,
             external_policy: TrafficPolicy::Cluster,
             health_check_node_port: None,
+            proxying: None,
             preserves_destination: false,
         }
     }

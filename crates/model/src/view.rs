@@ -196,6 +196,7 @@ fn port_frontends<F: Family>(
     frontends.push(Frontend {
         policy: service.internal_policy,
         affinity,
+        proxying: service.proxying,
         flow_endpoints: pools.flow_endpoints.clone(),
         ..Frontend::new(cluster_ip, AddressKind::ClusterIp, name.clone(), pools.internal.clone())
     });
@@ -203,6 +204,7 @@ fn port_frontends<F: Family>(
         policy: service.external_policy,
         internal_pool: pools.short_cut.clone(),
         affinity,
+        proxying: service.proxying,
         masquerade: pools.external_masquerade,
         allowed_sources,
         flow_endpoints: pools.flow_endpoints.clone(),

@@ -32,7 +32,7 @@ pub struct Settings {
     /// For how long a client of UDP has its endpoint after its last datagram. Shorter than the kernel remembers the flow, so that
     /// a flow that is new to the kernel is new to the worker.
     pub udp_idle_ms: u64,
-    /// For how long connections to an endpoint that is gone may go on.
+    /// For how long connections to an endpoint that is gone may go on, and those of a worker that is to end.
     pub drain_ms: u64,
     /// For how long flows may come after the last word from an agent: a lease, and a little more.
     pub linger_ms: u64,
@@ -64,6 +64,9 @@ pub struct Route {
     pub any: Pool,
     /// The endpoints for internal flows, where these take a short cut.
     pub internal: Option<Pool>,
+    /// How its endpoints are chosen, if not as [`Settings`] say.
+    #[serde(default)]
+    pub policy: Option<Policy>,
 }
 
 /// What a flow was sent to.
@@ -253,6 +256,7 @@ mod tests {
                 frontend: frontend(None),
                 any: pool("default/web:http/TCP local"),
                 internal: Some(pool("default/web:http/TCP")),
+                policy: Some(Policy::Maglev),
             }],
             gone: vec![frontend(Some("10.96.0.10".parse().unwrap()))],
         })

@@ -18,6 +18,7 @@ use model::{Family, FrontendKey, IpFamily, V4, V6};
 use tracing::{info, warn};
 
 use super::nftables;
+use super::userspace::Proxying;
 use crate::platform;
 use crate::takeover::{Leftovers, TakeOvers};
 use crate::watching::spawn_watch;
@@ -28,6 +29,7 @@ pub(super) fn serve(
     settings: &Settings,
     families: &[IpFamily],
     metrics: &Metrics,
+    proxying: &Proxying,
 ) -> Vec<ServedFamily> {
     let observer = EbpfMetrics::register(metrics);
     let take_overs = TakeOvers::new(config, Leftovers::OtherModes, families).but_fast_path();
@@ -35,8 +37,8 @@ pub(super) fn serve(
     let place = FastPathPlace { cgroup_root: ebpf.cgroup_root.clone(), bpffs: ebpf.bpffs.clone() };
     let shared = Shared { place, options: options(), period: settings.sync_period };
     let family = |family: &IpFamily| match family {
-        IpFamily::V4 => ServedFamily::new(shared.served::<V4>(observer(*family), &take_overs)),
-        IpFamily::V6 => ServedFamily::new(shared.served::<V6>(observer(*family), &take_overs)),
+        IpFamily::V4 => proxying.beside(shared.served::<V4>(observer(*family), &take_overs)),
+        IpFamily::V6 => proxying.beside(shared.served::<V6>(observer(*family), &take_overs)),
     };
     families.iter().map(family).collect()
 }

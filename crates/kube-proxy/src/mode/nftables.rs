@@ -13,16 +13,22 @@ use netlink::NetlinkError;
 use nft::Kernel as _;
 use tracing::{debug, warn};
 
+use super::userspace::Proxying;
 use crate::takeover::{Leftovers, TakeOvers};
 use crate::watching::{AGAIN_PAUSE, spawn_watch};
 
 /// What serves these families.
-pub(super) fn serve(config: &config::Config, families: &[IpFamily], metrics: &Metrics) -> Vec<ServedFamily> {
+pub(super) fn serve(
+    config: &config::Config,
+    families: &[IpFamily],
+    metrics: &Metrics,
+    proxying: &Proxying,
+) -> Vec<ServedFamily> {
     let observer = NftablesMetrics::register(metrics);
     let take_overs = TakeOvers::new(config, Leftovers::OtherModes, families);
     let family = |family: &IpFamily| match family {
-        IpFamily::V4 => ServedFamily::new(served::<V4>(observer(*family), &take_overs)),
-        IpFamily::V6 => ServedFamily::new(served::<V6>(observer(*family), &take_overs)),
+        IpFamily::V4 => proxying.beside(served::<V4>(observer(*family), &take_overs)),
+        IpFamily::V6 => proxying.beside(served::<V6>(observer(*family), &take_overs)),
     };
     families.iter().map(family).collect()
 }
