@@ -11,7 +11,7 @@ RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux /etc/protocol
 BPF_TOOLS := clang-14:clang-14 llvm-objdump-14:llvm-14
 TEST_TOOLS := $(RUN_TOOLS) $(BPF_TOOLS) iptables:iptables ipset:ipset conntrack:conntrack tmux:tmux
 
-.PHONY: demo bpf test guest-test guest-smoke check package-check page-check image bench fuzz fmt docs-files
+.PHONY: demo bpf test guest-test guest-smoke neighbours check package-check page-check image release install bench fuzz fmt docs-files
 
 ## Three pods, a Service and a client in namespaces of their own; nothing is left behind.
 demo:
@@ -47,6 +47,11 @@ guest-smoke:
 	CARGO='$(CARGO)' scripts/guest test --timeout 900 kernel/ipvs fakes/ipvs_parity \
 		kube-proxy/e2e:$(subst $(empty) $(empty),$(comma),$(strip $(GUEST_SMOKE)))
 
+## The packet contract in each mode beside the rules of CNIs, firewalls and agents: docs/cnis.md. Twenty minutes.
+neighbours:
+	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS)
+	$(CARGO) test --locked -p kube-proxy --test e2e -- --include-ignored --test-threads 2 neighbours::
+
 ## What CI runs: format, lints, borders between crates, documentation, licences, tests, and what is in deploy/. Among the tests, what a change costs is counted at two
 ## sizes (crates/agent/tests/cost.rs); where valgrind is installed, instructions too.
 check: package-check
@@ -71,6 +76,32 @@ image:
 	@scripts/setup podman:podman runc:runc debootstrap:debootstrap python3:python3 kubectl:kubernetes-client $(RUN_TOOLS) sysctl:procps
 	@python3 -c 'import yaml' 2>/dev/null || scripts/setup the-python-module-yaml:python3-yaml
 	scripts/image-check
+
+## All that is released, in dist/VERSION: static programs for amd64 and arm64, Debian packages, an image, chart, manifests, manual pages, what it
+## is made of, checksums. Two release builds; equal sources give equal bytes (`scripts/release --again FOLDER` compares).
+RELEASE_TOOLS := musl-gcc:musl-tools aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu /usr/aarch64-linux-gnu/include:libc6-dev-arm64-cross \
+	qemu-aarch64-static:qemu-user-static objcopy:binutils python3:python3 git:git /etc/protocols:netbase \
+	/etc/ssl/certs/ca-certificates.crt:ca-certificates
+release:
+	@scripts/setup $(BUILD_TOOLS) $(RELEASE_TOOLS)
+	CARGO='$(CARGO)' scripts/release $(RELEASE_ARGS)
+
+## The program on this machine, with its plugin of kubectl, manual pages and completions, and the unit of systemd.
+PREFIX ?= /usr/local
+DESTDIR ?=
+install:
+	@scripts/setup $(BUILD_TOOLS)
+	$(CARGO) build --release --locked -p kube-proxy
+	$(CARGO) run --locked -p cli --example docs_files -- target dist
+	install -D -m 0755 target/release/kube-proxy $(DESTDIR)$(PREFIX)/bin/kube-proxy
+	ln -sf kube-proxy $(DESTDIR)$(PREFIX)/bin/kubectl-kproxy
+	install -d $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)/etc/systemd/system $(DESTDIR)/etc/kube-proxy
+	install -m 0644 dist/man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8
+	install -D -m 0644 dist/kube-proxy.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/kube-proxy
+	install -D -m 0644 dist/_kube-proxy $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_kube-proxy
+	install -D -m 0644 dist/kube-proxy.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/kube-proxy.fish
+	sed 's,/usr/local/bin/,$(PREFIX)/bin/,' deploy/systemd/kube-proxy.service > $(DESTDIR)/etc/systemd/system/kube-proxy.service
+	test -e $(DESTDIR)/etc/kube-proxy/config.yaml || install -m 0644 deploy/systemd/config.yaml $(DESTDIR)/etc/kube-proxy/config.yaml
 
 ## What it costs, at SERVICES="100 1000 ..." (up to 100000) x ENDPOINTS; beside any other kube-proxy with
 ## PEER=/path/to/kube-proxy PEER_ARGS='...'; in MODE=iptables with FLAVOUR=nft or legacy. Results are in target/bench;

@@ -53,7 +53,7 @@ fn check_family<F: Family>() {
 
 /// The paths come to the same, and the rules of each tell of it.
 fn check_paths(tracer: &Tracer, packet: &Packet) {
-    let Paths { paths, complete } = tracer.paths(packet, 1000).unwrap();
+    let Paths { paths, complete, .. } = tracer.paths(packet, 1000).unwrap();
     assert!(complete);
     assert_eq!(paths.iter().map(|path| path.outcome).collect::<BTreeSet<_>>(), outcomes(tracer, packet));
     let sum: f64 = paths.iter().map(|path| path.probability).sum();

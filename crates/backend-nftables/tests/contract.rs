@@ -54,7 +54,7 @@ fn check_family<F: Family>() {
 /// The paths come to the same, and the rules of each tell of it: a translated packet was translated by a rule that found its
 /// endpoint in a map, with the Service's name somewhere on the path.
 fn check_paths(tracer: &Tracer, packet: &Packet, outcomes: &BTreeSet<Outcome>) {
-    let Paths { paths, complete } = tracer.paths(packet, 1000).unwrap();
+    let Paths { paths, complete, .. } = tracer.paths(packet, 1000).unwrap();
     assert!(complete);
     assert_eq!(&paths.iter().map(|path| path.outcome).collect::<BTreeSet<_>>(), outcomes);
     for path in paths {

@@ -7,6 +7,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use inspect::Selector;
 
 use crate::client::Server;
+use crate::itself;
 
 /// Where a proxy with the default configuration answers.
 const SERVER: &str = "http://127.0.0.1:10249";
@@ -112,12 +113,14 @@ pub enum Output {
 
 /// Whether the first argument is a command. If not, the arguments are flags of the proxy itself.
 pub fn is_command(argument: &str) -> bool {
-    argument == "help" || commands().iter().any(|command| command.get_name() == argument)
+    argument == "help"
+        || itself::is_meant(argument)
+        || commands().iter().any(|command| command.get_name() == argument)
 }
 
 /// The whole program: the proxy's flags, and the commands.
 pub fn program() -> Command {
-    config::command().subcommands(commands())
+    config::command().subcommands(commands()).subcommands(itself::commands())
 }
 
 /// Reads the arguments that follow the program's name.
@@ -129,7 +132,8 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Invocation, 
         .about("Asks the proxy of this node. Without a command, it is the proxy: see kube-proxy --help")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands(commands());
+        .subcommands(commands())
+        .subcommands(itself::commands());
     let matches = program.try_get_matches_from(std::iter::once("kube-proxy".to_owned()).chain(arguments))?;
     let (name, matches) = matches.subcommand().unwrap_or(("status", &matches));
     let (what, matches) = match name {
@@ -452,7 +456,9 @@ mod tests {
 
     #[test]
     fn commands_are_told_from_flags() {
-        for word in ["status", "list", "explain", "top", "trace", "check", "dump", "help"] {
+        for word in
+            ["status", "list", "explain", "top", "trace", "check", "dump", "help", "version", "completion"]
+        {
             assert!(is_command(word), "{word}");
         }
         for word in ["--config=/x", "-v", "start", "", "services"] {

@@ -1,6 +1,7 @@
-//! The commands that ask a running proxy: `kube-proxy status`, `list`, `explain`, `check`, `dump`.
+//! The commands that ask a running proxy: `kube-proxy status`, `list`, `explain`, `check`, `dump`; and two about the program
+//! itself, `version` and `completion`.
 //!
-//! They know nothing but the API (`/api/v1/`), so they work for any node that can be reached. Answers are printed as `kubectl`
+//! Those that ask know nothing but the API (`/api/v1/`), so they work for any node that can be reached. Answers are printed as `kubectl`
 //! prints them. Exit codes: 0 all is well; 1 something was found, or the question can't be answered; 2 the arguments can't be understood; 3
 //! nobody answers.
 #![forbid(unsafe_code)]
@@ -9,6 +10,7 @@ mod client;
 pub mod command;
 mod dump;
 mod human;
+mod itself;
 pub mod kubectl;
 mod run;
 pub mod show;

@@ -20,7 +20,7 @@ use crate::command::{Invocation, Output, What};
 use crate::table::Table;
 use crate::top::Feed;
 use crate::trace::Local;
-use crate::{dump, show, top, trace};
+use crate::{dump, itself, show, top, trace};
 
 /// Exit code when something is found or wrong.
 const FOUND: u8 = 1;
@@ -46,6 +46,10 @@ enum Text {
 
 /// Carries a command out, and says how it went.
 pub fn run(arguments: impl IntoIterator<Item = String>, local: &dyn Local) -> ExitCode {
+    let mut arguments = arguments.into_iter().peekable();
+    if arguments.peek().is_some_and(|first| itself::is_meant(first)) {
+        return itself::run(arguments, &mut std::io::stdout());
+    }
     let invocation = match crate::command::parse(arguments) {
         Ok(invocation) => invocation,
         Err(error) => {

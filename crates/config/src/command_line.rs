@@ -162,8 +162,10 @@ pub fn command() -> Command {
     let positional = Arg::new(POSITIONAL).num_args(0..).hide(true);
     Command::new(PROGRAM)
         .about("Directs packets for Kubernetes Services to their pods on this node")
-        .override_usage("kube-proxy [flags]\n       kube-proxy status|list|explain|check|dump [options]")
-        .after_help("With a command, it asks the proxy that runs on this node: kube-proxy help")
+        .override_usage("kube-proxy [flags]\n       kube-proxy COMMAND [options]")
+        .after_help(
+            "Commands ask the proxy that runs on this node, or are about the program: kube-proxy help",
+        )
         .disable_help_subcommand(true)
         .disable_version_flag(true)
         .args(args)

@@ -51,4 +51,5 @@ pub use settings::{
     NodePortAddresses, ServiceMetrics, ServiceSeries,
 };
 pub use validate::node_name;
+pub use version::BuildInfo;
 pub use yaml::yaml;

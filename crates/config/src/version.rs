@@ -63,19 +63,46 @@ fn report(text: &str) -> Result<VersionFlag, ValueError> {
     }
 }
 
-/// In the form in which Go prints its structure; the fields that only a Go program has are empty.
+/// What is known of the build, with the names that Kubernetes gives these facts. Those that only a Go program has are empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BuildInfo {
+    /// Kubernetes' major version.
+    pub major: String,
+    /// Kubernetes' minor version.
+    pub minor: String,
+    /// The version as reported.
+    pub git_version: String,
+    /// The commit that it was built from; empty if the builder did not say (`KUBE_PROXY_COMMIT`).
+    pub git_commit: &'static str,
+    /// Operating system and architecture in Go's words, such as `linux/amd64`.
+    pub platform: String,
+}
+
+impl BuildInfo {
+    /// Of this program.
+    pub fn of_this_program() -> Self {
+        let (major, minor, _) = KUBERNETES;
+        let arch = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        };
+        Self {
+            major: major.to_string(),
+            minor: minor.to_string(),
+            git_version: built_in(),
+            git_commit: option_env!("KUBE_PROXY_COMMIT").unwrap_or_default(),
+            platform: format!("{}/{arch}", std::env::consts::OS),
+        }
+    }
+}
+
+/// In the form in which Go prints its structure.
 fn raw() -> String {
-    let (major, minor, _) = KUBERNETES;
-    let arch = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
+    let BuildInfo { major, minor, git_version, git_commit, platform } = BuildInfo::of_this_program();
     format!(
-        "version.Info{{Major:\"{major}\", Minor:\"{minor}\", GitVersion:\"{}\", GitCommit:\"\", GitTreeState:\"\", \
-         BuildDate:\"\", GoVersion:\"\", Compiler:\"rustc\", Platform:\"{}/{arch}\"}}\n",
-        built_in(),
-        std::env::consts::OS,
+        "version.Info{{Major:\"{major}\", Minor:\"{minor}\", GitVersion:\"{git_version}\", GitCommit:\"{git_commit}\", \
+         GitTreeState:\"\", BuildDate:\"\", GoVersion:\"\", Compiler:\"rustc\", Platform:\"{platform}\"}}\n"
     )
 }
 

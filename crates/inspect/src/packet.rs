@@ -327,6 +327,9 @@ fn source_in_words(endings: &[Ending], packet: &PacketQuestion) -> Option<String
     Some(seen.to_owned())
 }
 
+/// So many rules of others are named.
+const MAX_OTHERS: usize = 10;
+
 fn unknown(packet: &PacketQuestion, paths: &Paths) -> Vec<String> {
     let mut unknown = vec![
         "Routes, network policies and the rules of others: they may send it elsewhere or drop it.".to_owned(),
@@ -341,6 +344,8 @@ fn unknown(packet: &PacketQuestion, paths: &Paths) -> Vec<String> {
     if !paths.complete {
         unknown.push(format!("There are more paths than the {} that were looked at.", paths.paths.len()));
     }
+    let others = paths.passed_over.iter().take(MAX_OTHERS);
+    unknown.extend(others.map(|rule| format!("What a rule of others does: {rule}")));
     unknown.push(
         "It is about the first packet of a flow: those behind it go where the first one went.".to_owned(),
     );

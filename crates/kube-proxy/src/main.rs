@@ -12,6 +12,7 @@ mod prepare;
 mod rejections;
 mod serve;
 mod servers;
+mod service_manager;
 mod settings;
 mod takeover;
 

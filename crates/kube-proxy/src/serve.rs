@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use crate::config_file::ConfigFile;
 use crate::rejections::Rejections;
-use crate::{mode, notices, platform, servers, settings};
+use crate::{mode, notices, platform, servers, service_manager, settings};
 
 /// Events that may wait between the source and the agent.
 const EVENTS: usize = 4096;
@@ -63,6 +63,7 @@ pub(crate) async fn serve(
         }
     };
     let endings = mode::Endings::default();
+    let told = telemetry.clone();
     let outcome = tokio::select! {
         result = run(config, families, settings, telemetry, &endings, events, read) => result,
         error = listener.run(source.client(), &node_name, &checked) => Err(error),
@@ -71,6 +72,7 @@ pub(crate) async fn serve(
             Err(error.into())
         }
         () = source.ended() => Err(anyhow::anyhow!("the source ended")),
+        () = service_manager::follow(&told) => Ok(()),
         () = file_changed => {
             info!("content of the proxy server's configuration file was updated; ending, to be started with it");
             Ok(())
@@ -78,6 +80,7 @@ pub(crate) async fn serve(
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
+    service_manager::tell_end().await;
     let ended = tokio::task::spawn_blocking(move || endings.run());
     if ended.await.is_err() {
         warn!("not all that was begun was brought to an end");

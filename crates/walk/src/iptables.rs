@@ -1,5 +1,6 @@
 //! What iptables' rules do to the first packet of a flow, worked out from the text that `iptables-save` prints, without a
-//! kernel. It knows the matches and targets that a service proxy uses and refuses to guess about others.
+//! kernel. It knows the matches and targets that a service proxy uses and refuses to guess about others: in a service proxy's own
+//! chains (`KUBE-`) they are errors; rules of others in shared chains are passed over, and told.
 //!
 //! Connection tracking is what a first packet needs: the flow is new, and its destination is translated or not. Time does not
 //! pass: clients that a list remembers stay in it.
@@ -30,6 +31,9 @@ pub struct TraceError {
     word: String,
 }
 
+/// How the names of a service proxy's chains begin.
+const OWN: &str = "KUBE-";
+
 /// Decides by chance: whether something of this probability happens.
 type Chance<'a> = &'a mut dyn FnMut(f64) -> bool;
 
@@ -42,6 +46,8 @@ struct State<'a> {
     masqueraded: bool,
     /// The rules that matched, if somebody wants to know.
     steps: Option<Vec<Step>>,
+    /// Rules of others that can't be followed.
+    passed_over: BTreeSet<String>,
 }
 
 /// What a chain says.
@@ -51,6 +57,13 @@ enum Verdict {
     Accept,
     Drop,
     Reject,
+}
+
+/// What a rule that matches asks for.
+enum Effect {
+    Verdict(Verdict),
+    Return,
+    Jump(String),
 }
 
 impl Tracer {
@@ -81,15 +94,17 @@ impl Tracer {
     /// A rule can't be followed.
     pub fn paths(&self, packet: &Packet, limit: usize) -> Result<Paths, TraceError> {
         let mut paths = Vec::new();
+        let mut passed_over = BTreeSet::new();
         let walk = |chance: Chance<'_>| {
             let mut state = State { steps: Some(Vec::new()), ..State::new(packet) };
             let outcome = self.clone().go(&mut state, chance)?;
-            Ok((outcome, state.steps.unwrap_or_default()))
+            Ok((outcome, state.steps.unwrap_or_default(), state.passed_over))
         };
-        let complete = Self::each_path(limit, walk, |(outcome, steps), probability| {
+        let complete = Self::each_path(limit, walk, |(outcome, steps, others), probability| {
             paths.push(Path { outcome, steps, probability });
+            passed_over.extend(others);
         })?;
-        Ok(Paths { paths, complete })
+        Ok(Paths { paths, complete, passed_over })
     }
 
     /// Walks with each combination of decisions that chance can take, so often at most; false if there are more.
@@ -185,42 +200,67 @@ impl Tracer {
     ) -> Result<Verdict, TraceError> {
         let rules = self.tables.table(table).rules(name).unwrap_or_default().to_vec();
         for rule in rules {
-            let Some(target) = self.target(&rule, state, chance)? else { continue };
-            state.note(table, name, &rule);
-            let argument = |option: &str| {
-                let at = target.iter().position(|word| word == option).unwrap_or(target.len());
-                target.get(at + 1).map(String::as_str).ok_or_else(|| unknown(&rule, option))
+            let effect = match self.effect(table, name, &rule, state, chance) {
+                Ok(effect) => effect,
+                Err(_of_others) if !name.starts_with(OWN) => {
+                    state.passed_over.insert(format!("{name}: {rule}"));
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
-            let verdict = match target.first().map_or("", String::as_str) {
-                "" => Verdict::Continue,
-                "RETURN" => return Ok(Verdict::Continue),
-                "ACCEPT" => Verdict::Accept,
-                "DROP" => Verdict::Drop,
-                "REJECT" => Verdict::Reject,
-                "MARK" => {
-                    let (xor, mask) = pair(argument("--set-xmark")?).ok_or_else(|| unknown(&rule, "MARK"))?;
-                    state.mark = state.mark & !mask ^ xor;
-                    Verdict::Continue
-                }
-                "MASQUERADE" => {
-                    state.masqueraded = true;
-                    Verdict::Accept
-                }
-                "DNAT" => {
-                    let to = argument("--to-destination")?;
-                    state.destination = to.parse().ok().ok_or_else(|| unknown(&rule, to))?;
-                    Verdict::Accept
-                }
-                chain if self.tables.table(table).rules(chain).is_some() => {
-                    self.chain(table, chain, state, chance)?
-                }
-                other => return Err(unknown(&rule, other)),
+            let verdict = match effect {
+                Effect::Verdict(verdict) => verdict,
+                Effect::Return => return Ok(Verdict::Continue),
+                Effect::Jump(chain) => self.chain(table, &chain, state, chance)?,
             };
             if verdict != Verdict::Continue {
                 return Ok(verdict);
             }
         }
         Ok(Verdict::Continue)
+    }
+
+    /// What a rule does to the packet, and what it asks for; an error changes nothing.
+    fn effect(
+        &mut self,
+        table: TableName,
+        chain: &str,
+        rule: &str,
+        state: &mut State<'_>,
+        chance: Chance<'_>,
+    ) -> Result<Effect, TraceError> {
+        let Some(target) = self.target(rule, state, chance)? else {
+            return Ok(Effect::Verdict(Verdict::Continue));
+        };
+        let argument = |option: &str| {
+            let at = target.iter().position(|word| word == option).unwrap_or(target.len());
+            target.get(at + 1).map(String::as_str).ok_or_else(|| unknown(rule, option))
+        };
+        let effect = match target.first().map_or("", String::as_str) {
+            "" => Effect::Verdict(Verdict::Continue),
+            "RETURN" => Effect::Return,
+            "ACCEPT" => Effect::Verdict(Verdict::Accept),
+            "DROP" => Effect::Verdict(Verdict::Drop),
+            "REJECT" => Effect::Verdict(Verdict::Reject),
+            "MARK" => {
+                let (xor, mask) = pair(argument("--set-xmark")?).ok_or_else(|| unknown(rule, "MARK"))?;
+                state.mark = state.mark & !mask ^ xor;
+                Effect::Verdict(Verdict::Continue)
+            }
+            "MASQUERADE" => {
+                state.masqueraded = true;
+                Effect::Verdict(Verdict::Accept)
+            }
+            "DNAT" => {
+                let to = argument("--to-destination")?;
+                state.destination = to.parse().ok().ok_or_else(|| unknown(rule, to))?;
+                Effect::Verdict(Verdict::Accept)
+            }
+            other if self.tables.table(table).rules(other).is_some() => Effect::Jump(other.to_owned()),
+            other => return Err(unknown(rule, other)),
+        };
+        state.note(table, chain, rule);
+        Ok(effect)
     }
 
     /// The words behind `-j` if the packet matches; none if the rule only counts.
@@ -314,7 +354,9 @@ impl Tracer {
 
 impl<'a> State<'a> {
     fn new(packet: &'a Packet) -> Self {
-        Self { packet, destination: packet.destination, mark: 0, hook: "", masqueraded: false, steps: None }
+        let destination = packet.destination;
+        let passed_over = BTreeSet::new();
+        Self { packet, destination, mark: 0, hook: "", masqueraded: false, steps: None, passed_over }
     }
 
     /// A rule has matched.
@@ -376,4 +418,51 @@ fn words(rule: &str) -> Vec<String> {
         }
     }
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAT: &str = "\
+*nat
+:POSTROUTING ACCEPT [0:0]
+:KUBE-POSTROUTING - [0:0]
+-A POSTROUTING -m addrtype ! --dst-type LOCAL -j IP-MASQ
+-A POSTROUTING -m set --match-set pools src -j MASQUERADE
+-A POSTROUTING -j KUBE-POSTROUTING
+-A KUBE-POSTROUTING RULE
+COMMIT
+";
+
+    fn paths(rule: &str) -> Result<Paths, TraceError> {
+        let mut saved = Saved::default();
+        saved.read(TableName::Nat, "KUBE-", &NAT.replace("RULE", rule)).unwrap();
+        let packet = Packet {
+            source: "192.168.50.1:4000".parse().unwrap(),
+            destination: "192.168.50.2:80".parse().unwrap(),
+            protocol: 6,
+            origin: Origin::Host,
+        };
+        Tracer::new(saved, []).paths(&packet, 10)
+    }
+
+    #[test]
+    fn rules_of_others_are_passed_over_and_told() {
+        let Paths { paths, passed_over, .. } = paths("-j MASQUERADE --random-fully").unwrap();
+        assert!(matches!(paths[0].outcome, Outcome::Delivered { masqueraded: true, .. }), "ours is followed");
+        let told: Vec<&str> = passed_over.iter().map(String::as_str).collect();
+        let others = [
+            "POSTROUTING: -m addrtype ! --dst-type LOCAL -j IP-MASQ",
+            "POSTROUTING: -m set --match-set pools src -j MASQUERADE",
+        ];
+        assert_eq!(told, others);
+    }
+
+    #[test]
+    fn a_rule_of_ours_that_cant_be_followed_is_an_error() {
+        for rule in ["-m set --match-set pools src -j MASQUERADE", "-j ELSEWHERE"] {
+            assert!(paths(rule).is_err(), "{rule}");
+        }
+    }
 }

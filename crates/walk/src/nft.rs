@@ -176,7 +176,7 @@ impl Tracer {
         for path in &mut paths {
             path.probability /= sum;
         }
-        Ok(Paths { paths, complete })
+        Ok(Paths { paths, complete, ..Paths::default() })
     }
 
     /// Has each combination of numbers that can be drawn walked with, so often at most; false if there are more.

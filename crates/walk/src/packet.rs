@@ -1,5 +1,6 @@
 //! Packets, and what becomes of them.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 /// The first packet of a flow.
@@ -73,4 +74,6 @@ pub struct Paths {
     pub paths: Vec<Path>,
     /// These are all.
     pub complete: bool,
+    /// Rules of others in shared chains that can't be followed, as if they did not match: `POSTROUTING: -j FLANNEL-POSTRTG`.
+    pub passed_over: BTreeSet<String>,
 }

@@ -28,7 +28,8 @@ impl Host for FakeHost {
         };
         let step =
             Step { hook: "prerouting", table: "", chain: "services".into(), rule: "a rule".into(), found };
-        Ok(Paths { paths: vec![Path { outcome, steps: vec![step], probability: 1.0 }], complete: true })
+        let paths = vec![Path { outcome, steps: vec![step], probability: 1.0 }];
+        Ok(Paths { paths, complete: true, ..Paths::default() })
     }
 
     fn addresses(&self) -> Vec<IpAddr> {

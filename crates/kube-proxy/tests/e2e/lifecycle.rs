@@ -1,5 +1,6 @@
 //! Starts, ends and accidents.
 
+use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use fakes::objects;
@@ -128,6 +129,42 @@ fn it_waits_for_the_api_server() {
     assert!(proxy.is_running(), "{:?}", proxy.log());
     cluster.api.faults().refuse_connections(false);
     wait_for_any(&cluster);
+}
+
+/// A service manager hears of the start, of the rules, of life and of the end, in this order, and nothing too early.
+#[test]
+fn a_service_manager_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let cluster = cluster(1, 0);
+    apply_web(&cluster);
+    cluster.api.faults().refuse_connections(true);
+    let proxy = program().to_string_lossy().into_owned();
+    let environment = [format!("NOTIFY_SOCKET={}", path.display()), "WATCHDOG_USEC=200000".to_owned(), proxy];
+    let arguments = cluster.arguments();
+    let arguments: Vec<&str> = environment.iter().chain(&arguments).map(String::as_str).collect();
+    let mut proxy = Proxy::start(cluster.lab.node(), "env".as_ref(), &arguments).unwrap();
+
+    assert!(heard(&manager).starts_with("STATUS=waiting for"), "{:?}", proxy.log());
+    std::thread::sleep(Duration::from_millis(300));
+    manager.set_nonblocking(true).unwrap();
+    assert!(manager.recv(&mut [0]).is_err(), "it is not ready without an API server");
+    manager.set_nonblocking(false).unwrap();
+    cluster.api.faults().refuse_connections(false);
+    assert_eq!(heard(&manager), "READY=1\nSTATUS=serving\n");
+    wait_for_any(&cluster);
+    assert_eq!([heard(&manager), heard(&manager)], ["WATCHDOG=1\n", "WATCHDOG=1\n"]);
+    assert_eq!(proxy.terminate(PATIENCE).unwrap().code(), Some(0));
+    let last = std::iter::repeat_with(|| heard(&manager)).find(|text| text != "WATCHDOG=1\n");
+    assert_eq!(last.unwrap(), "STOPPING=1\n");
+}
+
+fn heard(manager: &UnixDatagram) -> String {
+    let mut buffer = [0; 1024];
+    let n = manager.recv(&mut buffer).expect("the program tells its state in time");
+    String::from_utf8(buffer[..n].to_vec()).unwrap()
 }
 
 #[test]

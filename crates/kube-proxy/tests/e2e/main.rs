@@ -24,6 +24,7 @@ mod lifecycle;
 mod localhost;
 mod matrix;
 mod mode_switch;
+mod neighbours;
 mod odd;
 mod packets;
 mod permissions;
