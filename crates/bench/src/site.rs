@@ -48,13 +48,13 @@ pub(crate) struct Site {
     sources: Sources,
     _pods: Vec<EchoServer>,
     /// Where mode ebpf has its programs: for sockets of this thread, and of those that it starts.
-    socket_site: Option<SocketSite>,
+    at_sockets: Option<SocketSite>,
 }
 
 impl Site {
     /// Builds it for a program in this mode, without starting one.
     pub(crate) fn build(world: &World, mode: &str, flavour: Option<Flavour>) -> anyhow::Result<Self> {
-        let socket_site = (mode == EBPF).then(SocketSite::enter).transpose()?;
+        let at_sockets = (mode == EBPF).then(SocketSite::enter).transpose()?;
         let lab = Lab::new(&LabConfig { pods: SERVERS + 1, node2_pods: 0, ..LabConfig::default() })?;
         if let Some(flavour) = flavour {
             flavour.mark(lab.node()).context("say which kind of iptables the node has")?;
@@ -76,7 +76,7 @@ impl Site {
         api.load(around.chain(world.objects())).context("store the objects")?;
         let generation = Generation::open(lab.node()).context("ask the kernel for its generation")?;
         let sources = sources(&lab)?;
-        Ok(Self { lab, api, world: world.clone(), flavour, generation, sources, _pods: pods, socket_site })
+        Ok(Self { lab, api, world: world.clone(), flavour, generation, sources, _pods: pods, at_sockets })
     }
 
     /// Starts a program on the node.
@@ -93,7 +93,7 @@ impl Site {
 
     /// The arguments that tell mode ebpf its place.
     fn socket_arguments(&self) -> impl Iterator<Item = String> {
-        self.socket_site.iter().flat_map(|site| {
+        self.at_sockets.iter().flat_map(|site| {
             let cgroup = format!("--ebpf-cgroup-root={}", site.cgroup().display());
             [cgroup, format!("--ebpf-bpffs={}", site.bpffs().display())]
         })

@@ -107,9 +107,9 @@ fn contents<F: Everywhere>() -> impl Strategy<Value = Contents<F>> {
     let slots = proptest::collection::vec(slot, 16);
     let at = prop_oneof![1 => Just(FrontendAddress::Node), 2 => address().prop_map(FrontendAddress::Ip)];
     let key = (at, port()).prop_map(|(address, port)| FrontendKey { address, protocol: Protocol::Tcp, port });
-    let value = (0u32..18, 1u32..5, any::<bool>(), epoch())
+    let value = (0u32..18, 1u32..5, proptest::bool::weighted(0.25), epoch())
         .prop_map(|(base, count, host_only, epoch)| FrontendValue { base, count, host_only, epoch });
-    let frontends = proptest::collection::btree_map(key, value, 2..12);
+    let frontends = proptest::collection::btree_map(key, value, 4..12);
     let node_addresses = proptest::collection::btree_map(address(), any::<bool>(), 0..3);
     (endpoints, slots, frontends, node_addresses).prop_map(|(endpoints, slots, frontends, node_addresses)| {
         Contents { capacity: CAPACITY, frontends, slots, endpoints, node_addresses, unreadable: 0 }
@@ -194,8 +194,8 @@ fn goes_where_the_model_says<F: Everywhere>() {
     // The runner wants a function that changes nothing.
     let check = std::cell::RefCell::new(&mut check);
     runner.run(&maps, |(maps, is_on)| check.borrow_mut()(maps, is_on)).unwrap();
-    drop(check);
-    assert!(n_translated > 100, "{n_translated}");
+    // Some hundred, by chance.
+    assert!(n_translated > 20, "{n_translated}");
 }
 
 #[test]

@@ -351,8 +351,8 @@ fn every_service_is_served_when_maps_are_full_and_can_not_grow() {
     let is_off = || metric(&cluster, "kubeproxy_ebpf_active", "IPv4") == 0;
     assert!(wait_until(PATIENCE, is_off), "{}", proxy.log().join("\n"));
     all_answer(&[&some[..], &[ROOM - 2]].concat());
-    let told = proxy.log().iter().any(|line| line.contains("Read-only file system"));
-    assert!(told, "{}", proxy.log().join("\n"));
+    let is_told = || proxy.log().iter().any(|line| line.contains("Read-only file system"));
+    assert!(wait_until(PATIENCE, is_told), "{}", proxy.log().join("\n"));
 
     set_read_only(&cluster, false);
     served(ROOM + 1);
