@@ -13,6 +13,7 @@ pub mod frame;
 mod handover;
 mod relay;
 mod table;
+mod tally;
 mod tcp;
 mod udp;
 mod worker;

@@ -66,6 +66,7 @@ fn this_node() -> ThisNode {
         zone: Some("zone-a".into()),
         addresses: ["192.168.0.7", "fd00::7"].map(ip).into(),
         ignores_external_ips: false,
+        served_by_hns: false,
     }
 }
 
@@ -543,4 +544,30 @@ fn ports_without_local_endpoints_are_counted_by_policy() {
     check_no_local((CLUSTER, CLUSTER), &elsewhere, (0, 0));
     check_no_local((LOCAL, LOCAL), &[], (0, 0));
     check_no_local((LOCAL, LOCAL), &[("10.244.0.1", READY, "node-1")], (0, 0));
+}
+
+#[test]
+fn a_preserved_destination_asks_for_local_endpoints_where_hns_serves() {
+    let service = Service {
+        preserves_destination: true,
+        load_balancer_ips: [ip("203.0.113.9")].into(),
+        ..service(&["10.96.0.10"], &[("", Protocol::Tcp, 80, Some(30080))])
+    };
+    let endpoints = [("10.244.1.2", READY, "node-1"), ("10.244.2.2", READY, "node-2")];
+    let mut store = Store::default();
+    let name = service.name.clone();
+    store.apply(Change::Apply(Object::Service(service)), &mut Touched::default());
+    let slice = slice("a", &[("", Protocol::Tcp, 8080)], &endpoints);
+    store.apply(Change::Apply(Object::EndpointSlice(slice)), &mut Touched::default());
+    let entry = store.entry(&name).unwrap();
+    for frontend in frontends::<V4>(&this_node(), entry) {
+        assert!(!frontend.preserves_destination && frontend.flow_endpoints.is_empty());
+        assert_eq!(frontend.pool.endpoints().len(), 2);
+    }
+    for frontend in frontends::<V4>(&ThisNode { served_by_hns: true, ..this_node() }, entry) {
+        let is_cluster_ip = frontend.kind == AddressKind::ClusterIp;
+        assert_eq!(frontend.preserves_destination, !is_cluster_ip);
+        assert_eq!(frontend.pool.endpoints().len(), if is_cluster_ip { 2 } else { 1 });
+        assert_eq!(frontend.flow_endpoints.len(), 2, "flows of TCP keep their endpoints");
+    }
 }
