@@ -131,7 +131,8 @@ install:
 
 ## What it costs, at SERVICES="100 1000 ..." (up to 100000) x ENDPOINTS; beside any other kube-proxy with
 ## PEER=/path/to/kube-proxy PEER_ARGS='...'; in MODE=iptables with FLAVOUR=nft or legacy. Results are in target/bench;
-## BENCH_ARGS=--help tells of the rest. MODE=ipvs runs in the guest, beside mode nftables there: only ratios count.
+## BENCH_ARGS=--help tells of the rest. MODE=ipvs runs in the guest, beside mode nftables there: only ratios count. MODE=ebpf is
+## measured beside mode nftables, too.
 SERVICES ?= 100 1000 10000
 ENDPOINTS ?= 10
 MODE ?= nftables
@@ -149,7 +150,7 @@ ifeq ($(MODE),ipvs)
 		--peer ./kube-proxy --peer-arguments=--proxy-mode=nftables $(BENCH_GUEST_ARGS) $(BENCH_ARGS) --folder /out ./kube-proxy
 else
 	target/release/bench --services $(subst $(empty) $(empty),$(comma),$(strip $(SERVICES))) --endpoints $(ENDPOINTS) \
-		--mode $(MODE) --flavour $(FLAVOUR) $(if $(PEER),--peer '$(PEER)' --peer-arguments='$(PEER_ARGS)') $(BENCH_ARGS) target/release/kube-proxy
+		--mode $(MODE) --flavour $(FLAVOUR) $(if $(filter ebpf,$(MODE)),--peer target/release/kube-proxy --peer-arguments=--proxy-mode=nftables) $(if $(PEER),--peer '$(PEER)' --peer-arguments='$(PEER_ARGS)') $(BENCH_ARGS) target/release/kube-proxy
 endif
 
 ## Damaged input for all decoders and parsers, for SECONDS each, with other random numbers every time.

@@ -126,7 +126,8 @@ fn tell(family: IpFamily, metrics: EbpfMetrics) -> impl Fn(&Condition, &Statisti
         if last.0.as_ref() != Some(condition) {
             match condition {
                 Condition::On => {
-                    info!(ipFamily = %family, frontends = statistics.frontends, "connections are translated at the socket");
+                    let took_us = u64::try_from(statistics.took.as_micros()).unwrap_or(u64::MAX);
+                    info!(ipFamily = %family, frontends = statistics.frontends, took_us, "connections are translated at the socket");
                 }
                 Condition::Off(why) => {
                     warn!(ipFamily = %family, why, "nothing is translated at the socket; the rules serve");
