@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::{Family, Protocol, ServicePortName, TrafficPolicy, Uid};
+use crate::{AppProtocol, Family, Protocol, ServicePortName, TrafficPolicy, Uid};
 
 /// Which of a Service's addresses a frontend is. The order is that of precedence when two Services claim the same
 /// address, protocol and port: the first wins.
@@ -144,6 +144,8 @@ pub struct Frontend<F: Family> {
     pub internal_pool: Option<Pool<F>>,
     /// `ClientIP` affinity.
     pub affinity: Option<Affinity>,
+    /// What goes through it. Modes without a proxy have no use for it.
+    pub app_protocol: AppProtocol,
     /// Source address rewriting.
     pub masquerade: Masquerade,
     /// `loadBalancerSourceRanges`: new flows from elsewhere are dropped. `None`: no restriction.
@@ -165,6 +167,7 @@ impl<F: Family> Frontend<F> {
             policy: TrafficPolicy::Cluster,
             internal_pool: None,
             affinity: None,
+            app_protocol: AppProtocol::Opaque,
             masquerade: match kind {
                 AddressKind::ClusterIp => Masquerade::UnlessFromPod,
                 AddressKind::LoadBalancerIp | AddressKind::ExternalIp | AddressKind::NodePort => {

@@ -6,12 +6,14 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use http_proxy::{Client, Sockets};
 use rustc_hash::FxBuildHasher;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, warn};
 
 use crate::frame::Protocol;
+use crate::http;
 use crate::relay::relay;
 use crate::table::{Flow, LivePool, Traffic};
 use crate::worker::Shared;
@@ -34,7 +36,7 @@ impl OwnConnections {
     }
 
     fn note(&self, end: SocketAddr) -> OwnConnection<'_> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(end);
+        self.opened(end);
         OwnConnection(self, end)
     }
 }
@@ -43,7 +45,17 @@ struct OwnConnection<'o>(&'o OwnConnections, SocketAddr);
 
 impl Drop for OwnConnection<'_> {
     fn drop(&mut self) {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+        self.0.closed(self.1);
+    }
+}
+
+impl Sockets for OwnConnections {
+    fn opened(&self, end: SocketAddr) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(end);
+    }
+
+    fn closed(&self, end: SocketAddr) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&end);
     }
 }
 
@@ -77,24 +89,24 @@ fn is_of_one(error: &io::Error) -> bool {
     )
 }
 
-async fn carry(shared: &Shared, client: TcpStream, peer: SocketAddr, traffic: Traffic) {
+async fn carry(shared: &Arc<Shared>, client: TcpStream, peer: SocketAddr, traffic: Traffic) {
     if shared.own.contains(peer) {
         debug!(%peer, "an endpoint is an address that leads back here");
         return reset(&[&client]);
     }
-    let sent_to = original_destination(&client);
-    let pool = sent_to.ok().and_then(|sent_to| shared.table.pool(Protocol::Tcp, sent_to, traffic));
-    let Some(pool) = pool else { return reset(&[&client]) };
+    let Ok(sent_to) = original_destination(&client) else { return reset(&[&client]) };
+    let Some(pool) = shared.table.pool(Protocol::Tcp, sent_to, traffic) else { return reset(&[&client]) };
+    if pool.is_by_request() {
+        tune(&client);
+        return http::carry(shared, client, Client { address: peer, sent_to }, traffic).await;
+    }
     let Some((endpoint, flow)) = connect(shared, &pool, peer).await else { return reset(&[&client]) };
     carry_to(shared, &client, &endpoint, &flow).await;
 }
 
 async fn carry_to(shared: &Shared, client: &TcpStream, endpoint: &TcpStream, flow: &Flow) {
-    for stream in [client, endpoint] {
-        // A connection works without either.
-        drop(stream.set_nodelay(true));
-        drop(SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE)));
-    }
+    tune(client);
+    tune(endpoint);
     let own = endpoint.local_addr().ok().map(|end| shared.own.note(end));
     let drained = async {
         flow.endpoint_gone().await;
@@ -109,6 +121,12 @@ async fn carry_to(shared: &Shared, client: &TcpStream, endpoint: &TcpStream, flo
         debug!(endpoint = %flow.address(), %error, "a connection broke");
         reset(&[client, endpoint]);
     }
+}
+
+fn tune(stream: &TcpStream) {
+    // A connection works without either.
+    drop(stream.set_nodelay(true));
+    drop(SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE)));
 }
 
 /// What the client sent to, before the kernel translated it.
@@ -167,7 +185,12 @@ mod tests {
     const FRONTEND: Frontend = Frontend { address: None, protocol: Protocol::Tcp, port: 80 };
 
     fn set(shared: &Shared, endpoints: &[SocketAddr]) -> Arc<LivePool> {
-        let pool = Pool { name: "a".to_owned(), endpoints: endpoints.to_vec(), affinity_secs: None };
+        let pool = Pool {
+            name: "a".to_owned(),
+            endpoints: endpoints.to_vec(),
+            affinity_secs: None,
+            by_request: false,
+        };
         let route = Route { frontend: FRONTEND, any: pool, internal: None };
         shared.table.apply(Routes { set: vec![route], ..Routes::default() });
         shared.table.pool(Protocol::Tcp, ([192, 0, 2, 1], 80).into(), Traffic::Any).unwrap()
