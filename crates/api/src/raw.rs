@@ -17,6 +17,8 @@ pub(crate) const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(crate) const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 /// Annotation on slices: when the change happened that they come from.
 pub(crate) const ANNOTATION_TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+/// Of a Service: Windows nodes leave the destination as it is on the way to endpoints.
+pub(crate) const ANNOTATION_PRESERVE_DESTINATION: &str = "preserve-destination";
 /// Key of the taint that the cluster autoscaler puts on Nodes that it is about to delete.
 pub(crate) const TAINT_SCALED_DOWN: &str = "ToBeDeletedByClusterAutoscaler";
 /// Annotation of the bookmark that ends a streamed initial list.
@@ -286,6 +288,7 @@ impl<'a> Labels<'a> {
 pub(crate) struct Annotations<'a> {
     pub(crate) initial_events_end: bool,
     pub(crate) trigger_time: Text<'a>,
+    pub(crate) preserves_destination: bool,
 }
 
 impl<'a> Annotations<'a> {
@@ -294,6 +297,7 @@ impl<'a> Annotations<'a> {
         match key {
             ANNOTATION_INITIAL_EVENTS_END => self.initial_events_end = &*value == "true",
             ANNOTATION_TRIGGER_TIME => self.trigger_time = value,
+            ANNOTATION_PRESERVE_DESTINATION => self.preserves_destination = &*value == "true",
             _ => {}
         }
     }

@@ -17,7 +17,9 @@ mod plan;
 mod routes;
 mod supervisor;
 mod target;
+mod traffic;
 
 pub use plan::{Pending, UserspacePlanner};
 pub use supervisor::{Condition, Site, Supervisor, Worker, WorkerGone};
 pub use target::{Receipt, Step, UserspaceTarget};
+pub use traffic::{Carried, Counted};

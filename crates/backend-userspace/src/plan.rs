@@ -12,6 +12,7 @@ use proxy::frame::{Frontend, Route, Routes};
 use crate::routes;
 use crate::supervisor::Site;
 use crate::target::{Receipt, Step, UserspaceTarget};
+use crate::traffic::{self, Counted};
 
 /// One family's routes, with the rules that `R` makes.
 pub struct UserspacePlanner<R, S> {
@@ -137,7 +138,10 @@ impl<F: Family, R: Planner<F>, S: Site + 'static> Planner<F> for UserspacePlanne
         self.rules.rule_counts()
     }
 
-    fn meters(&self, table: &Table<F>, counted: <R::Target as Target>::Counted) -> Vec<Meter> {
-        self.rules.meters(table, counted)
+    fn meters(&self, table: &Table<F>, counted: Counted<<R::Target as Target>::Counted>) -> Vec<Meter> {
+        let of_workers = counted.carried.into_iter().filter_map(|count| traffic::meter(table, count));
+        let mut meters: Vec<Meter> = of_workers.collect();
+        meters.extend(counted.rules.into_iter().flat_map(|rules| self.rules.meters(table, rules)));
+        meters
     }
 }

@@ -39,6 +39,11 @@ pub(crate) fn route<F: Family>(wanted: &model::Frontend<F>) -> Option<Route> {
     Some(Route { frontend: frontend(&wanted.key)?, any, internal })
 }
 
+/// What the pools of a Service port are called.
+pub(crate) fn pool_names(service: &ServicePortName) -> [String; 2] {
+    [TrafficPolicy::Cluster, TrafficPolicy::Local].map(|policy| pool_name(service, policy))
+}
+
 fn pool_name(service: &ServicePortName, policy: TrafficPolicy) -> String {
     let policy = match policy {
         TrafficPolicy::Cluster => "",

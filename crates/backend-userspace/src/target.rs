@@ -9,11 +9,13 @@ use proxy::frame::Routes;
 use tokio::time::Instant;
 
 use crate::supervisor::{Site, Supervisor};
+use crate::traffic::{Carried, Counted};
 
 /// One family's rules, and the worker that carries what they hand over.
 pub struct UserspaceTarget<R: Target, S: Site> {
     rules: R,
     supervisor: Arc<Mutex<Supervisor<S>>>,
+    carried: Carried,
 }
 
 /// Something that is done or fails as a whole.
@@ -39,7 +41,13 @@ pub enum Receipt<R> {
 impl<R: Target, S: Site> UserspaceTarget<R, S> {
     /// With these rules, and whoever looks after the worker.
     pub fn new(rules: R, supervisor: Arc<Mutex<Supervisor<S>>>) -> Self {
-        Self { rules, supervisor }
+        Self { rules, supervisor, carried: Carried::default() }
+    }
+
+    /// The same, which tells what workers carry.
+    #[must_use]
+    pub fn counting(self, carried: Carried) -> Self {
+        Self { carried, ..self }
     }
 }
 
@@ -51,7 +59,7 @@ impl<R: Target, S: Site + 'static> Target for UserspaceTarget<R, S> {
     type Step = Step<R::Step>;
     type Receipt = Receipt<R::Receipt>;
     type Found = R::Found;
-    type Counted = R::Counted;
+    type Counted = Counted<R::Counted>;
     type Error = R::Error;
 
     fn apply(&mut self, steps: Vec<Self::Step>, yields: &dyn Fn() -> bool) -> Applied<Self> {
@@ -92,7 +100,7 @@ impl<R: Target, S: Site + 'static> Target for UserspaceTarget<R, S> {
     }
 
     fn traffic(&mut self) -> Result<Option<Self::Counted>, Self::Error> {
-        self.rules.traffic()
+        Ok(Some(Counted { rules: self.rules.traffic()?, carried: self.carried.read() }))
     }
 
     fn is_retryable(error: &R::Error) -> bool {

@@ -142,6 +142,7 @@ async fn send<P: Pool>(pool: &P, client: IpAddr, outgoing: &mut Outgoing) -> Res
                 Err(unavailable) => unavailable,
             },
             Err(failed) => {
+                turn.failed();
                 drop(turn);
                 failed
             }
@@ -295,6 +296,7 @@ impl Outgoing {
         let is_unavailable = self.is_grpc
             && response.body().is_end_stream()
             && answer::is_grpc_unavailable(response.headers());
+        turn.answered();
         let answered = Answered { response, endpoint, lent, turn: Box::new(turn), asks };
         if is_unavailable {
             let failed = FailedTry::new(Failure::Unavailable, Failed::Overloaded);

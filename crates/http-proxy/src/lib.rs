@@ -53,4 +53,10 @@ pub trait Pool: Send + Sync + 'static {
 pub trait Turn: Send + 'static {
     /// The endpoint.
     fn address(&self) -> SocketAddr;
+
+    /// It answered.
+    fn answered(&self) {}
+
+    /// It did not, and the request may go to another one.
+    fn failed(&self) {}
 }

@@ -15,6 +15,7 @@ mod servers;
 mod service_manager;
 mod settings;
 mod takeover;
+mod watching;
 
 use std::io::Write as _;
 use std::path::Path;

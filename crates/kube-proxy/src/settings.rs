@@ -46,6 +46,7 @@ pub(crate) fn agent(config: &Config, node_name: &str, notices: Notices) -> Setti
         node_ports: node_ports(config),
         localhost_node_ports: serves_localhost(config),
         external_ips: config.gates.enabled(config::ALLOW_SERVICE_EXTERNAL_IPS),
+        served_by_hns: config.mode == Mode::Kernelspace,
         pods: pods(config),
         masquerade_all: config.masquerade_all,
         masquerade_mark: 1 << config.masquerade_bit,

@@ -150,10 +150,15 @@ pub struct Frontend<F: Family> {
     pub masquerade: Masquerade,
     /// `loadBalancerSourceRanges`: new flows from elsewhere are dropped. `None`: no restriction.
     pub allowed_sources: Option<Arc<[IpNet]>>,
-    /// UDP and SCTP: the endpoints that existing flows may stay with, which are all that serve, whatever policies and hints
-    /// say. Flows to others have to be forgotten, or they would go nowhere for as long as their client sends. Sorted;
-    /// empty for TCP, whose flows end by themselves.
+    /// The endpoints that existing flows may stay with, which are all that serve, whatever policies and hints say: of UDP and SCTP,
+    /// and of TCP where HNS serves. Flows to others have to be forgotten, or they would go nowhere for as long as their client sends. Sorted;
+    /// empty for TCP elsewhere, whose flows end by themselves.
     pub flow_endpoints: Arc<[Destination<F>]>,
+    /// Endpoints see the frontend's address, not their own, as the destination (annotation `preserve-destination`). Only where HNS
+    /// serves ([`ThisNode::served_by_hns`](crate::view::ThisNode::served_by_hns)).
+    pub preserves_destination: bool,
+    /// `healthCheckNodePort`, of a load balancer's address: where the load balancer asks whether this node has endpoints.
+    pub health_check_port: Option<u16>,
 }
 
 impl<F: Family> Frontend<F> {
@@ -176,6 +181,8 @@ impl<F: Family> Frontend<F> {
             },
             allowed_sources: None,
             flow_endpoints: Arc::default(),
+            preserves_destination: false,
+            health_check_port: None,
         }
     }
 }

@@ -130,6 +130,8 @@ pub struct Service {
     pub external_policy: TrafficPolicy,
     /// `healthCheckNodePort`, for type `LoadBalancer` with `externalTrafficPolicy: Local` only.
     pub health_check_node_port: Option<u16>,
+    /// Annotation `preserve-destination: "true"`, which only nodes that run Windows honour.
+    pub preserves_destination: bool,
 }
 
 impl Service {
@@ -147,6 +149,7 @@ impl Service {
             internal_policy: TrafficPolicy::Cluster,
             external_policy: TrafficPolicy::Cluster,
             health_check_node_port: None,
+            preserves_destination: false,
         }
     }
 }

@@ -25,6 +25,8 @@ pub struct RuleSettings {
     pub service_cidrs: Vec<IpNet>,
     /// What chooses endpoints.
     pub balancer: Balancer,
+    /// The node's primary address of the family, where HNS serves and its endpoints have to know it.
+    pub node_address: Option<IpAddr>,
     /// The packet mark bit, as a mask, that carries "to be masqueraded" from the nat chains to postrouting.
     pub masquerade_mark: u32,
 }
@@ -41,6 +43,7 @@ impl Default for RuleSettings {
             masquerade_all: false,
             service_cidrs: Vec::new(),
             balancer: Balancer::Rules,
+            node_address: None,
             masquerade_mark: DEFAULT_MASQUERADE_MARK,
         }
     }

@@ -200,6 +200,7 @@ fn service() -> impl Strategy<Value = Object> {
                 internal_policy: internal,
                 external_policy,
                 health_check_node_port: None,
+                preserves_destination: false,
             })
         },
     )

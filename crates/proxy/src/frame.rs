@@ -119,6 +119,45 @@ pub enum ToAgent {
     },
     /// Whether it has as many flows as it can have.
     Full(bool),
+    /// What went through, in addition to what it has told.
+    Counted(Count),
+}
+
+/// What went to an endpoint of a pool, or to none of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    /// [`Pool::name`]
+    pub pool: String,
+    /// `None`: what found no endpoint.
+    pub endpoint: Option<SocketAddr>,
+    /// How much.
+    pub counts: Counts,
+}
+
+/// See [`Count`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Flows that the endpoint took.
+    pub connections: u64,
+    /// Connections that no endpoint took.
+    pub refused: u64,
+    /// Times that the endpoint did not take a connection, so that another one was tried.
+    pub retries: u64,
+    /// Bytes that were carried, both ways. Those of a flow are told now and then, and at its end.
+    pub bytes: u64,
+}
+
+impl Counts {
+    /// Both together.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            connections: self.connections.saturating_add(other.connections),
+            refused: self.refused.saturating_add(other.refused),
+            retries: self.retries.saturating_add(other.retries),
+            bytes: self.bytes.saturating_add(other.bytes),
+        }
+    }
 }
 
 /// The other side does not keep to this.

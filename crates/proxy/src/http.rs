@@ -55,4 +55,12 @@ impl http_proxy::Turn for Flow {
     fn address(&self) -> SocketAddr {
         self.address()
     }
+
+    fn answered(&self) {
+        self.note_connection();
+    }
+
+    fn failed(&self) {
+        self.note_retry();
+    }
 }

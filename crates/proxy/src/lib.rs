@@ -14,6 +14,7 @@ mod handover;
 mod http;
 mod relay;
 mod table;
+mod tally;
 mod tcp;
 mod udp;
 mod worker;

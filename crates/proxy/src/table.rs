@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ use rustc_hash::FxBuildHasher;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::frame::{Frontend, Pool, Protocol, Route, Routes};
+use crate::frame::{Counts, Frontend, Pool, Protocol, Route, Routes};
+use crate::tally::Tally;
 
 /// Which listener a flow came in by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,20 +22,33 @@ pub(crate) enum Traffic {
     Internal,
 }
 
-/// All routes.
-#[derive(Debug, Default)]
-pub(crate) struct Table(RwLock<Inner>);
+/// All routes, and what goes by them.
+#[derive(Debug)]
+pub(crate) struct Table(RwLock<Inner>, Arc<Tally>);
 
 impl Table {
     /// Without routes yet; endpoints will be chosen by this policy.
     pub(crate) fn new(policy: Policy) -> Self {
-        Self(RwLock::new(Inner { policy, ..Inner::default() }))
+        let tally = Arc::new(Tally::default());
+        Self(RwLock::new(Inner { policy, tally: tally.clone(), ..Inner::default() }), tally)
+    }
+
+    /// What goes through.
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.1
+    }
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self::new(Policy::default())
     }
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     policy: Policy,
+    tally: Arc<Tally>,
     routes: HashMap<Frontend, Target, FxBuildHasher>,
     /// By name.
     pools: HashMap<String, Weak<Used>, FxBuildHasher>,
@@ -97,7 +111,7 @@ impl Inner {
             known.0.update(&pool);
             return known;
         }
-        let used = Arc::new(Used(Arc::new(LivePool::new(self.policy, &pool))));
+        let used = Arc::new(Used(Arc::new(LivePool::new(self.policy, &pool, self.tally.clone()))));
         self.pools.insert(pool.name, Arc::downgrade(&used));
         used
     }
@@ -107,6 +121,7 @@ impl Inner {
 #[derive(Debug)]
 pub(crate) struct LivePool {
     policy: Policy,
+    counting: Counting,
     members: RwLock<Arc<Members>>,
     clients: Mutex<Affinity>,
     /// Connections to its endpoints, if requests are carried one by one.
@@ -128,17 +143,35 @@ pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
     flows: AtomicUsize,
     gone: watch::Sender<bool>,
+    counting: Counting,
 }
+
+/// What a pool's flows are counted by.
+#[derive(Clone, Debug)]
+struct Counting {
+    pool: Arc<str>,
+    tally: Arc<Tally>,
+}
+
+/// So many bytes of a flow may be untold.
+const UNTOLD_BYTES: u64 = 64 * 1024;
 
 /// A flow to an endpoint, which counts until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Flow(Arc<Endpoint>);
+pub(crate) struct Flow(Arc<Endpoint>, AtomicU64);
 
 impl LivePool {
-    fn new(policy: Policy, pool: &Pool) -> Self {
-        let members = RwLock::new(Arc::new(Members::new(policy, pool, &[])));
+    fn new(policy: Policy, pool: &Pool, tally: Arc<Tally>) -> Self {
+        let counting = Counting { pool: pool.name.as_str().into(), tally };
+        let members = RwLock::new(Arc::new(Members::new(policy, pool, &[], &counting)));
         let (clients, upstream) = (Mutex::default(), OnceLock::new());
-        Self { policy, members, clients, upstream, began: Instant::now() }
+        Self { policy, counting, members, clients, upstream, began: Instant::now() }
+    }
+
+    /// A connection found no endpoint.
+    pub(crate) fn note_refusal(&self) {
+        let Counting { pool, tally } = &self.counting;
+        tally.add(pool, None, Counts { refused: 1, ..Counts::default() });
     }
 
     fn update(&self, pool: &Pool) {
@@ -146,7 +179,7 @@ impl LivePool {
         if members.is_of(pool) {
             return;
         }
-        let new = Members::new(self.policy, pool, &members.endpoints);
+        let new = Members::new(self.policy, pool, &members.endpoints, &self.counting);
         let is_there = |address| new.endpoints.iter().any(|endpoint| endpoint.address == address);
         for endpoint in members.endpoints.iter().filter(|endpoint| !is_there(endpoint.address)) {
             endpoint.gone.send_replace(true);
@@ -196,10 +229,10 @@ impl LivePool {
 
 impl Members {
     /// Endpoints that were there before stay what they are.
-    fn new(policy: Policy, pool: &Pool, before: &[Arc<Endpoint>]) -> Self {
+    fn new(policy: Policy, pool: &Pool, before: &[Arc<Endpoint>], counting: &Counting) -> Self {
         let endpoint = |address: &SocketAddr| {
             let known = before.iter().find(|endpoint| endpoint.address == *address);
-            known.cloned().unwrap_or_else(|| Arc::new(Endpoint::new(*address)))
+            known.cloned().unwrap_or_else(|| Arc::new(Endpoint::new(*address, counting.clone())))
         };
         Self {
             endpoints: pool.endpoints.iter().map(endpoint).collect(),
@@ -228,15 +261,45 @@ impl Members {
 }
 
 impl Endpoint {
-    fn new(address: SocketAddr) -> Self {
-        Self { address, flows: AtomicUsize::new(0), gone: watch::Sender::new(false) }
+    fn new(address: SocketAddr, counting: Counting) -> Self {
+        Self { address, flows: AtomicUsize::new(0), gone: watch::Sender::new(false), counting }
+    }
+
+    fn note(&self, counts: Counts) {
+        let Counting { pool, tally } = &self.counting;
+        tally.add(pool, Some(self.address), counts);
     }
 }
 
 impl Flow {
     fn new(endpoint: &Arc<Endpoint>) -> Self {
         endpoint.flows.fetch_add(1, Ordering::Relaxed);
-        Self(endpoint.clone())
+        Self(endpoint.clone(), AtomicU64::new(0))
+    }
+
+    /// The endpoint takes it.
+    pub(crate) fn note_connection(&self) {
+        self.0.note(Counts { connections: 1, ..Counts::default() });
+    }
+
+    /// The endpoint does not.
+    pub(crate) fn note_retry(&self) {
+        self.0.note(Counts { retries: 1, ..Counts::default() });
+    }
+
+    /// So many bytes more were carried.
+    pub(crate) fn note_bytes(&self, more: usize) {
+        let more = u64::try_from(more).unwrap_or(u64::MAX);
+        if self.1.fetch_add(more, Ordering::Relaxed).saturating_add(more) >= UNTOLD_BYTES {
+            self.tell_bytes();
+        }
+    }
+
+    fn tell_bytes(&self) {
+        let bytes = self.1.swap(0, Ordering::Relaxed);
+        if bytes > 0 {
+            self.0.note(Counts { bytes, ..Counts::default() });
+        }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -252,6 +315,7 @@ impl Flow {
 
 impl Drop for Flow {
     fn drop(&mut self) {
+        self.tell_bytes();
         self.0.flows.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -100,7 +100,10 @@ async fn carry(shared: &Arc<Shared>, client: TcpStream, peer: SocketAddr, traffi
         tune(&client);
         return http::carry(shared, client, Client { address: peer, sent_to }, traffic).await;
     }
-    let Some((endpoint, flow)) = connect(shared, &pool, peer).await else { return reset(&[&client]) };
+    let Some((endpoint, flow)) = connect(shared, &pool, peer).await else {
+        pool.note_refusal();
+        return reset(&[&client]);
+    };
     carry_to(shared, &client, &endpoint, &flow).await;
 }
 
@@ -113,7 +116,7 @@ async fn carry_to(shared: &Shared, client: &TcpStream, endpoint: &TcpStream, flo
         tokio::time::sleep(shared.drain).await;
     };
     let carried = tokio::select! {
-        carried = relay(client, endpoint) => carried,
+        carried = relay(client, endpoint, |n| flow.note_bytes(n)) => carried,
         () = drained => Err(io::Error::other("the endpoint is gone, and its time is over")),
     };
     drop(own);
@@ -144,10 +147,14 @@ async fn connect(shared: &Shared, pool: &LivePool, client: SocketAddr) -> Option
         let flow = pool.pick(client.ip(), &tried)?;
         let address = flow.address();
         match tokio::time::timeout(shared.connect_timeout, TcpStream::connect(address)).await {
-            Ok(Ok(endpoint)) => return Some((endpoint, flow)),
+            Ok(Ok(endpoint)) => {
+                flow.note_connection();
+                return Some((endpoint, flow));
+            }
             Ok(Err(error)) => debug!(%client, endpoint = %address, %error, "an endpoint can't be reached"),
             Err(_elapsed) => debug!(%client, endpoint = %address, "an endpoint does not answer"),
         }
+        flow.note_retry();
         tried.push(address);
     }
     None
@@ -168,7 +175,7 @@ mod tests {
 
     use super::*;
     use crate::control::Control;
-    use crate::frame::{Frontend, Pool, Route, Routes, Settings};
+    use crate::frame::{Counts, Frontend, Pool, Route, Routes, Settings};
 
     fn shared(connect_timeout_ms: u64, drain_ms: u64) -> Shared {
         let settings = Settings {
@@ -216,6 +223,12 @@ mod tests {
             let (_stream, flow) = connect(&shared, &pool, CLIENT).await.unwrap();
             assert_eq!(flow.address(), there);
         }
+        let counted: Vec<_> =
+            shared.table.tally().take().into_iter().map(|count| (count.endpoint, count.counts)).collect();
+        let taken = (Some(there), Counts { connections: 4, ..Counts::default() });
+        assert!(counted.contains(&taken), "{counted:?}");
+        let retries = |(endpoint, counts): &(_, Counts)| *endpoint == Some(refuses) && counts.retries > 0;
+        assert!(counted.iter().any(retries) && counted.len() == 2, "{counted:?}");
         let pool = set(&shared, &[refuses]);
         assert!(connect(&shared, &pool, CLIENT).await.is_none());
     }
@@ -263,6 +276,9 @@ mod tests {
         let mut received = [0; 12];
         endpoint.read_exact(&mut received).await.unwrap();
         carried.await.unwrap();
+        // A flow's last bytes are told with its end.
+        let bytes: u64 = shared.table.tally().take().iter().map(|count| count.counts.bytes).sum();
+        assert_eq!(bytes, 12);
         assert_eq!(client.read(&mut received).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     }
 

@@ -97,6 +97,7 @@ impl Session {
         let none = || io::Error::other("there is no endpoint");
         let flow = pool.pick(self.client.ip(), &[]).ok_or_else(none)?;
         let socket = connect(&flow).await?;
+        flow.note_connection();
         let idle = self.shared.udp_idle;
         let mut ends = Instant::now() + idle;
         let gone = flow.endpoint_gone();
@@ -104,12 +105,15 @@ impl Session {
         loop {
             tokio::select! {
                 datagram = received.recv() => match datagram {
-                    Some(datagram) => drop(socket.send(&datagram).await),
+                    Some(datagram) => {
+                        flow.note_bytes(datagram.len());
+                        drop(socket.send(&datagram).await);
+                    }
                     None => return Ok(Ended::Idle),
                 },
                 readable = socket.readable() => {
                     readable?;
-                    self.answer(&socket).await;
+                    self.answer(&socket, &flow).await;
                 }
                 () = &mut gone => return Ok(Ended::EndpointGone),
                 () = tokio::time::sleep_until(ends) => return Ok(Ended::Idle),
@@ -119,8 +123,9 @@ impl Session {
     }
 
     /// Passes answers on. What fails is lost, as datagrams may be.
-    async fn answer(&self, socket: &UdpSocket) {
+    async fn answer(&self, socket: &UdpSocket, flow: &Flow) {
         while let Some(answer) = receive(socket) {
+            flow.note_bytes(answer.len());
             drop(self.listener.send_to(&answer, self.client).await);
         }
     }

@@ -15,7 +15,7 @@ use crate::control::{self, Control, Incoming};
 use crate::frame::{FrameError, Settings, ToAgent, ToWorker};
 use crate::handover::{self, Listeners};
 use crate::table::{Table, Traffic};
-use crate::{tcp, udp};
+use crate::{tally, tcp, udp};
 
 /// What all tasks share.
 #[derive(Debug)]
@@ -96,6 +96,7 @@ async fn work(agent: &UnixStream, listeners: Listeners, max_files: usize) -> Res
     let (control, says) = Control::new();
     let shared = Arc::new(Shared::new(control, &settings, max_files));
     tokio::spawn(control::send(says, write));
+    tokio::spawn(tally::report(shared.clone()));
     let mut serving = serve(&shared, listeners).map_err(io)?;
     let ended = obey(&shared, &mut incoming).await;
     let linger = match &ended {

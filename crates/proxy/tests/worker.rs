@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use balance::Policy;
 use proxy::frame::{
-    FrameReader, Frontend, MAX_TO_AGENT_BYTES, MAX_TO_WORKER_BYTES, Pool, Protocol, Route, Routes, Settings,
-    ToAgent, ToWorker, encode,
+    Count, Counts, FrameReader, Frontend, MAX_TO_AGENT_BYTES, MAX_TO_WORKER_BYTES, Pool, Protocol, Route,
+    Routes, Settings, ToAgent, ToWorker, encode,
 };
 use proxy::{Listeners, WorkerError, hand_over};
 
@@ -25,6 +25,8 @@ struct Agent {
     frames: FrameReader,
     listeners: Listeners,
     worker: JoinHandle<Result<(), WorkerError>>,
+    /// What was told meanwhile.
+    counted: Vec<Count>,
 }
 
 impl Agent {
@@ -34,7 +36,8 @@ impl Agent {
         let worker = std::thread::spawn(move || proxy::run(&theirs, 1024));
         let listeners = Listeners::at(LOOPBACK).unwrap();
         hand_over(&control, &listeners).unwrap();
-        let mut agent = Self { control, frames: FrameReader::new(MAX_TO_AGENT_BYTES), listeners, worker };
+        let (frames, counted) = (FrameReader::new(MAX_TO_AGENT_BYTES), Vec::new());
+        let mut agent = Self { control, frames, listeners, worker, counted };
         agent.say(&ToWorker::Settings(Settings {
             connect_timeout_ms: 10_000,
             udp_idle_ms,
@@ -52,8 +55,13 @@ impl Agent {
 
     fn hear(&mut self) -> ToAgent {
         loop {
-            if let Some(frame) = self.frames.next_frame().unwrap() {
-                return frame;
+            match self.frames.next_frame().unwrap() {
+                Some(ToAgent::Counted(count)) => {
+                    self.counted.push(count);
+                    continue;
+                }
+                Some(frame) => return frame,
+                None => {}
             }
             let mut buffer = [0; 1024];
             let n = self.control.read(&mut buffer).unwrap();
@@ -193,4 +201,33 @@ fn an_agent_that_makes_no_sense_is_left() {
     let mut agent = Agent::new(50, None);
     agent.control.write_all(&[0, 0, 0, 2, b'?', b'?']).unwrap();
     assert!(matches!(agent.worker.join().unwrap(), Err(WorkerError::Agent { .. })));
+}
+
+/// The agent hears of each flow once, with what it carried.
+#[test]
+fn flows_are_counted() {
+    let mut agent = Agent::new(100, None);
+    let endpoint = udp();
+    let address = endpoint.local_addr().unwrap();
+    agent.set(1, &[address]);
+    let client = agent.client();
+    client.send(b"who?").unwrap();
+    agent.answer(&client, Some((SERVICE, 53).into()));
+    serve(&endpoint, 1);
+    let answer = answered(&client);
+    assert_eq!(answer, 1);
+    // Which is when the client was idle.
+    let mut sum = Counts::default();
+    while sum.bytes == 0 {
+        let told = std::mem::take(&mut agent.counted);
+        for count in told {
+            assert_eq!(count.endpoint, Some(address));
+            sum = sum.plus(count.counts);
+        }
+        // Something to be answered, so that all that was told is heard.
+        agent.set(2, &[address]);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!((sum.connections, sum.refused, sum.retries), (1, 0, 0));
+    assert!(sum.bytes > 4, "{sum:?}");
 }

@@ -41,6 +41,7 @@ pub(super) fn convert(
         external_policy,
         uid: Uid::parse(&raw.metadata.uid),
         health_check_node_port: health_check_node_port(spec, external_policy, notes),
+        preserves_destination: raw.metadata.annotations.preserves_destination,
         name,
     }))
 }

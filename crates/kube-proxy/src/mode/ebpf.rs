@@ -17,9 +17,10 @@ use metrics::{EbpfMetrics, Metrics};
 use model::{Family, FrontendKey, IpFamily, V4, V6};
 use tracing::{info, warn};
 
-use super::{nftables, spawn_watch};
+use super::nftables;
 use crate::platform;
 use crate::takeover::{Leftovers, TakeOvers};
+use crate::watching::spawn_watch;
 
 /// What serves these families.
 pub(super) fn serve(

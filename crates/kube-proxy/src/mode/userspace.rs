@@ -14,7 +14,7 @@ use std::time::Duration;
 use agent::{FamilyMode, ServedFamily, with_causes};
 use anyhow::Context as _;
 use backend_nftables::{Backend, lease::LEASE_SECS};
-use backend_userspace::{Supervisor, UserspacePlanner, UserspaceTarget, Worker};
+use backend_userspace::{Carried, Supervisor, UserspacePlanner, UserspaceTarget, Worker};
 use config::Config;
 use metrics::{Metrics, UserspaceMetrics};
 use model::{Family, IpFamily, RuleSettings, V4, V6};
@@ -24,8 +24,9 @@ use tracing::{debug, error, warn};
 
 use self::process::Process;
 use self::site::KernelSite;
-use super::{Endings, nftables, spawn_watch};
+use super::{Endings, nftables};
 use crate::takeover::{Leftovers, TakeOvers};
+use crate::watching::spawn_watch;
 
 /// The command by which the program runs itself as a worker; not for people.
 pub(crate) const WORKER: &str = "proxy-worker";
@@ -91,16 +92,19 @@ type Planner<F> = UserspacePlanner<Backend<F>, KernelSite<F>>;
 
 impl Shared {
     fn served<F: Family>(&self, metrics: UserspaceMetrics) -> FamilyMode<F, Planner<F>> {
-        let site = KernelSite::new(self.settings.clone(), self.verbosity);
+        let carried = Carried::default();
+        let site = KernelSite::new(self.settings.clone(), self.verbosity, carried.clone());
         let supervisor = Arc::new(Mutex::new(Supervisor::new(site)));
         look_after(Arc::downgrade(&supervisor), metrics.clone());
-        let ended = supervisor.clone();
+        let (ended, of_meter) = (supervisor.clone(), supervisor.clone());
         let shut_down = move || ended.lock().unwrap_or_else(PoisonError::into_inner).shut_down();
         self.families.borrow_mut().push(Box::new(shut_down));
         FamilyMode {
             planner: UserspacePlanner::new(Backend::new(RuleSettings::default())),
-            // Rules would count only what goes by them alone.
-            meter: None,
+            meter: Some(Arc::new(move || {
+                let target = UserspaceTarget::new(nftables::open::<F>()?, of_meter.clone());
+                Ok(target.counting(carried.clone()))
+            })),
             open: Arc::new(move || Ok(UserspaceTarget::new(nftables::open::<F>()?, supervisor.clone()))),
             watch: Some(Box::new(move |touches| {
                 spawn_watch(move || nftables::watch(F::FAMILY.into(), &touches));

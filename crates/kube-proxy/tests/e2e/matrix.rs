@@ -10,6 +10,7 @@ use lab::client::{ConnectFailure, FailureClass, Reply, Transport, ask_once};
 use lab::proxy::wait_until;
 use testkit::cluster::{Cluster, LINE_PORT, ProxyMode, UDP_PORT};
 
+use crate::status::wait_for_answer;
 use crate::support::{PATIENCE, cluster_in, in_every_mode, listing, start};
 
 in_every_mode!(every_line_of_the_contract_holds);
@@ -49,10 +50,8 @@ pub(crate) fn check_contract(cluster: &Cluster) {
                 scope.spawn(|| {
                     let seen = chunk.iter().map(|case| as_seen_in(mode, case));
                     let failures = seen.flat_map(|case| run(&case, cluster));
-                    let explained = chunk.iter().filter(|_| can_be_explained(mode));
-                    failures
-                        .chain(explained.flat_map(|case| explain(mode, case, cluster)))
-                        .collect::<Vec<_>>()
+                    let explained = chunk.iter().flat_map(|case| explain(mode, case, cluster));
+                    failures.chain(explained).collect::<Vec<_>>()
                 })
             })
             .collect();
@@ -94,11 +93,6 @@ fn run(case: &Case, cluster: &Cluster) -> Vec<String> {
     failures.collect()
 }
 
-/// Virtual servers are not followed: known-gaps.md.
-fn can_be_explained(mode: ProxyMode) -> bool {
-    mode != ProxyMode::Ipvs
-}
-
 /// What the proxy says wrongly about a case, a line each.
 fn explain(mode: ProxyMode, case: &Case, cluster: &Cluster) -> Vec<String> {
     let lab = &cluster.lab;
@@ -112,12 +106,17 @@ fn explain(mode: ProxyMode, case: &Case, cluster: &Cluster) -> Vec<String> {
     let failures = runs.filter_map(|(v6, (protocol, port))| {
         let (source, to) = (ip(client, v6), target(case.address, case.n, v6, ip(lab.node(), v6)));
         let query = format!("source={source}&destination={to}&protocol={protocol}&from={from}");
-        let url = format!("http://127.0.0.1:10249/api/v1/packet?{query}");
-        let body = lab.node().exec("curl", &["--silent", "--globoff", &url]).unwrap();
+        let metrics = SocketAddr::from(([127, 0, 0, 1], 10249));
+        let body =
+            wait_for_answer(lab.node(), metrics, &format!("/api/v1/packet?{query}"), 200, PATIENCE).body;
         let report: serde_json::Value = serde_json::from_str(&body).unwrap();
         let wanted = match (mode, case.answer) {
             // Rules lead it to a worker of this node.
             (ProxyMode::Userspace, Answer::By { .. }) => ["\"proxied\" null false".to_owned()].into(),
+            // The node's own packets to a virtual server have its address as their source.
+            (ProxyMode::Ipvs, Answer::By { local, remote, .. }) if case.client == Client::Host => {
+                endings(Answer::By { local, remote, sees_node: true }, cluster, v6, port)
+            }
             (_, answer) => endings(answer, cluster, v6, port),
         };
         let found: BTreeSet<String> =
@@ -165,9 +164,14 @@ fn check(
     let names = [(local, cluster.lab.pod(0)), (remote, cluster.lab.node2_pod(0))];
     let wanted: BTreeSet<&str> =
         names.into_iter().filter(|(wanted, _)| *wanted).map(|(_, host)| host.name()).collect();
-    // Of two endpoints, one is not met in 24 tries once in eight million runs.
+    // Of two endpoints that are both wanted, one is not met in 24 tries once in eight million runs; one that is not wanted is missed
+    // in 12 tries once in 4,000.
+    let most = if wanted.len() == names.len() { 24 } else { 12 };
     let mut met = BTreeSet::new();
-    for _ in 0..24 {
+    for _ in 0..most {
+        if met.len() == names.len() {
+            break;
+        }
         match ask(crate::support::REQUEST) {
             Ok(reply) if reply.client.ip() != source => {
                 return Some(format!("the endpoint sees {}, not {source}", reply.client.ip()));
@@ -179,6 +183,7 @@ fn check(
     let met: BTreeSet<&str> = met.iter().map(String::as_str).collect();
     (met != wanted).then(|| format!("answered by {met:?} instead of {wanted:?}"))
 }
+
 /// How long a client waits before it takes a packet for dropped.
 const DROP_LIMIT: std::time::Duration = std::time::Duration::from_millis(700);
 

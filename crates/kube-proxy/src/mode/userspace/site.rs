@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use agent::with_causes;
 use backend_nftables::lease::{self, Listeners as Lease, Ports};
-use backend_userspace::Site;
+use backend_userspace::{Carried, Site};
 use model::Family;
 use netlink::NetlinkError;
 use nft::{Kernel as _, Transaction};
@@ -22,6 +22,7 @@ use crate::platform;
 pub(super) struct KernelSite<F> {
     settings: Settings,
     verbosity: u32,
+    carried: Carried,
     /// Opened on the thread that first uses it.
     kernel: Option<kernel::Nftables>,
     family: PhantomData<fn() -> F>,
@@ -34,8 +35,8 @@ pub(super) struct Place {
 }
 
 impl<F: Family> KernelSite<F> {
-    pub(super) fn new(settings: Settings, verbosity: u32) -> Self {
-        Self { settings, verbosity, kernel: None, family: PhantomData }
+    pub(super) fn new(settings: Settings, verbosity: u32, carried: Carried) -> Self {
+        Self { settings, verbosity, carried, kernel: None, family: PhantomData }
     }
 
     fn apply(&mut self, transaction: &Transaction) -> Result<(), NetlinkError> {
@@ -73,7 +74,7 @@ impl<F: Family> Site for KernelSite<F> {
     }
 
     fn start(&mut self, listeners: &Place) -> io::Result<Process> {
-        Process::start(&listeners.sockets, &self.settings, self.verbosity)
+        Process::start(&listeners.sockets, &self.settings, self.verbosity, self.carried.clone())
     }
 
     fn renew(&mut self, listeners: &Place) -> Result<(), String> {
