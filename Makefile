@@ -9,9 +9,9 @@ BUILD_TOOLS := cc:gcc cc:libc6-dev
 # netbase: without it nft shows the numbers of protocols, not their names.
 RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux /etc/protocols:netbase
 BPF_TOOLS := clang-14:clang-14 llvm-objdump-14:llvm-14
-TEST_TOOLS := $(RUN_TOOLS) $(BPF_TOOLS) iptables:iptables ipset:ipset conntrack:conntrack tmux:tmux
+TEST_TOOLS := $(RUN_TOOLS) $(BPF_TOOLS) iptables:iptables ipset:ipset conntrack:conntrack tmux:tmux h2load:nghttp2-client
 
-.PHONY: demo bpf test guest-test guest-smoke kernels neighbours windows windows-check check package-check page-check image release install bench fuzz fmt docs-files
+.PHONY: demo bpf test guest-test guest-smoke kernels neighbours windows windows-check check package-check page-check image release install bench bench-http conformance fuzz fmt docs-files
 
 ## Three pods, a Service and a client in namespaces of their own; nothing is left behind.
 demo:
@@ -90,6 +90,21 @@ check: package-check
 	INSTA_UPDATE=no $(CARGO) test --workspace --locked --no-fail-fast
 	$(MAKE) guest-smoke
 	$(MAKE) windows-check
+
+## HTTP by request between clients and servers that are not ours: gRPC and WebSocket of PyPI. Not part of `check`, since it asks PyPI.
+conformance:
+	@scripts/setup $(BUILD_TOOLS) python3:python3 /usr/share/doc/python3-venv:python3-venv
+	test -x target/conformance/bin/python3 || python3 -m venv target/conformance
+	target/conformance/bin/python3 -m pip install -q grpcio==1.85.3 websockets==17.4
+	$(CARGO) build --locked -p http-proxy --example serve
+	target/conformance/bin/python3 scripts/http-conformance target/debug/examples/serve
+
+## What a request through a worker costs, beside nginx and HAProxy, on this machine.
+REQUESTS ?= 100000
+bench-http:
+	@scripts/setup $(BUILD_TOOLS) python3:python3 h2load:nghttp2-client nginx:nginx-light haproxy:haproxy
+	$(CARGO) build --release --locked -p http-proxy --example serve
+	scripts/http-bench target/release/examples/serve $(REQUESTS)
 
 ## What is in deploy/: manifests, chart, alert rules, dashboard, unit. Says which parts no tool was there for.
 package-check:

@@ -126,6 +126,7 @@ raw! {
         protocol: Text<'a>,
         port: i64,
         node_port: i64,
+        app_protocol: Text<'a>,
     }
 
     struct AffinityConfig<'a> {

@@ -6,7 +6,7 @@ mod encode;
 use std::time::Duration;
 
 use api::{Format, Outcome, Parsed, decode_list, decode_object};
-use model::{Interner, Kind, Object, SliceEndpoints};
+use model::{AppProtocol, Interner, Kind, Object, SliceEndpoints};
 use serde_json::{Value, json};
 
 /// Overwrites parts of a sound object: `patch` is merged as in RFC 7396, except that lists are replaced.
@@ -218,6 +218,19 @@ fn bad_service_ports_are_left_out() {
     let note = "Service shop/web: spec.ports[0].nodePort: 70000 is not a port number";
     let kept = service(&bad_node_port, &["keep", note]);
     assert_eq!((kept.ports[0].port, kept.ports[0].node_port), (80, None));
+    for (name, expected) in [
+        ("http", AppProtocol::Http),
+        ("kubernetes.io/h2c", AppProtocol::Http),
+        ("Kubernetes.IO/ws", AppProtocol::Http),
+        ("GRPC", AppProtocol::Http),
+        ("https", AppProtocol::Opaque),
+        ("kubernetes.io/wss", AppProtocol::Opaque),
+        ("example.com/mine", AppProtocol::Opaque),
+        ("", AppProtocol::Opaque),
+    ] {
+        let kept = service(&ports(json!([{"port": 80, "appProtocol": name}])), &["keep"]);
+        assert_eq!(kept.ports[0].app_protocol, expected, "{name}");
+    }
     let twice =
         ports(json!([{"name": "a", "port": 80}, {"name": "b", "port": 81}, {"name": "a", "port": 82}]));
     let note = "Service shop/web: spec.ports[2]: replaces another of the same name and protocol";

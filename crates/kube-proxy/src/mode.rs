@@ -13,7 +13,7 @@ use agent::{ServedFamily, Settings};
 use config::{Config, Mode};
 use host::Privilege;
 use metrics::Metrics;
-use model::{Balancer, IpFamily};
+use model::{Balancer, IpFamily, Proxied};
 
 use crate::endings::Endings;
 
@@ -50,7 +50,7 @@ fn not_built_in<T>(mode: Mode) -> anyhow::Result<T> {
 pub(crate) fn unusable(mode: Mode) -> Option<String> {
     match mode {
         Mode::NfTables | Mode::Ebpf => nftables::unusable(&Balancer::Rules),
-        Mode::Userspace => nftables::unusable(&Balancer::Proxies),
+        Mode::Userspace => nftables::unusable(&Balancer::Proxies(Proxied::All)),
         Mode::Ipvs => nftables::unusable(&Balancer::Ipvs { node_addresses: Vec::new() }),
         Mode::IpTables | Mode::Kernelspace => None,
     }

@@ -169,6 +169,27 @@ pub struct ServicePort {
     pub port: u16,
     /// Port on the nodes.
     pub node_port: Option<u16>,
+    /// `appProtocol`.
+    pub app_protocol: AppProtocol,
+}
+
+/// What clients and endpoints say to each other, as far as a proxy may understand it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AppProtocol {
+    /// Bytes.
+    #[default]
+    Opaque,
+    /// HTTP without TLS, of whatever version: requests, each of which may go to another endpoint.
+    Http,
+}
+
+impl AppProtocol {
+    /// By the name in a port's `appProtocol`: IANA's, or one of Kubernetes' own (KEP-3726). Names are of either case (RFC 6335,
+    /// section 5.1).
+    pub fn named(name: &str) -> Self {
+        const HTTP: [&str; 4] = ["http", "kubernetes.io/h2c", "kubernetes.io/ws", "grpc"];
+        if HTTP.iter().any(|known| known.eq_ignore_ascii_case(name)) { Self::Http } else { Self::Opaque }
+    }
 }
 
 /// A slice of the endpoints of one Service, in one family.

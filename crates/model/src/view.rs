@@ -197,6 +197,7 @@ fn port_frontends<F: Family>(
         policy: service.internal_policy,
         affinity,
         proxying: service.proxying,
+        app_protocol: port.app_protocol,
         flow_endpoints: pools.flow_endpoints.clone(),
         ..Frontend::new(cluster_ip, AddressKind::ClusterIp, name.clone(), pools.internal.clone())
     });
@@ -205,6 +206,7 @@ fn port_frontends<F: Family>(
         internal_pool: pools.short_cut.clone(),
         affinity,
         proxying: service.proxying,
+        app_protocol: port.app_protocol,
         masquerade: pools.external_masquerade,
         allowed_sources,
         flow_endpoints: pools.flow_endpoints.clone(),

@@ -98,6 +98,9 @@ pub struct Pool {
     pub endpoints: Vec<SocketAddr>,
     /// `ClientIP` affinity: for how long, in seconds.
     pub affinity_secs: Option<u64>,
+    /// What goes there is HTTP, and each request may go to another endpoint.
+    #[serde(default)]
+    pub by_request: bool,
 }
 
 /// What a worker tells an agent.
@@ -248,6 +251,7 @@ mod tests {
             name: name.to_owned(),
             endpoints: vec!["10.0.0.1:8080".parse().unwrap(), "[fd00::1]:8080".parse().unwrap()],
             affinity_secs: Some(10_800),
+            by_request: true,
         };
         ToWorker::Routes(Routes {
             generation,

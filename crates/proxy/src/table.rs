@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use balance::{Affinity, Choice, Draw, Policy};
+use http_proxy::Upstream;
 use rustc_hash::FxBuildHasher;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -148,6 +149,8 @@ pub(crate) struct LivePool {
     counting: Counting,
     members: RwLock<Arc<Members>>,
     clients: Mutex<Affinity>,
+    /// Connections to its endpoints, if requests are carried one by one.
+    upstream: OnceLock<Arc<Upstream>>,
     began: Instant,
 }
 
@@ -157,6 +160,7 @@ struct Members {
     policy: Policy,
     choice: Choice,
     affinity: Option<Duration>,
+    by_request: bool,
 }
 
 /// One endpoint of a pool, for as long as it is there or has flows.
@@ -186,7 +190,8 @@ impl LivePool {
     fn new(policy: Policy, pool: &Pool, tally: Arc<Tally>) -> Self {
         let counting = Counting { pool: pool.name.as_str().into(), tally };
         let members = RwLock::new(Arc::new(Members::new(policy, pool, &[], &counting)));
-        Self { counting, members, clients: Mutex::default(), began: Instant::now() }
+        let (clients, upstream) = (Mutex::default(), OnceLock::new());
+        Self { counting, members, clients, upstream, began: Instant::now() }
     }
 
     /// A connection found no endpoint.
@@ -206,13 +211,31 @@ impl LivePool {
             endpoint.gone.send_replace(true);
         }
         self.clients.lock().unwrap_or_else(PoisonError::into_inner).retain(is_there);
+        if let Some(upstream) = self.upstream.get() {
+            upstream.retain(is_there);
+        }
         *members = Arc::new(new);
     }
 
     /// All endpoints go; whoever has a flow to one gets no other.
     fn close(&self) {
-        let none = Pool { name: String::new(), endpoints: Vec::new(), affinity_secs: None };
-        self.update(Policy::default(), &none);
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        for endpoint in &members.endpoints {
+            endpoint.gone.send_replace(true);
+        }
+        if let Some(upstream) = self.upstream.get() {
+            upstream.retain(|_| false);
+        }
+    }
+
+    /// Whether requests are carried one by one, not connections.
+    pub(crate) fn is_by_request(&self) -> bool {
+        self.members.read().unwrap_or_else(PoisonError::into_inner).by_request
+    }
+
+    /// Connections for requests to its endpoints, with the limits of this one.
+    pub(crate) fn upstream(&self, of_all: &Upstream) -> Arc<Upstream> {
+        self.upstream.get_or_init(|| Arc::new(of_all.sibling())).clone()
     }
 
     /// An endpoint for a client's new flow, none of those that were tried.
@@ -242,11 +265,13 @@ impl Members {
             policy,
             choice: Choice::new(policy, &pool.endpoints),
             affinity: pool.affinity_secs.map(Duration::from_secs),
+            by_request: pool.by_request,
         }
     }
 
     fn is_of(&self, policy: Policy, pool: &Pool) -> bool {
         self.policy == policy
+            && self.by_request == pool.by_request
             && self.affinity == pool.affinity_secs.map(Duration::from_secs)
             && self.endpoints.iter().map(|endpoint| endpoint.address).eq(pool.endpoints.iter().copied())
     }
@@ -335,7 +360,7 @@ mod tests {
 
     fn pool(name: &str, endpoints: &[u8], affinity_secs: Option<u64>) -> Pool {
         let endpoints = endpoints.iter().copied().map(endpoint).collect();
-        Pool { name: name.to_owned(), endpoints, affinity_secs }
+        Pool { name: name.to_owned(), endpoints, affinity_secs, by_request: false }
     }
 
     fn frontend(address: Option<&str>, port: u16) -> Frontend {

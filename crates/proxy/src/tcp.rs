@@ -6,12 +6,14 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use http_proxy::{Client, Sockets};
 use rustc_hash::FxBuildHasher;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, warn};
 
 use crate::frame::Protocol;
+use crate::http;
 use crate::relay::relay;
 use crate::table::{Flow, LivePool, Traffic};
 use crate::worker::{Closing, Shared};
@@ -37,7 +39,7 @@ impl OwnConnections {
     }
 
     fn note(&self, ends: Ends) -> OwnConnection<'_> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(ends);
+        self.opened(ends.0, ends.1);
         OwnConnection(self, ends)
     }
 }
@@ -46,7 +48,17 @@ struct OwnConnection<'o>(&'o OwnConnections, Ends);
 
 impl Drop for OwnConnection<'_> {
     fn drop(&mut self) {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+        self.0.closed(self.1.0, self.1.1);
+    }
+}
+
+impl Sockets for OwnConnections {
+    fn opened(&self, local: SocketAddr, endpoint: SocketAddr) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert((local, endpoint));
+    }
+
+    fn closed(&self, local: SocketAddr, endpoint: SocketAddr) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&(local, endpoint));
     }
 }
 
@@ -110,7 +122,7 @@ fn is_of_one(error: &io::Error) -> bool {
     )
 }
 
-async fn carry(shared: &Shared, client: TcpStream, peer: SocketAddr, traffic: Traffic) {
+async fn carry(shared: &Arc<Shared>, client: TcpStream, peer: SocketAddr, traffic: Traffic) {
     let Ok(sent_to) = original_destination(&client) else { return reset(&[&client]) };
     if shared.own.contains((peer, sent_to)) {
         debug!(%peer, "an endpoint is an address that leads back here");
@@ -118,6 +130,10 @@ async fn carry(shared: &Shared, client: TcpStream, peer: SocketAddr, traffic: Tr
     }
     let pool = shared.table.pool(Protocol::Tcp, sent_to, traffic);
     let Some(pool) = pool else { return reset(&[&client]) };
+    if pool.is_by_request() {
+        tune(&client);
+        return http::carry(shared, client, Client { address: peer, sent_to }, traffic).await;
+    }
     let Some((endpoint, flow)) = connect(shared, &pool, peer).await else {
         pool.note_refusal();
         return reset(&[&client]);
@@ -126,11 +142,8 @@ async fn carry(shared: &Shared, client: TcpStream, peer: SocketAddr, traffic: Tr
 }
 
 async fn carry_to(shared: &Shared, client: &TcpStream, endpoint: &TcpStream, flow: &Flow) {
-    for stream in [client, endpoint] {
-        // A connection works without either.
-        drop(stream.set_nodelay(true));
-        drop(SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE)));
-    }
+    tune(client);
+    tune(endpoint);
     let own = endpoint.local_addr().ok().map(|end| shared.own.note((end, flow.address())));
     let drained = async {
         flow.endpoint_gone().await;
@@ -145,6 +158,12 @@ async fn carry_to(shared: &Shared, client: &TcpStream, endpoint: &TcpStream, flo
         debug!(endpoint = %flow.address(), %error, "a connection broke");
         reset(&[client, endpoint]);
     }
+}
+
+fn tune(stream: &TcpStream) {
+    // A connection works without either.
+    drop(stream.set_nodelay(true));
+    drop(SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE)));
 }
 
 /// What the client sent to, before the kernel translated it.
@@ -207,7 +226,12 @@ mod tests {
     const FRONTEND: Frontend = Frontend { address: None, protocol: Protocol::Tcp, port: 80 };
 
     fn set(shared: &Shared, endpoints: &[SocketAddr]) -> Arc<LivePool> {
-        let pool = Pool { name: "a".to_owned(), endpoints: endpoints.to_vec(), affinity_secs: None };
+        let pool = Pool {
+            name: "a".to_owned(),
+            endpoints: endpoints.to_vec(),
+            affinity_secs: None,
+            by_request: false,
+        };
         let route = Route { frontend: FRONTEND, any: pool, internal: None, policy: None };
         shared.table.apply(Routes { set: vec![route], ..Routes::default() });
         shared.table.pool(Protocol::Tcp, ([192, 0, 2, 1], 80).into(), Traffic::Any).unwrap()

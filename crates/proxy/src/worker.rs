@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http_proxy::Upstream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -21,7 +22,11 @@ use crate::{tally, tcp, udp};
 pub(crate) struct Shared {
     pub(crate) table: Table,
     pub(crate) control: Control,
-    pub(crate) own: tcp::OwnConnections,
+    pub(crate) own: Arc<tcp::OwnConnections>,
+    /// Whose limits all connections for requests share.
+    pub(crate) upstream: Upstream,
+    /// Becomes true when no more flows are expected: connections end after the requests that are under way.
+    pub(crate) ending: watch::Sender<bool>,
     pub(crate) connect_timeout: Duration,
     pub(crate) udp_idle: Duration,
     pub(crate) drain: Duration,
@@ -108,6 +113,7 @@ async fn work(agent: &UnixStream, listeners: Listeners, max_files: usize) -> Res
     debug!(?ended, ?linger, "no more flows are expected");
     tokio::time::sleep(linger).await;
     no_more.send_replace(true);
+    shared.ending.send_replace(true);
     let empty = async {
         serving.join_all().await;
         shared.wait_until_empty().await;
@@ -215,14 +221,31 @@ async fn received(signal: &mut Option<Signal>) {
 /// How often the worker looks whether it has room.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// A connection may have many requests of HTTP/2 at a time.
+const REQUESTS_PER_FLOW: usize = 4;
+
+fn request_settings(settings: &Settings, max_flows: usize) -> http_proxy::Settings {
+    http_proxy::Settings {
+        connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
+        drain: Duration::from_millis(settings.drain_ms),
+        max_requests: max_flows.saturating_mul(REQUESTS_PER_FLOW),
+        // A connection to an endpoint takes none of the files for pipes, of which each flow has two.
+        max_idle: max_flows,
+    }
+}
+
 impl Shared {
     pub(crate) fn new(control: Control, settings: &Settings, max_files: usize) -> Self {
         let by_files = (max_files.saturating_sub(OTHER_FILES) / FILES_PER_FLOW).max(1);
         let max_flows = settings.max_flows.unwrap_or(by_files).min(by_files);
+        let own = Arc::new(tcp::OwnConnections::default());
+        let upstream = Upstream::new(request_settings(settings, max_flows), own.clone());
         Self {
             table: Table::new(settings.policy),
             control,
-            own: tcp::OwnConnections::default(),
+            own,
+            upstream,
+            ending: watch::Sender::new(false),
             connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
             udp_idle: Duration::from_millis(settings.udp_idle_ms),
             drain: Duration::from_millis(settings.drain_ms),

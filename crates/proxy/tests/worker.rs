@@ -73,7 +73,12 @@ impl Agent {
     /// Has flows of UDP to the Service go to these endpoints.
     fn set(&mut self, generation: u64, endpoints: &[SocketAddr]) {
         let frontend = Frontend { address: Some(SERVICE), protocol: Protocol::Udp, port: 53 };
-        let pool = Pool { name: "dns".to_owned(), endpoints: endpoints.to_vec(), affinity_secs: None };
+        let pool = Pool {
+            name: "dns".to_owned(),
+            endpoints: endpoints.to_vec(),
+            affinity_secs: None,
+            by_request: false,
+        };
         let set = vec![Route { frontend, any: pool, internal: None, policy: None }];
         self.say(&ToWorker::Routes(Routes { generation, set, ..Routes::default() }));
         assert_eq!(self.hear(), ToAgent::InForce { generation });

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use balance::Policy;
 use ipnet::IpNet;
-use model::{Interner, IpFamily, Object, ObjectName, Service, ServicePort, TrafficPolicy, Uid};
+use model::{AppProtocol, Interner, IpFamily, Object, ObjectName, Service, ServicePort, TrafficPolicy, Uid};
 
 use super::{Converted, Refusal, cidrs, item_name, port_number, protocol, served_address};
 use crate::raw;
@@ -150,7 +150,8 @@ fn service_port(
         // A bad node port takes only itself away; the port stays reachable at the cluster IP.
         number => port_number(number, format_args!("spec.ports[{i}].nodePort"), notes),
     };
-    Some(ServicePort { name, protocol, port, node_port })
+    let app_protocol = AppProtocol::named(&raw.app_protocol);
+    Some(ServicePort { name, protocol, port, node_port, app_protocol })
 }
 
 /// External IPs without repeats. Blank entries are skipped silently, as upstream.

@@ -133,6 +133,7 @@ mod tests {
     use lab::Namespace;
 
     use super::*;
+    use model::Proxied;
 
     #[test]
     fn kernels_before_5_10_are_tried() {
@@ -148,7 +149,9 @@ mod tests {
     #[test]
     fn a_trial_passes_here_and_leaves_nothing() {
         let host = Namespace::new("host").unwrap();
-        for balancer in [Balancer::Rules, Balancer::Proxies, Balancer::Ipvs { node_addresses: Vec::new() }] {
+        for balancer in
+            [Balancer::Rules, Balancer::Proxies(Proxied::All), Balancer::Ipvs { node_addresses: Vec::new() }]
+        {
             let answer = |tx| host.run(|| kernel::Nftables::open()?.apply(&tx));
             let answers =
                 [answer(trial::trial::<V4>(balancer.clone())), answer(trial::trial::<V6>(balancer))];

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use fakes::objects::{self, Endpoint, Port};
@@ -117,6 +117,64 @@ fn an_endpoint_that_refuses_is_passed_over_and_the_client_notices_nothing() {
         let met: BTreeSet<String> =
             (0..12).map(|_| ask(cluster.lab.outside(), Transport::Tcp, web(v6)).name).collect();
         assert_eq!(met.len(), 2);
+    }
+}
+
+/// A pod that answers each request of HTTP with its number.
+fn serve_http(pod: &Host, n: usize) {
+    let listener = pod.run(|| TcpListener::bind(("::", HTTP_PORT))).unwrap();
+    let serve = move |stream: TcpStream| {
+        while read_head(&stream).is_some() {
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx-pod: {n}\r\n\r\n");
+            (&stream).write_all(answer.as_bytes()).unwrap();
+        }
+    };
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let stream = stream.unwrap();
+            std::thread::spawn(move || serve(stream));
+        }
+    });
+}
+
+const HTTP_PORT: u16 = 8090;
+
+/// Up to the empty line; `None` at the end of the connection.
+fn read_head(mut stream: &TcpStream) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).ok()?;
+        head.extend(byte);
+    }
+    String::from_utf8(head).ok()
+}
+
+#[test]
+fn requests_of_one_connection_go_each_to_the_next_endpoint() {
+    let cluster = cluster(3, 0);
+    for n in 0..3 {
+        serve_http(cluster.lab.pod(n), n);
+    }
+    let port = Port { name: "web", protocol: "TCP", port: 80, target: HTTP_PORT, node_port: None };
+    let mut service = objects::service("requests", &[ip("10.96.0.21")], &[port]);
+    service["spec"]["ports"][0]["appProtocol"] = "http".into();
+    cluster.apply(service).unwrap();
+    cluster.apply(objects::slice("requests", "v4", &[port], &cluster.endpoints(false))).unwrap();
+    apply_web(&cluster);
+    let _proxy = start(&cluster);
+    wait_for_capture(&cluster, true);
+    let to: SocketAddr = (ip("10.96.0.21"), 80).into();
+    let stream = cluster.lab.outside().run(|| TcpStream::connect(to)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut answers = (0..9).map(|_| {
+        (&stream).write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").unwrap();
+        read_head(&stream).expect("an answer")
+    });
+    let all: BTreeSet<String> = (0..3).map(|n| format!("x-pod: {n}")).collect();
+    for _ in 0..3 {
+        let met = answers.by_ref().take(3).map(|answer| answer.lines().nth(2).unwrap().to_owned()).collect();
+        assert_eq!(all, met);
     }
 }
 
