@@ -57,6 +57,8 @@ pub(crate) struct Controller<F: Family, P: Planner<F>> {
 const HOPELESS_AFTER: u32 = 3;
 /// So many reports are taken in before the event loop looks after others.
 const MAX_EVENTS_AT_ONCE: usize = 16;
+/// Plan and results of more writes than this take megabytes while they are under way.
+const MANY_WRITES: usize = 10_000;
 
 impl<F: Family, P: Planner<F>> Controller<F, P> {
     pub(crate) fn start(mode: FamilyMode<F, P>, start: Start<'_>) -> Result<Self, StartError> {
@@ -99,14 +101,15 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
         })
     }
 
-    /// Says what something came to, and hands over what follows. True: everything was compared.
+    /// Says what something came to, and hands over what follows. True: a large temporary value has been
+    /// freed, after a comparison of everything or a large change.
     fn carry_on(&mut self, turn: Turn<P::Target>, took: Duration, now: Instant) -> Result<bool, StartError> {
         let (progress, job) = turn;
-        let mut compared = false;
+        let mut has_freed = false;
         match progress {
             Progress::Working => {}
             Progress::Done(done) => {
-                compared = done.step != Step::Change;
+                has_freed = done.step != Step::Change || done.writes > MANY_WRITES;
                 log_done(F::FAMILY, &done, took, self.pipeline.is_settled());
                 self.telemetry.done(&done, &self.pipeline.rule_counts());
                 let (pipeline, table) = (&self.pipeline, self.pipeline.table());
@@ -125,7 +128,7 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
             }
         }
         self.submit(job)?;
-        Ok(compared)
+        Ok(has_freed)
     }
 
     fn worked(&mut self, is_complete: bool, now: Instant) {
@@ -302,12 +305,12 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
     }
 
     fn take_reports(&mut self, now: Instant) -> Result<bool, StartError> {
-        let mut compared = false;
+        let mut has_freed = false;
         for _ in 0..MAX_EVENTS_AT_ONCE {
             match self.inbox.try_recv() {
                 Some(Event::Report(report)) => {
                     let turn = self.pipeline.report(report.answer, report.took, now, fastrand::f64());
-                    compared |= self.carry_on(turn, report.took, now)?;
+                    has_freed |= self.carry_on(turn, report.took, now)?;
                 }
                 Some(Event::Swept(swept)) => self.take_swept(&swept, now),
                 Some(Event::Counted(counted)) => self.take_counted(counted, now),
@@ -320,12 +323,12 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
                         sweeps.want_all(self.pipeline.table());
                     }
                 }
-                None => return Ok(compared),
+                None => return Ok(has_freed),
             }
         }
         // The rest has its turn.
         self.inbox.wake();
-        Ok(compared)
+        Ok(has_freed)
     }
 
     fn advance(&mut self, cluster: &Cluster<'_>, now: Instant) -> Result<(), StartError> {

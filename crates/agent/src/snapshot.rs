@@ -6,10 +6,13 @@ pub(crate) mod build;
 
 use std::net::{IpAddr, SocketAddr};
 
+use model::ServiceName;
 use serde::{Deserialize, Serialize};
 
 /// At most so many Services are told at once: telling more would hold up the event loop.
 pub const MAX_PAGE: usize = 200;
+/// For the same reason, no more are looked at for one question, whether they are told or not.
+pub const MAX_LOOK: usize = 2000;
 /// For the same reason, at most so many claims that lose, of each family.
 pub const MAX_CONFLICTS: usize = 1000;
 
@@ -39,6 +42,26 @@ pub struct Overview {
     pub conflicts: Vec<Conflict>,
     /// The last changes of each family, oldest first; those of the start are not in it.
     pub recent_changes: Vec<RecentChange>,
+}
+
+/// Services that are asked for, in the order of their names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Only those behind this one.
+    pub after: Option<ServiceName>,
+    /// Only those that have this address, or one of the others that are given: an address of whatever kind, an endpoint.
+    pub address: Option<IpAddr>,
+    /// Only those that have this node port, or one of the others.
+    pub node_port: Option<u16>,
+}
+
+/// Some of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Page {
+    /// At most [`MAX_PAGE`].
+    pub services: Vec<Service>,
+    /// Behind this one may be more; none: these are the last.
+    pub next: Option<ServiceName>,
 }
 
 /// How a family is.
@@ -341,7 +364,7 @@ pub enum Usage {
 }
 
 /// What went through a Service port, or to one of its endpoints. It is counted by the kernel, outlives this program there, and
-/// never goes backwards in here.
+/// never goes backwards in here. (Workers of mode userspace count until they end.)
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Traffic {
@@ -353,8 +376,10 @@ pub struct Traffic {
     pub dropped: u64,
     /// Packets both ways, where the kernel counts them anyway.
     pub packets: Option<u64>,
-    /// Bytes of these.
+    /// Bytes of these; of what they carry, where a worker counts.
     pub bytes: Option<u64>,
+    /// Times that an endpoint did not take a flow, so that another one was tried, where a worker does that.
+    pub retries: Option<u64>,
     /// New flows in a second, lately; none: it was read only once.
     pub connections_per_second: Option<f64>,
     /// Packets that were refused in a second, lately.

@@ -43,9 +43,8 @@ pub(crate) enum Question {
         answer: oneshot::Sender<Option<snapshot::Service>>,
     },
     Services {
-        after: Option<ServiceName>,
-        limit: usize,
-        answer: oneshot::Sender<Vec<snapshot::Service>>,
+        wanted: snapshot::Wanted,
+        answer: oneshot::Sender<snapshot::Page>,
     },
     Overview {
         answer: oneshot::Sender<snapshot::Overview>,
@@ -136,14 +135,9 @@ impl Telemetry {
         self.ask(|answer| Question::Service { service, answer })
     }
 
-    /// Asks for Services in the order of their names: so many from the first one behind `after`, at most
-    /// [`snapshot::MAX_PAGE`]. Otherwise as [`Telemetry::service`].
-    pub fn services(
-        &self,
-        after: Option<ServiceName>,
-        limit: usize,
-    ) -> oneshot::Receiver<Vec<snapshot::Service>> {
-        self.ask(|answer| Question::Services { after, limit, answer })
+    /// Asks for some Services. Otherwise as [`Telemetry::service`].
+    pub fn services(&self, wanted: snapshot::Wanted) -> oneshot::Receiver<snapshot::Page> {
+        self.ask(|answer| Question::Services { wanted, answer })
     }
 
     /// Asks how everything is. Otherwise as [`Telemetry::service`].

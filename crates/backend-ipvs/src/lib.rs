@@ -25,13 +25,17 @@ mod rules;
 mod settle;
 mod state;
 mod target;
+mod traffic;
+mod walked;
 mod watch;
 
 pub use change::Change;
 pub use options::Options;
-pub use plan::{IpvsPlanner, Pending};
+pub use plan::{IpvsPlanner, PLACE, Pending};
 pub use rules::Rules;
 pub use target::{Found, FoundServer, IpvsTarget, Receipt, Step, TargetError};
+pub use traffic::Counted;
+pub use walked::{VirtualServers, pieces, read_pieces};
 pub use watch::{Activity, Watcher};
 
 /// The device that holds virtual servers' addresses. The name is upstream's, which other software leaves alone.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use ipvs::ServerId;
 use mode::{
     Cause, Meter, NeedsReading, Plan, PlanOf, Planner, Rule, RuleCount, Settled, StepResults, Target,
 };
@@ -16,6 +17,7 @@ use crate::options::Options;
 use crate::rules::Rules;
 use crate::state::{Id, Kind, Server, State, accepted};
 use crate::target::{Found, IpvsTarget, Step};
+use crate::traffic::{self, Counted};
 
 /// One family's virtual servers, with the rules that `R` makes.
 pub struct IpvsPlanner<F: Family, R: Rules<F>> {
@@ -148,10 +150,30 @@ impl<F: Family, R: Rules<F>> Planner<F> for IpvsPlanner<F, R> {
         self.rules.rule_counts()
     }
 
-    fn meters(&self, table: &Table<F>, counted: <R::Target as Target>::Counted) -> Vec<Meter> {
-        self.rules.meters(table, counted)
+    /// A virtual server counts for the Service port that has its address. What is held may not be known just now: all go on
+    /// counting.
+    fn meters(&self, table: &Table<F>, counted: Counted<<R::Target as Target>::Counted>) -> Vec<Meter> {
+        let kind = |id: &ServerId| {
+            let id = Id::of(id)?;
+            match &self.held {
+                Some((state, _)) => {
+                    state.server(&id).filter(|server| server.exists).map(|server| server.kind)
+                }
+                None => [Kind::ServiceAddress, Kind::NodePort]
+                    .into_iter()
+                    .find(|kind| table.get(&id.key(*kind)).is_some()),
+            }
+        };
+        let of_servers =
+            counted.servers.iter().filter_map(|found| traffic::meter(table, kind(&found.0), found));
+        let mut meters: Vec<Meter> = of_servers.collect();
+        meters.extend(counted.rules.into_iter().flat_map(|rules| self.rules.meters(table, rules)));
+        meters
     }
 }
+
+/// Where virtual servers are, for who asks.
+pub const PLACE: &str = "IPVS";
 
 /// A virtual server as `ipvsadm -Ln` tells it, on one line.
 fn explain<F: Family>(state: &State<F>, id: &Id<F>, options: &Options) -> Option<Rule> {
@@ -163,7 +185,7 @@ fn explain<F: Family>(state: &State<F>, id: &Id<F>, options: &Options) -> Option
         text.push_str(if n == 0 { " -> " } else { ", " });
         text.push_str(&real);
     }
-    Some(Rule { place: "IPVS".to_owned(), text })
+    Some(Rule { place: PLACE.to_owned(), text })
 }
 
 impl<F: Family> Difference<F> {

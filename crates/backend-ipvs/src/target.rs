@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::change::{Change, Means};
 use crate::options::Options;
 use crate::state::{Id, Socket};
+use crate::traffic::{Counted, Readings};
 use crate::watch::Activity;
 
 /// One family's virtual servers with their device, and the rules that go with them.
@@ -25,6 +26,7 @@ pub struct IpvsTarget<F: Family, R: Target> {
     devices: Box<dyn Devices>,
     options: Arc<Options>,
     activity: Activity,
+    readings: Readings,
     family: std::marker::PhantomData<F>,
 }
 
@@ -100,8 +102,8 @@ const AT_ONCE: usize = 1000;
 impl<F: Family, R: Target> IpvsTarget<F, R> {
     /// A target of these parts.
     pub fn new(rules: R, ipvs: Box<dyn Ipvs>, devices: Box<dyn Devices>, options: Arc<Options>) -> Self {
-        let activity = Activity::default();
-        Self { rules, ipvs, devices, options, activity, family: std::marker::PhantomData }
+        let (activity, readings) = Default::default();
+        Self { rules, ipvs, devices, options, activity, readings, family: std::marker::PhantomData }
     }
 
     /// The same, which counts what it does there.
@@ -235,7 +237,7 @@ impl<F: Family, R: Target> Target for IpvsTarget<F, R> {
     type Step = Step<F, R::Step>;
     type Receipt = Receipt<R::Receipt>;
     type Found = Found<R::Found>;
-    type Counted = R::Counted;
+    type Counted = Counted<R::Counted>;
     type Error = TargetError<R::Error>;
 
     /// A step of the rules that fails ends it; a server or an address that fails does not keep others from being tried.
@@ -294,7 +296,9 @@ impl<F: Family, R: Target> Target for IpvsTarget<F, R> {
     }
 
     fn traffic(&mut self) -> Result<Option<Self::Counted>, Self::Error> {
-        self.rules.traffic().map_err(|error| TargetError::Rules(Arc::new(error)))
+        let rules = self.rules.traffic().map_err(|error| TargetError::Rules(Arc::new(error)))?;
+        let servers = self.readings.read::<F>(&mut *self.ipvs).map_err(TargetError::Ipvs)?;
+        Ok(Some(Counted { rules, servers }))
     }
 
     /// Modules that are missing don't come by themselves; all else may pass.

@@ -1,6 +1,6 @@
 //! From what was read to what is held.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use hcn::{Guid, LoadBalancer};
 use model::{Family, RuleSettings};
@@ -132,6 +132,6 @@ pub(crate) fn without_endpoints(document: &LoadBalancer) -> LoadBalancer {
 
 /// What is left of what was made.
 pub(crate) fn still_there<F: Family>(made: &mut HashMap<Guid, Made, FxBuildHasher>, state: &State<F>) {
-    let there: BTreeMap<Guid, ()> = state.balancers().values().map(|held| (held.id, ())).collect();
-    made.retain(|id, _| there.contains_key(id) || state.strays.contains(id));
+    let there: BTreeSet<Guid> = state.balancers().values().map(|held| held.id).collect();
+    made.retain(|id, _| there.contains(id) || state.strays.contains(id));
 }

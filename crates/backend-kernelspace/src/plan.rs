@@ -114,7 +114,7 @@ impl<F: Family> Planner<F> for KernelspacePlanner<F> {
     }
 
     fn settle(&mut self, held: Pending<F>, results: StepResults<HnsTarget<F>>) -> Settled<F> {
-        self.settle_pending(held, results)
+        self.settle_pending(held, &results)
     }
 
     fn wake_at(&self) -> Option<Instant> {

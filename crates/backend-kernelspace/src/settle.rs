@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use hcn::{Failure, LoadBalancer};
-use mode::{Settled, StepResults};
+use hcn::{Failure, Guid, LoadBalancer};
+use mode::Settled;
 use model::{Changed, Family, FrontendKey};
 
 use crate::found::{still_there, without_endpoints};
@@ -13,7 +13,7 @@ use crate::state::{
     CHECKED_AT_ONCE, HeldBalancer, HeldEndpoint, Modify, Place, State, endpoint_key, stray_key,
 };
 use crate::step::{Receipt, Step};
-use crate::target::{HnsTarget, TargetError};
+use crate::target::TargetError;
 
 /// What follows from a step that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,15 +28,21 @@ enum Verdict {
     Unknown,
 }
 
+/// What has come of steps so far.
+struct Progress<F: Family> {
+    settled: Settled<F>,
+    /// Calls that changed something.
+    written: usize,
+    /// Endpoints that load balancers led to which are other ones now.
+    released: BTreeSet<Guid>,
+}
+
+type StepResult = Result<Receipt, Arc<TargetError>>;
+
 impl<F: Family> KernelspacePlanner<F> {
-    pub(crate) fn settle_pending(
-        &mut self,
-        pending: Pending<F>,
-        results: StepResults<HnsTarget<F>>,
-    ) -> Settled<F> {
+    pub(crate) fn settle_pending(&mut self, pending: Pending<F>, results: &[StepResult]) -> Settled<F> {
         let Pending { steps, entries, found, checks } = pending;
-        let is_fresh = found.is_some();
-        let held = self.held.take();
+        let (is_fresh, held) = (found.is_some(), self.held.take());
         let Some((mut state, settings)) = found.map(|found| *found).or(held) else {
             return Settled::unknown();
         };
@@ -46,63 +52,64 @@ impl<F: Family> KernelspacePlanner<F> {
         for (key, entry) in entries {
             state.set_entry(key, entry);
         }
-        let (mut settled, mut is_unknown, mut written) = (Settled::done(), false, 0);
-        let mut released = BTreeSet::new();
-        let last = steps.iter().filter_map(Step::frontend).next_back().copied();
+        let mut progress = Progress { settled: Settled::done(), written: 0, released: BTreeSet::new() };
         for (n, step) in steps.iter().enumerate() {
-            match results.get(n) {
-                None => settled.untried.extend(&concerned(&state, step)),
-                Some(Ok(receipt)) => {
-                    written += usize::from(step.writes());
-                    let led_to = |state: &State<F>| {
-                        let held = step.frontend().and_then(|key| state.balancer(key));
-                        held.map(|held| held.document.host_compute_endpoints.clone()).unwrap_or_default()
-                    };
-                    released.extend(led_to(&state));
-                    let is_right = self.made_it(&mut state, step, receipt);
-                    settled.untried.frontends.extend(step.frontend().filter(|_| !is_right));
-                }
-                Some(Err(error)) => {
-                    let verdict = verdict(&mut state, step, error, is_fresh);
-                    self.modify_is_broken |= state.modify == Modify::Broken;
-                    match verdict {
-                        Verdict::Failed => settled.failed.extend(&concerned(&state, step)),
-                        Verdict::Again => settled.untried.extend(&concerned(&state, step)),
-                        Verdict::Later => {}
-                        Verdict::Unknown => is_unknown = true,
-                    }
-                }
-            }
+            self.take(&mut state, step, results.get(n), is_fresh, &mut progress);
         }
-        if is_unknown {
+        let Progress { mut settled, written, released } = progress;
+        if !settled.is_known {
             return Settled::unknown();
         }
         if let Some(now) = checks {
+            let last = steps.iter().filter_map(Step::frontend).next_back().copied();
             state.checked(now, last.filter(|_| steps.len() == CHECKED_AT_ONCE));
         } else if !steps.is_empty() {
             self.written = written;
         }
+        // Endpoints that nothing leads to any more have their turn now.
         let free = released.iter().filter_map(|id| state.let_go(id)).map(endpoint_key);
         settled.untried.frontends.extend(free.filter(|key| !settled.failed.frontends.contains(key)));
         self.held = Some((state, settings));
         settled
     }
 
+    /// Takes note of what came of a step; `None`: it was not tried.
+    fn take(
+        &mut self,
+        state: &mut State<F>,
+        step: &Step<F>,
+        result: Option<&StepResult>,
+        is_fresh: bool,
+        progress: &mut Progress<F>,
+    ) {
+        let settled = &mut progress.settled;
+        match result {
+            None => settled.untried.extend(&concerned(state, step)),
+            Some(Ok(receipt)) => {
+                let held = step.frontend().and_then(|key| state.balancer(key));
+                progress.released.extend(held.iter().flat_map(|held| &held.document.host_compute_endpoints));
+                progress.written += usize::from(step.writes());
+                let is_right = self.made_it(state, step, receipt);
+                settled.untried.frontends.extend(step.frontend().filter(|_| !is_right));
+            }
+            Some(Err(error)) => {
+                let verdict = verdict(state, step, error, is_fresh);
+                self.modify_is_broken |= state.modify == Modify::Broken;
+                match verdict {
+                    Verdict::Failed => settled.failed.extend(&concerned(state, step)),
+                    Verdict::Again => settled.untried.extend(&concerned(state, step)),
+                    Verdict::Later => {}
+                    Verdict::Unknown => settled.is_known = false,
+                }
+            }
+        }
+    }
+
     /// Takes note of a step that was made; false: what it found is to be made right.
     fn made_it(&mut self, state: &mut State<F>, step: &Step<F>, receipt: &Receipt) -> bool {
         match (step, receipt) {
-            (Step::Locate(address), Receipt::Endpoint(id)) => {
-                let here = HeldEndpoint { id: *id, place: Place::Here };
-                let before = state.set_endpoint(*address, Some(here));
-                state.spare.extend(before.filter(|held| !held.is_here()).map(|held| (held.id, *address)));
-            }
-            (Step::MakeEndpoint(address, _, endpoint), Receipt::Endpoint(id)) => {
-                let place = if endpoint.is_remote() {
-                    Place::Elsewhere(endpoint.provider_address())
-                } else {
-                    Place::Here
-                };
-                state.set_endpoint(*address, Some(HeldEndpoint { id: *id, place }));
+            (Step::Check(key, id), Receipt::Checked(_, document)) => {
+                return self.looked_at(state, key, *id, document.as_deref());
             }
             (Step::Make(key, _, form, _), Receipt::Balancer(id, document)) => {
                 let asked = form.document(Vec::new());
@@ -129,16 +136,7 @@ impl<F: Family> KernelspacePlanner<F> {
                 state.dead.retain(|_, dead| dead != id);
                 self.made.remove(id);
             }
-            (Step::DeleteEndpoint(address, id, _), _) => {
-                state.spare.remove(id);
-                if state.endpoint(address).is_some_and(|held| held.id == *id) {
-                    state.set_endpoint(*address, None);
-                }
-            }
-            (Step::Check(key, id), Receipt::Checked(_, document)) => {
-                return self.looked_at(state, key, *id, document.as_deref());
-            }
-            _ => {}
+            _ => endpoint_made(state, step, receipt),
         }
         true
     }
@@ -148,7 +146,7 @@ impl<F: Family> KernelspacePlanner<F> {
         &mut self,
         state: &mut State<F>,
         key: &FrontendKey<F>,
-        id: hcn::Guid,
+        id: Guid,
         document: Option<&LoadBalancer>,
     ) -> bool {
         let Some(document) = document else {
@@ -167,6 +165,32 @@ impl<F: Family> KernelspacePlanner<F> {
             state.set_balancer(*key, Some(HeldBalancer::new(id, document.clone())));
         }
         is_same
+    }
+}
+
+/// The same for a step about an endpoint.
+fn endpoint_made<F: Family>(state: &mut State<F>, step: &Step<F>, receipt: &Receipt) {
+    match (step, receipt) {
+        (Step::Locate(address), Receipt::Endpoint(id)) => {
+            let here = HeldEndpoint { id: *id, place: Place::Here };
+            let before = state.set_endpoint(*address, Some(here));
+            state.spare.extend(before.filter(|held| !held.is_here()).map(|held| (held.id, *address)));
+        }
+        (Step::MakeEndpoint(address, _, endpoint), Receipt::Endpoint(id)) => {
+            let place = if endpoint.is_remote() {
+                Place::Elsewhere(endpoint.provider_address())
+            } else {
+                Place::Here
+            };
+            state.set_endpoint(*address, Some(HeldEndpoint { id: *id, place }));
+        }
+        (Step::DeleteEndpoint(address, id, _), _) => {
+            state.spare.remove(id);
+            if state.endpoint(address).is_some_and(|held| held.id == *id) {
+                state.set_endpoint(*address, None);
+            }
+        }
+        _ => {}
     }
 }
 
@@ -216,15 +240,21 @@ fn verdict<F: Family>(
             state.set_balancer(*key, None);
             Verdict::Again
         }
-        (Failure::NotFound | Failure::Stale, _) => known_if(is_fresh),
+        // What some codes mean nobody knows; and as far as is known nothing leads to an endpoint that is deleted.
+        (Failure::NotFound | Failure::Stale | Failure::Other, _)
+        | (Failure::Refused, Step::DeleteEndpoint(..)) => known_if(is_fresh),
         (Failure::Exists, Step::Make(key, ..)) => blocked(state, *key, is_fresh),
         (Failure::Exists, Step::MakeEndpoint(address, ..)) => {
             blocked(state, endpoint_key(*address), is_fresh)
         }
-        // As far as is known nothing leads to it; and what this is, nobody knows.
-        (Failure::Refused, Step::DeleteEndpoint(..)) | (Failure::Other, _) => known_if(is_fresh),
-        (Failure::Exists | Failure::Refused | Failure::BadAddress, _)
-        | (Failure::NotImplemented | Failure::Denied, _) => Verdict::Failed,
+        (
+            Failure::Exists
+            | Failure::Refused
+            | Failure::BadAddress
+            | Failure::NotImplemented
+            | Failure::Denied,
+            _,
+        ) => Verdict::Failed,
     }
 }
 

@@ -3,24 +3,34 @@
 //! `kubectl`, which has started this, knows the way to the cluster and who is asking. It finds the proxy's pods and runs the
 //! commands in them, so nothing has to listen beyond the node itself.
 
+mod nodes;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::{IsTerminal as _, Write};
 use std::path::Path;
 use std::process::{Command, ExitCode, Output, Stdio};
+use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches};
 use inspect::document::TrafficList;
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 use crate::client::ClientError;
 use crate::command::{Invocation, Output as Format, What};
-use crate::top::{self, Feed};
+use crate::run::UNREACHABLE;
+use crate::top::{self, Feed, Told};
+use nodes::{Answer, Said};
 
 /// The name that kubectl knows its plugin by.
 const NAME: &str = "kubectl-kproxy";
 /// kubectl, unless the environment says another.
 const KUBECTL: &str = "kubectl";
+/// How long each of several nodes may take, unless it is said.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The same while somebody looks on.
+const LIVE_PATIENCE: Duration = Duration::from_secs(5);
 /// The environment's word for it.
 const KUBECTL_VARIABLE: &str = "KUBE_PROXY_KUBECTL";
 
@@ -48,6 +58,14 @@ enum PluginError {
     WhichNode(String),
     #[error("{0} is asked on one node alone: name it with --node")]
     OneNode(&'static str),
+    #[error("--node-timeout {0:?}: want seconds, 1 or more")]
+    Timeout(String),
+    #[error("no node answers: {0}")]
+    NoAnswer(String),
+    #[error("start the runtime")]
+    Runtime(#[source] std::io::Error),
+    #[error("write the answer")]
+    Write(#[source] std::io::Error),
 }
 
 /// Who is asked, and how.
@@ -58,6 +76,8 @@ struct Target {
     namespace: String,
     selector: String,
     nodes: Nodes,
+    /// How long each of several nodes may take.
+    patience: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +108,7 @@ fn own_options() -> Vec<Arg> {
             .conflicts_with("node")
             .global(true)
             .help("Asks every node; top adds them up"),
+        option("node-timeout", "SECONDS", "How long each of several nodes may take [default: 30]"),
         option("proxy-namespace", "NAMESPACE", "Where the proxy's pods are [default: kube-system]"),
         option("proxy-selector", "LABELS", "The proxy's pods [default: k8s-app=kube-proxy]"),
         option("context", "NAME", "As of kubectl"),
@@ -108,7 +129,7 @@ fn program() -> clap::Command {
         .subcommands(crate::command::commands())
 }
 
-fn target(matches: &ArgMatches) -> Target {
+fn target(matches: &ArgMatches) -> Result<Target, PluginError> {
     let text = |name: &str| matches.get_one::<String>(name).cloned();
     let told = |name: &str| text(name).map(|value| format!("--{name}={value}"));
     let nodes = match (text("node"), matches.get_flag("all-nodes")) {
@@ -116,12 +137,20 @@ fn target(matches: &ArgMatches) -> Target {
         (None, true) => Nodes::All,
         (None, false) => Nodes::Only,
     };
-    Target {
+    let patience = match text("node-timeout") {
+        Some(given) => match given.parse() {
+            Ok(seconds @ 1..) => Duration::from_secs(seconds),
+            _ => return Err(PluginError::Timeout(given)),
+        },
+        None => PATIENCE,
+    };
+    Ok(Target {
         cluster: ["context", "kubeconfig", "as"].into_iter().filter_map(told).collect(),
         namespace: text("proxy-namespace").unwrap_or_else(|| "kube-system".to_owned()),
         selector: text("proxy-selector").unwrap_or_else(|| "k8s-app=kube-proxy".to_owned()),
         nodes,
-    }
+        patience,
+    })
 }
 
 /// The arguments without the plugin's own.
@@ -157,7 +186,8 @@ pub fn run(arguments: impl IntoIterator<Item = String>) -> ExitCode {
     let rest = for_the_node(&arguments);
     let outcome =
         crate::command::parse(rest.clone()).map_err(|error| error.to_string()).and_then(|invocation| {
-            carry_out(&target(&matches), &invocation, &rest).map_err(|error| crate::run::told(&error))
+            let carried_out = target(&matches).and_then(|target| carry_out(&target, &invocation, &rest));
+            carried_out.map_err(|error| crate::run::told(&error))
         });
     match outcome {
         Ok(code) => code,
@@ -181,7 +211,7 @@ fn carry_out(
         _ if matches!(invocation.what, What::Trace(_)) => Err(PluginError::OneNode("trace")),
         _ if matches!(invocation.what, What::Dump { .. }) => Err(PluginError::OneNode("dump")),
         _ if invocation.watch => Err(PluginError::OneNode("--watch")),
-        pods => target.each(pods, arguments),
+        pods => target.each(pods, arguments, invocation.output),
     }
 }
 
@@ -235,38 +265,84 @@ impl Target {
         Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
     }
 
-    /// Several nodes, one after the other, each under its name. The worst exit code is ours.
-    fn each(&self, pods: &[Pod], arguments: &[String]) -> Result<ExitCode, PluginError> {
-        let mut worst = 0;
-        for pod in pods {
-            let mut command = self.exec(pod, false, arguments);
-            drop(writeln!(std::io::stdout(), "Node {}:", pod.node));
-            let status = command.status().map_err(|source| start_error(&command, source))?;
-            worst = worst.max(status.code().unwrap_or(1));
-            drop(writeln!(std::io::stdout()));
-        }
-        Ok(ExitCode::from(u8::try_from(worst).unwrap_or(1)))
+    /// Several nodes, each under its name. The worst exit code is ours.
+    fn each(&self, pods: &[Pod], arguments: &[String], output: Format) -> Result<ExitCode, PluginError> {
+        let answers = runtime()?.block_on(self.ask(pods, arguments, self.patience));
+        let text = match output {
+            Format::Json => format!("{:#}\n", as_json(&answers)),
+            _ => answers.iter().map(|answer| under_name(answer, output)).collect(),
+        };
+        std::io::stdout().write_all(text.as_bytes()).map_err(PluginError::Write)?;
+        let code = |answer: &Answer| answer.said.as_ref().map_or(UNREACHABLE, |said| said.code);
+        Ok(ExitCode::from(answers.iter().map(code).max().unwrap_or_default()))
     }
 
-    /// What went through on all nodes, together; fails if one does not answer.
-    fn traffic(&self, pods: &[Pod]) -> Result<TrafficList, PluginError> {
-        let ask = |pod: &Pod| {
-            let mut command = self.exec(pod, false, &["top".to_owned(), "--output=json".to_owned()]);
-            output(&mut command, &format!("ask node {}", pod.node))
-        };
-        let answers: Vec<Result<Output, PluginError>> = std::thread::scope(|scope| {
-            let asked: Vec<_> = pods.iter().map(|pod| scope.spawn(move || ask(pod))).collect();
-            let lost =
-                || Err(PluginError::Failed { what: "ask a node".to_owned(), stderr: "a panic".to_owned() });
-            asked.into_iter().map(|thread| thread.join().unwrap_or_else(|_| lost())).collect()
-        });
-        let mut lists = Vec::new();
-        for answer in answers {
-            let list = answer?;
-            lists.push(serde_json::from_slice(&list.stdout).map_err(PluginError::Answer)?);
-        }
-        Ok(top::added_up(lists))
+    async fn ask(&self, pods: &[Pod], arguments: &[String], patience: Duration) -> Vec<Answer> {
+        let questions = pods.iter().map(|pod| (pod.node.clone(), self.exec(pod, false, arguments)));
+        nodes::ask(questions.collect::<Vec<_>>(), patience).await
     }
+
+    /// What went through on all nodes that answer, together.
+    async fn traffic(&self, pods: &[Pod], patience: Duration) -> Result<Summed, PluginError> {
+        let arguments = ["top".to_owned(), "--output=json".to_owned()];
+        let (mut lists, mut unanswered) = (Vec::new(), Vec::new());
+        for Answer { node, said } in self.ask(pods, &arguments, patience).await {
+            let read = |said: Said| serde_json::from_str(&said.stdout).map_err(|error| error.to_string());
+            match said.and_then(read) {
+                Ok(list) => lists.push(list),
+                Err(why) => unanswered.push((node, why)),
+            }
+        }
+        if lists.is_empty() {
+            return Err(PluginError::NoAnswer(named(&unanswered)));
+        }
+        Ok(Summed { list: top::added_up(lists), unanswered })
+    }
+}
+
+/// What went through, and nodes of which it is not known, with the reason.
+struct Summed {
+    list: TrafficList,
+    unanswered: Vec<(String, String)>,
+}
+
+/// `a: reason; b: reason`
+fn named(unanswered: &[(String, String)]) -> String {
+    let one = |(node, why): &(String, String)| format!("{node}: {why}");
+    unanswered.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, PluginError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(PluginError::Runtime)
+}
+
+/// A node's answer for people, or as one of several documents.
+fn under_name(Answer { node, said }: &Answer, output: Format) -> String {
+    let (heading, end) = if output == Format::Yaml {
+        (format!("---\n# Node {node}:"), "")
+    } else {
+        (format!("Node {node}:"), "\n")
+    };
+    match said {
+        Ok(Said { stdout, stderr, .. }) => format!("{heading}\n{stdout}{stderr}{end}"),
+        Err(why) if output == Format::Yaml => format!("{heading} no answer: {why}\n"),
+        Err(why) => format!("{heading} no answer: {why}\n{end}"),
+    }
+}
+
+/// The nodes' documents in one.
+fn as_json(answers: &[Answer]) -> Value {
+    let item = |Answer { node, said }: &Answer| {
+        let read = |said: &Said| {
+            serde_json::from_str::<Value>(&said.stdout).map_err(|_no_document| said.stderr.trim().to_owned())
+        };
+        match said.as_ref().map_err(String::clone).and_then(read) {
+            Ok(document) => json!({ "node": node, "answer": document }),
+            Err(error) => json!({ "node": node, "error": error }),
+        }
+    };
+    json!({ "nodes": answers.iter().map(item).collect::<Vec<_>>() })
 }
 
 fn start_error(command: &Command, source: std::io::Error) -> PluginError {
@@ -325,35 +401,49 @@ impl Feed for AllNodes<'_> {
         format!("{} nodes", self.pods.len())
     }
 
-    async fn traffic(&self) -> Result<TrafficList, ClientError> {
-        let (target, pods) = (self.target.clone(), self.pods.to_vec());
-        let asked = tokio::task::spawn_blocking(move || target.traffic(&pods)).await;
-        let failed = |error: &dyn std::error::Error| ClientError::Refused(crate::run::told(error));
-        asked.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
+    async fn traffic(&self) -> Result<Told, ClientError> {
+        let patience = self.target.patience.min(LIVE_PATIENCE);
+        let asked = self.target.traffic(self.pods, patience).await;
+        let Summed { list, unanswered } =
+            asked.map_err(|error| ClientError::Refused(crate::run::told(&error)))?;
+        Ok(Told { list, complaint: (!unanswered.is_empty()).then(|| named(&unanswered)) })
     }
 }
 
 fn top_of_all(target: &Target, pods: &[Pod], invocation: &Invocation) -> Result<ExitCode, PluginError> {
     let What::Top(selector) = &invocation.what else { return Err(PluginError::OneNode("this")) };
-    let failed = |error: &dyn std::error::Error| PluginError::Failed {
-        what: "show all nodes".to_owned(),
-        stderr: crate::run::told(error),
-    };
+    let runtime = runtime()?;
     if invocation.output == Format::Table && std::io::stdout().is_terminal() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| failed(&error))?;
         let shown = runtime.block_on(top::live(&AllNodes { target, pods }, selector));
-        return shown.map(|()| ExitCode::SUCCESS).map_err(|error| failed(&error));
+        let failed = |error| PluginError::Failed {
+            what: "show all nodes".to_owned(),
+            stderr: crate::run::told(&error),
+        };
+        return shown.map(|()| ExitCode::SUCCESS).map_err(failed);
     }
-    let mut list = target.traffic(pods)?;
+    let Summed { mut list, unanswered } = runtime.block_on(target.traffic(pods, target.patience))?;
     list.items.retain(|row| top::is_meant(selector, row));
     let text = match invocation.output {
-        Format::Json => format!("{:#}\n", serde_json::to_value(&list).unwrap_or_default()),
-        Format::Yaml => config::yaml(&serde_json::to_value(&list).unwrap_or_default()),
+        Format::Json => format!("{:#}\n", sum_as_json(&list, &unanswered)),
+        Format::Yaml => config::yaml(&sum_as_json(&list, &unanswered)),
         Format::Name => list.items.iter().flat_map(|row| [row.service_port.as_str(), "\n"]).collect(),
         Format::Table | Format::Wide => top::table(&list).text(false, invocation.headings),
     };
-    std::io::stdout().write_all(text.as_bytes()).map(|()| ExitCode::SUCCESS).map_err(|error| failed(&error))
+    std::io::stdout().write_all(text.as_bytes()).map_err(PluginError::Write)?;
+    for (node, why) in &unanswered {
+        drop(writeln!(std::io::stderr(), "Node {node} is not in it, no answer: {why}"));
+    }
+    Ok(ExitCode::from(if unanswered.is_empty() { 0 } else { UNREACHABLE }))
+}
+
+/// With the nodes of which it is not known, if there are any.
+fn sum_as_json(list: &TrafficList, unanswered: &[(String, String)]) -> Value {
+    let mut value = serde_json::to_value(list).unwrap_or_default();
+    if let Some(fields) = value.as_object_mut().filter(|_| !unanswered.is_empty()) {
+        let item = |(node, why): &(String, String)| json!({ "node": node, "error": why });
+        fields.insert("unanswered".to_owned(), unanswered.iter().map(item).collect());
+    }
+    value
 }
 
 #[cfg(test)]
@@ -387,10 +477,39 @@ mod tests {
             namespace: "net".into(),
             selector: "k8s-app=kube-proxy".into(),
             nodes: Nodes::One("n1".into()),
+            patience: PATIENCE,
         };
-        assert_eq!(target(&matches), expected);
+        assert_eq!(target(&matches).unwrap(), expected);
+        for (given, expected) in [("5", Some(5)), ("0", None), ("-1", None), ("soon", None)] {
+            let all = words(&format!("kubectl-kproxy top --all-nodes --node-timeout={given}"));
+            let target = target(&program().try_get_matches_from(all).unwrap());
+            assert_eq!(target.ok().map(|target| target.patience), expected.map(Duration::from_secs));
+        }
         assert_eq!(for_the_node(&words("top --all-nodes")), words("top"));
         assert!(program().try_get_matches_from(words("kubectl-kproxy top --all-nodes --node x")).is_err());
+    }
+
+    #[test]
+    fn a_node_without_an_answer_is_named() {
+        let said = Said { stdout: "{\"a\": 1}\n".into(), stderr: String::new(), code: 0 };
+        let answers = [
+            Answer { node: "n1".into(), said: Ok(said) },
+            Answer { node: "n2".into(), said: Err("nothing came within 30 s".into()) },
+        ];
+        let text: String = answers.iter().map(|answer| under_name(answer, Format::Table)).collect();
+        assert_eq!(text, "Node n1:\n{\"a\": 1}\n\nNode n2: no answer: nothing came within 30 s\n\n");
+        let text: String = answers.iter().map(|answer| under_name(answer, Format::Yaml)).collect();
+        assert_eq!(
+            text,
+            "---\n# Node n1:\n{\"a\": 1}\n---\n# Node n2: no answer: nothing came within 30 s\n"
+        );
+        let expected = json!({ "nodes": [
+            { "node": "n1", "answer": { "a": 1 } }, { "node": "n2", "error": "nothing came within 30 s" }] });
+        assert_eq!(as_json(&answers), expected);
+        let unanswered = [("n2".to_owned(), "gone".to_owned())];
+        let list = TrafficList::default();
+        assert_eq!(sum_as_json(&list, &unanswered)["unanswered"], json!([{ "node": "n2", "error": "gone" }]));
+        assert!(sum_as_json(&list, &[]).get("unanswered").is_none());
     }
 
     #[test]

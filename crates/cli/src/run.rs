@@ -18,25 +18,36 @@ use serde_json::Value;
 use crate::client::{ClientError, Server};
 use crate::command::{Invocation, Output, What};
 use crate::table::Table;
-use crate::top::Feed;
+use crate::top::{Feed, Told};
 use crate::trace::Local;
 use crate::{dump, itself, show, top, trace};
 
 /// Exit code when something is found or wrong.
 const FOUND: u8 = 1;
 /// Exit code when the proxy does not answer.
-const UNREACHABLE: u8 = 3;
+pub(crate) const UNREACHABLE: u8 = 3;
 /// Between two looks with `--watch`.
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// An answer, printed in whatever way is wanted.
 struct Answer {
-    document: Value,
+    document: Box<dyn ToValue>,
     /// Names, for `-o name`.
     names: Vec<String>,
     body: Text,
     /// Something is wrong.
     found: bool,
+}
+
+/// A document, which most answers are printed without.
+trait ToValue {
+    fn to_value(&self) -> Value;
+}
+
+impl<T: Serialize> ToValue for T {
+    fn to_value(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
 }
 
 enum Text {
@@ -127,8 +138,8 @@ async fn carry_out(
 
 fn rendered(answer: &Answer, invocation: &Invocation, colours: bool, first: bool) -> String {
     match (invocation.output, &answer.body) {
-        (Output::Json, _) => format!("{:#}\n", answer.document),
-        (Output::Yaml, _) => config::yaml(&answer.document),
+        (Output::Json, _) => format!("{:#}\n", answer.document.to_value()),
+        (Output::Yaml, _) => config::yaml(&answer.document.to_value()),
         (Output::Name, _) => answer.names.join("\n") + "\n",
         (Output::Table | Output::Wide, Text::Table(table))
             if table.is_empty() && first && !invocation.watch =>
@@ -149,18 +160,18 @@ async fn ask(invocation: &Invocation, colours: bool) -> Result<Answer, ClientErr
             let status: Status = get(invocation, "status").await?;
             let found = !status.health.healthy;
             let names = vec![format!("node/{}", status.overview.node)];
-            Ok(answer(&status, names, Text::Plain(show::status(&status, colours)), found))
+            Ok(answer(names, Text::Plain(show::status(&status, colours)), found, status))
         }
         What::Services(selector) => {
             let list: ServiceList = get(invocation, &selected("services", selector)).await?;
             let names =
                 list.items.iter().map(|row| format!("service/{}/{}", row.namespace, row.name)).collect();
-            Ok(answer(&list, names, Text::Table(show::services(&list, wide)), false))
+            Ok(answer(names, Text::Table(show::services(&list, wide)), false, list))
         }
         What::Endpoints(selector) => {
             let list: EndpointList = get(invocation, &selected("endpoints", selector)).await?;
             let names = list.items.iter().map(|row| row.endpoint.address.to_string()).collect();
-            Ok(answer(&list, names, Text::Table(show::endpoints(&list, wide)), false))
+            Ok(answer(names, Text::Table(show::endpoints(&list, wide)), false, list))
         }
         What::Conflicts => conflicts(invocation).await,
         What::Rejected => rejected(invocation).await,
@@ -169,13 +180,13 @@ async fn ask(invocation: &Invocation, colours: bool) -> Result<Answer, ClientErr
         What::ExplainService { namespace, name, port } => {
             let service: Service = get(invocation, &format!("services/{namespace}/{name}")).await?;
             let text = words::service(&service, port.as_deref());
-            Ok(answer(&service, vec![format!("service/{namespace}/{name}")], Text::Plain(text), false))
+            Ok(answer(vec![format!("service/{namespace}/{name}")], Text::Plain(text), false, service))
         }
         What::ExplainEndpoint { ip, port } => endpoint(invocation, *ip, *port).await,
         What::ExplainPacket { query } => {
             let report: PacketReport = get(invocation, &format!("packet?{query}")).await?;
             let names = report.service_port.iter().cloned().collect();
-            Ok(answer(&report, names, Text::Plain(show::packet(&report)), false))
+            Ok(answer(names, Text::Plain(show::packet(&report)), false, report))
         }
         What::Check => check(invocation, colours).await,
         What::Top(selector) => traffic(invocation, selector).await,
@@ -187,7 +198,7 @@ async fn traffic(invocation: &Invocation, selector: &Selector) -> Result<Answer,
     let mut list: TrafficList = get(invocation, "traffic").await?;
     list.items.retain(|row| top::is_meant(selector, row));
     let names = list.items.iter().map(|row| row.service_port.clone()).collect();
-    Ok(answer(&list, names, Text::Table(top::table(&list)), false))
+    Ok(answer(names, Text::Table(top::table(&list)), false, list))
 }
 
 /// The proxy that `--server` says.
@@ -198,15 +209,15 @@ impl Feed for OneProxy<'_> {
         self.0.to_string()
     }
 
-    async fn traffic(&self) -> Result<TrafficList, ClientError> {
-        self.0.get("traffic").await
+    async fn traffic(&self) -> Result<Told, ClientError> {
+        Ok(Told { list: self.0.get("traffic").await?, complaint: None })
     }
 }
 
 async fn conflicts(invocation: &Invocation) -> Result<Answer, ClientError> {
     let list: inspect::document::ConflictList = get(invocation, "conflicts").await?;
     let names = list.items.iter().map(|conflict| conflict.loser.clone()).collect();
-    Ok(answer(&list, names, Text::Table(show::conflicts(&list)), !list.items.is_empty()))
+    Ok(answer(names, Text::Table(show::conflicts(&list)), !list.items.is_empty(), list))
 }
 
 async fn rejected(invocation: &Invocation) -> Result<Answer, ClientError> {
@@ -215,18 +226,18 @@ async fn rejected(invocation: &Invocation) -> Result<Answer, ClientError> {
         format!("{}/{}/{}", item.kind.to_lowercase(), item.namespace, item.name)
     };
     let names = list.items.iter().map(name).collect();
-    Ok(answer(&list, names, Text::Table(show::rejected(&list)), !list.items.is_empty()))
+    Ok(answer(names, Text::Table(show::rejected(&list)), !list.items.is_empty(), list))
 }
 
 async fn check(invocation: &Invocation, colours: bool) -> Result<Answer, ClientError> {
     let list: FindingList = get(invocation, "findings").await?;
     let found = list.items.iter().any(|finding| finding.severity <= Severity::Warning);
     let names = list.items.iter().map(|finding| finding.id.clone()).collect();
-    Ok(answer(&list, names, Text::Plain(show::findings(&list, colours)), found))
+    Ok(answer(names, Text::Plain(show::findings(&list, colours)), found, list))
 }
 
-fn answer(document: &impl Serialize, names: Vec<String>, body: Text, found: bool) -> Answer {
-    Answer { document: serde_json::to_value(document).unwrap_or_default(), names, body, found }
+fn answer(names: Vec<String>, body: Text, found: bool, document: impl Serialize + 'static) -> Answer {
+    Answer { document: Box::new(document), names, body, found }
 }
 
 async fn get<T: DeserializeOwned>(invocation: &Invocation, path: &str) -> Result<T, ClientError> {
@@ -248,7 +259,7 @@ async fn flows(invocation: &Invocation, selector: &Selector) -> Result<Answer, C
     }
     list.items.sort();
     let names = list.items.iter().map(|flow| flow.source.to_string()).collect();
-    Ok(answer(&list, names, Text::Table(show::flows(&list)), false))
+    Ok(answer(names, Text::Table(show::flows(&list)), false, list))
 }
 
 async fn drains(invocation: &Invocation, selector: &Selector) -> Result<Answer, ClientError> {
@@ -256,7 +267,7 @@ async fn drains(invocation: &Invocation, selector: &Selector) -> Result<Answer, 
     list.items.retain(|row| row.endpoint.is_terminating);
     let flows: FlowList = get(invocation, "flows").await?;
     let names = list.items.iter().map(|row| row.endpoint.address.to_string()).collect();
-    Ok(answer(&list, names, Text::Table(show::drains(&list, &flows)), false))
+    Ok(answer(names, Text::Table(show::drains(&list, &flows)), false, list))
 }
 
 async fn endpoint(
@@ -275,5 +286,5 @@ async fn endpoint(
         text = format!("{ip} is an endpoint of no Service, as far as this node knows.\n");
     }
     let names = list.items.iter().map(|row| row.service_port.clone()).collect();
-    Ok(answer(&list, names, Text::Plain(text), list.items.is_empty()))
+    Ok(answer(names, Text::Plain(text), list.items.is_empty(), list))
 }

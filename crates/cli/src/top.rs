@@ -25,27 +25,40 @@ pub(crate) trait Feed {
     fn name(&self) -> String;
 
     /// What went through, as of now.
-    async fn traffic(&self) -> Result<TrafficList, ClientError>;
+    async fn traffic(&self) -> Result<Told, ClientError>;
+}
+
+/// What is known.
+pub(crate) struct Told {
+    pub(crate) list: TrafficList,
+    /// What is missing in it, and why.
+    pub(crate) complaint: Option<String>,
 }
 
 /// Shows it until the user has seen enough, or something else ends the program. The terminal is left as it was found.
 pub(crate) async fn live(feed: &impl Feed, selector: &Selector) -> Result<(), ClientError> {
-    let of_those = |mut list: TrafficList| {
-        list.items.retain(|row| is_meant(selector, row));
-        list
+    let of_those = |mut told: Told| {
+        told.list.items.retain(|row| is_meant(selector, row));
+        told
     };
     let mut screen = Screen::new(feed.name());
     // The first answer is asked for on the terminal as it was, where an error stays to be read.
     screen.take(of_those(feed.traffic().await?));
     let mut terminal = Terminal::open().map_err(ClientError::Terminal)?;
     let mut tick = tokio::time::interval(PAUSE);
+    // Keys are heard while an answer is waited for.
+    let mut asked = None;
     loop {
         terminal.draw(&screen.lines(Terminal::size())).map_err(ClientError::Terminal)?;
         tokio::select! {
-            _ = tick.tick() => match feed.traffic().await {
-                Ok(traffic) => screen.take(of_those(traffic)),
-                Err(error) => screen.complain(&error),
-            },
+            _ = tick.tick(), if asked.is_none() => asked = Some(Box::pin(feed.traffic())),
+            told = answer(&mut asked) => {
+                asked = None;
+                match told {
+                    Ok(told) => screen.take(of_those(told)),
+                    Err(error) => screen.complain(&error),
+                }
+            }
             input = terminal.input() => match input {
                 Input::Key(key) => match screen.key(key) {
                     Wish::GoOn => {}
@@ -58,6 +71,14 @@ pub(crate) async fn live(feed: &impl Feed, selector: &Selector) -> Result<(), Cl
     }
 }
 
+/// What comes of a question; nothing without one.
+async fn answer<A, F: Future<Output = A> + Unpin>(asked: &mut Option<F>) -> A {
+    match asked {
+        Some(asked) => asked.await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Whether a row is of a Service that was asked for.
 pub(crate) fn is_meant(selector: &Selector, row: &TrafficRow) -> bool {
     selector.namespace.as_ref().is_none_or(|namespace| *namespace == row.namespace)
@@ -66,8 +87,16 @@ pub(crate) fn is_meant(selector: &Selector, row: &TrafficRow) -> bool {
 
 /// As a table, where nobody looks at a terminal.
 pub(crate) fn table(list: &TrafficList) -> Table {
-    let mut table =
-        Table::new(&["SERVICE-PORT", "PROTOCOL", "CONNECTIONS", "RATE", "REFUSED", "DROPPED", "SHARES"]);
+    let mut table = Table::new(&[
+        "SERVICE-PORT",
+        "PROTOCOL",
+        "CONNECTIONS",
+        "RATE",
+        "REFUSED",
+        "DROPPED",
+        "BYTES",
+        "SHARES",
+    ]);
     for row in &list.items {
         table.row(vec![
             row.service_port.as_str().into(),
@@ -76,6 +105,7 @@ pub(crate) fn table(list: &TrafficList) -> Table {
             row.connections_per_second.map(per_second_text).unwrap_or_default().into(),
             row.refused.to_string().into(),
             row.dropped.to_string().into(),
+            row.bytes.map(|bytes| bytes.to_string()).unwrap_or_default().into(),
             shares(row)
                 .into_iter()
                 .map(|(share, text)| format!("{text} {share:.0}%"))
@@ -132,6 +162,11 @@ fn add(sum: &mut TrafficRow, more: TrafficRow) {
     sum.connections += more.connections;
     sum.refused += more.refused;
     sum.dropped += more.dropped;
+    for (sum, more) in
+        [(&mut sum.packets, more.packets), (&mut sum.bytes, more.bytes), (&mut sum.retries, more.retries)]
+    {
+        *sum = sum.iter().chain(&more).copied().reduce(|a, b| a + b);
+    }
     sum.connections_per_second = plus(sum.connections_per_second, more.connections_per_second);
     sum.refused_per_second = plus(sum.refused_per_second, more.refused_per_second);
     sum.dropped_per_second = plus(sum.dropped_per_second, more.dropped_per_second);
@@ -139,6 +174,7 @@ fn add(sum: &mut TrafficRow, more: TrafficRow) {
         match sum.endpoints.iter_mut().find(|known| known.address == share.address) {
             Some(known) => {
                 known.connections += share.connections;
+                known.bytes = known.bytes.into_iter().chain(share.bytes).reduce(|a, b| a + b);
                 known.connections_per_second =
                     plus(known.connections_per_second, share.connections_per_second);
             }
@@ -156,6 +192,7 @@ pub(crate) mod tests {
             address: format!("10.244.0.{}:8080", n + 1).parse().unwrap(),
             connections: 100,
             connections_per_second: Some(*rate),
+            bytes: None,
         };
         TrafficRow {
             namespace: "shop".into(),
@@ -168,6 +205,9 @@ pub(crate) mod tests {
             connections_per_second: Some(rates.iter().sum()),
             refused_per_second: Some(0.0),
             dropped_per_second: Some(0.0),
+            packets: None,
+            bytes: None,
+            retries: None,
             endpoints: rates.iter().enumerate().map(share).collect(),
         }
     }

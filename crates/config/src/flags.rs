@@ -368,6 +368,12 @@ const OTHER_MODES: &[Flag] = &[
         "A directory of a file system of type bpf, for the programs of mode ebpf; also where --cleanup looks for them. Without it /sys/fs/bpf",
     )
     .placeholder("DIR"),
+    field(
+        "service-proxying-annotated",
+        "serviceProxying.annotated",
+        Target::Bool(|given, on| given.file.service_proxying.annotated = on),
+        "Services with annotation kube-proxy/proxying go through workers; modes nftables and ebpf",
+    ),
     own(
         "userspace-policy",
         "",

@@ -64,6 +64,8 @@ pub struct Config {
     pub nftables_localhost_node_ports: bool,
     /// What only mode ipvs needs.
     pub ipvs: Ipvs,
+    /// Whether workers carry flows of Services that ask for it, beside a mode of rules that can hand them over.
+    pub service_proxying: bool,
     /// How workers of mode userspace choose endpoints (`--userspace-policy`).
     pub userspace_policy: Policy,
     /// What mode ebpf needs besides, and what a cleanup looks for.

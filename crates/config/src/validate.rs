@@ -46,6 +46,7 @@ pub(crate) fn config(
     let check = &mut Check { errors: &mut errors };
     let masquerade_bit = masquerade_bit(&file, mode, check);
     let ipvs = ipvs(&file, mode, check);
+    let service_proxying = service_proxying(&file, mode, check);
     let userspace_policy = userspace_policy(own, mode, check);
     let conntrack = conntrack(&file, check);
     let oom_score_adj = oom_score_adj(&file, check);
@@ -83,6 +84,7 @@ pub(crate) fn config(
         iptables_localhost_node_ports: file.iptables.localhost_node_ports.unwrap_or(true),
         nftables_localhost_node_ports: gates.enabled(NFTABLES_LOCALHOST_NODE_PORTS),
         ipvs,
+        service_proxying,
         userspace_policy,
         ebpf: ebpf(&file, check),
         windows: windows(&file, own, mode, check),
@@ -92,6 +94,16 @@ pub(crate) fn config(
         file,
     };
     FieldErrors::or(errors, config)
+}
+
+/// In mode userspace all are proxied.
+fn service_proxying(file: &KubeProxyConfiguration, mode: Mode, check: &mut Check<'_>) -> bool {
+    let wanted = file.service_proxying.annotated;
+    if wanted && !matches!(mode, Mode::NfTables | Mode::Ebpf | Mode::Userspace) {
+        let reason = format!("can't be in mode {mode}, only in nftables, ebpf and userspace");
+        check.failed(FieldError::invalid("serviceProxying.annotated", &true, &reason));
+    }
+    wanted
 }
 
 fn userspace_policy(own: &OwnFlags, mode: Mode, check: &mut Check<'_>) -> Policy {

@@ -21,6 +21,7 @@ pub struct FakeHns {
 
 /// What the documents leave open, and what differs from version to version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a knob of its own; together they are no state")]
 pub struct Knobs {
     /// Of HNS.
     pub version: Version,

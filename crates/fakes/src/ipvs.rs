@@ -42,6 +42,9 @@ struct State {
 struct Server {
     settings: VirtualServer,
     reals: BTreeMap<RealServerId, (RealServer, Connections)>,
+    total: Statistics,
+    /// Those of deleted real servers too, which the kernel keeps for a while: one that is made again goes on counting.
+    statistics: BTreeMap<RealServerId, Statistics>,
 }
 
 /// Virtual servers with their real ones, as they stand.
@@ -99,6 +102,23 @@ impl FakeIpvs {
         }
     }
 
+    /// So much more went through a real server.
+    pub fn carry(&self, id: ServerId, real: RealServerId, more: Statistics) {
+        if let Some(server) = self.state().servers.get_mut(&id) {
+            for counters in [&mut server.total, server.statistics.entry(real).or_default()] {
+                *counters = plus(*counters, more);
+            }
+        }
+    }
+
+    /// The kernel forgets deleted real servers.
+    pub fn empty_trash(&self) {
+        for server in self.state().servers.values_mut() {
+            let reals = &server.reals;
+            server.statistics.retain(|real, _| reals.contains_key(real));
+        }
+    }
+
     /// Does something behind everybody's back.
     ///
     /// # Errors
@@ -127,19 +147,32 @@ impl Ipvs for FakeIpvs {
         Ok(state.servers.get(id).map(|server| server.reals.values().copied().collect()).unwrap_or_default())
     }
 
-    /// Nothing ever goes through.
     fn virtual_statistics(&mut self) -> Result<Vec<(ServerId, Statistics)>, NetlinkError> {
-        Ok(self.state().servers.keys().map(|id| (*id, Statistics::default())).collect())
+        Ok(self.state().servers.iter().map(|(id, server)| (*id, server.total)).collect())
     }
 
     fn real_statistics(&mut self, id: &ServerId) -> Result<Vec<(RealServerId, Statistics)>, NetlinkError> {
-        let state = self.state();
-        let reals = state.servers.get(id).into_iter().flat_map(|server| server.reals.keys());
-        Ok(reals.map(|real| (*real, Statistics::default())).collect())
+        let mut state = self.state();
+        state.readings += 1;
+        let of_server = |server: &Server| {
+            let said = |real| server.statistics.get(real).copied().unwrap_or_default();
+            server.reals.keys().map(|real| (*real, said(real))).collect()
+        };
+        Ok(state.servers.get(id).map(of_server).unwrap_or_default())
     }
 
     fn timeouts(&mut self) -> Result<Timeouts, NetlinkError> {
         Ok(self.state().timeouts)
+    }
+}
+
+fn plus(a: Statistics, b: Statistics) -> Statistics {
+    Statistics {
+        connections: a.connections + b.connections,
+        packets_in: a.packets_in + b.packets_in,
+        packets_out: a.packets_out + b.packets_out,
+        bytes_in: a.bytes_in + b.bytes_in,
+        bytes_out: a.bytes_out + b.bytes_out,
     }
 }
 
@@ -181,7 +214,12 @@ impl State {
             Command::NewVirtual(server) if self.servers.contains_key(&server.id) => Err(EEXIST),
             Command::NewVirtual(server) => {
                 self.check(server)?;
-                let made = Server { settings: *server, reals: BTreeMap::new() };
+                let made = Server {
+                    settings: *server,
+                    reals: BTreeMap::new(),
+                    total: Statistics::default(),
+                    statistics: BTreeMap::new(),
+                };
                 self.servers.insert(server.id, made);
                 Ok(())
             }

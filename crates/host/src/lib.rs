@@ -1,7 +1,7 @@
 //! What the program changes on the host beside its own tables: leftovers of upstream's other modes are removed
 //! ([`cleanup`]), conntrack is sized ([`conntrack`]), IPVS set up ([`ipvs`]), the OOM score set ([`oom`]), the limit of open
-//! files raised ([`raise_descriptor_limit`]), and privileges given up ([`privileges`]). And what of the host decides whether
-//! Services work ([`facts`]).
+//! files raised ([`raise_descriptor_limit`]), that of locked memory lifted ([`lift_locked_memory_limit`]), and privileges given up
+//! ([`privileges`]). And what of the host decides whether Services work ([`facts`]).
 //!
 //! Files are looked for below a [`Root`], so that tests can use a folder. Nothing here is undone at the end of the program.
 #![forbid(unsafe_code)]
@@ -25,6 +25,7 @@ mod linux {
     pub mod ipvs;
     pub(crate) mod kernel_version;
     mod legacy_policy;
+    mod locked_memory;
     pub mod oom;
     pub mod privileges;
     pub mod route_localnet;
@@ -39,6 +40,7 @@ mod linux {
     pub use ipvs::apply_ipvs;
     pub use kernel_version::{kernel_release, kernel_version};
     pub use legacy_policy::legacy_forward_drops;
+    pub use locked_memory::lift_locked_memory_limit;
     pub use oom::set_oom_score;
     pub use privileges::{
         NoPermission, Privilege, PrivilegeError, drop_all_privileges, drop_privileges, require_net_admin,

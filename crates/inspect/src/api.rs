@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use agent::snapshot::{MAX_PAGE, Overview, Service};
+use agent::snapshot::{Overview, Page, Service, Wanted};
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use http::request::Parts;
@@ -39,8 +39,8 @@ pub type Ask<Q, A> = Arc<dyn Fn(Q) -> oneshot::Receiver<A> + Send + Sync>;
 pub struct Sources {
     /// One Service.
     pub service: Ask<ServiceName, Option<Service>>,
-    /// So many Services behind this one, by name.
-    pub services: Ask<(Option<ServiceName>, usize), Vec<Service>>,
+    /// Some Services.
+    pub services: Ask<Wanted, Page>,
     /// How everything is.
     pub overview: Ask<(), Overview>,
     /// Rises whenever the overview may have changed.
@@ -252,17 +252,28 @@ impl Api {
                 .for_each(|(row, service)| take(service, row));
             return Ok(());
         }
-        let mut after = None;
-        loop {
-            let page = received((self.sources.services)((after.take(), MAX_PAGE))).await?;
-            let Some(last) = page.last() else { return Ok(()) };
-            after = Some(ObjectName::new(&last.namespace, &last.name));
-            for service in page {
-                let row = service_row(&service);
-                if selector.selects(&service, &row) {
-                    take(service, row);
-                }
+        let mut take = |service| {
+            let row = service_row(&service);
+            if selector.selects(&service, &row) {
+                take(service, row);
             }
+        };
+        self.each_of(selector.wanted(), &mut take).await
+    }
+
+    /// Calls `take` with each Service that is wanted.
+    pub(crate) async fn each_of(
+        &self,
+        mut wanted: Wanted,
+        take: &mut impl FnMut(Service),
+    ) -> Result<(), ApiError> {
+        loop {
+            let Page { services, next } = received((self.sources.services)(wanted.clone())).await?;
+            services.into_iter().for_each(&mut *take);
+            if next.is_none() {
+                return Ok(());
+            }
+            wanted.after = next;
         }
     }
 

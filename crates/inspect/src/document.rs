@@ -190,6 +190,12 @@ pub struct TrafficRow {
     pub refused_per_second: Option<f64>,
     /// Packets that were dropped in a second.
     pub dropped_per_second: Option<f64>,
+    /// Packets both ways, where the kernel counts them anyway.
+    pub packets: Option<u64>,
+    /// Bytes of these; of what they carry, where a worker counts.
+    pub bytes: Option<u64>,
+    /// Times that an endpoint did not take a flow, so that another one was tried, where a worker does that.
+    pub retries: Option<u64>,
     /// New flows by endpoint.
     pub endpoints: Vec<TrafficShare>,
 }
@@ -204,6 +210,8 @@ pub struct TrafficShare {
     pub connections: u64,
     /// In a second, lately.
     pub connections_per_second: Option<f64>,
+    /// Bytes to and from it, where they are counted.
+    pub bytes: Option<u64>,
 }
 
 /// `GET /api/v1/conflicts`

@@ -118,6 +118,7 @@ fn traffic(connections: u64) -> Traffic {
         dropped: 0,
         packets: None,
         bytes: None,
+        retries: None,
         connections_per_second: Some(1.5),
         refused_per_second: Some(0.0),
         dropped_per_second: None,

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use agent::snapshot::{Address, Policy, Port, Service, TrafficPolicy};
+use agent::snapshot::{Address, AddressState, Policy, Port, Service, TrafficPolicy, Wanted};
 use model::Protocol;
+use walk::nft::BALANCER_CHAIN;
 use walk::{Origin, Outcome, Packet, Paths, Step};
 
 use crate::api::{Api, ApiError};
 use crate::document::{Ending, PacketQuestion, PacketReport, Place, RuleStep, Verdict};
 use crate::query::{Query, QueryError};
-use crate::select::{Selector, ports};
+use crate::select::ports;
 use crate::words;
 
 /// Paths that are looked at; there are as many as endpoints.
@@ -24,7 +25,10 @@ pub(crate) async fn answer(api: &Api, query: Query) -> Result<PacketReport, ApiE
     let question = question(query, &local)?;
     let packet = packet(&question)?;
     let paths = api.on_host(move |host| host.walk(&packet, MAX_PATHS)).await?;
-    let named = paths.paths.iter().find_map(|path| named_port(&path.steps));
+    let mut named = paths.paths.iter().find_map(|path| named_port(&path.steps));
+    if named.is_none() && paths.paths.iter().any(|path| is_balanced(&path.steps)) {
+        named = claimant(api, question.destination, &question.protocol).await?;
+    }
     let service = match named.as_deref().and_then(service_of) {
         Some((namespace, name)) => api.service(namespace, name).await.ok(),
         None => None,
@@ -105,10 +109,40 @@ fn service_of(port: &str) -> Option<(&str, &str)> {
     (!namespace.is_empty() && !name.is_empty() && !name.contains('/')).then_some((namespace, name))
 }
 
+/// Whether a virtual server took the packet.
+fn is_balanced(steps: &[Step]) -> bool {
+    steps.iter().any(|step| step.chain == BALANCER_CHAIN)
+}
+
+/// The Service port that has an address: virtual servers have no names, and not all of them go with rules that do.
+async fn claimant(api: &Api, to: SocketAddr, protocol: &str) -> Result<Option<String>, ApiError> {
+    let mut named = None;
+    api.each_of(related(to), &mut |service| {
+        let has = |port: &&Port| {
+            let is_it = |address: &Address| {
+                address.state == AddressState::InForce
+                    && address.port == to.port()
+                    && address.address.is_none_or(|ip| ip == to.ip())
+            };
+            port.protocol == protocol && port.addresses.iter().any(is_it)
+        };
+        if named.is_none() {
+            named = ports(&service).find(has).map(|port| port.service_port.clone());
+        }
+    })
+    .await?;
+    Ok(named)
+}
+
+/// The Services that have something to do with an address.
+fn related(to: SocketAddr) -> Wanted {
+    Wanted { address: Some(to.ip()), node_port: Some(to.port()), after: None }
+}
+
 /// Why a packet is no Service's, as far as the Services tell.
 async fn not_ours(api: &Api, to: SocketAddr, protocol: &str) -> Result<Vec<String>, ApiError> {
     let mut words = Vec::new();
-    api.each_service(&Selector::default(), |service, _| {
+    api.each_of(related(to), &mut |service: Service| {
         if words.len() < 8 {
             words.extend(relation(&service, to, protocol));
         }
@@ -338,6 +372,12 @@ fn unknown(packet: &PacketQuestion, paths: &Paths) -> Vec<String> {
     if packet.from != Place::Node && packet.interface.is_none() {
         unknown.push(
             "The interface that it arrives on (--in): rules that ask for one were taken not to match."
+                .to_owned(),
+        );
+    }
+    if paths.paths.iter().any(|path| is_balanced(&path.steps)) {
+        unknown.push(
+            "Which endpoint IPVS's scheduler chooses: each was taken to be as probable as any other."
                 .to_owned(),
         );
     }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use agent::snapshot::{AddressKind, Service};
+use agent::snapshot::{AddressKind, Service, Wanted};
 
 use crate::document::ServiceRow;
 use crate::query::{Query, QueryError};
@@ -55,6 +55,15 @@ impl Selector {
         let given =
             pairs.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", encoded(&value?))));
         given.collect::<Vec<_>>().join("&")
+    }
+
+    /// What the agent can tell apart: these, and perhaps others.
+    pub(crate) fn wanted(&self) -> Wanted {
+        match (self.endpoint.or(self.address), self.node_port) {
+            // Each that is asked for has the address, whatever else it has.
+            (address @ Some(_), _) => Wanted { address, ..Wanted::default() },
+            (None, node_port) => Wanted { node_port, ..Wanted::default() },
+        }
     }
 
     /// Whether a Service is asked for.

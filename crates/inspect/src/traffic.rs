@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
-use agent::{Flow, PortTraffic, Published, Rates};
+use agent::{Counters, Flow, PortTraffic, Published, Rates};
 use model::ServicePortName;
 use tokio::time::Instant;
 
@@ -28,9 +28,7 @@ pub(crate) fn list(published: &Published, now: Instant, time: SystemTime) -> Tra
 /// What went through a Service port in both families; an endpoint is of one.
 #[derive(Default)]
 struct Sums {
-    connections: u64,
-    refused: u64,
-    dropped: u64,
+    total: Counters,
     per_second: Option<Rates>,
     endpoints: BTreeMap<SocketAddr, Flow>,
 }
@@ -38,9 +36,7 @@ struct Sums {
 impl Sums {
     fn add(&mut self, port: &PortTraffic) {
         let Flow { total, per_second } = port.flow;
-        self.connections += total.connections;
-        self.refused += total.refused;
-        self.dropped += total.dropped;
+        self.total = self.total.plus(total);
         if let Some(more) = per_second {
             let sum = self.per_second.unwrap_or_default();
             self.per_second = Some(Rates {
@@ -57,18 +53,23 @@ impl Sums {
             address,
             connections: flow.total.connections,
             connections_per_second: flow.per_second.map(|rates| rates.connections),
+            bytes: flow.total.bytes,
         };
+        let Counters { connections, refused, dropped, packets, bytes, retries } = self.total;
         TrafficRow {
             namespace: service.service.namespace.to_string(),
             name: service.service.name.to_string(),
             service_port: service.to_string(),
             protocol: service.protocol.to_string(),
-            connections: self.connections,
-            refused: self.refused,
-            dropped: self.dropped,
+            connections,
+            refused,
+            dropped,
             connections_per_second: self.per_second.map(|rates| rates.connections),
             refused_per_second: self.per_second.map(|rates| rates.refused),
             dropped_per_second: self.per_second.map(|rates| rates.dropped),
+            packets,
+            bytes,
+            retries,
             endpoints: self.endpoints.into_iter().map(share).collect(),
         }
     }

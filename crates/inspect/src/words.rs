@@ -152,7 +152,14 @@ pub fn traffic(traffic: &Traffic) -> String {
         rate(traffic.refused_per_second),
         traffic.dropped,
         rate(traffic.dropped_per_second),
-    )
+    ) + &carried(traffic)
+}
+
+/// What only some modes count.
+fn carried(traffic: &Traffic) -> String {
+    let part = |count: Option<u64>, what: &str| count.map(|count| format!(", {count} {what}"));
+    let parts = [part(traffic.bytes, "bytes"), part(traffic.retries, "endpoints tried in vain")];
+    parts.into_iter().flatten().collect()
 }
 
 /// An endpoint's part of all new flows; empty where nothing was counted.

@@ -75,6 +75,12 @@ pub struct RealServerId {
     pub port: u16,
 }
 
+impl From<RealServerId> for SocketAddr {
+    fn from(id: RealServerId) -> Self {
+        Self::new(id.address, id.port)
+    }
+}
+
 /// A real server: where packets end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RealServer {
@@ -174,7 +180,7 @@ impl fmt::Display for VirtualServer {
 
 impl fmt::Display for RealServerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        SocketAddr::new(self.address, self.port).fmt(f)
+        SocketAddr::from(*self).fmt(f)
     }
 }
 

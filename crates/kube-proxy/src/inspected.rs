@@ -5,18 +5,20 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use agent::snapshot::{Overview, Service};
+use backend_ipvs::VirtualServers;
 use config::Mode;
 use conntrack::{Conntrack as _, Filter};
 use host::{Facts, Root};
 use inspect::document::{Finding, FlowList, FlowRow, Limit};
 use inspect::findings::{self, Evidence};
 use iptables::Iptables as _;
-use kernel::TableReader;
+use ipvs::Ipvs;
 use kernel::iptables::{Programs, Tables};
+use kernel::{KernelIpvs, TableReader};
 use model::{IpFamily, Protocol};
 use netlink::NetlinkError;
 use nft::{Bytes, Element, Family, Kernel as _, Name, Ruleset, Set, SetKind};
-use walk::nft::{Elements, InRuleset};
+use walk::nft::{Elements, InRuleset, Tracer};
 use walk::{Packet, Paths};
 
 use crate::platform;
@@ -37,7 +39,15 @@ impl ThisHost {
 impl inspect::Host for ThisHost {
     fn walk(&self, packet: &Packet, limit: usize) -> Result<Paths, String> {
         match self.mode {
-            Mode::NfTables | Mode::Ebpf | Mode::Userspace => walk_nftables(packet, self.addresses(), limit),
+            Mode::NfTables | Mode::Ebpf | Mode::Userspace => {
+                paths(&nftables_tracer(packet, self.addresses())?, packet, limit)
+            }
+            Mode::Ipvs => {
+                let servers =
+                    VirtualServers::read(open_ipvs()?).map_err(|error| agent::with_causes(&error))?;
+                let tracer = nftables_tracer(packet, self.addresses())?.beside(Arc::new(servers));
+                paths(&tracer, packet, limit)
+            }
             Mode::IpTables => walk_iptables(packet, self.addresses(), limit),
             other => Err(format!("rules of mode {other} can't be followed")),
         }
@@ -78,9 +88,12 @@ impl inspect::Host for ThisHost {
                 }
             }
         }
-        if matches!(self.mode, Mode::NfTables | Mode::Ebpf) {
+        if matches!(self.mode, Mode::NfTables | Mode::Ebpf | Mode::Userspace | Mode::Ipvs) {
             compare(services, &mut evidence);
-        } else {
+        }
+        if self.mode == Mode::Ipvs {
+            compare_servers(services, &self.addresses(), &mut evidence);
+        } else if self.mode == Mode::IpTables {
             evidence.unread.push(format!("every rule of mode {mode}: audits compare them"));
         }
         (findings::findings(&evidence, overview, services), findings::checked(&evidence))
@@ -88,7 +101,7 @@ impl inspect::Host for ThisHost {
 }
 
 /// The table is read as far as one packet needs it.
-fn walk_nftables(packet: &Packet, addresses: Vec<IpAddr>, limit: usize) -> Result<Paths, String> {
+fn nftables_tracer(packet: &Packet, addresses: Vec<IpAddr>) -> Result<Tracer, String> {
     let family = Family::of(packet.destination.ip());
     let table = backend_nftables::table_name();
     let told = |error: netlink::NetlinkError| agent::with_causes(&error);
@@ -101,8 +114,16 @@ fn walk_nftables(packet: &Packet, addresses: Vec<IpAddr>, limit: usize) -> Resul
         networks: InRuleset::new(rules.clone(), family),
         state: Mutex::new((reader, BTreeMap::new())),
     };
-    let tracer = walk::nft::Tracer::with_elements(rules, Arc::new(elements), family, addresses);
+    Ok(Tracer::with_elements(rules, Arc::new(elements), family, addresses))
+}
+
+fn paths(tracer: &Tracer, packet: &Packet, limit: usize) -> Result<Paths, String> {
     tracer.paths(packet, limit).map_err(|error| error.to_string())
+}
+
+fn open_ipvs() -> Result<Box<dyn Ipvs>, String> {
+    let opened = KernelIpvs::open().map_err(|error| agent::with_causes(&error))?;
+    Ok(Box::new(opened))
 }
 
 /// What was found for keys of sets.
@@ -213,9 +234,10 @@ fn texts(ruleset: &Ruleset, family: Family) -> BTreeSet<(String, String)> {
 /// What of a Service is believed to be in the kernel and is not.
 fn missing(service: &Service, family: &str, held: &BTreeSet<(String, String)>) -> Vec<(String, String)> {
     let ports = service.families.iter().filter(|own| own.family == family).flat_map(|own| &own.ports);
-    // What maps have is read from them.
+    // What maps have is read from them; servers are compared by themselves.
+    let elsewhere = [backend_ebpf::PLACE, backend_ipvs::PLACE];
     let is_missing = |rule: &&agent::snapshot::Rule| {
-        rule.place != backend_ebpf::PLACE && !held.contains(&(rule.place.clone(), rule.text.clone()))
+        !elsewhere.contains(&&*rule.place) && !held.contains(&(rule.place.clone(), rule.text.clone()))
     };
     let of_port = |port: &agent::snapshot::Port| {
         let in_force =
@@ -226,4 +248,28 @@ fn missing(service: &Service, family: &str, held: &BTreeSet<(String, String)>) -
             .collect::<Vec<_>>()
     };
     ports.flat_map(of_port).collect()
+}
+
+/// Looks for every virtual and real server that should be there, and for the addresses that make them the host's.
+fn compare_servers(services: &[Service], addresses: &[IpAddr], evidence: &mut Evidence<'_>) {
+    let read = || -> Result<_, String> {
+        backend_ipvs::read_pieces(&mut *open_ipvs()?).map_err(|error| agent::with_causes(&error))
+    };
+    let held = match read() {
+        Ok(held) => held,
+        Err(error) => return evidence.unread.push(format!("virtual servers: {error}")),
+    };
+    for port in services.iter().flat_map(|service| &service.families).flat_map(|family| &family.ports) {
+        let in_force =
+            port.addresses.iter().filter(|address| address.state == agent::snapshot::AddressState::InForce);
+        for address in in_force {
+            let servers = address.rules.iter().filter(|rule| rule.place == backend_ipvs::PLACE);
+            let pieces = servers.clone().flat_map(|rule| backend_ipvs::pieces(&rule.text));
+            let lacks = pieces.filter(|piece| !held.contains(piece));
+            evidence.missing.extend(lacks.map(|piece| (port.service_port.clone(), piece)));
+            let ip = address.address.filter(|ip| servers.count() > 0 && !addresses.contains(ip));
+            let not_local = |ip| format!("address {ip} of device {}", backend_ipvs::DEVICE);
+            evidence.missing.extend(ip.map(|ip| (port.service_port.clone(), not_local(ip))));
+        }
+    }
 }

@@ -13,7 +13,7 @@ use agent::{ServedFamily, Settings};
 use config::{Config, Mode};
 use host::Privilege;
 use metrics::Metrics;
-use model::IpFamily;
+use model::{Balancer, IpFamily, Proxied};
 
 use crate::endings::Endings;
 
@@ -28,14 +28,17 @@ pub(crate) async fn serve(
     metrics: &Metrics,
     endings: &Endings,
 ) -> anyhow::Result<Vec<ServedFamily>> {
-    match config.mode {
-        Mode::NfTables => Ok(nftables::serve(config, &families, metrics)),
+    nftables::tell_if_untested();
+    let proxying = userspace::Proxying::new(config, metrics);
+    let served = match config.mode {
+        Mode::NfTables | Mode::Userspace => Ok(nftables::serve(config, &families, metrics, &proxying)),
         Mode::IpTables => iptables::serve(config, settings, families, metrics).await,
         Mode::Ipvs => ipvs::serve(config, settings, &families, metrics),
-        Mode::Userspace => Ok(userspace::serve(config, &families, metrics, endings)),
-        Mode::Ebpf => Ok(ebpf::serve(config, settings, &families, metrics)),
+        Mode::Ebpf => Ok(ebpf::serve(config, settings, &families, metrics, &proxying)),
         mode @ Mode::Kernelspace => not_built_in(mode),
-    }
+    };
+    proxying.end_with(endings);
+    served
 }
 
 /// The configuration refuses these.
@@ -46,8 +49,10 @@ fn not_built_in<T>(mode: Mode) -> anyhow::Result<T> {
 /// Why this host can't run a mode, as far as one can tell without trying.
 pub(crate) fn unusable(mode: Mode) -> Option<String> {
     match mode {
-        Mode::NfTables | Mode::Ebpf | Mode::Userspace => nftables::unusable(),
-        Mode::IpTables | Mode::Ipvs | Mode::Kernelspace => None,
+        Mode::NfTables | Mode::Ebpf => nftables::unusable(&Balancer::Rules),
+        Mode::Userspace => nftables::unusable(&Balancer::Proxies(Proxied::All)),
+        Mode::Ipvs => nftables::unusable(&Balancer::Ipvs { node_addresses: Vec::new() }),
+        Mode::IpTables | Mode::Kernelspace => None,
     }
 }
 

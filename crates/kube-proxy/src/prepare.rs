@@ -41,7 +41,22 @@ pub(crate) fn before_serving(config: &Config) -> anyhow::Result<()> {
     if let Err(failure) = host::raise_descriptor_limit() {
         info!(v = 2, err = with_causes(&failure), "the limit of open files stays as it is");
     }
+    if config.mode == Mode::Ebpf
+        && counts_maps_as_locked_memory()
+        && let Err(failure) = host::lift_locked_memory_limit()
+    {
+        warn!(
+            err = with_causes(&failure),
+            "the limit of locked memory stays; maps may not find room below it"
+        );
+    }
     Ok(())
+}
+
+/// Linux before 5.11.
+fn counts_maps_as_locked_memory() -> bool {
+    let version = host::kernel_release(&Root::default()).and_then(|release| host::kernel_version(&release));
+    version.is_some_and(|version| version < (5, 11))
 }
 
 fn conntrack(config: &Config) -> ConntrackSettings {

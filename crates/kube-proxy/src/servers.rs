@@ -46,6 +46,7 @@ fn counted(family: IpFamily, traffic: &agent::Traffic) -> metrics::FamilyTraffic
         connections: now.connections - then.connections,
         refused: now.refused - then.refused,
         dropped: now.dropped - then.dropped,
+        bytes: now.bytes.map(|bytes| bytes - then.bytes.unwrap_or_default()),
     };
     let service = |(name, port): (&model::ServicePortName, &agent::PortTraffic)| metrics::ServiceTraffic {
         namespace: name.service.namespace.to_string(),
@@ -133,7 +134,7 @@ fn api(config: &Config, telemetry: &Telemetry, rejections: Rejections, about: Ab
     let counted = telemetry.clone();
     Api::new(inspect::Sources {
         service: Arc::new(move |name| one.service(name)),
-        services: Arc::new(move |(after, limit)| many.services(after, limit)),
+        services: Arc::new(move |wanted| many.services(wanted)),
         overview: Arc::new(move |()| all.overview()),
         news: telemetry.generation.subscribe(),
         traffic: Arc::new(move || counted.traffic()),

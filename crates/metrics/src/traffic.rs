@@ -37,6 +37,8 @@ pub struct Counted {
     pub refused: u64,
     /// Packets that were dropped, since their endpoints are on other nodes.
     pub dropped: u64,
+    /// Bytes both ways; none in a mode that does not count them.
+    pub bytes: Option<u64>,
 }
 
 /// One family's traffic.
@@ -138,8 +140,8 @@ fn selected<'a>(services: &'a [ServiceTraffic], series: &ServiceSeries) -> Vec<&
     selected
 }
 
-/// The three counters with the same labels.
-struct Vectors([IntCounterVec; 3]);
+/// The counters with the same labels.
+struct Vectors([IntCounterVec; 4]);
 
 impl Vectors {
     fn new(prefix: &str, labels: &[&str], of: &str) -> Self {
@@ -154,13 +156,17 @@ impl Vectors {
                 "dropped_packets",
                 "Packets that were dropped, since their endpoints are elsewhere or their sender is not allowed,",
             ),
+            vector("bytes", "Bytes both ways"),
         ])
     }
 
     fn set(&self, labels: &[&str], counted: Counted) {
-        let Counted { connections, refused, dropped } = counted;
-        for (vector, value) in self.0.iter().zip([connections, refused, dropped]) {
-            vector.with_label_values(labels).inc_by(value);
+        let Counted { connections, refused, dropped, bytes } = counted;
+        let values = [Some(connections), Some(refused), Some(dropped), bytes];
+        for (vector, value) in self.0.iter().zip(values) {
+            if let Some(value) = value {
+                vector.with_label_values(labels).inc_by(value);
+            }
         }
     }
 
@@ -179,14 +185,14 @@ mod tests {
             service: service.into(),
             port: "http".into(),
             protocol: "TCP".into(),
-            counted: Counted { connections, refused: 1, dropped: 0 },
+            counted: Counted { connections, refused: 1, dropped: 0, bytes: Some(7) },
         }
     }
 
     fn page(series: ServiceSeries) -> String {
         let registrar = Registrar::default();
         let services = vec![of("a", "x", 5), of("a", "y", 50), of("b", "x", 7), of("b", "z", 5)];
-        let total = Counted { connections: 100, refused: 4, dropped: 2 };
+        let total = Counted { connections: 100, refused: 4, dropped: 2, bytes: None };
         let traffic = FamilyTraffic { family: IpFamily::V4, total, services };
         TrafficMetrics::register(&registrar).follow(Box::new(move || vec![traffic.clone()]), series);
         registrar.render()
@@ -197,6 +203,7 @@ mod tests {
     fn check(series: ServiceSeries, expected: &[&str]) {
         let page = page(series);
         assert!(page.contains("kubeproxy_connections_total{ip_family=\"IPv4\"} 100\n"), "{page}");
+        assert!(!page.contains("kubeproxy_bytes_total"), "what is not counted is not told: {page}");
         let lines = page.lines().filter(|line| line.starts_with("kubeproxy_service_connections_total{"));
         let label = |line: &str, name: &str| {
             let rest = line.split_once(&format!("{name}=\"")).unwrap().1;

@@ -52,7 +52,7 @@ fn metrics(mode: Mode) -> Metrics {
     metrics.source.requests.answered("GET", "10.0.0.1:6443", Some(200), Duration::from_millis(3));
     metrics.source.requests.answered("GET", "10.0.0.1:6443", None, Duration::from_millis(3));
     metrics.source.requests.received("GET", "10.0.0.1:6443", 1000);
-    let counted = Counted { connections: 1, refused: 1, dropped: 1 };
+    let counted = Counted { connections: 1, refused: 1, dropped: 1, bytes: Some(1) };
     let service = ServiceTraffic {
         namespace: "ns".into(),
         service: "svc".into(),

@@ -9,15 +9,17 @@ use model::ServicePortName;
 pub struct Counters {
     /// New flows that were given an endpoint.
     pub connections: u64,
-    /// Packets that were refused, since there is no endpoint.
+    /// Packets that were refused, since there is no endpoint; connections, where a worker found none that answers.
     pub refused: u64,
     /// Packets that were dropped, since their endpoints are on other nodes, or since their sender is in none of
     /// `loadBalancerSourceRanges`.
     pub dropped: u64,
     /// Packets both ways, where the kernel counts them anyway.
     pub packets: Option<u64>,
-    /// Bytes of these.
+    /// Bytes of these; of what they carry, where a worker counts.
     pub bytes: Option<u64>,
+    /// Times that an endpoint did not take a flow, so that another one was tried, where a worker does that.
+    pub retries: Option<u64>,
 }
 
 impl Counters {
@@ -38,6 +40,7 @@ impl Counters {
             dropped: combine(self.dropped, other.dropped),
             packets: either(self.packets, other.packets),
             bytes: either(self.bytes, other.bytes),
+            retries: either(self.retries, other.retries),
         }
     }
 

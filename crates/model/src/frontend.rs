@@ -6,9 +6,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use balance::Policy;
 use ipnet::IpNet;
 
-use crate::{Family, Protocol, ServicePortName, TrafficPolicy, Uid};
+use crate::{AppProtocol, Family, Protocol, ServicePortName, TrafficPolicy, Uid};
 
 /// Which of a Service's addresses a frontend is. The order is that of precedence when two Services claim the same
 /// address, protocol and port: the first wins.
@@ -144,6 +145,10 @@ pub struct Frontend<F: Family> {
     pub internal_pool: Option<Pool<F>>,
     /// `ClientIP` affinity.
     pub affinity: Option<Affinity>,
+    /// The policy by which a proxy is to choose endpoints, if the Service asks for one.
+    pub proxying: Option<Policy>,
+    /// What goes through it. Modes without a proxy have no use for it.
+    pub app_protocol: AppProtocol,
     /// Source address rewriting.
     pub masquerade: Masquerade,
     /// `loadBalancerSourceRanges`: new flows from elsewhere are dropped. `None`: no restriction.
@@ -170,6 +175,8 @@ impl<F: Family> Frontend<F> {
             policy: TrafficPolicy::Cluster,
             internal_pool: None,
             affinity: None,
+            proxying: None,
+            app_protocol: AppProtocol::Opaque,
             masquerade: match kind {
                 AddressKind::ClusterIp => Masquerade::UnlessFromPod,
                 AddressKind::LoadBalancerIp | AddressKind::ExternalIp | AddressKind::NodePort => {

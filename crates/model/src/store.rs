@@ -1,6 +1,7 @@
 //! The store: every object as last accepted, gathered by Service.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::ops::Bound;
 use std::time::SystemTime;
 
@@ -10,6 +11,7 @@ use rustc_hash::FxBuildHasher;
 use crate::capacity::shrink_if_sparse;
 use crate::{
     Change, EndpointSlice, IpFamily, Kind, Name, Node, Object, ObjectName, Service, ServiceCidr, ServiceName,
+    SliceEndpoints,
 };
 
 /// A Service and its slices. Either may exist without the other.
@@ -19,6 +21,27 @@ pub struct ServiceEntry {
     pub service: Option<Box<Service>>,
     /// Its slices of both families, sorted by name.
     pub slices: Vec<EndpointSlice>,
+}
+
+impl ServiceEntry {
+    /// Whether the Service has an address, of whatever kind, or an endpoint of it.
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        let is_own = |service: &Service| {
+            let lists = [&service.cluster_ips, &service.external_ips, &service.load_balancer_ips];
+            lists.into_iter().any(|list| list.contains(&address))
+        };
+        let is_endpoint = |slice: &EndpointSlice| match &slice.endpoints {
+            SliceEndpoints::V4(own) => own.iter().any(|endpoint| address == endpoint.address),
+            SliceEndpoints::V6(own) => own.iter().any(|endpoint| address == endpoint.address),
+        };
+        self.service.as_deref().is_some_and(is_own) || self.slices.iter().any(is_endpoint)
+    }
+
+    /// Whether the Service has a node port.
+    pub fn has_node_port(&self, port: u16) -> bool {
+        let mut ports = self.service.iter().flat_map(|service| &service.ports);
+        ports.any(|own| own.node_port == Some(port))
+    }
 }
 
 /// What a change touched, for the node view to look at again.
@@ -67,10 +90,13 @@ impl Store {
         self.entries.iter()
     }
 
-    /// The names of Services, and of owners of slices, behind this one, or all.
-    pub fn names_after(&self, after: Option<&ServiceName>) -> impl Iterator<Item = &ServiceName> {
+    /// Services, and owners of slices, behind this one, or all; by name.
+    pub fn entries_after(
+        &self,
+        after: Option<&ServiceName>,
+    ) -> impl Iterator<Item = (&ServiceName, &ServiceEntry)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.entries.range((from, Bound::Unbounded)).map(|(name, _)| name)
+        self.entries.range((from, Bound::Unbounded))
     }
 
     /// The Node of this name.

@@ -196,6 +196,8 @@ fn port_frontends<F: Family>(
     frontends.push(Frontend {
         policy: service.internal_policy,
         affinity,
+        proxying: service.proxying,
+        app_protocol: port.app_protocol,
         flow_endpoints: pools.flow_endpoints.clone(),
         ..Frontend::new(cluster_ip, AddressKind::ClusterIp, name.clone(), pools.internal.clone())
     });
@@ -203,6 +205,8 @@ fn port_frontends<F: Family>(
         policy: service.external_policy,
         internal_pool: pools.short_cut.clone(),
         affinity,
+        proxying: service.proxying,
+        app_protocol: port.app_protocol,
         masquerade: pools.external_masquerade,
         allowed_sources,
         flow_endpoints: pools.flow_endpoints.clone(),

@@ -11,8 +11,10 @@
 mod control;
 pub mod frame;
 mod handover;
+mod http;
 mod relay;
 mod table;
+mod tally;
 mod tcp;
 mod udp;
 mod worker;

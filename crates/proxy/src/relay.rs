@@ -23,19 +23,23 @@ thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER_BYTES].into());
 }
 
-/// Carries bytes both ways to the end of both.
+/// Carries bytes both ways to the end of both, and says how many as it goes.
 ///
 /// # Errors
 /// One of the connections broke; whoever has them breaks the other.
-pub(crate) async fn relay(client: &TcpStream, endpoint: &TcpStream) -> io::Result<()> {
-    tokio::try_join!(one_way(client, endpoint), one_way(endpoint, client))?;
+pub(crate) async fn relay(
+    client: &TcpStream,
+    endpoint: &TcpStream,
+    carried: impl Fn(usize),
+) -> io::Result<()> {
+    tokio::try_join!(one_way(client, endpoint, &carried), one_way(endpoint, client, &carried))?;
     Ok(())
 }
 
 /// Carries bytes to their end, and tells it on: the other direction may go on for long.
-async fn one_way(from: &TcpStream, to: &TcpStream) -> io::Result<()> {
-    if !copy(from, to).await? {
-        splice_rest(from, to).await?;
+async fn one_way(from: &TcpStream, to: &TcpStream, carried: &impl Fn(usize)) -> io::Result<()> {
+    if !copy(from, to, carried).await? {
+        splice_rest(from, to, carried).await?;
     }
     match SockRef::from(to).shutdown(Shutdown::Write) {
         // It is closed already.
@@ -45,16 +49,20 @@ async fn one_way(from: &TcpStream, to: &TcpStream) -> io::Result<()> {
 }
 
 /// Carries what there is; false if that is much, and more is to come.
-async fn copy(from: &TcpStream, to: &TcpStream) -> io::Result<bool> {
+async fn copy(from: &TcpStream, to: &TcpStream, carried: &impl Fn(usize)) -> io::Result<bool> {
     let mut copied = 0;
     while copied < COPIED_BYTES {
         from.readable().await?;
         match copy_some(from, to)? {
             Copied::Nothing => {}
             Copied::End => return Ok(true),
-            Copied::All(n) => copied += n,
+            Copied::All(n) => {
+                copied += n;
+                carried(n);
+            }
             Copied::Some(n, rest) => {
                 copied += n;
+                carried(n);
                 write_all(to, &rest).await?;
             }
         }
@@ -103,13 +111,14 @@ async fn write_all(to: &TcpStream, mut rest: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-async fn splice_rest(from: &TcpStream, to: &TcpStream) -> io::Result<()> {
+async fn splice_rest(from: &TcpStream, to: &TcpStream, carried: &impl Fn(usize)) -> io::Result<()> {
     let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
     loop {
         let mut held = fill(from, &into).await?;
         if held == 0 {
             return Ok(());
         }
+        carried(held);
         while held > 0 {
             held -= to.async_io(Interest::WRITABLE, || move_bytes(&out, to, held)).await?;
         }
@@ -144,7 +153,7 @@ mod tests {
     async fn relayed() -> (TcpStream, TcpStream, tokio::task::JoinHandle<io::Result<()>>) {
         let (near, client) = connected().await;
         let (far, endpoint) = connected().await;
-        let relayed = tokio::spawn(async move { relay(&near, &far).await });
+        let relayed = tokio::spawn(async move { relay(&near, &far, |_| ()).await });
         (client, endpoint, relayed)
     }
 

@@ -4,17 +4,21 @@
 //! It knows one table and what that table can say ([`Elements`] may be asked of the kernel one by one). Connection tracking is what a first packet needs: the flow is new, and
 //! its destination is translated or not. Timeouts of learnt elements do not pass by themselves.
 
+mod balancer;
 mod eval;
 mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::RangeBounds;
 use std::sync::Arc;
 
 use nft::{BaseChain, Bytes, Element, Family, Hook, Name, Ruleset, Set, Verdict};
 
 use crate::{Origin, Outcome, Packet, Path, Paths};
+use balancer::Taken;
+pub use balancer::{BALANCER_CHAIN, Balanced, Balancer};
 use eval::End;
 use state::State;
 
@@ -37,6 +41,12 @@ pub enum TraceError {
     Elements {
         /// The set or map.
         set: Name,
+        /// Why not.
+        why: String,
+    },
+    /// What the load balancer does could not be learnt.
+    #[error("look into the load balancer: {why}")]
+    Balancer {
         /// Why not.
         why: String,
     },
@@ -85,6 +95,7 @@ fn covers(element: &Bytes, key: &[u8], family: Family) -> bool {
 pub struct Tracer {
     ruleset: Arc<Ruleset>,
     elements: Arc<dyn Elements>,
+    balancer: Option<Arc<dyn Balancer>>,
     family: Family,
     /// The host's addresses besides loopback.
     addresses: BTreeSet<IpAddr>,
@@ -126,6 +137,7 @@ impl Tracer {
         Self {
             ruleset,
             elements,
+            balancer: None,
             family,
             addresses,
             learnt: BTreeMap::new(),
@@ -222,28 +234,66 @@ impl Tracer {
     }
 
     fn go(&mut self, state: &mut State, pick: Pick<'_>) -> Result<Outcome, TraceError> {
-        let origin = state.packet.origin.clone();
-        let hooks: &[Hook] = match origin {
-            Origin::Host => &[Hook::Output, Hook::Postrouting],
-            Origin::Interface(_) => &[Hook::Prerouting],
+        let end = match state.packet.origin {
+            Origin::Host => self.leave(state, pick)?,
+            Origin::Interface(_) => self.arrive(state, pick)?,
         };
-        for hook in hooks {
-            if let Some(outcome) = self.pass(*hook, state, pick)? {
-                return Ok(outcome);
+        let to = state.packet.destination;
+        Ok(end.unwrap_or(Outcome::Delivered { to, masqueraded: state.masqueraded }))
+    }
+
+    /// A packet from elsewhere. Here and in what follows, `Some` when it goes no further.
+    fn arrive(&mut self, state: &mut State, pick: Pick<'_>) -> Result<Option<Outcome>, TraceError> {
+        if let Some(outcome) = self.pass(Hook::Prerouting, state, pick)? {
+            return Ok(Some(outcome));
+        }
+        if self.is_local(state.packet.destination.ip()) {
+            return self.come_in(state, pick);
+        }
+        match self.pass(Hook::Forward, state, pick)? {
+            None => self.pass(Hook::Postrouting, state, pick),
+            end => Ok(end),
+        }
+    }
+
+    /// A packet for the host itself, or for the load balancer.
+    fn come_in(&mut self, state: &mut State, pick: Pick<'_>) -> Result<Option<Outcome>, TraceError> {
+        if let Some(outcome) = self.pass_some(Hook::Input, ..=balancer::IN, state, pick)? {
+            return Ok(Some(outcome));
+        }
+        match self.balance(Hook::Input, state, pick)? {
+            Taken::Refused => Ok(Some(Outcome::Refused)),
+            Taken::Sent if !self.is_local(state.packet.destination.ip()) => self.send(state, pick),
+            Taken::Sent | Taken::No => self.pass_some(Hook::Input, balancer::IN + 1.., state, pick),
+        }
+    }
+
+    /// A packet of the host itself.
+    fn leave(&mut self, state: &mut State, pick: Pick<'_>) -> Result<Option<Outcome>, TraceError> {
+        if let Some(outcome) = self.pass_some(Hook::Output, ..balancer::OUT, state, pick)? {
+            return Ok(Some(outcome));
+        }
+        let taken = self.balance(Hook::Output, state, pick)?;
+        match taken {
+            Taken::Refused => return Ok(Some(Outcome::Refused)),
+            Taken::Sent if !self.is_local(state.packet.destination.ip()) => return self.send(state, pick),
+            Taken::Sent | Taken::No => {}
+        }
+        for (hook, from) in [(Hook::Output, balancer::OUT), (Hook::Postrouting, i32::MIN)] {
+            if let Some(outcome) = self.pass_some(hook, from.., state, pick)? {
+                return Ok(Some(outcome));
             }
         }
         let is_local = self.is_local(state.packet.destination.ip());
-        let hooks: &[Hook] = match (origin, is_local) {
-            (_, true) => &[Hook::Input],
-            (Origin::Host, false) => &[],
-            (Origin::Interface(_), false) => &[Hook::Forward, Hook::Postrouting],
-        };
-        for hook in hooks {
-            if let Some(outcome) = self.pass(*hook, state, pick)? {
-                return Ok(outcome);
-            }
+        if is_local { self.pass(Hook::Input, state, pick) } else { Ok(None) }
+    }
+
+    /// A packet that the load balancer sends on.
+    fn send(&mut self, state: &mut State, pick: Pick<'_>) -> Result<Option<Outcome>, TraceError> {
+        match self.pass(Hook::Output, state, pick)? {
+            None => self.pass(Hook::Postrouting, state, pick),
+            end => Ok(end),
         }
-        Ok(Outcome::Delivered { to: state.packet.destination, masqueraded: state.masqueraded })
     }
 
     fn is_local(&self, addr: IpAddr) -> bool {
@@ -252,10 +302,21 @@ impl Tracer {
 
     /// The base chains of a hook, in their order. `Some` when the packet goes no further.
     fn pass(&mut self, hook: Hook, state: &mut State, pick: Pick<'_>) -> Result<Option<Outcome>, TraceError> {
+        self.pass_some(hook, .., state, pick)
+    }
+
+    /// Those of some priorities.
+    fn pass_some(
+        &mut self,
+        hook: Hook,
+        priorities: impl RangeBounds<i32>,
+        state: &mut State,
+        pick: Pick<'_>,
+    ) -> Result<Option<Outcome>, TraceError> {
         state.hook = hook;
         let attached = |(name, chain): (&Name, &nft::ChainState)| Some((name.clone(), chain.base?));
         let mut chains: Vec<(Name, BaseChain)> = self.ruleset.chains.iter().filter_map(attached).collect();
-        chains.retain(|(_, base)| base.hook == hook);
+        chains.retain(|(_, base)| base.hook == hook && priorities.contains(&base.priority));
         chains.sort_by_key(|(_, base)| base.priority);
         for (name, _) in chains {
             match self.chain(&name, state, pick)? {

@@ -1,6 +1,6 @@
 //! Answers of the event loop to questions.
 
-use model::ServiceName;
+use model::{ServiceEntry, ServiceName};
 use tokio::time::Instant;
 
 use super::Agent;
@@ -18,16 +18,27 @@ impl Agent {
                 self.families.iter_mut().for_each(|family| family.want_traffic());
                 drop(answer.send(self.service(&service, now)));
             }
-            Question::Services { after, limit, answer } => {
+            Question::Services { wanted, answer } => {
                 self.families.iter_mut().for_each(|family| family.want_traffic());
-                let names = self.store.names_after(after.as_ref());
-                let services = names.filter_map(|name| self.service(name, now));
-                let page = services.take(limit.min(snapshot::MAX_PAGE)).collect();
-                drop(answer.send(page));
+                drop(answer.send(self.page(&wanted, now)));
             }
             Question::Overview { answer } => drop(answer.send(self.overview(now))),
             Question::Traffic => self.families.iter_mut().for_each(|family| family.want_traffic()),
         }
+    }
+
+    fn page(&self, wanted: &snapshot::Wanted, now: Instant) -> snapshot::Page {
+        let mut page = snapshot::Page { services: Vec::new(), next: None };
+        for (n_looked_at, (name, entry)) in self.store.entries_after(wanted.after.as_ref()).enumerate() {
+            if page.services.len() == snapshot::MAX_PAGE || n_looked_at == snapshot::MAX_LOOK {
+                return page;
+            }
+            if is_wanted(entry, wanted) {
+                page.services.extend(self.service(name, now));
+            }
+            page.next = Some(name.clone());
+        }
+        snapshot::Page { next: None, ..page }
     }
 
     fn service(&self, name: &ServiceName, now: Instant) -> Option<snapshot::Service> {
@@ -58,4 +69,11 @@ impl Agent {
             recent_changes: families.flat_map(|family| family.recent_changes()).collect(),
         }
     }
+}
+
+fn is_wanted(entry: &ServiceEntry, wanted: &snapshot::Wanted) -> bool {
+    let snapshot::Wanted { address, node_port, .. } = *wanted;
+    (address, node_port) == (None, None)
+        || address.is_some_and(|address| entry.has_address(address))
+        || node_port.is_some_and(|port| entry.has_node_port(port))
 }

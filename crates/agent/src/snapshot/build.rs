@@ -42,7 +42,7 @@ pub(crate) fn port<F: Family>(
 }
 
 fn traffic(flow: Flow, age: Duration) -> Traffic {
-    let Counters { connections, refused, dropped, packets, bytes } = flow.total;
+    let Counters { connections, refused, dropped, packets, bytes, retries } = flow.total;
     let rate = |of: fn(&Rates) -> f64| flow.per_second.as_ref().map(of);
     Traffic {
         connections,
@@ -50,6 +50,7 @@ fn traffic(flow: Flow, age: Duration) -> Traffic {
         dropped,
         packets,
         bytes,
+        retries,
         connections_per_second: rate(|rates| rates.connections),
         refused_per_second: rate(|rates| rates.refused),
         dropped_per_second: rate(|rates| rates.dropped),

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use agent::snapshot::{AddressState, Usage};
+use agent::snapshot::{AddressState, Usage, Wanted};
 use agent::{Pods, StartError};
 use model::{Kind, Node, Object};
 use tokio::time::Instant;
@@ -62,8 +62,8 @@ async fn turns_are_bounded_under_every_fault() {
             ruleset.chains.get_mut("services").unwrap().rules.clear();
         });
         bench.foreign_change().await;
-        let page = bench.telemetry.services(None, usize::MAX).await.unwrap();
-        assert_eq!(page.len(), agent::snapshot::MAX_PAGE);
+        let page = bench.telemetry.services(Wanted::default()).await.unwrap();
+        assert_eq!(page.services.len(), agent::snapshot::MAX_PAGE);
         bench.until("it is right again", Bench::right_on_the_node).await;
     }
     let turns = &bench.telemetry.metrics.loop_turn;
@@ -159,8 +159,16 @@ async fn services_and_changes_are_told_as_values() {
     let winner = "ns/svc-1:http".to_owned();
     assert_eq!(lost.families[0].ports[0].addresses[0].state, AddressState::Lost { winner: winner.clone() });
     assert!(bench.telemetry.service(ObjectName::new("ns", "none")).await.unwrap().is_none());
-    let after = bench.telemetry.services(Some(ObjectName::new("ns", "svc-1")), 10).await.unwrap();
-    assert_eq!(after.iter().map(|service| service.name.as_str()).collect::<Vec<_>>(), ["svc-9"]);
+    for (wanted, names) in [
+        (Wanted { after: Some(ObjectName::new("ns", "svc-1")), ..Wanted::default() }, &["svc-9"][..]),
+        (Wanted { address: Some([10, 96, 0, 1].into()), ..Wanted::default() }, &["svc-1", "svc-9"]),
+        (Wanted { address: Some([10, 244, 0, 1].into()), ..Wanted::default() }, &["svc-1"]),
+        (Wanted { address: Some([10, 96, 0, 99].into()), node_port: Some(1), after: None }, &[]),
+    ] {
+        let page = bench.telemetry.services(wanted.clone()).await.unwrap();
+        let found: Vec<_> = page.services.iter().map(|service| service.name.as_str()).collect();
+        assert_eq!((found.as_slice(), page.next), (names, None), "{wanted:?}");
+    }
 
     let overview = bench.telemetry.overview().await.unwrap();
     let state = &overview.families[0];

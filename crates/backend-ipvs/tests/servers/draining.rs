@@ -29,6 +29,12 @@ fn an_endpoint_that_goes_keeps_its_connections_until_they_end() {
     let draining = ["TCP 10.96.0.10:80 rr -> 10.244.0.1:8080 weight 1, 10.244.0.2:8080 weight 0"];
     assert_eq!(world.servers(), draining);
     assert_eq!(world.rules(web()), [format!("IPVS: {}", draining[0].replace("rr", "rr flags 0x20"))]);
+    // Who compares this with what there is misses nothing, and would not miss what drains.
+    let rule = draining[0].replace("rr", "rr flags 0x20");
+    let held = backend_ipvs::read_pieces(&mut world.ipvs).unwrap();
+    let wanted: Vec<String> = backend_ipvs::pieces(&rule).collect();
+    assert!(wanted.iter().all(|piece| held.contains(piece)), "{wanted:?} in {held:?}");
+    assert_eq!(wanted[1..], ["10.244.0.1:8080 weight 1 of TCP 10.96.0.10:80 rr flags 0x20"]);
     // Looked at again and again, ever more seldom, up to once a minute.
     let mut before = world.wake_at().unwrap();
     for _ in 0..12 {

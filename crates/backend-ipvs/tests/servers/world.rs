@@ -159,6 +159,14 @@ impl World {
         self.planner.rules(&key).into_iter().map(|rule| format!("{}: {}", rule.place, rule.text)).collect()
     }
 
+    /// What is counted for each Service port and endpoint: connections, packets and bytes; a line for each counter.
+    pub(crate) fn counted(&mut self) -> Vec<(String, String, [u64; 3])> {
+        let counted = self.target.traffic().unwrap().expect("this mode counts");
+        let mut lines: Vec<_> = self.planner.meters(&self.table, counted).into_iter().map(line).collect();
+        lines.sort();
+        lines
+    }
+
     /// As the event loop does it; what was not tried is planned at once.
     fn run(&mut self, cause: Cause<'_, V4, backend_ipvs::Found<()>>) -> Settled<V4> {
         let plan = match self.planner.plan(&self.table, &self.settings, cause) {
@@ -220,6 +228,12 @@ impl World {
         });
         (settings, reals.collect())
     }
+}
+
+fn line(meter: mode::Meter) -> (String, String, [u64; 3]) {
+    let mode::Meter { service, endpoint, counters, .. } = meter;
+    let counted = [counters.connections, counters.packets.unwrap(), counters.bytes.unwrap()];
+    (service.to_string(), endpoint.unwrap().to_string(), counted)
 }
 
 pub(crate) fn key(address: &str, protocol: Protocol, port: u16) -> FrontendKey<V4> {

@@ -1,6 +1,7 @@
 //! A planner, its target over HNS in memory, and the event loop in between.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use backend_kernelspace::{Activity, Adapters, Found, HnsTarget, KernelspacePlanner, Options};
 use fakes::hns::{FakeHns, Knobs, Objects};
 use hcn::{Guid, LoadBalancer, Mac, PortMappingFlags, network_type};
-use mode::{Cause, NeedsReading, Planner, Reading, Settled, Target};
+use mode::{Cause, Planner, Reading, Settled, Target};
 use model::{
     AddressKind, Affinity, Changed, Destination, Frontend, FrontendAddress, FrontendKey, ObjectName, Pool,
     Protocol, RuleSettings, ServicePortName, Table, V4, Verdict,
@@ -202,12 +203,9 @@ impl World {
     fn run(&mut self, cause: Cause<'_, V4, Found>) {
         self.is_lost = false;
         let is_everything = matches!(cause, Cause::Found(_) | Cause::Anew(_));
-        let plan = match self.planner.plan(&self.table, &self.settings, cause) {
-            Ok(plan) => plan,
-            Err(NeedsReading) => {
-                self.is_lost = true;
-                return;
-            }
+        let Ok(plan) = self.planner.plan(&self.table, &self.settings, cause) else {
+            self.is_lost = true;
+            return;
         };
         let steps: Vec<String> = plan.steps.iter().map(ToString::to_string).collect();
         let applied = self.target().apply(plan.steps, &|| false);
@@ -253,7 +251,7 @@ impl World {
         let frontends = self.table.iter().filter_map(|frontend| {
             let addresses: BTreeSet<IpAddr> =
                 frontend.pool.endpoints().iter().map(|endpoint| endpoint.address.into()).collect();
-            (!addresses.is_empty()).then(|| (name_of(&frontend.key), addresses))
+            (!addresses.is_empty()).then(|| (name_of(frontend.key), addresses))
         });
         frontends.collect()
     }
@@ -275,7 +273,7 @@ impl World {
     }
 }
 
-fn name_of(key: &FrontendKey<V4>) -> String {
+fn name_of(key: FrontendKey<V4>) -> String {
     format!("{} {} {}", key.address, key.protocol.number(), key.port)
 }
 
@@ -308,11 +306,11 @@ fn line(document: &LoadBalancer, objects: &Objects) -> String {
         ("distribution", u32::from(mapping.distribution_type != hcn::Distribution::Flow)),
     ] {
         if number != 0 {
-            line += &format!(" {name} {number}");
+            write!(line, " {name} {number}").unwrap();
         }
     }
     if !document.source_vip.is_empty() && document.source_vip != NODE.to_string() {
-        line += &format!(" source {}", document.source_vip);
+        write!(line, " source {}", document.source_vip).unwrap();
     }
     line
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use inspect::document::{TrafficList, TrafficRow};
 
-use super::shares;
+use super::{Told, shares};
 use crate::table::printable;
 
 /// A key that means something.
@@ -102,9 +102,9 @@ impl Screen {
     }
 
     /// Takes in an answer.
-    pub(crate) fn take(&mut self, list: TrafficList) {
+    pub(crate) fn take(&mut self, Told { list, complaint }: Told) {
         self.list = list;
-        self.complaint = None;
+        self.complaint = complaint;
     }
 
     /// There is no answer; the last one stays.
@@ -265,7 +265,8 @@ mod tests {
     fn screen() -> Screen {
         let mut screen = Screen::new("node-1".into());
         let items = vec![row("api", &[0.5], 9), row("web", &[1.0, 3.0], 0), row("zzz", &[0.0], 1)];
-        screen.take(TrafficList { now: 1.0, age_seconds: Some(0.2), items });
+        let list = TrafficList { now: 1.0, age_seconds: Some(0.2), items };
+        screen.take(Told { list, complaint: None });
         screen
     }
 
@@ -283,6 +284,15 @@ mod tests {
         let mut screen = screen();
         screen.key(Key::Enter);
         insta::assert_snapshot!(screen.lines(SIZE).join("\n"));
+    }
+
+    #[test]
+    fn what_is_missing_is_told_beside_the_rest() {
+        let mut screen = screen();
+        let list = screen.list.clone();
+        screen.take(Told { list, complaint: Some("node-2: gone".into()) });
+        assert_eq!(screen.lines(SIZE)[1], "no answer: node-2: gone");
+        assert_eq!(shown(&screen), ["web", "api", "zzz"]);
     }
 
     #[test]

@@ -38,6 +38,7 @@ fn fields_and_their_flags_agree_on_the_path() {
         let omitted_when_empty = path.ends_with("splitStream")
             || path.starts_with("ebpf.")
             || path.starts_with("serviceMetrics.")
+            || path.starts_with("serviceProxying.")
             || ["featureGates", "logging.vmodule", "inspectSocket"].contains(&path);
         assert!(paths.contains_key(path) || omitted_when_empty, "--{}: {path}", flag.name);
     }

@@ -206,7 +206,7 @@ function overviewView() {
             String(family.frontends), String(family.repairs.repairs), String(family.repairs.auditDivergences), String(family.repairs.rebuilds),
             String(family.repairs.failedSyncs + family.repairs.failedReadings)])),
           overview.conflicts.length ? tablePanel("Conflicts", ["Address", "Served", "Not served"], overview.conflicts.slice(0, 50).map((conflict) => [
-            h("code", null, `${conflict.address ?? "node port"} ${conflict.port}/${conflict.protocol}`), conflict.winner, h("span", { class: "bad-text" }, conflict.loser)])) : null),
+            h("code", null, `${conflict.address ?? "node port"} ${conflict.port}/${conflict.protocol}`), portLink(conflict.winner), h("span", { class: "bad-text" }, portLink(conflict.loser))])) : null),
         h("div", null,
           panel("Latency of the last changes", latencies(state.changes.slice(-60))),
           tablePanel("Last changes", ["When", "Service", "Latency"], state.changes.slice(-8).reverse().map(changeRow)))));
@@ -217,6 +217,11 @@ function overviewView() {
 
 const card = (label, value, note, tone = "") =>
   h("div", { class: `card ${tone}` }, h("div", { class: "label" }, label), h("div", { class: "value" }, value), h("div", { class: "note" }, note));
+
+const portLink = (port) => {
+  const [namespace, rest] = port.split("/");
+  return serviceLink(namespace, rest.split(":")[0], port);
+};
 
 const changeRow = (change) => [
   ago(change.knownAt),
@@ -254,14 +259,18 @@ const COLUMNS = [
   ["Ports", (row) => parseInt(row.ports[0] ?? "0", 10)],
   ["Endpoints", (row) => row.endpoints.serving],
   ["Local", (row) => row.endpoints.local],
+  ["New/s", (row) => rates.get(keyOf(row)) ?? -1],
   ["State", (row) => rowState(row)[0]],
 ];
+// New flows a second by Service, of those through which anything went.
+let rates = new Map();
 const FILTERS = [
   ["All", () => true],
   ["No endpoints", (row) => row.endpoints.serving === 0],
   ["Conflicts", (row) => row.conflicts > 0],
   ["Waiting", (row) => row.waiting],
 ];
+const RATE = COLUMNS.findIndex(([label]) => label === "New/s");
 // Kept while other views are looked at.
 const listing = { search: "", filter: 0, column: 0, up: true, top: 0, current: 0 };
 
@@ -304,7 +313,7 @@ function servicesView() {
     const cells = [
       [h("span", { class: "ns" }, `${row.namespace}/`), h("span", { class: "svc" }, row.name)],
       h("code", null, row.clusterIps.join(", ")), h("code", null, row.externalIps.join(", ")), h("code", null, row.ports.join(", ")),
-      h("span", { class: serving === 0 ? "bad-text" : serving < total ? "warn-text" : "" }, `${serving} of ${total}`), String(local), chip(word, tone)];
+      h("span", { class: serving === 0 ? "bad-text" : serving < total ? "warn-text" : "" }, `${serving} of ${total}`), String(local), perSecond(rates.get(keyOf(row))), chip(word, tone)];
     const element = h("div", { class: n === listing.current ? "grid-row current" : "grid-row", role: "row", id: `row-${n}`, "aria-rowindex": n + 1, "aria-selected": String(n === listing.current), click: () => { listing.current = n; open(row); } },
       ...cells.map((cell) => h("span", { role: "gridcell" }, ...[cell].flat())));
     return element;
@@ -345,6 +354,14 @@ function servicesView() {
   return {
     element,
     update: (what) => what === "services" && update(),
+    live: async () => {
+      if (document.hidden) return;
+      const traffic = await get("traffic").catch(() => null);
+      if (!traffic) return;
+      rates = new Map();
+      for (const item of traffic.items) rates.set(keyOf(item), (rates.get(keyOf(item)) ?? 0) + (item.connectionsPerSecond ?? 0));
+      if (listing.column === RATE) update(); else draw();
+    },
     entered: () => { update(); viewport.scrollTop = listing.top; draw(); (listing.search ? search : viewport).focus({ preventScroll: true }); },
     search,
   };
@@ -378,14 +395,16 @@ function serviceView(namespace, name) {
   return { element: root, update: (what) => what !== "overview" && draw(), live };
 }
 
+const perSecond = (rate) => (rate === undefined ? "" : rate < 100 ? rate.toFixed(1) : String(Math.round(rate)));
 const rate = (perSecond) => (perSecond > 0 ? ` (${perSecond < 100 ? perSecond.toFixed(1) : Math.round(perSecond)}/s)` : "");
 
 // What is counted of each port and endpoint, as texts.
 function countedTexts(service) {
   return service.families.flatMap((family) => family.ports.filter((port) => port.traffic).flatMap((port) => {
     const key = `${family.family} ${port.servicePort} ${port.protocol}`;
-    const { connections, refused, dropped, connectionsPerSecond, refusedPerSecond, droppedPerSecond } = port.traffic;
-    const all = `${connections} new flows${rate(connectionsPerSecond)}, ${refused} packets refused${rate(refusedPerSecond)}, ${dropped} dropped${rate(droppedPerSecond)}`;
+    const { connections, refused, dropped, bytes, retries, connectionsPerSecond, refusedPerSecond, droppedPerSecond } = port.traffic;
+    const also = [[bytes, "bytes"], [retries, "endpoints tried in vain"]].filter(([count]) => count != null).map(([count, what]) => `, ${count} ${what}`);
+    const all = `${connections} new flows${rate(connectionsPerSecond)}, ${refused} packets refused${rate(refusedPerSecond)}, ${dropped} dropped${rate(droppedPerSecond)}${also.join("")}`;
     const share = (counted) => (connections ? `, ${Math.round((counted / connections) * 100)} %` : "");
     const endpoint = ({ address, traffic }) => [`${key} ${address}`, traffic ? `${traffic.connections}${rate(traffic.connectionsPerSecond)}${share(traffic.connections)}` : ""];
     return [[key, all], ...port.endpoints.map(endpoint)];

@@ -54,11 +54,12 @@ fn fixed_cluster() -> Cluster {
 }
 
 /// What differs from run to run.
-const FILTERS: [(&str, &str); 4] = [
+const FILTERS: [(&str, &str); 5] = [
     (r"running for:  \S+", "running for:  [time]"),
     (r"v1\.36\S+", "[version]"),
     (r"(?m)^\S+( +)(IPv[46]   default/\S+ +)\S+$", "[age]$1$2[latency]"),
     (r"\d{10}\.\d+", "[now]"),
+    (r#""ageSeconds": [0-9.e-]+"#, r#""ageSeconds": "[age]""#),
 ];
 
 #[test]
@@ -81,12 +82,20 @@ fn every_command_prints_what_there_is() {
         ("list-services-name", "list services -o name"),
         ("list-services-json", "list services web -o json"),
         ("list-services-yaml", "list services yours -o yaml"),
+        ("list-services-no-endpoints", "list services --no-endpoints"),
+        ("list-services-node-port", "list services --node-port 30080 --no-headers"),
+        ("list-services-endpoint", "list services --endpoint 10.244.1.77 -o name"),
         ("list-endpoints", "list endpoints -n default web -o wide"),
+        ("list-endpoints-one", "list endpoints --endpoint 10.244.1.77 -o json"),
         ("list-conflicts", "list conflicts"),
         ("list-rejected", "list rejected"),
         ("list-drains", "list drains"),
+        ("list-flows", "list flows"),
+        ("top", "top"),
+        ("top-json", "top -o json"),
         ("explain-service", "explain service default/web:line"),
         ("explain-endpoint", "explain endpoint 10.244.1.77:8080"),
+        ("explain-endpoint-nobodys", "explain endpoint 192.0.2.9"),
         ("explain-packet-pod", "explain packet 10.244.0.99 203.0.113.7:80 --from pod"),
         ("explain-packet-outside", "explain packet 192.168.50.100 203.0.113.7:80"),
         ("explain-packet-refused", "explain packet 192.168.50.100 10.96.0.11:80"),

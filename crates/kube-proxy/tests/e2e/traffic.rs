@@ -52,7 +52,14 @@ fn connect(cluster: &Cluster, times: usize) {
     }
 }
 
-crate::support::in_modes_of_rules!(what_goes_through_is_counted_in_every_mode);
+crate::support::in_every_mode!(what_goes_through_is_counted_in_every_mode);
+
+mod userspace {
+    #[test]
+    fn what_goes_through_is_counted_in_every_mode() {
+        super::what_goes_through_is_counted_in_every_mode(testkit::cluster::ProxyMode::Userspace);
+    }
+}
 
 fn what_goes_through_is_counted_in_every_mode(mode: ProxyMode) {
     let cluster = cluster_in(mode, 1, 1);
@@ -75,6 +82,77 @@ fn what_goes_through_is_counted_in_every_mode(mode: ProxyMode) {
     let refused = wait_until(PATIENCE, || row(&cluster)["refused"].as_u64() >= Some(1));
     assert!(refused, "{}", row(&cluster));
     assert_eq!(row(&cluster)["connections"], 10);
+    let carries = matches!(mode, ProxyMode::Ipvs | ProxyMode::Userspace);
+    let traffic = told(cluster.lab.node(), &["top", "-o", "json"]);
+    let traffic: Value = serde_json::from_str(&traffic).unwrap();
+    let bytes = traffic["items"][0]["bytes"].as_u64();
+    assert_eq!(bytes.is_some_and(|bytes| bytes > 10), carries, "{traffic}");
+}
+
+/// IPVS counts while no proxy runs, and for what drains.
+#[test]
+#[ignore = "needs a kernel with IPVS"]
+fn ipvs_counts_through_restarts_drains_and_repairs() {
+    let cluster = cluster_in(ProxyMode::Ipvs, 2, 0);
+    apply_web(&cluster);
+    let mut proxy = start(&cluster);
+    connect(&cluster, 10);
+    wait_for_count(&cluster, "connections", 10);
+    proxy.kill().unwrap();
+    connect(&cluster, 4);
+    let _proxy = start(&cluster);
+    wait_for_count(&cluster, "connections", 14);
+
+    // One endpoint drains, and comes back.
+    apply_endpoints(&cluster, &cluster.endpoints(false)[1..], &cluster.endpoints(true));
+    let drains = || cluster.lab.node().exec("ipvsadm", &["-Ln"]).unwrap().contains("Masq    0 ");
+    assert!(wait_until(PATIENCE, drains));
+    connect(&cluster, 3);
+    wait_for_count(&cluster, "connections", 17);
+    apply_endpoints(&cluster, &cluster.endpoints(false), &cluster.endpoints(true));
+    assert!(wait_until(PATIENCE, || !drains()));
+    connect(&cluster, 2);
+    wait_for_count(&cluster, "connections", 19);
+
+    // Somebody deletes the virtual server, and an audit or a look makes it anew, with counters at zero.
+    cluster.lab.node().exec("ipvsadm", &["-D", "-t", &web().to_string()]).unwrap();
+    let is_back = || ask(cluster.lab.outside(), Transport::Tcp, web()).is_ok();
+    assert!(wait_until(4 * PATIENCE, is_back));
+    wait_for_count(&cluster, "connections", 20);
+}
+
+/// Connections that the rules never see.
+#[test]
+fn connections_at_the_socket_are_counted_through_restarts_and_beside_the_rules() {
+    let cluster = cluster_in(ProxyMode::Ebpf, 1, 1);
+    apply_web(&cluster);
+    let mut proxy = start(&cluster);
+    let ask_from_pod = |times: usize| {
+        for _ in 0..times {
+            ask(cluster.lab.pod(0), Transport::Tcp, web()).unwrap();
+        }
+    };
+    assert!(proxy.wait_for_log("connections are translated at the socket", PATIENCE), "{:?}", proxy.log());
+    ask_from_pod(10);
+    wait_for_count(&cluster, "connections", 10);
+    connect(&cluster, 3);
+    wait_for_count(&cluster, "connections", 13);
+    let mut counted = 0;
+    let by_endpoint = wait_until(PATIENCE, || {
+        let text = told(cluster.lab.node(), &["list", "endpoints", "web", "-o", "json"]);
+        let list: Value = serde_json::from_str(&text).unwrap();
+        let rows = list["items"].as_array().unwrap().iter();
+        counted = rows.filter_map(|row| row["traffic"]["connections"].as_u64()).sum();
+        counted == 13
+    });
+    assert!(by_endpoint, "{counted}");
+
+    // Programs and rules go on counting while no proxy runs.
+    proxy.kill().unwrap();
+    ask_from_pod(4);
+    connect(&cluster, 2);
+    let _proxy = start(&cluster);
+    wait_for_count(&cluster, "connections", 19);
 }
 
 #[test]
@@ -309,9 +387,11 @@ case "$1" in
 --context=test) shift ;;
 esac
 case "$1" in
-get) echo '{{"items": [{{"metadata": {{"name": "kube-proxy-a"}}, "spec": {{"nodeName": "a"}}}},
+get) test -e {dir}/more && exec cat {dir}/more
+    echo '{{"items": [{{"metadata": {{"name": "kube-proxy-a"}}, "spec": {{"nodeName": "a"}}}},
     {{"metadata": {{"name": "kube-proxy-b"}}, "spec": {{"nodeName": "b"}}}}]}}' ;;
-exec) while [ "$1" != -- ]; do shift; done; shift 2; exec {program} "$@" ;;
+exec) case "$*" in *kube-proxy-dead*) echo 'error: unable to upgrade connection' >&2; exit 1 ;; *kube-proxy-mute*) exec sleep 100000 ;; esac
+    while [ "$1" != -- ]; do shift; done; shift 2; exec {program} "$@" ;;
 esac
 "#,
         dir = dir.display(),
@@ -345,6 +425,21 @@ fn the_plugin_asks_nodes_through_kubectl() {
     let (sum, code) = run("top --all-nodes -o json");
     let sum: Value = serde_json::from_str(&sum).unwrap_or_else(|error| panic!("{error}: {sum}"));
     assert_eq!((&sum["items"][0]["connections"], code), (&6.into(), 0));
+    // One node that fails and one that is silent are named, and cost nobody else's answer.
+    let pod = |name: &str| serde_json::json!({ "metadata": { "name": format!("kube-proxy-{name}") }, "spec": { "nodeName": name } });
+    let pods = serde_json::json!({ "items": [pod("a"), pod("dead"), pod("mute"), pod("z")] });
+    std::fs::write(cluster.dir().join("more"), pods.to_string()).unwrap();
+    let expected = "Node a:\nservice/default/web\n\nNode dead: no answer: unable to upgrade connection\n\n\
+                    Node mute: no answer: nothing came within 30 s\n\nNode z:\nservice/default/web\n\n";
+    let some = run("list services -o name --all-nodes --node-timeout 30");
+    assert_eq!(some, (expected.to_owned(), 3));
+    std::fs::write(cluster.dir().join("more"), pods.to_string().replace("mute", "dead")).unwrap();
+    let (sum, code) = run("top --all-nodes");
+    assert_eq!(code, 3, "{sum}");
+    for part in ["default/web:line", " 6 ", "Node dead is not in it, no answer: "] {
+        assert!(sum.contains(part), "no {part:?} in {sum}");
+    }
+    std::fs::remove_file(cluster.dir().join("more")).unwrap();
     assert_eq!(run("status").1, 1);
     assert!(run("status").0.contains("name a node with --node, or ask --all-nodes; there are a, b"));
     assert!(run("status --node c").0.contains("no pod of kube-proxy runs on c"));

@@ -3,8 +3,8 @@ use std::net::IpAddr;
 
 use super::*;
 use crate::{
-    Change, Conditions, Endpoint, EndpointSlice, Hints, Object, ObjectName, SliceEndpoints, SlicePort, Store,
-    Touched, V4, V6,
+    AppProtocol, Change, Conditions, Endpoint, EndpointSlice, Hints, Object, ObjectName, SliceEndpoints,
+    SlicePort, Store, Touched, V4, V6,
 };
 
 fn service(cluster_ips: &[&str], ports: &[(&str, Protocol, u16, Option<u16>)]) -> Service {
@@ -17,6 +17,7 @@ fn service(cluster_ips: &[&str], ports: &[(&str, Protocol, u16, Option<u16>)]) -
                 protocol: *protocol,
                 port: *port,
                 node_port: *node_port,
+                app_protocol: AppProtocol::Opaque,
             })
             .collect(),
         ..Service::new(ObjectName::new("shop", "front"))
@@ -103,6 +104,9 @@ fn line<F: Family>(frontend: &Frontend<F>) -> String {
     if let Some(sources) = &frontend.allowed_sources {
         let sources: Vec<String> = sources.iter().map(ToString::to_string).collect();
         write!(line, " (only from {})", sources.join(" ")).unwrap();
+    }
+    if frontend.app_protocol == AppProtocol::Http {
+        line += " (HTTP)";
     }
     line
 }
@@ -544,6 +548,23 @@ fn ports_without_local_endpoints_are_counted_by_policy() {
     check_no_local((CLUSTER, CLUSTER), &elsewhere, (0, 0));
     check_no_local((LOCAL, LOCAL), &[], (0, 0));
     check_no_local((LOCAL, LOCAL), &[("10.244.0.1", READY, "node-1")], (0, 0));
+}
+
+#[test]
+fn every_frontend_of_a_port_says_what_goes_through_it() {
+    let ports = [("web", Protocol::Tcp, 80, Some(30080)), ("db", Protocol::Tcp, 5432, None)];
+    let mut service = service(&["10.96.0.10"], &ports);
+    service.external_ips = [ip("192.0.2.1")].into();
+    service.ports[0].app_protocol = AppProtocol::named("kubernetes.io/h2c");
+    check(
+        service,
+        vec![],
+        "shop/front:web 10.96.0.10 TCP 80 -> Reject (HTTP)
+         shop/front:web 192.0.2.1 TCP 80 -> Reject (HTTP)
+         shop/front:web node TCP 30080 -> Reject (HTTP)
+         shop/front:db 10.96.0.10 TCP 5432 -> Reject
+         shop/front:db 192.0.2.1 TCP 5432 -> Reject",
+    );
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use agent::with_causes;
-use backend_userspace::{Worker, WorkerGone};
+use backend_userspace::{Carried, Worker, WorkerGone};
 use conntrack::Tuple;
 use proxy::Listeners;
 use proxy::frame::{
@@ -39,11 +39,17 @@ struct Control {
     child: Mutex<Child>,
     is_alive: AtomicBool,
     is_full: AtomicBool,
+    carried: Carried,
 }
 
 impl Process {
     /// Starts it, with these listeners.
-    pub(super) fn start(listeners: &Listeners, settings: &Settings, verbosity: u32) -> io::Result<Self> {
+    pub(super) fn start(
+        listeners: &Listeners,
+        settings: &Settings,
+        verbosity: u32,
+        carried: Carried,
+    ) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_write_timeout(Some(PATIENCE))?;
         let child = Command::new(PROGRAM)
@@ -59,6 +65,7 @@ impl Process {
             child: Mutex::new(child),
             is_alive: AtomicBool::new(true),
             is_full: AtomicBool::new(false),
+            carried,
         });
         let hearing = control.clone();
         let hear = move || hearing.hear(reading, &sender);
@@ -137,6 +144,7 @@ impl Control {
                 match frame {
                     // Nobody may wait for it any more.
                     ToAgent::InForce { generation } => drop(in_force.send(generation)),
+                    ToAgent::Counted(count) => self.carried.add(count),
                     ToAgent::Full(is_full) => self.is_full.store(is_full, Ordering::Relaxed),
                     ToAgent::WhereTo { id, client, listener } => {
                         let destination = original_destination(&mut flows, client, listener);

@@ -2,18 +2,19 @@
 
 use std::io;
 use std::marker::PhantomData;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use agent::with_causes;
 use backend_nftables::lease::{self, Listeners as Lease, Ports};
-use backend_userspace::Site;
+use backend_userspace::{Carried, Site};
+use conntrack::{Conntrack as _, Filter};
 use model::Family;
 use netlink::NetlinkError;
 use nft::{Kernel as _, Transaction};
 use nix::net::if_::InterfaceFlags;
 use proxy::frame::Settings;
 use proxy::{Listeners, Pair};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::process::Process;
 use crate::platform;
@@ -22,6 +23,7 @@ use crate::platform;
 pub(super) struct KernelSite<F> {
     settings: Settings,
     verbosity: u32,
+    carried: Carried,
     /// Opened on the thread that first uses it.
     kernel: Option<kernel::Nftables>,
     family: PhantomData<fn() -> F>,
@@ -34,8 +36,8 @@ pub(super) struct Place {
 }
 
 impl<F: Family> KernelSite<F> {
-    pub(super) fn new(settings: Settings, verbosity: u32) -> Self {
-        Self { settings, verbosity, kernel: None, family: PhantomData }
+    pub(super) fn new(settings: Settings, verbosity: u32, carried: Carried) -> Self {
+        Self { settings, verbosity, carried, kernel: None, family: PhantomData }
     }
 
     fn apply(&mut self, transaction: &Transaction) -> Result<(), NetlinkError> {
@@ -73,7 +75,7 @@ impl<F: Family> Site for KernelSite<F> {
     }
 
     fn start(&mut self, listeners: &Place) -> io::Result<Process> {
-        Process::start(&listeners.sockets, &self.settings, self.verbosity)
+        Process::start(&listeners.sockets, &self.settings, self.verbosity, self.carried.clone())
     }
 
     fn renew(&mut self, listeners: &Place) -> Result<(), String> {
@@ -89,6 +91,24 @@ impl<F: Family> Site for KernelSite<F> {
         if let Err(error) = self.apply(&lease::end::<F>()) {
             // It is over already, or will be soon.
             debug!(err = with_causes(&error), "the lease is not ended");
+        }
+    }
+
+    fn udp(&self, listeners: &Place) -> Vec<SocketAddr> {
+        let Lease { address, any, internal } = listeners.lease;
+        [any, internal].map(|ports| SocketAddr::new(address, ports.udp)).into()
+    }
+
+    fn forget(&mut self, listeners: &[SocketAddr]) {
+        let forgotten = kernel::Flows::open().and_then(|mut flows| {
+            listeners.iter().try_for_each(|listener| {
+                let filter =
+                    Filter::new(F::FAMILY.into(), model::Protocol::Udp.number()).answered_by(*listener);
+                flows.delete(&filter, &mut |_| true).map(drop)
+            })
+        });
+        if let Err(error) = forgotten {
+            warn!(err = with_causes(&error), "clients of UDP may stay with a worker that is gone");
         }
     }
 }

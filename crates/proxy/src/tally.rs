@@ -1,0 +1,47 @@
+//! What went through, gathered for the agent.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustc_hash::FxBuildHasher;
+
+use crate::frame::{Count, Counts, ToAgent};
+use crate::worker::Shared;
+
+/// How often the agent is told.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// What the agent does not know yet, by pool and endpoint.
+#[derive(Debug, Default)]
+pub(crate) struct Tally(Mutex<HashMap<(Arc<str>, Option<SocketAddr>), Counts, FxBuildHasher>>);
+
+impl Tally {
+    pub(crate) fn add(&self, pool: &Arc<str>, endpoint: Option<SocketAddr>, more: Counts) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = counts.entry((pool.clone(), endpoint)).or_default();
+        *known = known.plus(more);
+    }
+
+    /// All there is, once.
+    pub(crate) fn take(&self) -> Vec<Count> {
+        let taken = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let count = |((pool, endpoint), counts): ((Arc<str>, _), _)| Count {
+            pool: pool.to_string(),
+            endpoint,
+            counts,
+        };
+        taken.into_iter().map(count).collect()
+    }
+}
+
+/// Tells the agent, for as long as the worker works.
+pub(crate) async fn report(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(PERIOD).await;
+        for count in shared.table.tally().take() {
+            shared.control.tell(ToAgent::Counted(count));
+        }
+    }
+}
