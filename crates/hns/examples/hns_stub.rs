@@ -7,7 +7,7 @@
 //! | `HNS_STUB_JOURNAL` | gets a line for each call that was tried and writes, with the number of open handles |
 //! | `HNS_STUB_EVENT` | a file with the number of a notification, which is told and then deleted |
 #![cfg(windows)]
-#![expect(unsafe_code, non_snake_case, reason = "the interface is C")]
+#![expect(unsafe_code, reason = "the interface is C")]
 #![expect(clippy::undocumented_unsafe_blocks, reason = "Windows' documents say what each call may assume")]
 
 use std::collections::BTreeMap;

@@ -111,8 +111,10 @@ fn watch(mut watcher: Watcher, period: Duration, subscribe: &Subscribe, touches:
     loop {
         if subscription.is_none() {
             let sender = sender.clone();
-            // Nobody may listen any more.
-            subscription = subscribe(Box::new(move |event| drop(sender.send(event))));
+            subscription = subscribe(Box::new(move |event| {
+                // Nobody may listen any more.
+                let _ = sender.send(event);
+            }));
         }
         let touched = match events.recv_timeout(period) {
             Ok(first) => {
