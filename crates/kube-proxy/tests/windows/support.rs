@@ -11,7 +11,7 @@ use std::time::Duration;
 use apiserver::ApiServer;
 use fakes::hns::{Knobs, Objects};
 use hcn::{Guid, LoadBalancer, PortMapping, network_type};
-use lab::wait_until;
+use lab::proxy::wait_until;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
