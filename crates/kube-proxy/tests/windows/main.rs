@@ -7,10 +7,12 @@ mod support;
 use std::net::{IpAddr, Ipv4Addr};
 
 use apiserver::Kind;
+use fakes::hns::Objects;
 use fakes::objects::{self, Endpoint, NODE, NODE2, Port};
+use hcn::Event;
 use lab::proxy::wait_until;
 
-use support::{Frontends, LIMIT, Program, Site, foreign, ours};
+use support::{Frontends, LIMIT, Program, Site, foreign, get, ours};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -127,9 +129,8 @@ fn services_come_and_go_and_kills_change_nothing() {
     let mut program = site.start();
     let wanted = churn(&site, &program);
     serves(&site);
-    let remote =
-        |objects: &fakes::hns::Objects| objects.endpoints.values().filter(|found| found.is_remote()).count();
-    assert!(wait_until(LIMIT, || remote(&site.hns()) == wanted.len()), "an endpoint for each that is in use");
+    let is_enough = || remote(&site.hns()) == wanted.len() + 1;
+    assert!(wait_until(LIMIT, is_enough), "an endpoint for each that is in use, and somebody else's");
     let handles = |line: &String| line.split(' ').next().and_then(|count| count.parse().ok());
     let most: Option<usize> = site.journal().iter().filter_map(handles).max();
     assert!(most.is_some_and(|most| most < 8), "handles are closed: {most:?}");
@@ -137,6 +138,7 @@ fn services_come_and_go_and_kills_change_nothing() {
     // A start on what is right writes nothing.
     let written = site.journal();
     program.kill();
+    assert!(get(site.health_port, "/healthz").is_err(), "it was another process that was killed");
     program = site.start();
     service(&site, 200, 200);
     let mut grown = wanted.clone();
@@ -159,8 +161,9 @@ fn services_come_and_go_and_kills_change_nothing() {
     site.wait_for(&program, &grown);
 
     // HNS tells that something happened, on a thread of its own.
-    std::fs::write(site.path("event"), "2").unwrap();
-    assert!(wait_until(LIMIT, || !site.path("event").exists()), "nobody listens to HNS");
+    std::fs::write(site.path("event"), Event::NetworkCreated.code().to_string()).unwrap();
+    let is_heard = || program.log().iter().any(|line| line.contains("a network was made"));
+    assert!(wait_until(LIMIT, is_heard), "nobody listens to HNS: {:#?}", program.log());
 
     let (status, log) = program.interrupt();
     assert!(status.success(), "{status}\n{}", log.join("\n"));
@@ -169,16 +172,21 @@ fn services_come_and_go_and_kills_change_nothing() {
     let cleaned = site.output(&["--cleanup", "--network-name", support::NETWORK]);
     assert!(cleaned.status.success(), "{cleaned:?}");
     let left = site.hns();
-    assert_eq!((ours(&left).len(), remote(&left), foreign(&left).len()), (0, 0, 1), "{left:#?}");
-    assert_eq!(left.endpoints.len(), 11, "pods stay");
+    assert_eq!((ours(&left).len(), remote(&left), foreign(&left).len()), (0, 1, 1), "{left:#?}");
+    assert_eq!(left.endpoints.len(), 12, "pods and somebody else's endpoints stay");
+}
+
+/// How many endpoints of other nodes there are, on all networks.
+fn remote(objects: &Objects) -> usize {
+    objects.endpoints.values().filter(|found| found.is_remote()).count()
 }
 
 fn serves(site: &Site) {
-    let mode = site.get(site.metrics_port, "/proxyMode").unwrap();
+    let mode = get(site.metrics_port, "/proxyMode").unwrap();
     assert!(mode.ends_with("kernelspace"), "{mode}");
-    let health = site.get(site.health_port, "/healthz").unwrap();
+    let health = get(site.health_port, "/healthz").unwrap();
     assert!(health.starts_with("HTTP/1.1 200"), "{health}");
-    let metrics = site.get(site.metrics_port, "/metrics").unwrap();
+    let metrics = get(site.metrics_port, "/metrics").unwrap();
     for series in ["process_cpu_seconds_total", "process_resident_memory_bytes", "process_start_time_seconds"]
     {
         let value = metrics.lines().find_map(|line| line.strip_prefix(&format!("{series} ")));

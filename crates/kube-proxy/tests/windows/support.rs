@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use apiserver::ApiServer;
 use fakes::hns::{Knobs, Objects};
-use hcn::{Guid, LoadBalancer, PortMapping, network_type};
+use hcn::{Endpoint, Guid, LoadBalancer, Mac, PortMapping, network_type};
 use lab::proxy::wait_until;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -124,15 +124,6 @@ impl Site {
         text.lines().map(str::to_owned).collect()
     }
 
-    /// Asks a server of the program.
-    pub(crate) fn get(&self, port: u16, path: &str) -> std::io::Result<String> {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    }
-
     /// Waits until HNS has these frontends of ours, each with these endpoints, and nothing else of ours.
     #[track_caller]
     pub(crate) fn wait_for(&self, program: &Program, wanted: &Frontends) {
@@ -141,6 +132,15 @@ impl Site {
             panic!("HNS has {:#?}\nwanted {wanted:#?}\n{log}", ours(&self.hns()));
         }
     }
+}
+
+/// Asks a server of the program.
+pub(crate) fn get(port: u16, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// Addresses of endpoints, by address and port of the frontend.
@@ -177,6 +177,9 @@ fn node() -> Objects {
     }
     let nat = objects.add_network("nat", "NAT", &["172.16.0.0/24"]);
     let container = objects.add_pod(nat, "container", &[Ipv4Addr::new(172, 16, 0, 2).into()]);
+    let id = Guid::from_u128(0xf0);
+    let far = Endpoint::remote(Ipv4Addr::new(172, 16, 1, 2).into(), nat, Mac([2, 0, 172, 16, 1, 2]), None);
+    objects.endpoints.insert(id, Endpoint { id: Some(id), ..far });
     objects.add_balancer(LoadBalancer {
         host_compute_endpoints: vec![container],
         frontend_vips: vec!["172.16.0.99".to_owned()],
