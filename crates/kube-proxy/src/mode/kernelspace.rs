@@ -98,7 +98,7 @@ fn watch(mut watcher: Watcher, period: Duration, touches: &Touches) {
             Ok(true) if touches.tell("networks or load balancers are other ones") => {}
             Ok(true) => return,
             Err(error) => {
-                warn!(err = with_causes(&error), retryingTime = ?period, "load balancers can't be counted")
+                warn!(err = with_causes(&error), retryingTime = ?period, "load balancers can't be counted");
             }
         }
     }

@@ -116,7 +116,7 @@ fn looks(hns: &FakeHns) -> usize {
 }
 
 async fn wait_for(what: &str, is_so: impl Fn() -> bool) {
-    let begun = std::time::Instant::now();
+    let begun = tokio::time::Instant::now();
     while !is_so() {
         assert!(begun.elapsed() < LIMIT, "{what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
