@@ -160,7 +160,7 @@ impl<F: Family, R: Planner<F>, S: Site + 'static, const ALL: bool> Planner<F>
     }
 
     fn meters(&self, table: &Table<F>, counted: Counted<<R::Target as Target>::Counted>) -> Vec<Meter> {
-        let of_workers = counted.carried.into_iter().filter_map(|count| traffic::meter(table, count));
+        let of_workers = counted.carried.into_iter().filter_map(|count| traffic::meter(table, &count));
         let mut meters: Vec<Meter> = of_workers.collect();
         meters.extend(counted.rules.into_iter().flat_map(|rules| self.rules.meters(table, rules)));
         meters

@@ -14,7 +14,10 @@ use crate::routes::pool_names;
 
 /// What a family's workers have told, those that are no more too. Clones are of the same.
 #[derive(Clone, Debug, Default)]
-pub struct Carried(Arc<Mutex<BTreeMap<(String, Option<SocketAddr>), Known>>>);
+pub struct Carried(Arc<Mutex<BTreeMap<By, Known>>>);
+
+/// The pool's name, and the endpoint if it concerns one.
+type By = (String, Option<SocketAddr>);
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Known {
@@ -56,7 +59,7 @@ impl Carried {
             known.unchanged += 1;
             known.unchanged <= FORGOTTEN_AFTER
         });
-        let count = |((pool, endpoint), known): (&(String, _), &Known)| Count {
+        let count = |((pool, endpoint), known): (&By, &Known)| Count {
             pool: pool.clone(),
             endpoint: *endpoint,
             counts: known.counts,
@@ -66,7 +69,7 @@ impl Carried {
 }
 
 /// The counters of a pool's endpoint, if the pool is a Service's.
-pub(crate) fn meter<F: Family>(table: &Table<F>, count: Count) -> Option<Meter> {
+pub(crate) fn meter<F: Family>(table: &Table<F>, count: &Count) -> Option<Meter> {
     let (namespace, rest) = count.pool.split_once('/')?;
     let name = rest.split(['/', ':']).next()?;
     let owner = ObjectName::new(namespace, name);
@@ -128,7 +131,7 @@ mod tests {
             carried.add(count(nobodys, None, some));
         }
         let meters: Vec<Meter> =
-            carried.read().into_iter().filter_map(|count| meter(&table, count)).collect();
+            carried.read().into_iter().filter_map(|count| meter(&table, &count)).collect();
         let told: Vec<_> = meters
             .iter()
             .map(|meter| (meter.service.to_string(), meter.endpoint.is_some(), meter.counters))

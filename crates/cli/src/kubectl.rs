@@ -421,7 +421,13 @@ fn top_of_all(target: &Target, pods: &[Pod], invocation: &Invocation) -> Result<
         };
         return shown.map(|()| ExitCode::SUCCESS).map_err(failed);
     }
-    let Summed { mut list, unanswered } = runtime.block_on(target.traffic(pods, target.patience))?;
+    let Summed { mut list, unanswered } = match runtime.block_on(target.traffic(pods, target.patience)) {
+        Err(error @ PluginError::NoAnswer(_)) => {
+            drop(writeln!(std::io::stderr(), "Error: {error}"));
+            return Ok(ExitCode::from(UNREACHABLE));
+        }
+        summed => summed?,
+    };
     list.items.retain(|row| top::is_meant(selector, row));
     let text = match invocation.output {
         Format::Json => format!("{:#}\n", sum_as_json(&list, &unanswered)),

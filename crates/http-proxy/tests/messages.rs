@@ -294,7 +294,7 @@ async fn tunnel(proxy: &Proxy, request: &str, status: &str) {
         write.write_all(&bytes).await.unwrap();
         write.shutdown().await.unwrap();
     };
-    let (_, read) = tokio::join!(sent, read.read_to_end(&mut received));
+    let ((), read) = tokio::join!(sent, read.read_to_end(&mut received));
     read.unwrap();
     assert!(received == bytes);
 }

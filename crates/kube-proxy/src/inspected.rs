@@ -49,7 +49,7 @@ impl inspect::Host for ThisHost {
                 paths(&tracer, packet, limit)
             }
             Mode::IpTables => walk_iptables(packet, self.addresses(), limit),
-            other => Err(format!("rules of mode {other} can't be followed")),
+            other @ Mode::Kernelspace => Err(format!("rules of mode {other} can't be followed")),
         }
     }
 

@@ -13,9 +13,12 @@ use crate::worker::Shared;
 /// How often the agent is told.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// What the agent does not know yet, by pool and endpoint.
+/// Of what is counted: the pool's name, and the endpoint if it concerns one.
+type Counted = (Arc<str>, Option<SocketAddr>);
+
+/// What the agent does not know yet.
 #[derive(Debug, Default)]
-pub(crate) struct Tally(Mutex<HashMap<(Arc<str>, Option<SocketAddr>), Counts, FxBuildHasher>>);
+pub(crate) struct Tally(Mutex<HashMap<Counted, Counts, FxBuildHasher>>);
 
 impl Tally {
     pub(crate) fn add(&self, pool: &Arc<str>, endpoint: Option<SocketAddr>, more: Counts) {
@@ -27,7 +30,7 @@ impl Tally {
     /// All there is, once.
     pub(crate) fn take(&self) -> Vec<Count> {
         let taken = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        let count = |((pool, endpoint), counts): ((Arc<str>, _), _)| Count {
+        let count = |((pool, endpoint), counts): (Counted, Counts)| Count {
             pool: pool.to_string(),
             endpoint,
             counts,

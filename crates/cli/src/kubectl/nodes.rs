@@ -89,7 +89,7 @@ mod tests {
             shell("c", "kill -9 $$"),
             ("d".to_owned(), Command::new("/no/such/program")),
         ];
-        let answers = ask(questions, Duration::from_secs(600)).await;
+        let answers = ask(questions, Duration::from_mins(10)).await;
         let said: Vec<_> = answers.iter().map(|answer| (answer.node.as_str(), answer.said.clone())).collect();
         let fine = Said { stdout: "fine\n".into(), stderr: "but\n".into(), code: 1 };
         assert_eq!(said[0], ("a", Ok(fine)));
@@ -117,7 +117,7 @@ mod tests {
             dir.display()
         );
         let questions: Vec<_> = (0..60).map(|n| shell(&format!("n{n}"), &script)).collect();
-        let answers = ask(questions, Duration::from_secs(600)).await;
+        let answers = ask(questions, Duration::from_mins(10)).await;
         std::fs::remove_dir_all(&dir).unwrap();
         let at_once =
             answers.iter().map(|answer| answer.said.as_ref().unwrap().stdout.trim().parse::<usize>());

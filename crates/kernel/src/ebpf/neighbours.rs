@@ -18,7 +18,7 @@ const MULTI: u32 = 2;
 
 struct Site {
     node: Namespace,
-    site: SocketSite,
+    place: SocketSite,
     cgroup: File,
     stranger: OwnedFd,
 }
@@ -26,21 +26,23 @@ struct Site {
 impl Site {
     /// With a program of somebody else, which passes everything, and is attached with these flags.
     fn new(flags: u32) -> Self {
-        let site = SocketSite::enter().unwrap();
+        let place = SocketSite::enter().unwrap();
         let node = Namespace::new("node").unwrap();
         node.exec("ip", &["link", "set", "lo", "up"]).unwrap();
-        let cgroup = File::open(site.cgroup()).unwrap();
+        let cgroup = File::open(place.cgroup()).unwrap();
         let op = |code, immediate| Instruction { code, dst: 0, src: 0, offset: 0, immediate };
         // r0 = 1; exit
         let code = [op(0xb7, 1), op(0x95, 0)];
         let (stranger, _) = Bpf::default().load_program("stranger", connect(), &code).unwrap();
         Bpf::default().attach(stranger.as_fd(), cgroup.as_fd(), connect(), flags).unwrap();
-        Self { node, site, cgroup, stranger }
+        Self { node, place, cgroup, stranger }
     }
 
     fn open(&self) -> KernelFastPath<V4> {
-        let place =
-            FastPathPlace { cgroup_root: self.site.cgroup().to_owned(), bpffs: self.site.bpffs().to_owned() };
+        let place = FastPathPlace {
+            cgroup_root: self.place.cgroup().to_owned(),
+            bpffs: self.place.bpffs().to_owned(),
+        };
         KernelFastPath::open(place, Bpf::default()).unwrap()
     }
 
@@ -56,7 +58,7 @@ impl Site {
 
     fn remove_ours(&self) {
         // A process that another test has just begun to start has the lock for a moment.
-        while let Err(error) = remove_fast_path(self.site.bpffs(), FastPathRemoval::Everything) {
+        while let Err(error) = remove_fast_path(self.place.bpffs(), FastPathRemoval::Everything) {
             assert!(matches!(error, FastPathError::Busy { .. }), "{error}");
             std::thread::yield_now();
         }

@@ -325,7 +325,7 @@ fn every_service_is_served_when_maps_are_full_and_can_not_grow() {
     let proxy = start(&cluster);
     wait_until_active(&cluster);
     // What failed is tried again a minute later at the latest.
-    let patience = Duration::from_secs(120);
+    let patience = Duration::from_mins(2);
     let served = |count: u16| {
         let is_so = || metric(&cluster, "kubeproxy_ebpf_frontends", "IPv4") == u64::from(count);
         assert!(wait_until(patience, is_so), "{count}\n{}", proxy.log().join("\n"));
