@@ -113,7 +113,7 @@ fn watch(mut watcher: Watcher, period: Duration, subscribe: &Subscribe, touches:
             let sender = sender.clone();
             subscription = subscribe(Box::new(move |event| {
                 // Nobody may listen any more.
-                let _ = sender.send(event);
+                let _result = sender.send(event);
             }));
         }
         let touched = match events.recv_timeout(period) {

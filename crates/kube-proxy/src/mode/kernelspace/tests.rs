@@ -190,7 +190,7 @@ fn what_hns_tells_is_passed_on_and_it_is_asked_anew_after_it_went_away() {
     let watcher = Watcher::new(Box::new(hns), Vec::new());
     let watching = std::thread::spawn(move || watch(watcher, LIMIT, &subscribe, &touches));
     let tell = |number: usize, event| {
-        let begun = std::time::Instant::now();
+        let begun = tokio::time::Instant::now();
         while listeners.lock().unwrap().len() < number {
             assert!(begun.elapsed() < LIMIT, "it does not subscribe");
             std::thread::sleep(Duration::from_millis(5));
