@@ -9,9 +9,9 @@ BUILD_TOOLS := cc:gcc cc:libc6-dev
 # netbase: without it nft shows the numbers of protocols, not their names.
 RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux /etc/protocols:netbase
 BPF_TOOLS := clang-14:clang-14 llvm-objdump-14:llvm-14
-TEST_TOOLS := $(RUN_TOOLS) $(BPF_TOOLS) iptables:iptables ipset:ipset conntrack:conntrack tmux:tmux
+TEST_TOOLS := $(RUN_TOOLS) $(BPF_TOOLS) iptables:iptables ipset:ipset conntrack:conntrack tmux:tmux h2load:nghttp2-client
 
-.PHONY: demo bpf test guest-test guest-smoke neighbours check package-check page-check image release install bench fuzz fmt docs-files
+.PHONY: demo bpf test guest-test guest-smoke kernels neighbours windows windows-check check package-check page-check image release install bench bench-http conformance fuzz fmt docs-files
 
 ## Three pods, a Service and a client in namespaces of their own; nothing is left behind.
 demo:
@@ -29,12 +29,32 @@ test:
 	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS)
 	$(CARGO) test --workspace --locked
 
-## Tests that need IPVS, dummy devices or SCTP, in a guest whose kernel has them, emulated by QEMU: half an hour. The results are in
-## docs/guest-test.md. With KUBERNETES_BIN=/folder/of/upstream's/kube-proxy, the take-over is from that.
+## Tests that need IPVS, dummy devices or SCTP, in a guest whose kernel has them, emulated by QEMU: half an hour, and several times that on
+## a machine that does much else. What passed is not run again until a program or the kernel is another one, so that a run that was
+## interrupted can be taken up. The results are in docs/guest-test.md. With KUBERNETES_BIN=/folder/of/upstream's/kube-proxy, the take-over
+## is from that.
 GUEST_TOOLS := qemu-system-x86_64:qemu-system-x86 depmod:kmod cpio:cpio mke2fs:e2fsprogs xz:xz-utils python3:python3
 guest-test:
 	@scripts/setup $(BUILD_TOOLS) $(GUEST_TOOLS)
-	CARGO='$(CARGO)' scripts/guest test --timeout 7200 --report docs/guest-test.md kernel/ipvs fakes/ipvs_parity kube-proxy/e2e:ignored
+	CARGO='$(CARGO)' scripts/guest test --timeout 1800 --per-boot 8 --report docs/guest-test.md \
+		kernel/ipvs fakes/ipvs_parity kube-proxy/e2e:ignored,-neighbours::,-userspace::,-matrix::userspace::
+
+## The packet contract of every mode, and programs at the socket, with Debian's kernels in the guest. The results are in docs/kernels.md.
+KERNELS ?= 5.10 6.1 6.12 7
+KERNEL_E2E := matrix::nftables matrix::iptables_nft matrix::iptables_legacy matrix::ipvs matrix::ebpf matrix::userspace
+KERNEL_E2E := $(addsuffix ::every_line_of_the_contract_holds,$(KERNEL_E2E)) \
+	traffic::nftables::what_goes_through_is_counted_in_every_mode \
+	sctp::sctp_is_served_in_mode_nftables sctp::sctp_is_served_in_mode_iptables sctp::sctp_is_served_in_mode_ipvs
+KERNEL_SOCKET := verifier::the_verifier_needs_few_steps \
+	translation::a_connection_goes_to_an_endpoint_and_shows_the_service translation::connections_over_ipv6_are_translated_too \
+	translation::node_ports_are_served_at_the_nodes_addresses_only \
+	translation::what_has_to_be_masqueraded_is_translated_for_the_host_alone \
+	translation::what_is_pinned_serves_while_nobody_is_there_and_is_taken_over_without_a_write
+joined = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
+kernels:
+	@scripts/setup $(BUILD_TOOLS) $(GUEST_TOOLS)
+	CARGO='$(CARGO)' scripts/guest test --timeout 1800 $(addprefix --kernel ,$(KERNELS)) --report docs/kernels.md \
+		backend-ebpf/socket:$(call joined,$(KERNEL_SOCKET)) kube-proxy/e2e:$(call joined,$(KERNEL_E2E))
 
 ## Of those, what shows soonest whether mode ipvs works; part of `check`.
 GUEST_SMOKE := matrix::ipvs::every_line_of_the_contract_holds \
@@ -44,8 +64,13 @@ GUEST_SMOKE := matrix::ipvs::every_line_of_the_contract_holds \
 	sctp::sctp_is_served_in_mode_ipvs
 guest-smoke:
 	@scripts/setup $(BUILD_TOOLS) $(GUEST_TOOLS)
-	CARGO='$(CARGO)' scripts/guest test --timeout 900 kernel/ipvs fakes/ipvs_parity \
-		kube-proxy/e2e:$(subst $(empty) $(empty),$(comma),$(strip $(GUEST_SMOKE)))
+	CARGO='$(CARGO)' scripts/guest test --again --timeout 900 kernel/ipvs fakes/ipvs_parity \
+		kube-proxy/e2e:$(call joined,$(GUEST_SMOKE))
+
+## Whether the program compiles for Windows; part of `check`.
+windows-check:
+	@scripts/setup $(BUILD_TOOLS)
+	CARGO='$(CARGO)' scripts/windows check --locked -p kube-proxy -p hns --bins --lib
 
 ## The packet contract in each mode beside the rules of CNIs, firewalls and agents: docs/cnis.md. Twenty minutes.
 neighbours:
@@ -64,6 +89,22 @@ check: package-check
 	$(CARGO) deny --all-features check licenses bans sources
 	INSTA_UPDATE=no $(CARGO) test --workspace --locked --no-fail-fast
 	$(MAKE) guest-smoke
+	$(MAKE) windows-check
+
+## HTTP by request between clients and servers that are not ours: gRPC and WebSocket of PyPI. Not part of `check`, since it asks PyPI.
+conformance:
+	@scripts/setup $(BUILD_TOOLS) python3:python3 /usr/share/doc/python3-venv:python3-venv
+	test -x target/conformance/bin/python3 || python3 -m venv target/conformance
+	target/conformance/bin/python3 -m pip install -q grpcio==1.85.3 websockets==17.4
+	$(CARGO) build --locked -p http-proxy --example serve
+	target/conformance/bin/python3 scripts/http-conformance target/debug/examples/serve
+
+## What a request through a worker costs, beside nginx and HAProxy, on this machine.
+REQUESTS ?= 100000
+bench-http:
+	@scripts/setup $(BUILD_TOOLS) python3:python3 h2load:nghttp2-client nginx:nginx-light haproxy:haproxy
+	$(CARGO) build --release --locked -p http-proxy --example serve
+	scripts/http-bench target/release/examples/serve $(REQUESTS)
 
 ## What is in deploy/: manifests, chart, alert rules, dashboard, unit. Says which parts no tool was there for.
 package-check:
@@ -105,7 +146,8 @@ install:
 
 ## What it costs, at SERVICES="100 1000 ..." (up to 100000) x ENDPOINTS; beside any other kube-proxy with
 ## PEER=/path/to/kube-proxy PEER_ARGS='...'; in MODE=iptables with FLAVOUR=nft or legacy. Results are in target/bench;
-## BENCH_ARGS=--help tells of the rest. MODE=ipvs runs in the guest, beside mode nftables there: only ratios count.
+## BENCH_ARGS=--help tells of the rest. MODE=ipvs runs in the guest, beside mode nftables there: only ratios count. MODE=ebpf is
+## measured beside mode nftables, too.
 SERVICES ?= 100 1000 10000
 ENDPOINTS ?= 10
 MODE ?= nftables
@@ -123,7 +165,7 @@ ifeq ($(MODE),ipvs)
 		--peer ./kube-proxy --peer-arguments=--proxy-mode=nftables $(BENCH_GUEST_ARGS) $(BENCH_ARGS) --folder /out ./kube-proxy
 else
 	target/release/bench --services $(subst $(empty) $(empty),$(comma),$(strip $(SERVICES))) --endpoints $(ENDPOINTS) \
-		--mode $(MODE) --flavour $(FLAVOUR) $(if $(PEER),--peer '$(PEER)' --peer-arguments='$(PEER_ARGS)') $(BENCH_ARGS) target/release/kube-proxy
+		--mode $(MODE) --flavour $(FLAVOUR) $(if $(filter ebpf,$(MODE)),--peer target/release/kube-proxy --peer-arguments=--proxy-mode=nftables) $(if $(PEER),--peer '$(PEER)' --peer-arguments='$(PEER_ARGS)') $(BENCH_ARGS) target/release/kube-proxy
 endif
 
 ## Damaged input for all decoders and parsers, for SECONDS each, with other random numbers every time.

@@ -44,7 +44,6 @@ ALWAYS_INLINE int read_frontend(const volatile struct frontend *found, u32 check
 {
 	copy->base = found->base;
 	copy->count = found->count;
-	copy->service = found->service;
 	copy->flags = found->flags;
 	copy->epoch = found->epoch;
 	return found->check == check;
@@ -63,12 +62,13 @@ ALWAYS_INLINE u64 choose_slot(const struct map *slots, const struct frontend *fr
 	return SLOT_EXTENT_EPOCH(slot) == frontend->epoch ? slot : NO_SLOT;
 }
 
-ALWAYS_INLINE void count(const struct map *counters, u32 service)
+/* Atomic: whoever is interrupted between reading and writing would take back what others have counted meanwhile. */
+ALWAYS_INLINE void count(const struct map *counters, u32 endpoint)
 {
-	struct counter *counter = map_lookup(counters, &service);
+	struct counter *counter = map_lookup(counters, &endpoint);
 
 	if (counter)
-		counter->translated += 1;
+		__sync_fetch_and_add(&counter->translated, 1);
 }
 
 #endif

@@ -16,12 +16,10 @@ struct frontend {
 	u32 check;
 	u32 base;
 	u32 count;
-	u32 service;
 	u16 flags;
 	u16 epoch;
-	u32 zero;
 };
-SIZE(struct frontend, 24);
+SIZE(struct frontend, 16);
 
 /* Sockets outside of the host's network namespace are not translated: their packets have to be masqueraded. */
 #define FRONTEND_HOST_ONLY 1
@@ -51,7 +49,7 @@ struct meta {
 };
 SIZE(struct meta, 64);
 
-/* Per processor and service: connections that were translated. */
+/* By number of the endpoint: connections that were translated to it. */
 struct counter {
 	u64 translated;
 };
@@ -78,7 +76,7 @@ struct original4 {
 	u32 endpoint;
 	u16 port;
 	u16 endpoint_port;
-	u32 service;
+	u32 zero;
 };
 SIZE(struct original4, 16);
 
@@ -108,7 +106,7 @@ struct original6 {
 	struct address6 endpoint;
 	u16 port;
 	u16 endpoint_port;
-	u32 service;
+	u32 zero;
 };
 SIZE(struct original6, 40);
 

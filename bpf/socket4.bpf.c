@@ -33,10 +33,20 @@ ALWAYS_INLINE int find(u32 address, u16 port, int host, struct frontend *copy)
 	return node && (host || !(*node & NODE_ADDRESS_HOST_ONLY));
 }
 
-/* Chooses an endpoint and keeps the original in the socket. False: the address stays. */
-ALWAYS_INLINE int translate(struct socket_address *ctx, u32 *address, u32 *port)
+/* Keeps in the socket where it wanted to go. False: there is no memory for it. */
+ALWAYS_INLINE int keep(struct socket_address *ctx, const struct original4 *original)
 {
-	struct original4 original = { .address = *address, .port = (u16)*port }, *kept;
+	struct original4 *kept = ctx->sk ? storage_get(&original4, ctx->sk, NULL, STORAGE_CREATE) : NULL;
+
+	if (!kept)
+		return 0;
+	*kept = *original;
+	return 1;
+}
+
+/* Chooses an endpoint and keeps the original in the socket. False: the address stays. */
+ALWAYS_INLINE int translate(struct socket_address *ctx, struct original4 *original)
+{
 	struct meta *meta = switched_on(&meta4);
 	struct endpoint4 *place, endpoint;
 	struct frontend frontend;
@@ -47,14 +57,14 @@ ALWAYS_INLINE int translate(struct socket_address *ctx, u32 *address, u32 *port)
 	if (!meta)
 		return 0;
 	if (is_canary(ctx, meta)) {
-		original.endpoint = LOOPBACK4;
-		original.endpoint_port = (u16)meta->canary_port;
-		goto keep;
+		original->endpoint = LOOPBACK4;
+		original->endpoint_port = (u16)meta->canary_port;
+		return keep(ctx, original);
 	}
 	if (!meta->on)
 		return 0;
 	host = is_host(ctx, meta);
-	if (!find(*address, (u16)*port, host, &frontend) || (frontend.flags & FRONTEND_HOST_ONLY && !host))
+	if (!find(original->address, original->port, host, &frontend) || (frontend.flags & FRONTEND_HOST_ONLY && !host))
 		return 0;
 	slot = choose_slot(&slots4, &frontend);
 	if (slot == NO_SLOT)
@@ -66,19 +76,11 @@ ALWAYS_INLINE int translate(struct socket_address *ctx, u32 *address, u32 *port)
 	*(u64 *)&endpoint = *(volatile u64 *)place;
 	if (endpoint.epoch != SLOT_ENDPOINT_EPOCH(slot))
 		return 0;
-	original.endpoint = endpoint.address;
-	original.endpoint_port = endpoint.port;
-	original.service = frontend.service;
-	count(&counters4, frontend.service);
-keep:
-	if (!ctx->sk)
+	original->endpoint = endpoint.address;
+	original->endpoint_port = endpoint.port;
+	if (!keep(ctx, original))
 		return 0;
-	kept = storage_get(&original4, ctx->sk, NULL, STORAGE_CREATE);
-	if (!kept)
-		return 0;
-	*kept = original;
-	*address = original.endpoint;
-	*port = original.endpoint_port;
+	count(&counters4, id);
 	return 1;
 }
 
@@ -113,13 +115,13 @@ ALWAYS_INLINE int is_mapped(const struct socket_address *ctx)
 SECTION("connect4")
 int kp_connect4(struct socket_address *ctx)
 {
-	u32 address = ctx->user_ip4, port = ctx->user_port;
+	struct original4 original = { .address = ctx->user_ip4, .port = (u16)ctx->user_port };
 
 	if (ctx->protocol != TCP)
 		return PASS;
-	if (translate(ctx, &address, &port)) {
-		ctx->user_ip4 = address;
-		ctx->user_port = port;
+	if (translate(ctx, &original)) {
+		ctx->user_ip4 = original.endpoint;
+		ctx->user_port = original.endpoint_port;
 	} else {
 		forget(ctx);
 	}
@@ -129,13 +131,13 @@ int kp_connect4(struct socket_address *ctx)
 SECTION("connect6")
 int kp_connect4in6(struct socket_address *ctx)
 {
-	u32 address = ctx->user_ip6[3], port = ctx->user_port;
+	struct original4 original = { .address = ctx->user_ip6[3], .port = (u16)ctx->user_port };
 
 	if (ctx->protocol != TCP)
 		return PASS;
-	if (is_mapped(ctx) && translate(ctx, &address, &port)) {
-		ctx->user_ip6[3] = address;
-		ctx->user_port = port;
+	if (is_mapped(ctx) && translate(ctx, &original)) {
+		ctx->user_ip6[3] = original.endpoint;
+		ctx->user_port = original.endpoint_port;
 	} else {
 		forget(ctx);
 	}

@@ -46,11 +46,21 @@ ALWAYS_INLINE int read_endpoint(u64 slot, struct original6 *original)
 	return place->epoch == SLOT_ENDPOINT_EPOCH(slot);
 }
 
+/* Keeps in the socket where it wanted to go. False: there is no memory for it. */
+ALWAYS_INLINE int keep(struct socket_address *ctx, const struct original6 *original)
+{
+	struct original6 *kept = ctx->sk ? storage_get(&original6, ctx->sk, NULL, STORAGE_CREATE) : NULL;
+
+	if (!kept)
+		return 0;
+	*kept = *original;
+	return 1;
+}
+
 /* Chooses an endpoint and keeps the original in the socket. False: the address stays. */
 ALWAYS_INLINE int translate(struct socket_address *ctx, struct original6 *original)
 {
 	struct meta *meta = switched_on(&meta6);
-	struct original6 *kept;
 	struct frontend frontend;
 	u64 slot;
 	int host;
@@ -60,25 +70,17 @@ ALWAYS_INLINE int translate(struct socket_address *ctx, struct original6 *origin
 	if (is_canary(ctx, meta)) {
 		original->endpoint = LOOPBACK6;
 		original->endpoint_port = (u16)meta->canary_port;
-		goto keep;
+		return keep(ctx, original);
 	}
 	if (!meta->on)
 		return 0;
 	host = is_host(ctx, meta);
 	if (!find(original, host, &frontend) || (frontend.flags & FRONTEND_HOST_ONLY && !host))
 		return 0;
-	original->service = frontend.service;
 	slot = choose_slot(&slots6, &frontend);
-	if (slot == NO_SLOT || !read_endpoint(slot, original))
+	if (slot == NO_SLOT || !read_endpoint(slot, original) || !keep(ctx, original))
 		return 0;
-	count(&counters6, original->service);
-keep:
-	if (!ctx->sk)
-		return 0;
-	kept = storage_get(&original6, ctx->sk, NULL, STORAGE_CREATE);
-	if (!kept)
-		return 0;
-	*kept = *original;
+	count(&counters6, SLOT_ENDPOINT(slot));
 	return 1;
 }
 

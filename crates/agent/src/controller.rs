@@ -2,7 +2,7 @@
 
 mod answers;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
@@ -10,7 +10,7 @@ use mode::{Planner, Watch};
 use model::view::{self, ThisNode};
 use model::{
     ConflictChange, Family, FrontendAddress, FrontendKey, IpFamily, Node, NodePortAddresses, ServiceEntry,
-    ServiceName, ServicePortName, Store, Touched,
+    ServiceName, ServicePortName, Store, Touched, Uid,
 };
 use tokio::time::Instant;
 use tracing::{debug, info, trace, warn};
@@ -49,12 +49,16 @@ pub(crate) struct Controller<F: Family, P: Planner<F>> {
     /// Failures in a row, before anything was in force, after which trying again has no chance.
     hopeless_in_a_row: u32,
     counting: Option<Counting>,
+    /// What the mode can't do of what Services ask for, as far as there is something.
+    shortcomings: BTreeMap<ServiceName, BTreeSet<&'static str>>,
 }
 
 /// From so many failures in a row a start is given up that has no chance.
 const HOPELESS_AFTER: u32 = 3;
 /// So many reports are taken in before the event loop looks after others.
 const MAX_EVENTS_AT_ONCE: usize = 16;
+/// Plan and results of more writes than this take megabytes while they are under way.
+const MANY_WRITES: usize = 10_000;
 
 impl<F: Family, P: Planner<F>> Controller<F, P> {
     pub(crate) fn start(mode: FamilyMode<F, P>, start: Start<'_>) -> Result<Self, StartError> {
@@ -93,17 +97,19 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
             failure: None,
             hopeless_in_a_row: 0,
             counting,
+            shortcomings: BTreeMap::new(),
         })
     }
 
-    /// Says what something came to, and hands over what follows. True: everything was compared.
+    /// Says what something came to, and hands over what follows. True: a large temporary value has been
+    /// freed, after a comparison of everything or a large change.
     fn carry_on(&mut self, turn: Turn<P::Target>, took: Duration, now: Instant) -> Result<bool, StartError> {
         let (progress, job) = turn;
-        let mut compared = false;
+        let mut has_freed = false;
         match progress {
             Progress::Working => {}
             Progress::Done(done) => {
-                compared = done.step != Step::Change;
+                has_freed = done.step != Step::Change || done.writes > MANY_WRITES;
                 log_done(F::FAMILY, &done, took, self.pipeline.is_settled());
                 self.telemetry.done(&done, &self.pipeline.rule_counts());
                 let (pipeline, table) = (&self.pipeline, self.pipeline.table());
@@ -122,7 +128,7 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
             }
         }
         self.submit(job)?;
-        Ok(compared)
+        Ok(has_freed)
     }
 
     fn worked(&mut self, is_complete: bool, now: Instant) {
@@ -160,6 +166,19 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
         }
         let accepted = job.is_none_or(|job| self.worker.submit(job));
         if accepted { Ok(()) } else { Err(StartError::WorkerDied) }
+    }
+
+    /// Tells what the mode can't do of what a Service asks for, if that is not what was told last.
+    fn tell_shortcomings(&mut self, name: &ServiceName, uid: Option<Uid>) {
+        let lacks = self.pipeline.shortcomings(name);
+        if lacks.is_empty() {
+            self.shortcomings.remove(name);
+        } else if self.shortcomings.get(name) != Some(&lacks) {
+            let what: Vec<&'static str> = lacks.iter().copied().collect();
+            warn!(ipFamily = %F::FAMILY, service = %name, what = what.join("; "), "a Service asks for what this mode can't do");
+            self.shortcomings.insert(name.clone(), lacks);
+            self.notices.tell(Notice::NotOnThisPlatform { service: name.clone(), uid, what });
+        }
     }
 
     fn take_swept(&mut self, swept: &Swept, now: Instant) {
@@ -240,6 +259,9 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
         if has_changed && self.was_synced {
             self.history.changed(name, now, SystemTime::now());
         }
+        if has_changed {
+            self.tell_shortcomings(name, service.and_then(|service| service.uid));
+        }
     }
 
     fn tell_conflicts(&mut self, store: &Store) {
@@ -283,12 +305,12 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
     }
 
     fn take_reports(&mut self, now: Instant) -> Result<bool, StartError> {
-        let mut compared = false;
+        let mut has_freed = false;
         for _ in 0..MAX_EVENTS_AT_ONCE {
             match self.inbox.try_recv() {
                 Some(Event::Report(report)) => {
                     let turn = self.pipeline.report(report.answer, report.took, now, fastrand::f64());
-                    compared |= self.carry_on(turn, report.took, now)?;
+                    has_freed |= self.carry_on(turn, report.took, now)?;
                 }
                 Some(Event::Swept(swept)) => self.take_swept(&swept, now),
                 Some(Event::Counted(counted)) => self.take_counted(counted, now),
@@ -301,12 +323,12 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
                         sweeps.want_all(self.pipeline.table());
                     }
                 }
-                None => return Ok(compared),
+                None => return Ok(has_freed),
             }
         }
         // The rest has its turn.
         self.inbox.wake();
-        Ok(compared)
+        Ok(has_freed)
     }
 
     fn advance(&mut self, cluster: &Cluster<'_>, now: Instant) -> Result<(), StartError> {

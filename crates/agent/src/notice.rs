@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use model::{IpFamily, Node, Protocol, ServicePortName, Uid};
+use model::{IpFamily, Node, Protocol, ServiceName, ServicePortName, Uid};
 use tokio::sync::mpsc::UnboundedSender;
 
 /// Something that people should hear of. Each is told once; what lasts is not told again, except where it says so.
@@ -14,6 +14,15 @@ pub enum Notice {
     ConflictBegan(Conflict),
     /// That is over.
     ConflictEnded(Conflict),
+    /// A Service asks for something that the mode can't do. Told when it begins to, and when it asks for something else of the kind.
+    NotOnThisPlatform {
+        /// Who asks.
+        service: ServiceName,
+        /// Its `metadata.uid`, if it is known.
+        uid: Option<Uid>,
+        /// What comes of it, each in a sentence without its end; sorted.
+        what: Vec<&'static str>,
+    },
     /// The rules could not be brought into the kernel for longer than twice [`sync_period`](crate::Settings::sync_period).
     /// Told again every [`SYNCS_FAIL_EVERY`] while it lasts.
     SyncsFail {

@@ -239,6 +239,12 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         self.planner.rules(key)
     }
 
+    /// What a Service asks for and the mode can't do.
+    pub(crate) fn shortcomings(&self, name: &ServiceName) -> BTreeSet<&'static str> {
+        let frontends = self.table.of_service(name);
+        frontends.flat_map(|frontend| self.planner.shortcomings(frontend)).collect()
+    }
+
     /// Whether a frontend is in force as it is wanted.
     pub(crate) fn is_in_force(&self, key: &FrontendKey<F>) -> bool {
         let in_flight = match &self.work {

@@ -189,12 +189,13 @@ impl Agent {
         inputs: &mut Inputs<E, R>,
         now: Instant,
     ) -> Result<usize, StartError> {
-        let mut compared = false;
+        let mut has_freed = false;
         for family in &mut self.families {
-            compared |= family.take_reports(now)?;
+            has_freed |= family.take_reports(now)?;
         }
-        // All that is held has been read, and compared with all that should be; or most of what there was is gone.
-        if compared || self.has_shrunk() {
+        // All that is held has been read, and compared with all that should be; or much has changed; or most of what there was is
+        // gone.
+        if has_freed || self.has_shrunk() {
             (self.settings.release_memory)();
         }
         if self.touched.is_empty() {

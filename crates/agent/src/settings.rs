@@ -12,6 +12,7 @@ use crate::notice::Notices;
 
 /// The settings of a run.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting of its own; together they are no state")]
 pub struct Settings {
     /// The name of this node's Node object, and the `nodeName` of local endpoints.
     pub node_name: Name,
@@ -21,6 +22,8 @@ pub struct Settings {
     pub localhost_node_ports: bool,
     /// Serve `externalIPs` of Services (feature gate `AllowServiceExternalIPs`).
     pub external_ips: bool,
+    /// HNS serves, as on Windows.
+    pub served_by_hns: bool,
     /// `detectLocalMode`: how packets from pods are told from others.
     pub pods: Pods,
     /// `masqueradeAll`: masquerade pods' traffic to cluster IPs too.
@@ -70,6 +73,7 @@ impl Settings {
             node_ports: NodePorts::Primary,
             localhost_node_ports: false,
             external_ips: true,
+            served_by_hns: false,
             pods: Pods::ClusterCidr(Vec::new()),
             masquerade_all: false,
             masquerade_mark: 1 << 14,
@@ -84,7 +88,8 @@ impl Settings {
     /// What decides about Services on this node, given its Node as far as that is known.
     pub(crate) fn this_node(&self, node: Option<&Node>) -> ThisNode {
         let this_node = ThisNode::new(self.node_name.clone(), node);
-        ThisNode { ignores_external_ips: !self.external_ips, ..this_node }
+        let (ignores_external_ips, served_by_hns) = (!self.external_ips, self.served_by_hns);
+        ThisNode { ignores_external_ips, served_by_hns, ..this_node }
     }
 
     /// The rules' settings for one family, given the Node as far as it is known, and the `ServiceCIDR`s.
@@ -101,6 +106,9 @@ impl Settings {
             masquerade_all: self.masquerade_all,
             masquerade_mark: self.masquerade_mark,
             balancer: Balancer::Rules,
+            node_address: node
+                .filter(|_| self.served_by_hns)
+                .and_then(|node| node.primary_address(F::FAMILY)),
         }
     }
 

@@ -122,6 +122,7 @@ message!(ServicePort, |port, value| {
     2 "protocol" => text(value, &mut port.protocol),
     3 "port" => int(value, &mut port.port),
     5 "nodePort" => int(value, &mut port.node_port),
+    6 "appProtocol" => text(value, &mut port.app_protocol),
 });
 
 message!(AffinityConfig, |config, value| {

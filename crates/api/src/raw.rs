@@ -15,8 +15,12 @@ pub(crate) const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
 pub(crate) const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Label with a Node's zone.
 pub(crate) const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
+/// Annotation on Services that ask for a proxy on each node: the policy by which it is to choose endpoints.
+pub(crate) const ANNOTATION_PROXYING: &str = "kube-proxy/proxying";
 /// Annotation on slices: when the change happened that they come from.
 pub(crate) const ANNOTATION_TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+/// Of a Service: Windows nodes leave the destination as it is on the way to endpoints.
+pub(crate) const ANNOTATION_PRESERVE_DESTINATION: &str = "preserve-destination";
 /// Key of the taint that the cluster autoscaler puts on Nodes that it is about to delete.
 pub(crate) const TAINT_SCALED_DOWN: &str = "ToBeDeletedByClusterAutoscaler";
 /// Annotation of the bookmark that ends a streamed initial list.
@@ -122,6 +126,7 @@ raw! {
         protocol: Text<'a>,
         port: i64,
         node_port: i64,
+        app_protocol: Text<'a>,
     }
 
     struct AffinityConfig<'a> {
@@ -283,8 +288,10 @@ impl<'a> Labels<'a> {
 /// The annotations that we look at.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Annotations<'a> {
+    pub(crate) proxying: Option<Text<'a>>,
     pub(crate) initial_events_end: bool,
     pub(crate) trigger_time: Text<'a>,
+    pub(crate) preserves_destination: bool,
 }
 
 impl<'a> Annotations<'a> {
@@ -293,6 +300,8 @@ impl<'a> Annotations<'a> {
         match key {
             ANNOTATION_INITIAL_EVENTS_END => self.initial_events_end = &*value == "true",
             ANNOTATION_TRIGGER_TIME => self.trigger_time = value,
+            ANNOTATION_PROXYING => self.proxying = Some(value),
+            ANNOTATION_PRESERVE_DESTINATION => self.preserves_destination = &*value == "true",
             _ => {}
         }
     }

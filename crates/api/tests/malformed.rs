@@ -6,7 +6,7 @@ mod encode;
 use std::time::Duration;
 
 use api::{Format, Outcome, Parsed, decode_list, decode_object};
-use model::{Interner, Kind, Object, SliceEndpoints};
+use model::{AppProtocol, Interner, Kind, Object, SliceEndpoints};
 use serde_json::{Value, json};
 
 /// Overwrites parts of a sound object: `patch` is merged as in RFC 7396, except that lists are replaced.
@@ -218,6 +218,19 @@ fn bad_service_ports_are_left_out() {
     let note = "Service shop/web: spec.ports[0].nodePort: 70000 is not a port number";
     let kept = service(&bad_node_port, &["keep", note]);
     assert_eq!((kept.ports[0].port, kept.ports[0].node_port), (80, None));
+    for (name, expected) in [
+        ("http", AppProtocol::Http),
+        ("kubernetes.io/h2c", AppProtocol::Http),
+        ("Kubernetes.IO/ws", AppProtocol::Http),
+        ("GRPC", AppProtocol::Http),
+        ("https", AppProtocol::Opaque),
+        ("kubernetes.io/wss", AppProtocol::Opaque),
+        ("example.com/mine", AppProtocol::Opaque),
+        ("", AppProtocol::Opaque),
+    ] {
+        let kept = service(&ports(json!([{"port": 80, "appProtocol": name}])), &["keep"]);
+        assert_eq!(kept.ports[0].app_protocol, expected, "{name}");
+    }
     let twice =
         ports(json!([{"name": "a", "port": 80}, {"name": "b", "port": 81}, {"name": "a", "port": 82}]));
     let note = "Service shop/web: spec.ports[2]: replaces another of the same name and protocol";
@@ -344,6 +357,17 @@ fn policies_count_where_the_api_lets_them() {
     assert_eq!(external(json!({"type": "NodePort", "externalTrafficPolicy": "Nearby"})), Cluster);
     let internal = json!({"spec": {"internalTrafficPolicy": "local"}});
     assert_eq!(service(&internal, &["keep"]).internal_policy, Cluster);
+}
+
+#[test]
+fn proxies_are_asked_for_by_a_policy_that_there_is() {
+    let asking = |policy: &str| json!({"metadata": {"annotations": {"kube-proxy/proxying": policy}}});
+    let named = |service: model::Service| service.proxying.map(balance::Policy::as_str);
+    assert_eq!(named(service(&json!({}), &["keep"])), None);
+    assert_eq!(named(service(&asking("least-request"), &["keep"])), Some("least-request"));
+    let note = "Service shop/web: metadata.annotations[kube-proxy/proxying]: \"fastest\" is no policy; \
+                there are round-robin, random, least-request, ring-hash, maglev";
+    assert_eq!(named(service(&asking("fastest"), &["keep", note])), None);
 }
 
 #[test]

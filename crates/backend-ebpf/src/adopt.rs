@@ -20,15 +20,13 @@ impl<F: Family> State<F> {
         }
         let mut state = Self::empty(capacity);
         state.epoch = last_epoch(&contents);
-        let mut service_of = BTreeMap::new();
+        let mut taken = BTreeSet::new();
         for (key, served) in wanted {
             if let Some(value) = contents.frontends.get(key) {
-                state.adopt_frontend(&contents, (key, value), served, &mut service_of)?;
+                state.adopt_frontend(&contents, (key, value), served, &mut taken)?;
             }
         }
-        let taken: BTreeSet<u32> = state.endpoints.values().map(|numbered| numbered.number).collect();
         state.free.endpoints.retain(|number| !taken.contains(number));
-        state.free.services.retain(|number| !service_of.contains_key(number));
         let name_at: BTreeMap<u32, &PoolName> =
             state.pools.iter().map(|(name, pool)| (pool.base, name)).collect();
         let strangers = contents.frontends.iter().filter(|(key, _)| !state.served.contains_key(key));
@@ -43,7 +41,7 @@ impl<F: Family> State<F> {
         contents: &Contents<F>,
         (key, value): (&FrontendKey<F>, &FrontendValue),
         served: &Served<F>,
-        service_of: &mut BTreeMap<u32, ServicePortName>,
+        taken: &mut BTreeSet<u32>,
     ) -> Option<()> {
         if let Some(pool) = self.pools.get_mut(&served.pool) {
             let same = (pool.base, pool.epoch, pool.endpoints.len())
@@ -55,58 +53,63 @@ impl<F: Family> State<F> {
             // Otherwise its extent is another one, of which nobody knows: it is set anew.
             return Some(());
         }
-        if value.service >= contents.capacity.services {
-            return None;
-        }
-        let owner = service_of.get(&value.service).is_none_or(|owner| *owner == served.pool.0);
-        let known = self.services.get(&served.pool.0).is_none_or(|known| known.number == value.service);
-        // Two Services with one number, or two pools in one place, are what changed while nobody was there: addresses have gone to
-        // another Service, or a policy is another one. The second is set anew.
-        if !owner || !known || !self.take_extent(contents, value)? {
+        let numbers = numbers_of(contents, value)?;
+        // Two pools in one place, or two Services with one endpoint's number, are what changed while nobody was there: addresses
+        // have gone to another Service, or a policy is another one. The second is set anew.
+        if self.is_claimed(&served.pool.0, &numbers, taken) || !self.take_extent(value) {
             return Some(());
         }
-        service_of.insert(value.service, served.pool.0.clone());
-        let pool = self.adopt_pool(contents, (key, value))?;
-        self.services
-            .entry(served.pool.0.clone())
-            .or_insert(Numbered { number: value.service, references: 0 })
-            .references += 1;
+        let own = self.endpoints.entry(served.pool.0.clone()).or_default();
+        for (socket, number) in &numbers {
+            own.entry(*socket).or_insert(Numbered { number: *number, references: 0 }).references += 1;
+            taken.insert(*number);
+        }
+        let pool = Held {
+            base: value.base,
+            order: order_for(value.count as usize),
+            epoch: value.epoch,
+            endpoints: numbers.into_iter().map(|(socket, _)| socket).collect(),
+            users: BTreeSet::from([*key]),
+        };
         self.pools.insert(served.pool.clone(), pool);
         self.served.insert(*key, (served.pool.clone(), value.host_only));
         Some(())
     }
 
-    /// False if it is not free; `None` if there can be no such one.
-    fn take_extent(&mut self, contents: &Contents<F>, value: &FrontendValue) -> Option<bool> {
-        let is_within = value.count > 0 && value.count <= contents.capacity.slots;
-        is_within.then(|| self.free.extents.take_at(value.base, order_for(value.count as usize)))
-    }
-
-    fn adopt_pool(
-        &mut self,
-        contents: &Contents<F>,
-        (key, value): (&FrontendKey<F>, &FrontendValue),
-    ) -> Option<Held<F>> {
-        let (mut endpoints, mut seen) = (Vec::with_capacity(value.count as usize), BTreeSet::new());
-        for (choice, position) in contents.choices(value).into_iter().zip(value.base..) {
-            let endpoint = choice?;
-            let socket = Socket { address: endpoint.address, port: endpoint.port };
-            let number = contents.slots.get(position as usize)?.endpoint;
-            let numbered = self.endpoints.entry(socket).or_insert(Numbered { number, references: 0 });
-            numbered.references += 1;
-            if numbered.number != number || !seen.insert(socket) {
-                return None;
-            }
-            endpoints.push(socket);
-        }
-        Some(Held {
-            base: value.base,
-            order: order_for(value.count as usize),
-            epoch: value.epoch,
-            endpoints: endpoints.into(),
-            users: BTreeSet::from([*key]),
+    /// Whether one of the numbers is another endpoint's already, or one of the endpoints has another number.
+    fn is_claimed(
+        &self,
+        service: &ServicePortName,
+        numbers: &[(Socket<F>, u32)],
+        taken: &BTreeSet<u32>,
+    ) -> bool {
+        let own = self.endpoints.get(service);
+        numbers.iter().any(|(socket, number)| match own.and_then(|own| own.get(socket)) {
+            Some(known) => known.number != *number,
+            None => taken.contains(number),
         })
     }
+
+    /// False if it is not free.
+    fn take_extent(&mut self, value: &FrontendValue) -> bool {
+        self.free.extents.take_at(value.base, order_for(value.count as usize))
+    }
+}
+
+/// The endpoints of a pool, slot by slot, with their numbers; `None`: there can be no such pool.
+fn numbers_of<F: Family>(contents: &Contents<F>, value: &FrontendValue) -> Option<Vec<(Socket<F>, u32)>> {
+    if value.count == 0 || value.count > contents.capacity.slots {
+        return None;
+    }
+    let mut seen = BTreeSet::new();
+    let choices = contents.choices(value).into_iter().zip(value.base..);
+    let numbers = choices.map(|(endpoint, position)| {
+        let endpoint = endpoint?;
+        let socket = Socket { address: endpoint.address, port: endpoint.port };
+        let number = contents.slots.get(position as usize)?.endpoint;
+        seen.insert(socket).then_some((socket, number))
+    });
+    numbers.collect()
 }
 
 /// Whatever comes next differs from all that is there.

@@ -30,5 +30,5 @@ pub const PLACE: &str = "maps of programs at the socket";
 
 pub use plan::{EbpfPlanner, Explain};
 pub use served::{Change, Options, Served, Wanted};
-pub use state::{Outgrown, State, capacity_for};
-pub use target::{EbpfTarget, Found, Receipt, Step};
+pub use state::{Outgrown, State};
+pub use target::{Counted, EbpfTarget, Found, Receipt, Step};

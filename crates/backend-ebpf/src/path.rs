@@ -1,15 +1,18 @@
 //! The fast path of a family: maps, programs, and what is known of them. Lives as long as the process.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use ebpf::{Explained, FastPath, FastPathError, Write};
-use model::{Family, FrontendKey, ServicePortName};
+use mode::{Counters, Meter};
+use model::{Family, FrontendKey};
+use tokio::time::Instant;
 
 use crate::served::{Change, Wanted};
-use crate::state::{Outgrown, State, capacity_for};
+use crate::state::{Outgrown, State};
 
 /// Opens programs and maps; called again after it failed.
 pub type OpenPath<F> = Box<dyn Fn() -> Result<Box<dyn FastPath<F>>, FastPathError> + Send>;
@@ -39,6 +42,8 @@ pub struct Statistics {
     pub divergences: u64,
     /// Frontends that are served.
     pub frontends: usize,
+    /// How long the last work on maps and programs took.
+    pub took: Duration,
 }
 
 /// Maps, programs, and what is known of them.
@@ -49,6 +54,8 @@ pub struct SocketPath<F: Family> {
     path: Option<Box<dyn FastPath<F>>>,
     /// What the maps hold, and which addresses that is right for. `None`: everything has to be looked at.
     known: Option<Known<F>>,
+    /// What was counted when it was last known.
+    counted: Vec<Meter>,
     statistics: Statistics,
 }
 
@@ -104,7 +111,15 @@ impl Trouble {
 impl<F: Family> SocketPath<F> {
     /// One that nothing is known of.
     pub fn new(open: OpenPath<F>, addresses: ReadAddresses, tell: Tell) -> Self {
-        Self { open, addresses, tell, path: None, known: None, statistics: Statistics::default() }
+        Self {
+            open,
+            addresses,
+            tell,
+            path: None,
+            known: None,
+            counted: Vec::new(),
+            statistics: Statistics::default(),
+        }
     }
 
     /// What has been done so far.
@@ -115,6 +130,7 @@ impl<F: Family> SocketPath<F> {
     /// Makes a change. Whatever fails, nothing is translated in a way that is not wanted: it is switched off, and everything has
     /// to be looked at.
     pub fn change(&mut self, change: &Change<F>) -> Condition {
+        let begun = Instant::now();
         let made = match change {
             Change::Some(frontends) => match &mut self.known {
                 Some(known) => match known.state.change(frontends) {
@@ -125,6 +141,7 @@ impl<F: Family> SocketPath<F> {
             },
             Change::All(wanted) => self.set_all(wanted),
         };
+        self.statistics.took = begun.elapsed();
         self.conclude(made)
     }
 
@@ -153,18 +170,22 @@ impl<F: Family> SocketPath<F> {
         self.known.is_some()
     }
 
-    /// Connections that were translated, by Service port.
-    ///
-    /// # Errors
-    /// The counters can't be read.
-    pub fn counters(&mut self) -> Result<BTreeMap<ServicePortName, u64>, FastPathError> {
-        let (Some(path), Some(known)) = (&mut self.path, &self.known) else { return Ok(BTreeMap::new()) };
-        let counted = path.counters()?;
-        let by_name = known
-            .state
-            .services()
-            .filter_map(|(name, number)| Some((name.clone(), *counted.get(usize::try_from(number).ok()?)?)));
-        Ok(by_name.collect())
+    /// Connections that were translated, by Service port and endpoint. While it is not known whose the counters are, what they said
+    /// before.
+    pub fn meters(&mut self) -> Vec<Meter> {
+        if let (Some(path), Some(known)) = (&self.path, &self.known) {
+            let meters = known.state.counted().filter_map(|counted| {
+                let connections = path.translated(counted.number);
+                (connections > 0).then(|| Meter {
+                    service: counted.service.clone(),
+                    endpoint: Some(SocketAddr::new(counted.socket.address.into(), counted.socket.port)),
+                    id: counted.epoch.into(),
+                    counters: Counters::connections(connections),
+                })
+            });
+            self.counted = meters.collect();
+        }
+        self.counted.clone()
     }
 
     fn conclude(&mut self, outcome: Result<(), Trouble>) -> Condition {
@@ -249,9 +270,7 @@ fn bring_to<F: Family>(
     addresses: &BTreeSet<IpAddr>,
 ) -> Result<(State<F>, Option<usize>), Trouble> {
     let node_addresses = wanted.node_addresses(addresses);
-    // What can't be read is replaced.
-    let found = path.read().ok().flatten();
-    if let Some(mut state) = found.and_then(|contents| State::adopt(contents, &wanted.frontends))
+    if let Some(mut state) = adopt(path, wanted)
         && let Ok(mut writes) = state.set_all(&wanted.frontends)
     {
         writes.extend(state.set_node_addresses(&node_addresses));
@@ -259,10 +278,17 @@ fn bring_to<F: Family>(
         path.write(&writes)?;
         return Ok((state, Some(writes.len())));
     }
-    let mut state = State::empty(capacity_for(&wanted.frontends));
+    // A state that has outgrown its maps is of no use.
+    let before = adopt(path, wanted);
     let no_room = |Outgrown| Trouble::Text("there is no room in new maps".to_owned());
-    state.set_all(&wanted.frontends).map_err(no_room)?;
+    let (mut state, renumbered) = State::in_new_maps(before.as_ref(), &wanted.frontends).map_err(no_room)?;
     state.set_node_addresses(&node_addresses);
-    path.rebuild(state.contents())?;
+    path.rebuild(state.contents(), &renumbered)?;
     Ok((state, None))
+}
+
+/// What of the maps is wanted; `None`: nothing, or they can't be read, and are replaced.
+fn adopt<F: Family>(path: &mut dyn FastPath<F>, wanted: &Wanted<F>) -> Option<State<F>> {
+    let found = path.read().ok().flatten()?;
+    State::adopt(found, &wanted.frontends)
 }

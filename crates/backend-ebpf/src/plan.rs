@@ -177,7 +177,20 @@ impl<F: Family, R: Planner<F>> Planner<F> for EbpfPlanner<F, R> {
     }
 
     fn meters(&self, table: &Table<F>, counted: <Self::Target as Target>::Counted) -> Vec<Meter> {
-        self.rules.meters(table, counted)
+        let mut meters = counted.sockets;
+        // Those of one Service port follow each other.
+        let mut last = None;
+        meters.retain(|Meter { service, .. }| match &last {
+            Some((looked_at, is_known)) if looked_at == service => *is_known,
+            _ => {
+                let is_known =
+                    table.of_service(&service.service).any(|frontend| frontend.service == *service);
+                last = Some((service.clone(), is_known));
+                is_known
+            }
+        });
+        meters.extend(self.rules.meters(table, counted.rules));
+        meters
     }
 }
 

@@ -47,6 +47,7 @@ impl<F: Family> Served<F> {
     /// cut where there is one.
     pub fn of(frontend: &Frontend<F>, settings: &RuleSettings, options: &Options) -> Option<Self> {
         let is_simple = frontend.key.protocol == Protocol::Tcp
+            && !settings.balancer.leaves_to_proxies(frontend)
             && frontend.affinity.is_none()
             && frontend.allowed_sources.is_none()
             && !options.excluded_ports.contains(&frontend.key.port);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use ebpf::{Capacity, Contents, Endpoint, FrontendValue, Slot, Write};
+use ebpf::{Capacity, Contents, Endpoint, FrontendValue, Renumbered, Slot, Write};
 use model::{Family, FrontendKey, ServicePortName, assign_slots};
 
 use crate::extents::{Extents, order_for};
@@ -16,13 +16,15 @@ pub struct State<F: Family> {
     pub(crate) pools: BTreeMap<PoolName, Held<F>>,
     /// Which pool each served frontend has, and whether it is for the host only.
     pub(crate) served: BTreeMap<FrontendKey<F>, (PoolName, bool)>,
-    pub(crate) endpoints: BTreeMap<Socket<F>, Numbered>,
-    pub(crate) services: BTreeMap<ServicePortName, Numbered>,
+    /// Those of each Service port by themselves, since each is counted for its own.
+    pub(crate) endpoints: BTreeMap<ServicePortName, BTreeMap<Socket<F>, Numbered>>,
     pub(crate) free: Free,
     /// The last one that was given. Numbers that are used again differ in it, so that nobody takes one for the other.
     pub(crate) epoch: u16,
     /// Pools whose extents elements refer to that are not theirs, and that the next change removes.
     pub(crate) shared: BTreeSet<PoolName>,
+    /// The epochs that endpoints had in former maps. A counter is known by them, and goes on in these.
+    former_epochs: BTreeMap<ServicePortName, BTreeMap<Socket<F>, u16>>,
 }
 
 /// The extent of a pool.
@@ -43,12 +45,22 @@ pub(crate) struct Numbered {
     pub(crate) references: usize,
 }
 
+/// A counter, and whose it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CountedEndpoint<'a, F: Family> {
+    pub(crate) service: &'a ServicePortName,
+    pub(crate) socket: Socket<F>,
+    /// Of the endpoint, and so of its counter.
+    pub(crate) number: u32,
+    /// Another one whenever the counter begins anew.
+    pub(crate) epoch: u16,
+}
+
 /// What is free, the longest first.
 #[derive(Clone, Debug)]
 pub(crate) struct Free {
     pub(crate) extents: Extents,
     pub(crate) endpoints: VecDeque<u32>,
-    pub(crate) services: VecDeque<u32>,
 }
 
 /// There is no room: new maps are needed.
@@ -65,26 +77,26 @@ struct Work<F: Family> {
     /// Pools that a frontend has left.
     left: BTreeSet<PoolName>,
     freed_endpoints: Vec<u32>,
-    freed_services: Vec<u32>,
     freed_extents: Vec<(u32, u32)>,
 }
 
 /// Room for twice as much as there is, and for some at least.
-pub fn capacity_for<F: Family>(frontends: &BTreeMap<FrontendKey<F>, Served<F>>) -> Capacity {
+pub(crate) fn capacity_for<F: Family>(frontends: &BTreeMap<FrontendKey<F>, Served<F>>) -> Capacity {
     let pools: BTreeMap<&PoolName, &Arc<[Socket<F>]>> =
         frontends.values().map(|served| (&served.pool, &served.endpoints)).collect();
     let slots: usize = pools.values().map(|endpoints| endpoints.len().next_power_of_two()).sum();
-    let endpoints: BTreeSet<Socket<F>> =
-        pools.values().flat_map(|endpoints| endpoints.iter().copied()).collect();
-    let services: BTreeSet<&ServicePortName> = pools.keys().map(|(service, _)| service).collect();
+    let mut sockets: BTreeMap<&ServicePortName, BTreeSet<Socket<F>>> = BTreeMap::new();
+    for ((service, _), endpoints) in &pools {
+        sockets.entry(service).or_default().extend(endpoints.iter().copied());
+    }
+    let endpoints = sockets.values().map(BTreeSet::len).sum();
     let room = |count: usize, least: u32| {
         u32::try_from(count.saturating_mul(2)).unwrap_or(1 << 31).max(least).min(1 << 31).next_power_of_two()
     };
     Capacity {
         frontends: room(frontends.len(), 1024),
         slots: room(slots, 4096),
-        endpoints: room(endpoints.len(), 1024),
-        services: room(services.len(), 1024),
+        endpoints: room(endpoints, 1024),
     }
 }
 
@@ -96,15 +108,39 @@ impl<F: Family> State<F> {
             pools: BTreeMap::new(),
             served: BTreeMap::new(),
             endpoints: BTreeMap::new(),
-            services: BTreeMap::new(),
             free: Free {
                 extents: Extents::new(capacity.slots),
                 endpoints: (0..capacity.endpoints).collect(),
-                services: (0..capacity.services).collect(),
             },
             epoch: 0,
             shared: BTreeSet::new(),
+            former_epochs: BTreeMap::new(),
         }
+    }
+
+    /// What is wanted, in new maps that have room for it, and which endpoints have other numbers there. They keep their epochs.
+    ///
+    /// # Errors
+    /// There is no room however large the maps are.
+    pub fn in_new_maps(
+        before: Option<&Self>,
+        wanted: &BTreeMap<FrontendKey<F>, Served<F>>,
+    ) -> Result<(Self, Vec<Renumbered>), Outgrown> {
+        let mut state = Self::empty(capacity_for(wanted));
+        let Some(before) = before else { return state.set_all(wanted).map(|_| (state, Vec::new())) };
+        state.epoch = before.epoch;
+        for counted in before.counted() {
+            let of_service = state.former_epochs.entry(counted.service.clone()).or_default();
+            of_service.insert(counted.socket, counted.epoch);
+        }
+        state.set_all(wanted)?;
+        state.former_epochs.clear();
+        let renumbered = before.counted().filter_map(|counted| {
+            let to = state.endpoints.get(counted.service)?.get(&counted.socket)?.number;
+            Some(Renumbered { from: counted.number, to })
+        });
+        let renumbered = renumbered.collect();
+        Ok((state, renumbered))
     }
 
     /// What the maps hold.
@@ -112,9 +148,14 @@ impl<F: Family> State<F> {
         &self.contents
     }
 
-    /// The Service port of a number.
-    pub(crate) fn services(&self) -> impl Iterator<Item = (&ServicePortName, u32)> {
-        self.services.iter().map(|(name, numbered)| (name, numbered.number))
+    /// Whose each counter is.
+    pub(crate) fn counted(&self) -> impl Iterator<Item = CountedEndpoint<'_, F>> {
+        self.endpoints.iter().flat_map(move |(service, own)| {
+            own.iter().filter_map(move |(socket, &Numbered { number, .. })| {
+                let epoch = self.contents.endpoints.get(number as usize).copied().flatten()?.epoch;
+                Some(CountedEndpoint { service, socket: *socket, number, epoch })
+            })
+        })
     }
 
     /// Everything that is served, and nothing else, from whatever there is.
@@ -148,7 +189,6 @@ impl<F: Family> State<F> {
             dirty: change.keys().copied().collect(),
             left: std::mem::take(&mut self.shared),
             freed_endpoints: Vec::new(),
-            freed_services: Vec::new(),
             freed_extents: Vec::new(),
         };
         for (key, served) in change {
@@ -204,16 +244,13 @@ impl<F: Family> State<F> {
         let Some(mut pool) = self.pools.remove(name) else { return Ok(()) };
         let slots = assign_slots(&pool.endpoints, wanted);
         let (is_new, order) = (pool.endpoints.is_empty(), order_for(slots.len()));
-        if is_new {
-            number(&mut self.services, &mut self.free.services, &name.0)?;
-        }
         if slots != pool.endpoints {
             // New ones first, so that those that stay keep their numbers.
             for socket in &slots {
-                self.refer(*socket, work)?;
+                self.refer(&name.0, *socket, work)?;
             }
             for socket in &pool.endpoints {
-                self.forget(*socket, work);
+                self.forget(&name.0, *socket, work);
             }
         }
         // Who has left goes on with what was there, until its own element is written.
@@ -227,7 +264,7 @@ impl<F: Family> State<F> {
             pool.epoch = self.next_epoch();
         }
         for (position, socket) in (pool.base..).zip(&slots) {
-            let slot = self.slot(*socket, pool.epoch).ok_or(Outgrown)?;
+            let slot = self.slot(&name.0, *socket, pool.epoch).ok_or(Outgrown)?;
             if self.contents.slots.get(position as usize) != Some(&slot) {
                 work.slots.push(Write::Slot(position, slot));
             }
@@ -240,26 +277,46 @@ impl<F: Family> State<F> {
         Ok(())
     }
 
-    fn slot(&self, socket: Socket<F>, extent_epoch: u16) -> Option<Slot> {
-        let endpoint = self.endpoints.get(&socket)?.number;
+    fn slot(&self, service: &ServicePortName, socket: Socket<F>, extent_epoch: u16) -> Option<Slot> {
+        let endpoint = self.endpoints.get(service)?.get(&socket)?.number;
         let endpoint_epoch = self.contents.endpoints.get(endpoint as usize).copied().flatten()?.epoch;
         Some(Slot { endpoint, extent_epoch, endpoint_epoch })
     }
 
-    fn refer(&mut self, socket: Socket<F>, work: &mut Work<F>) -> Result<(), Outgrown> {
-        let is_new = !self.endpoints.contains_key(&socket);
-        let id = number(&mut self.endpoints, &mut self.free.endpoints, &socket)?;
-        if is_new {
-            let endpoint = Endpoint { address: socket.address, port: socket.port, epoch: self.next_epoch() };
-            let write = Write::Endpoint(id, endpoint);
-            self.contents.make(&write);
-            work.endpoints.push(write);
+    /// An endpoint of a Service port is referred to once more.
+    fn refer(
+        &mut self,
+        service: &ServicePortName,
+        socket: Socket<F>,
+        work: &mut Work<F>,
+    ) -> Result<(), Outgrown> {
+        if let Some(numbered) = self.endpoints.get_mut(service).and_then(|own| own.get_mut(&socket)) {
+            numbered.references += 1;
+            return Ok(());
         }
+        let number = self.free.endpoints.pop_front().ok_or(Outgrown)?;
+        let former = self.former_epochs.get(service).and_then(|own| own.get(&socket)).copied();
+        let epoch = former.unwrap_or_else(|| self.next_epoch());
+        let write = Write::Endpoint(number, Endpoint { address: socket.address, port: socket.port, epoch });
+        self.contents.make(&write);
+        work.endpoints.push(write);
+        let own = self.endpoints.entry(service.clone()).or_default();
+        own.insert(socket, Numbered { number, references: 1 });
         Ok(())
     }
 
-    fn forget(&mut self, socket: Socket<F>, work: &mut Work<F>) {
-        work.freed_endpoints.extend(unnumber(&mut self.endpoints, &socket));
+    fn forget(&mut self, service: &ServicePortName, socket: Socket<F>, work: &mut Work<F>) {
+        let Some(own) = self.endpoints.get_mut(service) else { return };
+        let Some(numbered) = own.get_mut(&socket) else { return };
+        numbered.references -= 1;
+        if numbered.references > 0 {
+            return;
+        }
+        work.freed_endpoints.push(numbered.number);
+        own.remove(&socket);
+        if own.is_empty() {
+            self.endpoints.remove(service);
+        }
     }
 
     fn remove_unused(&mut self, work: &mut Work<F>) {
@@ -268,10 +325,9 @@ impl<F: Family> State<F> {
         for name in unused {
             let Some(pool) = self.pools.remove(&name) else { continue };
             for socket in &pool.endpoints {
-                self.forget(*socket, work);
+                self.forget(&name.0, *socket, work);
             }
             work.freed_extents.push((pool.base, pool.order));
-            work.freed_services.extend(unnumber(&mut self.services, &name.0));
         }
     }
 
@@ -304,7 +360,6 @@ impl<F: Family> State<F> {
         Some(FrontendValue {
             base: pool.base,
             count: u32::try_from(pool.endpoints.len()).ok()?,
-            service: self.services.get(&name.0)?.number,
             host_only: *host_only,
             epoch: pool.epoch,
         })
@@ -313,7 +368,6 @@ impl<F: Family> State<F> {
     /// What became free is so for the next change: programs may still be reading it.
     fn release(&mut self, work: &Work<F>) {
         self.free.endpoints.extend(&work.freed_endpoints);
-        self.free.services.extend(&work.freed_services);
         for (base, order) in &work.freed_extents {
             self.free.extents.give(*base, *order);
         }
@@ -323,29 +377,4 @@ impl<F: Family> State<F> {
         self.epoch = self.epoch.wrapping_add(1).max(1);
         self.epoch
     }
-}
-
-/// The number of something that is referred to once more.
-fn number<K: Ord + Clone>(
-    numbers: &mut BTreeMap<K, Numbered>,
-    free: &mut VecDeque<u32>,
-    key: &K,
-) -> Result<u32, Outgrown> {
-    if let Some(numbered) = numbers.get_mut(key) {
-        numbered.references += 1;
-        return Ok(numbered.number);
-    }
-    let number = free.pop_front().ok_or(Outgrown)?;
-    numbers.insert(key.clone(), Numbered { number, references: 1 });
-    Ok(number)
-}
-
-/// The number of something that is no longer referred to at all.
-fn unnumber<K: Ord>(numbers: &mut BTreeMap<K, Numbered>, key: &K) -> Option<u32> {
-    let numbered = numbers.get_mut(key)?;
-    numbered.references -= 1;
-    if numbered.references > 0 {
-        return None;
-    }
-    numbers.remove(key).map(|numbered| numbered.number)
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mode::{Applied, Reading, Target};
+use mode::{Applied, Meter, Reading, Target};
 use model::Family;
 use tokio::time::Instant;
 
@@ -34,6 +34,15 @@ pub enum Receipt<R> {
     Maps(Condition, Instant),
 }
 
+/// What was counted.
+#[derive(Debug)]
+pub struct Counted<C> {
+    /// By the rules.
+    pub rules: C,
+    /// By the programs.
+    pub sockets: Vec<Meter>,
+}
+
 /// What is read back.
 #[derive(Debug)]
 pub struct Found<R> {
@@ -58,7 +67,7 @@ impl<F: Family, R: Target> Target for EbpfTarget<F, R> {
     type Step = Step<F, R::Step>;
     type Receipt = Receipt<R::Receipt>;
     type Found = Found<R::Found>;
-    type Counted = R::Counted;
+    type Counted = Counted<R::Counted>;
     /// Only rules fail.
     type Error = R::Error;
 
@@ -96,7 +105,8 @@ impl<F: Family, R: Target> Target for EbpfTarget<F, R> {
     }
 
     fn traffic(&mut self) -> Result<Option<Self::Counted>, Self::Error> {
-        self.rules.traffic()
+        let rules = self.rules.traffic()?;
+        Ok(rules.map(|rules| Counted { rules, sockets: self.with_path(SocketPath::meters) }))
     }
 
     fn is_retryable(error: &Self::Error) -> bool {

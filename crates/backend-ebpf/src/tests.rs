@@ -38,7 +38,7 @@ fn key(service: u8, address: u8) -> Key {
     FrontendKey { address: FrontendAddress::Ip(address), protocol: Protocol::Tcp, port: 80 }
 }
 
-/// Services share endpoints: the numbers of one are used by others.
+/// Services have endpoints in common: the numbers of one are used by others later.
 fn socket(endpoint: u8) -> Socket<V4> {
     Socket { address: Ipv4Addr::new(10, 244, 0, endpoint), port: 8080 }
 }
@@ -95,7 +95,7 @@ fn check_exact(contents: &Contents<V4>, wanted: &AllServed) {
 }
 
 fn capacity(slots: u32) -> Capacity {
-    Capacity { frontends: 64, slots, endpoints: 64, services: 16 }
+    Capacity { frontends: 64, slots, endpoints: 64 }
 }
 
 /// Whoever reads between two writes, or goes on with an element from before them, meets only endpoints that are wanted
@@ -223,7 +223,7 @@ fn hurt(contents: &mut Contents<V4>, kind: u8, which: u32, value: u32) {
         (1, _) => contents.slots[slot].extent_epoch = u16::try_from(value % 40).unwrap(),
         (2, _) => contents.endpoints[id] = None,
         (3, Some(frontend)) => frontend.base = value % 300,
-        (4, Some(frontend)) => frontend.service = value % 20,
+        (4, Some(frontend)) => frontend.count = value % 20,
         _ => {}
     }
 }
@@ -250,8 +250,8 @@ fn the_work_is_that_of_the_change() {
         writes(&all(1..10)),
         [
             "slot 0@11 = 9@10",
-            "frontend 10.96.0.1 port 80/TCP = 0+9@11, service 0",
-            "frontend 10.96.0.2 port 80/TCP = 0+9@11, service 0"
+            "frontend 10.96.0.1 port 80/TCP = 0+9@11",
+            "frontend 10.96.0.2 port 80/TCP = 0+9@11"
         ],
         "one is gone"
     );

@@ -102,7 +102,7 @@ fn balance<F: Family>(config: &Config) -> Vec<Rule> {
     };
     let from_node = rule([when(MasqueradeWhen::FromNode), Statement::SourceIsLocal, mark]);
     let (proxied, chain) = match config.balancer {
-        Balancer::Proxies => (lease::rules(), priority::CHAIN & !PROXIED & !PROXIED_INTERNAL),
+        Balancer::Proxies(_) => (lease::rules(), priority::CHAIN & !PROXIED & !PROXIED_INTERNAL),
         Balancer::Rules | Balancer::Ipvs { .. } => (Vec::new(), priority::CHAIN),
     };
     let chain = Field::PriorityBits { mask: chain };

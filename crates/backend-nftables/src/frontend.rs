@@ -51,7 +51,7 @@ impl Programmed {
         balancer: &Balancer,
         pool: impl Fn(TrafficPolicy) -> Option<&'a Pool<F>>,
     ) -> Self {
-        let is_proxied = *balancer == Balancer::Proxies && can_be_proxied(frontend.key.protocol);
+        let is_proxied = balancer.leaves_to_proxies(frontend) && can_be_proxied(frontend.key.protocol);
         let action = |policy, wanted: &model::Pool<F>, masquerade, proxied| match (wanted, pool(policy)) {
             (model::Pool::Empty(verdict), _) => Action::Refuse(*verdict),
             (model::Pool::Endpoints(_), Some(pool)) => {

@@ -106,7 +106,7 @@ impl Map {
                 maps.extend(balanced.flat_map(|when| [false, true].map(|by| Self::Ipvs(when, by))));
                 maps.push(Self::VirtualIps);
             }
-            Balancer::Proxies => maps.extend(Traffic::ALL.map(Self::Proxies)),
+            Balancer::Proxies(_) => maps.extend(Traffic::ALL.map(Self::Proxies)),
         }
         maps.sort_unstable();
         maps
@@ -115,7 +115,7 @@ impl Map {
     /// Addresses whose other ports are refused.
     pub(crate) fn closed_ips(balancer: &Balancer) -> Self {
         match balancer {
-            Balancer::Rules | Balancer::Proxies => Self::ClusterIps,
+            Balancer::Rules | Balancer::Proxies(_) => Self::ClusterIps,
             Balancer::Ipvs { .. } => Self::VirtualIps,
         }
     }

@@ -1,6 +1,6 @@
 //! The lease that a proxy of this node has on flows ([`Balancer::Proxies`](model::Balancer::Proxies)).
 //!
-//! All frontends have what they have where rules choose endpoints. Those that a proxy can serve have a bit more in the number that
+//! All frontends have what they have where rules choose endpoints. Those that a proxy is to serve have a bit more in the number that
 //! their packets get as priority; a packet with that bit goes to the proxy's listener, if maps `proxies` and `internal-proxies`
 //! say where that is. Their elements go by themselves after [`LEASE_SECS`] unless they are renewed, and from then on new
 //! flows go to endpoints by the rules alone. So a proxy that dies, with whoever looks after it, can't take Services with it.
@@ -17,8 +17,9 @@ use crate::chains::rule;
 use crate::layout::{Map, Traffic, proxy_key, table_name};
 use crate::priority::{PROXIED, PROXIED_INTERNAL};
 
-/// For how long a lease is, in seconds: as long may new flows fail after a proxy and its agent were killed.
-pub const LEASE_SECS: u32 = 3;
+/// For how long a lease is, in seconds: as long may new flows fail after a proxy and its agent were killed. It outlasts whatever may
+/// keep an agent from its renewal for a while: a commit, a reading of the table, a proxy that is slow to take its routes.
+pub const LEASE_SECS: u32 = 6;
 
 /// Where proxies listen, all at one local address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

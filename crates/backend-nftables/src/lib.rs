@@ -34,6 +34,7 @@ mod pools;
 mod priority;
 mod repair;
 mod slot_keys;
+pub mod trial;
 
 pub use crate::mode::{NftablesTarget, Outcome};
 pub use config::Config;

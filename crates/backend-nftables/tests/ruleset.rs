@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use backend_nftables::{Backend, Config, Extent, NodePortAddresses, PodSource};
 use model::{
     AddressKind, Affinity, Balancer, Destination, Family, Frontend, FrontendAddress, FrontendKey, Masquerade,
-    ObjectName, Pool, Protocol, ServicePortName, Table, TrafficPolicy, V4, V6, Verdict,
+    ObjectName, Pool, Protocol, Proxied, ServicePortName, Table, TrafficPolicy, V4, V6, Verdict,
 };
 
 fn frontend<F: Family>(
@@ -145,7 +145,7 @@ fn beside_proxies() {
     let config = Config {
         node_ports: NodePortAddresses::Within(vec!["192.168.0.7/32".parse().unwrap()]),
         pods: Some(PodSource::Cidr("10.244.0.0/16".parse().unwrap())),
-        balancer: Balancer::Proxies,
+        balancer: Balancer::Proxies(Proxied::All),
         ..Config::default()
     };
     let web = ["10.244.0.1", "10.244.1.2"];

@@ -9,16 +9,19 @@
 //! - [`UserspacePlanner`] has a worker told of a frontend before rules hand its flows over, and that one is gone after they no
 //!   longer do.
 //! - [`Supervisor`] has one worker at work, with listeners that outlive it, and renews the lease for as long as that is well.
+//! - [`UncarriedFlows`] keeps flows of UDP that a worker carries from being taken for stale ones.
 //!
 //! Pure, except that both pass on what is to be done to borders: [`mode::Target`], [`Site`], [`Worker`].
 #![forbid(unsafe_code)]
 
+mod carried;
 mod plan;
 mod routes;
 mod supervisor;
 mod target;
 mod traffic;
 
+pub use carried::{UncarriedFlows, WithWorker};
 pub use plan::{Pending, UserspacePlanner};
 pub use supervisor::{Condition, Site, Supervisor, Worker, WorkerGone};
 pub use target::{Receipt, Step, UserspaceTarget};

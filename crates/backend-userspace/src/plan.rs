@@ -6,19 +6,23 @@ use std::sync::Arc;
 use mode::{
     Cause, Meter, NeedsReading, Plan, PlanOf, Planner, Rule, RuleCount, Settled, StepResults, Target,
 };
-use model::{Balancer, Family, FrontendKey, RuleSettings, Table};
+use model::{Balancer, Family, Frontend as Wanted, FrontendKey, Proxied, RuleSettings, Table};
 use proxy::frame::{Frontend, Route, Routes};
+use tokio::time::Instant;
 
 use crate::routes;
 use crate::supervisor::Site;
 use crate::target::{Receipt, Step, UserspaceTarget};
 use crate::traffic::{self, Counted};
 
-/// One family's routes, with the rules that `R` makes.
-pub struct UserspacePlanner<R, S> {
+/// One family's routes, with the rules that `R` makes. `ALL`: workers carry the flows of all Services, not only of those that ask
+/// for it.
+pub struct UserspacePlanner<R, S, const ALL: bool> {
     rules: R,
     /// Frontends that a worker may know of.
     told: BTreeSet<Frontend>,
+    /// A plan that was to end with the beginning of capture did not come to its end.
+    is_capture_due: bool,
     site: std::marker::PhantomData<fn() -> S>,
 }
 
@@ -27,13 +31,21 @@ pub struct Pending<H> {
     rules: H,
     told: BTreeSet<Frontend>,
     forgotten: BTreeSet<Frontend>,
+    n_steps: usize,
+    captures: bool,
 }
 
-impl<R, S> UserspacePlanner<R, S> {
+impl<R, S, const ALL: bool> UserspacePlanner<R, S, ALL> {
+    const PROXIED: Proxied = if ALL { Proxied::All } else { Proxied::Asking };
+
     /// A planner that knows nothing yet.
     pub fn new(rules: R) -> Self {
-        Self { rules, told: BTreeSet::new(), site: std::marker::PhantomData }
+        Self { rules, told: BTreeSet::new(), is_capture_due: false, site: std::marker::PhantomData }
     }
+}
+
+fn route<F: Family>(proxied: Proxied, wanted: &Wanted<F>) -> Option<Route> {
+    proxied.has(wanted).then(|| routes::route(wanted)).flatten()
 }
 
 /// What a worker is to hear.
@@ -43,11 +55,12 @@ struct News {
     gone: Vec<Frontend>,
 }
 
-impl<R, S> UserspacePlanner<R, S> {
+impl<R, S, const ALL: bool> UserspacePlanner<R, S, ALL> {
     fn news_of_changed<F: Family>(&self, table: &Table<F>, keys: &BTreeSet<FrontendKey<F>>) -> News {
         let mut news = News::default();
         for key in keys {
-            match (table.get(key).and_then(routes::route), routes::frontend(key)) {
+            let wanted = table.get(key).and_then(|wanted| route(Self::PROXIED, wanted));
+            match (wanted, routes::frontend(key)) {
                 (Some(route), _) => news.set.push(route),
                 (None, Some(frontend)) if self.told.contains(&frontend) => news.gone.push(frontend),
                 (None, _) => {}
@@ -57,7 +70,7 @@ impl<R, S> UserspacePlanner<R, S> {
     }
 
     fn news_of_all<F: Family>(&self, table: &Table<F>) -> News {
-        let mut set: Vec<Route> = table.iter().filter_map(routes::route).collect();
+        let mut set: Vec<Route> = table.iter().filter_map(|wanted| route(Self::PROXIED, wanted)).collect();
         set.sort_unstable_by_key(|route| route.frontend);
         let is_set = |frontend: &Frontend| set.binary_search_by_key(frontend, |route| route.frontend).is_ok();
         let gone = self.told.iter().filter(|frontend| !is_set(frontend)).copied().collect();
@@ -69,7 +82,7 @@ impl News {
     /// The worker knows of a frontend before rules hand its flows over, and for as long as they do.
     fn around<S, H>(self, rules: Plan<S, H>, captures: bool) -> Plan<Step<S>, Pending<H>> {
         let told = self.set.iter().map(|route| route.frontend).collect();
-        let pending = Pending { rules: rules.held, told, forgotten: self.gone.iter().copied().collect() };
+        let forgotten = self.gone.iter().copied().collect();
         let set = Routes { set: self.set, ..Routes::default() };
         let gone = Routes { gone: self.gone, ..Routes::default() };
         let some = |routes: Routes| {
@@ -78,19 +91,22 @@ impl News {
         };
         let rule_steps = rules.steps.into_iter().map(|step| Step::Rules(Box::new(step)));
         let steps = some(set).into_iter().chain(rule_steps).chain(some(gone));
-        let steps = steps.chain(captures.then_some(Step::Capture)).collect();
+        let steps: Vec<_> = steps.chain(captures.then_some(Step::Capture)).collect();
+        let pending = Pending { rules: rules.held, told, forgotten, n_steps: steps.len(), captures };
         Plan { steps, writes: rules.writes, held: pending }
     }
 }
 
-impl<F: Family, R: Planner<F>, S: Site + 'static> Planner<F> for UserspacePlanner<R, S> {
-    const NAME: &'static str = "userspace";
+impl<F: Family, R: Planner<F>, S: Site + 'static, const ALL: bool> Planner<F>
+    for UserspacePlanner<R, S, ALL>
+{
+    const NAME: &'static str = if ALL { "userspace" } else { R::NAME };
     type Settings = R::Settings;
     type Target = UserspaceTarget<R::Target, S>;
     type Held = Pending<R::Held>;
 
     fn settings(&self, rules: &RuleSettings) -> R::Settings {
-        self.rules.settings(&RuleSettings { balancer: Balancer::Proxies, ..rules.clone() })
+        self.rules.settings(&RuleSettings { balancer: Balancer::Proxies(Self::PROXIED), ..rules.clone() })
     }
 
     fn held_settings(&self) -> Option<&R::Settings> {
@@ -109,25 +125,30 @@ impl<F: Family, R: Planner<F>, S: Site + 'static> Planner<F> for UserspacePlanne
             Cause::Settings | Cause::Woken(_) => (News::default(), false),
         };
         let rules = self.rules.plan(table, settings, cause)?;
-        Ok(news.around(rules, captures))
+        Ok(news.around(rules, captures || self.is_capture_due))
     }
 
     fn settle(&mut self, held: Self::Held, results: StepResults<Self::Target>) -> Settled<F> {
-        let Pending { rules, told, forgotten } = held;
+        let Pending { rules, told, forgotten, n_steps, captures } = held;
         // Whatever became of it, a worker may have heard of these.
         self.told.extend(told);
-        let failed = results.iter().any(Result::is_err);
-        if !failed {
+        let is_done = results.len() == n_steps && results.iter().all(Result::is_ok);
+        if is_done {
             for frontend in &forgotten {
                 self.told.remove(frontend);
             }
         }
+        self.is_capture_due = captures && !is_done;
         let of_rules = results.into_iter().filter_map(|result| match result {
             Ok(Receipt::Rules(receipt)) => Some(Ok(receipt)),
             Ok(Receipt::Done) => None,
             Err(error) => Some(Err(Arc::clone(&error))),
         });
         self.rules.settle(rules, of_rules.collect())
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        self.rules.wake_at()
     }
 
     fn rules(&self, key: &FrontendKey<F>) -> Vec<Rule> {
@@ -139,7 +160,7 @@ impl<F: Family, R: Planner<F>, S: Site + 'static> Planner<F> for UserspacePlanne
     }
 
     fn meters(&self, table: &Table<F>, counted: Counted<<R::Target as Target>::Counted>) -> Vec<Meter> {
-        let of_workers = counted.carried.iter().filter_map(|count| traffic::meter(table, count));
+        let of_workers = counted.carried.into_iter().filter_map(|count| traffic::meter(table, &count));
         let mut meters: Vec<Meter> = of_workers.collect();
         meters.extend(counted.rules.into_iter().flat_map(|rules| self.rules.meters(table, rules)));
         meters

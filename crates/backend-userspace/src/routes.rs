@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 
-use model::{Family, FrontendAddress, FrontendKey, Pool, Protocol, ServicePortName, TrafficPolicy};
+use model::{
+    AppProtocol, Family, FrontendAddress, FrontendKey, Pool, Protocol, ServicePortName, TrafficPolicy,
+};
 use proxy::frame::{self, Route};
 
 /// What a worker calls a frontend; `None` if it does not know the protocol.
@@ -28,12 +30,13 @@ pub(crate) fn route<F: Family>(wanted: &model::Frontend<F>) -> Option<Route> {
         let endpoints: Vec<SocketAddr> =
             pool.endpoints().iter().map(|to| SocketAddr::new(to.address.into(), to.port)).collect();
         let name = pool_name(&wanted.service, policy);
-        (!endpoints.is_empty()).then_some(frame::Pool { name, endpoints, affinity_secs })
+        let by_request = wanted.app_protocol == AppProtocol::Http;
+        (!endpoints.is_empty()).then_some(frame::Pool { name, endpoints, affinity_secs, by_request })
     };
     let any = pool(wanted.policy, &wanted.pool);
     let internal = wanted.internal_pool.as_ref().and_then(|found| pool(TrafficPolicy::Cluster, found));
     let any = any.or_else(|| internal.clone())?;
-    Some(Route { frontend: frontend(&wanted.key)?, any, internal })
+    Some(Route { frontend: frontend(&wanted.key)?, any, internal, policy: wanted.proxying })
 }
 
 /// What the pools of a Service port are called.

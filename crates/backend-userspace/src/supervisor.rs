@@ -6,18 +6,21 @@
 //!   all routes;
 //! - the lease is renewed only for a worker that is alive, has all routes and has room for flows. Without, it ends, and rules choose
 //!   endpoints;
+//! - when nobody serves the listeners any more, flows of UDP are made to go elsewhere;
 //! - workers that die again and again are given up for a while;
 //! - an address that is no longer the node's is given up with its listeners.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use proxy::frame::{Frontend, Route, Routes};
 use tokio::time::Instant;
 use tracing::{info, warn};
+
+use crate::carried::WithWorker;
 
 /// What has the I/O.
 pub trait Site: Send {
@@ -49,6 +52,12 @@ pub trait Site: Send {
 
     /// Ends the lease, if there is one.
     fn end(&mut self);
+
+    /// Where flows of UDP arrive.
+    fn udp(&self, listeners: &Self::Listeners) -> Vec<SocketAddr>;
+
+    /// Has the kernel forget flows of UDP that arrive there, so that their next datagrams go elsewhere.
+    fn forget(&mut self, listeners: &[SocketAddr]);
 }
 
 /// A worker, as long as it is one.
@@ -93,10 +102,20 @@ const MAX_DEATHS: usize = 5;
 const RECENT: Duration = Duration::from_mins(1);
 const GIVEN_UP: Duration = Duration::from_mins(1);
 
+/// Whether flows are to be handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Capture {
+    NotYet,
+    On,
+    /// Not any more, whatever is still being planned.
+    Over,
+}
+
 /// Looks after a family's worker.
 pub struct Supervisor<S: Site> {
     site: S,
     routes: BTreeMap<Frontend, Route>,
+    with_worker: WithWorker,
     place: Option<(IpAddr, S::Listeners)>,
     worker: Option<S::Worker>,
     /// When workers died of late.
@@ -104,9 +123,9 @@ pub struct Supervisor<S: Site> {
     n_deaths: u64,
     /// No worker before.
     not_before: Option<Instant>,
-    captures: bool,
-    /// Nothing is handed over any more, whatever is still being planned.
-    is_over: bool,
+    capture: Capture,
+    /// Without routes there is no worker.
+    is_lazy: bool,
     is_leased: bool,
     /// What was last complained of, so that it is said once.
     complaint: Option<String>,
@@ -121,21 +140,33 @@ impl<S: Site> Supervisor<S> {
         Self {
             site,
             routes: BTreeMap::new(),
+            with_worker: WithWorker::default(),
             place: None,
             worker: None,
             deaths: VecDeque::new(),
             n_deaths: 0,
             not_before: None,
-            captures: false,
-            is_over: false,
+            capture: Capture::NotYet,
+            is_lazy: false,
             is_leased: false,
             complaint: None,
         }
     }
 
+    /// Has no worker where there are no routes.
+    #[must_use]
+    pub fn lazy(self) -> Self {
+        Self { is_lazy: true, ..self }
+    }
+
     /// How it is.
     pub fn condition(&self) -> Condition {
         Condition { is_leased: self.is_leased, deaths: self.n_deaths }
+    }
+
+    /// What is with a worker.
+    pub fn with_worker(&self) -> WithWorker {
+        self.with_worker.clone()
     }
 
     /// Other routes.
@@ -146,6 +177,7 @@ impl<S: Site> Supervisor<S> {
             self.routes.remove(frontend);
         }
         self.routes.extend(routes.set.iter().map(|route| (route.frontend, route.clone())));
+        self.with_worker.set_frontends(routes.set.iter().map(|route| &route.frontend), &routes.gone);
         if routes.set.is_empty() && routes.gone.is_empty() {
             return;
         }
@@ -159,14 +191,19 @@ impl<S: Site> Supervisor<S> {
 
     /// From now on flows are handed over.
     pub(crate) fn capture(&mut self, now: Instant) {
-        self.captures = !self.is_over;
+        if self.capture == Capture::NotYet {
+            self.capture = Capture::On;
+        }
         self.look_after(now);
     }
 
     /// Does what is due.
     pub fn look_after(&mut self, now: Instant) {
-        if !self.captures {
+        if self.capture != Capture::On {
             return;
+        }
+        if self.is_lazy && self.routes.is_empty() {
+            return self.retire();
         }
         if let Err(why) = self.renew(now) {
             if self.complaint.as_ref() != Some(&why) {
@@ -174,6 +211,9 @@ impl<S: Site> Supervisor<S> {
             }
             self.complaint = Some(why);
             self.end_lease();
+            if self.worker.is_none() {
+                self.abandon();
+            }
         } else if self.complaint.take().is_some() || !self.is_leased {
             info!("flows go through a worker");
             self.is_leased = true;
@@ -197,11 +237,7 @@ impl<S: Site> Supervisor<S> {
         let in_use = self.place.as_ref().map(|(address, _)| *address);
         let address = self.site.address(in_use);
         if in_use.is_some() && address != in_use {
-            self.end_lease();
-            self.place = None;
-            if let Some(mut worker) = self.worker.take() {
-                worker.drain();
-            }
+            self.leave();
         }
     }
 
@@ -232,6 +268,7 @@ impl<S: Site> Supervisor<S> {
             self.note_death(now);
             return Err(io::Error::other(gone.0));
         }
+        self.with_worker.set_listeners(self.site.udp(listeners));
         self.worker = Some(worker);
         Ok(())
     }
@@ -253,10 +290,37 @@ impl<S: Site> Supervisor<S> {
         self.is_leased = false;
     }
 
+    /// Nothing is to be carried any more, for now.
+    fn retire(&mut self) {
+        if self.place.is_some() {
+            self.leave();
+            info!("no Service asks for a worker");
+        }
+    }
+
+    /// Gives the listeners up, and has the worker end with its last flow.
+    fn leave(&mut self) {
+        self.end_lease();
+        self.abandon();
+        self.place = None;
+        if let Some(mut worker) = self.worker.take() {
+            worker.drain();
+        }
+    }
+
+    /// Nobody serves the listeners. A client of UDP that goes on sending would never get an answer again.
+    fn abandon(&mut self) {
+        let listeners = self.with_worker.take_listeners();
+        if !listeners.is_empty() {
+            self.site.forget(&listeners);
+        }
+    }
+
     /// Hands over no more flows, and has the worker end with its last one. Gives it, so that it can be waited for.
     pub fn shut_down(&mut self) -> Option<S::Worker> {
-        (self.captures, self.is_over) = (false, true);
+        self.capture = Capture::Over;
         self.end_lease();
+        self.abandon();
         let mut worker = self.worker.take()?;
         worker.drain();
         Some(worker)
@@ -280,6 +344,8 @@ mod tests {
         renewals: usize,
         refuses: bool,
         workers: Vec<FakeState>,
+        /// Listeners whose flows were forgotten.
+        forgotten: Vec<SocketAddr>,
         /// Workers that start and die at once.
         doomed: bool,
     }
@@ -332,6 +398,16 @@ mod tests {
         fn end(&mut self) {
             self.0.lock().unwrap().lease = None;
         }
+
+        fn udp(&self, listeners: &IpAddr) -> Vec<SocketAddr> {
+            vec![(*listeners, 53).into()]
+        }
+
+        fn forget(&mut self, listeners: &[SocketAddr]) {
+            let mut host = self.0.lock().unwrap();
+            assert_eq!(host.lease, None, "new flows would come");
+            host.forgotten.extend(listeners);
+        }
     }
 
     impl Worker for FakeWorker {
@@ -374,8 +450,10 @@ mod tests {
             name: "a".to_owned(),
             endpoints: vec![([10, 0, 0, 1], 80).into()],
             affinity_secs: None,
+            by_request: false,
         };
-        let route = |port: &u16| Route { frontend: frontend(*port), any: pool(), internal: None };
+        let route =
+            |port: &u16| Route { frontend: frontend(*port), any: pool(), internal: None, policy: None };
         Routes { set: ports.iter().map(route).collect(), ..Routes::default() }
     }
 
@@ -461,6 +539,27 @@ mod tests {
     }
 
     #[test]
+    fn flows_are_forgotten_once_when_nobody_serves_them_any_more() {
+        let (host, mut supervisor, now) = begun(&[1]);
+        supervisor.capture(now);
+        host.lock().unwrap().doomed = true;
+        let forgotten = || host.lock().unwrap().forgotten.clone();
+        for _ in 0..20 {
+            host.lock().unwrap().workers[0].is_dead = true;
+            supervisor.look_after(now);
+        }
+        assert_eq!(forgotten(), [(address(7), 53).into()]);
+        // One that has no room carries what it has.
+        host.lock().unwrap().doomed = false;
+        supervisor.look_after(now + GIVEN_UP);
+        host.lock().unwrap().workers.last_mut().unwrap().is_full = true;
+        supervisor.look_after(now + GIVEN_UP);
+        assert_eq!(forgotten().len(), 1);
+        supervisor.shut_down();
+        assert_eq!(forgotten().len(), 2);
+    }
+
+    #[test]
     fn deaths_of_long_ago_do_not_count() {
         let (host, mut supervisor, mut now) = begun(&[1]);
         supervisor.capture(now);
@@ -496,6 +595,26 @@ mod tests {
         host.lock().unwrap().addresses.push(address(7));
         supervisor.look_after(now);
         assert_eq!(host.lock().unwrap().lease, Some(address(7)));
+    }
+
+    #[test]
+    fn a_worker_that_only_some_ask_for_is_there_for_as_long_as_somebody_does() {
+        let host = Arc::new(Mutex::new(Host { addresses: vec![address(7)], ..Host::default() }));
+        let (mut supervisor, now) = (Supervisor::new(FakeSite(host.clone())).lazy(), Instant::now());
+        supervisor.capture(now);
+        assert!(host.lock().unwrap().workers.is_empty());
+        for n in 1..3 {
+            supervisor.set_routes(set(&[1]), now);
+            supervisor.look_after(now);
+            assert_eq!(host.lock().unwrap().lease, Some(address(7)));
+            assert_eq!(host.lock().unwrap().workers.len(), n);
+            supervisor.set_routes(Routes { gone: vec![frontend(1)], ..Routes::default() }, now);
+            supervisor.look_after(now);
+            let state = host.lock().unwrap();
+            assert!(state.workers[n - 1].drains && state.lease.is_none());
+            assert_eq!(state.forgotten.len(), n);
+        }
+        assert_eq!(supervisor.condition().deaths, 0);
     }
 
     #[test]

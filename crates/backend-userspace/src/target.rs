@@ -51,6 +51,22 @@ impl<R: Target, S: Site> UserspaceTarget<R, S> {
     }
 }
 
+/// Makes steps of the rules; false: not all of them.
+fn apply_rules<R: Target, S: Site + 'static>(
+    rules: &mut R,
+    steps: Vec<R::Step>,
+    yields: &dyn Fn() -> bool,
+    applied: &mut Applied<UserspaceTarget<R, S>>,
+) -> bool {
+    let n_steps = steps.len();
+    let Applied { results, kernel_time, is_usable } = rules.apply(steps, yields);
+    applied.is_usable &= is_usable;
+    applied.kernel_time = sum(applied.kernel_time, kernel_time);
+    let is_done = results.len() == n_steps && results.iter().all(Result::is_ok);
+    applied.results.extend(results.into_iter().map(|result| result.map(Receipt::Rules)));
+    is_done
+}
+
 fn lock<S: Site>(supervisor: &Mutex<Supervisor<S>>) -> MutexGuard<'_, Supervisor<S>> {
     supervisor.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -66,37 +82,42 @@ impl<R: Target, S: Site + 'static> Target for UserspaceTarget<R, S> {
         let mut applied = Applied { results: Vec::new(), kernel_time: None, is_usable: true };
         // The lease is not renewed meanwhile: a table has one writer at a time.
         let mut supervisor = lock(&self.supervisor);
-        for step in steps {
-            let result = match step {
+        let began = Instant::now();
+        let mut steps = steps.into_iter().peekable();
+        while let Some(step) = steps.next() {
+            match step {
                 Step::Routes(routes) => {
                     supervisor.set_routes(*routes, Instant::now());
-                    Ok(Receipt::Done)
+                    applied.results.push(Ok(Receipt::Done));
                 }
                 Step::Capture => {
                     supervisor.capture(Instant::now());
-                    Ok(Receipt::Done)
+                    applied.results.push(Ok(Receipt::Done));
                 }
                 Step::Rules(step) => {
-                    let Applied { results, kernel_time, is_usable } = self.rules.apply(vec![*step], yields);
-                    applied.is_usable &= is_usable;
-                    applied.kernel_time = sum(applied.kernel_time, kernel_time);
-                    let lost = || Err(R::outcome_unknown("nothing came back of a step of the rules"));
-                    results.into_iter().next().unwrap_or_else(lost).map(Receipt::Rules)
+                    let mut of_rules = vec![*step];
+                    while let Some(Step::Rules(step)) = steps.next_if(|step| matches!(step, Step::Rules(_))) {
+                        of_rules.push(*step);
+                    }
+                    if !apply_rules(&mut self.rules, of_rules, yields, &mut applied) {
+                        break;
+                    }
                 }
-            };
-            let is_over = result.is_err();
-            applied.results.push(result);
-            if is_over {
-                break;
             }
+        }
+        if began.elapsed() > Supervisor::<S>::PERIOD {
+            supervisor.look_after(Instant::now());
         }
         applied
     }
 
     fn read(&mut self) -> Reading<R::Found, R::Error> {
-        // A renewal meanwhile would make it look as if others changed the table.
-        let _renewals = lock(&self.supervisor);
-        self.rules.read()
+        // A renewal meanwhile would make it look as if others changed the table: there is one before, and one at once after it.
+        let mut supervisor = lock(&self.supervisor);
+        supervisor.look_after(Instant::now());
+        let reading = self.rules.read();
+        supervisor.look_after(Instant::now());
+        reading
     }
 
     fn traffic(&mut self) -> Result<Option<Self::Counted>, Self::Error> {

@@ -14,10 +14,10 @@ use crate::routes::pool_names;
 
 /// What a family's workers have told, those that are no more too. Clones are of the same.
 #[derive(Clone, Debug, Default)]
-pub struct Carried(Arc<Mutex<BTreeMap<Key, Known>>>);
+pub struct Carried(Arc<Mutex<BTreeMap<By, Known>>>);
 
-/// A pool's name, and the endpoint; `None`: none of them.
-type Key = (String, Option<SocketAddr>);
+/// The pool's name, and the endpoint if it concerns one.
+type By = (String, Option<SocketAddr>);
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Known {
@@ -59,7 +59,7 @@ impl Carried {
             known.unchanged += 1;
             known.unchanged <= FORGOTTEN_AFTER
         });
-        let count = |((pool, endpoint), known): (&Key, &Known)| Count {
+        let count = |((pool, endpoint), known): (&By, &Known)| Count {
             pool: pool.clone(),
             endpoint: *endpoint,
             counts: known.counts,

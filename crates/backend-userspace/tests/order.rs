@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use backend_nftables::{Backend, NftablesTarget, table_name};
@@ -20,6 +20,7 @@ use proxy::frame::Routes;
 /// What was done, in its order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Done {
+    Reading,
     Rules,
     Set(usize),
     Gone(usize),
@@ -37,6 +38,7 @@ impl Kernel for LoggedKernel {
     }
 
     fn read(&mut self, family: nft::Family, table: &Name) -> Result<nft::Reading, NetlinkError> {
+        self.1.lock().unwrap().push(Done::Reading);
         self.0.read(family, table)
     }
 
@@ -71,6 +73,12 @@ impl Site for LoggedSite {
     }
 
     fn end(&mut self) {}
+
+    fn udp(&self, _listeners: &()) -> Vec<SocketAddr> {
+        Vec::new()
+    }
+
+    fn forget(&mut self, _listeners: &[SocketAddr]) {}
 }
 
 impl Worker for LoggedWorker {
@@ -97,7 +105,7 @@ impl Worker for LoggedWorker {
 }
 
 struct Setup {
-    planner: UserspacePlanner<Backend<V4>, LoggedSite>,
+    planner: UserspacePlanner<Backend<V4>, LoggedSite, true>,
     target: UserspaceTarget<NftablesTarget, LoggedSite>,
     kernel: FakeKernel,
     log: Log,
@@ -149,7 +157,7 @@ fn a_worker_hears_first_of_what_comes_and_last_of_what_goes() {
     let (mut setup, table) = (Setup::new(), contract());
     let begun = setup.perform(&table, None);
     // What a worker knows when it starts is what rules were written for.
-    let [Done::Rules, Done::Set(n), Done::Lease] = begun[..] else { panic!("{begun:?}") };
+    let [Done::Reading, Done::Rules, Done::Set(n), Done::Lease] = begun[..] else { panic!("{begun:?}") };
     assert!(n > 50, "{n} routes");
     let mut fewer = table.clone();
     let services: BTreeSet<_> = table.iter().map(|frontend| frontend.service.service.clone()).collect();
@@ -166,9 +174,9 @@ fn a_start_on_an_unchanged_table_writes_nothing() {
     setup.perform(&table, None);
     let mut next = Setup::on(setup.kernel.clone(), Log::default());
     let begun = next.perform(&table, None);
-    assert!(matches!(begun[..], [Done::Set(_), Done::Lease]), "{begun:?}");
-    // Neither does an audit.
-    assert_eq!(next.perform(&table, None), [Done::Lease]);
+    assert!(matches!(begun[..], [Done::Reading, Done::Set(_), Done::Lease]), "{begun:?}");
+    // Neither does an audit, during which the lease can't be renewed.
+    assert_eq!(next.perform(&table, None), [Done::Lease, Done::Reading, Done::Lease, Done::Lease]);
     assert_eq!(next.perform(&table, Some(&all(&table))), []);
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use apiserver::Kind;
+use lab::client::tcp_once;
 use lab::commits::Commits;
 use lab::proxy::Proxy;
 use serde_json::Value;
@@ -15,7 +16,7 @@ use crate::process::processor_time;
 use crate::results::Notebook;
 use crate::samples::{float, millis};
 use crate::site::{LIMIT, Site};
-use crate::world::{self, Index, Late, PROBES, World};
+use crate::world::{self, Index, Late, MOVING, PROBES, World, moving_slice};
 
 /// How often a change is made.
 #[derive(Clone, Copy, Debug)]
@@ -224,6 +225,26 @@ pub(crate) fn by_packets(
     }
     Ok(())
 }
+
+/// Measures a program by connections of TCP, one after the other, until one arrives where it should: mode ebpf has a way of its
+/// own for them.
+pub(crate) fn by_connections(site: &Site, effort: Effort, book: &mut Notebook<'_>) -> anyhow::Result<()> {
+    let times = site.client().run(|| {
+        repeat(effort, |number| {
+            let written = Instant::now();
+            site.apply(moving_slice(&[site.server_ip(number + 1)]))?;
+            while tcp_once(MOVING.into(), CONNECTION_LIMIT)?.name != site.server(number + 1).name() {
+                anyhow::ensure!(written.elapsed() < LIMIT, "no connection follows a change");
+            }
+            Ok(written.elapsed())
+        })
+    });
+    book.times("replace_connect", &times.context("replace by connections")?);
+    Ok(())
+}
+
+/// How long one connection may take.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(5);
 
 /// Makes changes and says how long packets took to follow each; on a thread of the client.
 type Scenario = fn(&Site, Effort) -> anyhow::Result<Vec<Duration>>;

@@ -1,6 +1,7 @@
 //! What a Service costs its packets: the same exchanges with a pod, directly and by a Service.
 
-use std::net::SocketAddr;
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -43,6 +44,7 @@ pub(crate) fn measure(site: &Site, book: &mut Notebook<'_>) -> anyhow::Result<()
     site.client().run(|| {
         first_packets(&echo, book).context("first packets")?;
         connections(&line, book).context("connections")?;
+        connect_calls(&line, book).context("connect()")?;
         requests(&echo, book).context("requests")?;
         throughput(&sink, book).context("throughput")
     })
@@ -63,6 +65,23 @@ fn connections(targets: &Targets, book: &mut Notebook<'_>) -> anyhow::Result<()>
     book.floor("tcp_connect", Samples::millis(&direct));
     book.values("tcp_rate", [rate(&service)]);
     book.floor("tcp_rate", Samples::new(vec![rate(&direct)]));
+    Ok(())
+}
+
+/// The system call alone; what follows is not timed.
+fn connect_calls(targets: &Targets, book: &mut Notebook<'_>) -> anyhow::Result<()> {
+    let connect = |target| {
+        let begun = Instant::now();
+        let mut stream = TcpStream::connect(target).context("connect")?;
+        let took = begun.elapsed();
+        // The server closes first, and then the port is free at once.
+        stream.set_read_timeout(Some(PATIENCE)).and_then(|()| stream.read_to_end(&mut Vec::new()))?;
+        Ok(took)
+    };
+    let [direct, service] =
+        taking_turns(CONNECTIONS, || connect(targets.direct), || connect(targets.service))?;
+    book.times("connect_call", &service);
+    book.floor("connect_call", Samples::millis(&direct));
     Ok(())
 }
 
@@ -102,11 +121,24 @@ fn gigabits(target: SocketAddr) -> anyhow::Result<f64> {
     Ok(float(n_bits) / begun.elapsed().as_secs_f64() / 1e9)
 }
 
-/// Times of both targets, one exchange after the other, so that whatever else the machine does befalls both alike.
+/// As [`taking_turns`], for exchanges that count as a whole.
 fn in_turns(
     n_times: usize,
-    mut direct: impl FnMut() -> anyhow::Result<()>,
-    mut service: impl FnMut() -> anyhow::Result<()>,
+    direct: impl Fn() -> anyhow::Result<()>,
+    service: impl Fn() -> anyhow::Result<()>,
+) -> anyhow::Result<[Vec<Duration>; 2]> {
+    let timed = |exchange: &dyn Fn() -> anyhow::Result<()>| {
+        let begun = Instant::now();
+        exchange().map(|()| begun.elapsed())
+    };
+    taking_turns(n_times, || timed(&direct), || timed(&service))
+}
+
+/// Times of both targets, one exchange after the other, so that whatever else the machine does befalls both alike.
+fn taking_turns(
+    n_times: usize,
+    mut direct: impl FnMut() -> anyhow::Result<Duration>,
+    mut service: impl FnMut() -> anyhow::Result<Duration>,
 ) -> anyhow::Result<[Vec<Duration>; 2]> {
     let mut timed =
         [&mut direct as &mut dyn FnMut() -> _, &mut service].map(|exchange| (exchange, Vec::new()));
@@ -114,9 +146,7 @@ fn in_turns(
         // Each goes first as often, because what is left of an exchange is dealt with during the next.
         for way in [number % 2, 1 - number % 2] {
             let (exchange, times) = &mut timed[way];
-            let begun = Instant::now();
-            exchange()?;
-            times.push(begun.elapsed());
+            times.push(exchange()?);
         }
     }
     Ok(timed.map(|(_, times)| times))

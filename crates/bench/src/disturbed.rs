@@ -167,7 +167,7 @@ fn measure(
     churn: Churn,
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
-    let site = Site::build(world, None).context("build the laboratory")?;
+    let site = Site::build(world, "nftables", None).context("build the laboratory")?;
     let servers: Vec<_> = (0..3).map(|server| site.server_ip(server)).collect();
     let others = [world::other_family_service(), world::other_family_slice(0)];
     site.api.load(world::sticky_objects(&servers).into_iter().chain(others)).context("store Services")?;

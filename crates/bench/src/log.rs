@@ -12,6 +12,11 @@ const LISTED: &str = "Caches are synced";
 /// What is in every message about a family's rules.
 const RULES: &str = "the kernel's rules";
 
+/// Programs at the socket serve.
+pub(crate) const TRANSLATED: &str = "connections are translated at the socket";
+/// How long it took to bring their maps to what is wanted, in microseconds.
+pub(crate) const TOOK: &str = "took_us";
+
 /// From when the oldest change was received until it was committed, in microseconds.
 pub(crate) const LATENCY: &str = "latency_us";
 /// Of that, inside the kernel.

@@ -1,5 +1,6 @@
 //! What `/proc` tells of a process and of those that it starts.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::time::Duration;
@@ -15,6 +16,24 @@ pub(crate) fn resident_kib(pid: u32) -> anyhow::Result<u64> {
 /// The most resident memory that a process ever had, in KiB.
 pub(crate) fn peak_kib(pid: u32) -> anyhow::Result<u64> {
     memory_kib(pid, "VmHWM")
+}
+
+/// Memory of maps of `bpf(2)` that a process has open, in bytes, as the kernel accounts for it.
+pub(crate) fn maps_bytes(pid: u32) -> anyhow::Result<u64> {
+    let mut by_id = BTreeMap::new();
+    let path = format!("/proc/{pid}/fdinfo");
+    for descriptor in fs::read_dir(&path).with_context(|| format!("list {path}"))? {
+        // A descriptor may be closed while it is looked at.
+        let text = fs::read_to_string(descriptor?.path()).unwrap_or_default();
+        if let (Some(id), Some(bytes)) = (field(&text, "map_id:"), field(&text, "memlock:")) {
+            by_id.insert(id, bytes);
+        }
+    }
+    Ok(by_id.values().sum())
+}
+
+fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
 /// A field of `/proc/PID/status` in KiB, such as `VmRSS` and `VmHWM`.

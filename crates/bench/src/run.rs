@@ -112,11 +112,12 @@ impl Turn<'_, '_> {
     fn everything(&mut self, world: &World, share: Option<&KernelShare>) -> anyhow::Result<()> {
         let Options { effort, churn, flavour, .. } = *self.bench.options;
         let contender = self.contender;
-        let mut site = Site::build(world, flavour).context("build the laboratory")?;
+        let mut site = Site::build(world, contender.mode(), flavour).context("build the laboratory")?;
         let load = share.map(|share| &share.load);
         let started = self.measure("cold start", |book| start::cold(&site, contender, load, book))?;
         let Some((proxy, is_announced)) = started else { return Ok(()) };
         self.measure("changes by packets", |book| changes::by_packets(&site, &proxy, effort, share, book))?;
+        self.measure("changes by connections", |book| changes::by_connections(&site, effort, book))?;
         if is_announced {
             let by_commits =
                 |book: &mut Notebook<'_>| changes::by_commits(&mut site, &proxy, effort, share, book);

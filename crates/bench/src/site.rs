@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use apiserver::{ApiServer, Config as ApiConfig, Kind};
 use fakes::objects::{self, NAMESPACE};
+use lab::cgroup::SocketSite;
 use lab::commits::Generation;
 use lab::echo::{EchoServer, Mode};
 use lab::proxy::Proxy;
@@ -16,10 +17,12 @@ use tokio::time::Instant;
 
 use crate::contender::Contender;
 use crate::packets::{Sources, seek};
-use crate::world::{PROBES, Probe, SINK_PORT, World, data_objects};
+use crate::world::{PROBES, Probe, SINK_PORT, World, data_objects, moving_service, moving_slice};
 
 /// How long anything may take; only there to end a bench that hangs.
 pub(crate) const LIMIT: Duration = Duration::from_mins(15);
+/// The mode whose programs have a place of their own.
+pub(crate) const EBPF: &str = "ebpf";
 /// Changes that the API server remembers, so that no watch has to begin anew during the churn.
 const HISTORY: usize = 1 << 16;
 /// Pods with servers. One more has the clients.
@@ -44,11 +47,14 @@ pub(crate) struct Site {
     pub(crate) generation: Generation,
     sources: Sources,
     _pods: Vec<EchoServer>,
+    /// Where mode ebpf has its programs: for sockets of this thread, and of those that it starts.
+    at_sockets: Option<SocketSite>,
 }
 
 impl Site {
-    /// Builds it, without starting a program.
-    pub(crate) fn build(world: &World, flavour: Option<Flavour>) -> anyhow::Result<Self> {
+    /// Builds it for a program in this mode, without starting one.
+    pub(crate) fn build(world: &World, mode: &str, flavour: Option<Flavour>) -> anyhow::Result<Self> {
+        let at_sockets = (mode == EBPF).then(SocketSite::enter).transpose()?;
         let lab = Lab::new(&LabConfig { pods: SERVERS + 1, node2_pods: 0, ..LabConfig::default() })?;
         if let Some(flavour) = flavour {
             flavour.mark(lab.node()).context("say which kind of iptables the node has")?;
@@ -65,22 +71,32 @@ impl Site {
         let node = objects::node(NODE, &[lab.node().ip4().into()]);
         let cidr = objects::service_cidr(&["10.96.0.0/12"]);
         let probes = PROBES.iter().flat_map(|probe| [probe.service(), probe.slice(&[first])]);
-        let around = [node, cidr].into_iter().chain(data_objects(first)).chain(probes);
+        let moving = [moving_service(), moving_slice(&[first])];
+        let around = [node, cidr].into_iter().chain(data_objects(first)).chain(moving).chain(probes);
         api.load(around.chain(world.objects())).context("store the objects")?;
         let generation = Generation::open(lab.node()).context("ask the kernel for its generation")?;
         let sources = sources(&lab)?;
-        Ok(Self { lab, api, world: world.clone(), flavour, generation, sources, _pods: pods })
+        Ok(Self { lab, api, world: world.clone(), flavour, generation, sources, _pods: pods, at_sockets })
     }
 
     /// Starts a program on the node.
     pub(crate) fn start(&self, contender: &Contender) -> anyhow::Result<Proxy> {
         let program = contender.program.to_string_lossy();
-        let own = contender.arguments(&self.api.url());
+        let own = contender.arguments(&self.api.url()).into_iter().chain(self.socket_arguments());
+        let own: Vec<String> = own.collect();
         // The kernel kills the program should this process end without doing so; see setpriv(1).
         let arguments = ["--pdeathsig", "KILL", "--", &program].into_iter();
         let arguments: Vec<&str> = arguments.chain(own.iter().map(String::as_str)).collect();
         let proxy = Proxy::start(self.lab.node(), "setpriv".as_ref(), &arguments);
         proxy.with_context(|| format!("start {program}"))
+    }
+
+    /// The arguments that tell mode ebpf its place.
+    fn socket_arguments(&self) -> impl Iterator<Item = String> {
+        self.at_sockets.iter().flat_map(|site| {
+            let cgroup = format!("--ebpf-cgroup-root={}", site.cgroup().display());
+            [cgroup, format!("--ebpf-bpffs={}", site.bpffs().display())]
+        })
     }
 
     /// A pod with a server.

@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use lab::client::{Load, LoadGenerator, Transport};
-use lab::proxy::Proxy;
+use lab::proxy::{Proxy, wait_until};
 use testkit::cluster::Flavour;
 
 use crate::contender::Contender;
 use crate::log;
 use crate::observe::{Started, start};
-use crate::process::{processor_time, resident_kib};
+use crate::process::{maps_bytes, processor_time, resident_kib};
 use crate::results::Notebook;
 use crate::samples::{Samples, float, millis};
-use crate::site::Site;
+use crate::site::{EBPF, LIMIT, Site};
 use crate::world::{LINE, PROBES, World};
 
 /// Starts with an empty kernel. Yields the program, which runs on, and whether the kernel tells of what it does: it does
@@ -34,6 +34,12 @@ pub(crate) fn cold(
         book.times("cold_committed", &[committed]);
         book.values("cold_transactions", [float(transactions.into())]);
         book.floor("cold_committed", floor.cloned());
+    }
+    if contender.mode() == EBPF {
+        let is_told = || !log::times(&proxy.log(), log::TRANSLATED, log::TOOK).is_empty();
+        anyhow::ensure!(wait_until(LIMIT, is_told), "nothing is translated at the socket");
+        book.times("cold_maps", &log::times(&proxy.log(), log::TRANSLATED, log::TOOK));
+        book.values("memory_maps", [float(maps_bytes(proxy.pid())?) / 1e6]);
     }
     let lines = proxy.log();
     if let Some(listed) = log::listed(&lines) {
@@ -118,7 +124,7 @@ pub(crate) fn small(
     book: &mut Notebook<'_>,
 ) -> anyhow::Result<()> {
     let world = World::new(SMALL.0, SMALL.1)?;
-    let site = Site::build(&world, flavour).context("build the laboratory")?;
+    let site = Site::build(&world, contender.mode(), flavour).context("build the laboratory")?;
     let started = start(&site, contender, &PROBES, 0)?;
     book.times("small_served", &[started.served]);
     let before = processor_time(started.proxy.pid())?;

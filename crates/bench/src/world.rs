@@ -78,6 +78,21 @@ pub(crate) fn data_objects(pod: IpAddr) -> [Value; 2] {
     [objects::service("data", &[DATA_IP.into()], &DATA_PORTS), slice]
 }
 
+/// A Service that connections are made to, and whose endpoint moves.
+pub(crate) const MOVING: Target = (Ipv4Addr::new(10, 96, 0, 15), LINE.1);
+const MOVING_NAME: &str = "moving";
+const MOVING_PORTS: [Port; 1] = [DATA_PORTS[0]];
+
+/// The Service.
+pub(crate) fn moving_service() -> Value {
+    objects::service(MOVING_NAME, &[MOVING.0.into()], &MOVING_PORTS)
+}
+
+/// Its slice.
+pub(crate) fn moving_slice(pods: &[IpAddr]) -> Value {
+    objects::slice(MOVING_NAME, "v4", &MOVING_PORTS, &local(pods))
+}
+
 /// The Service with session affinity.
 pub(crate) const STICKY: Target = (Ipv4Addr::new(10, 96, 0, 14), PROBE_PORT.port);
 

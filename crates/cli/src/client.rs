@@ -12,7 +12,9 @@ use hyper_util::rt::TokioIo;
 use inspect::document::Problem;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
+
+use crate::system;
 
 /// Answers are no longer than this.
 const MAX_BYTES: usize = 256 << 20;
@@ -140,9 +142,7 @@ impl Server {
             Self::Tcp(address) => {
                 self.over(TcpStream::connect(address).await.map_err(unreachable)?, path).await
             }
-            Self::Unix(socket) => {
-                self.over(UnixStream::connect(socket).await.map_err(unreachable)?, path).await
-            }
+            Self::Unix(socket) => self.over(system::connect(socket).await.map_err(unreachable)?, path).await,
         }
     }
 

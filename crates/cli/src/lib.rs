@@ -14,6 +14,9 @@ mod itself;
 pub mod kubectl;
 mod run;
 pub mod show;
+#[cfg_attr(windows, path = "system/windows.rs")]
+#[cfg_attr(not(windows), path = "system/unix.rs")]
+mod system;
 mod table;
 mod top;
 mod trace;
@@ -21,5 +24,6 @@ mod trace;
 pub use client::{ClientError, Server, ServerError};
 pub use command::{is_command, program};
 pub use run::run;
+pub use system::Endings;
 pub use table::{Cell, Table, Tone};
 pub use trace::{Local, Packets};

@@ -10,10 +10,10 @@ use inspect::Selector;
 use inspect::document::{ServiceList, TracedPacket, TracedVerdict};
 use nft::Name;
 use nft::trace::{Ends, Event, Traced, Traces, Verdict, What};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::Instant;
 
+use crate::Endings;
 use crate::client::{ClientError, Server};
 use crate::command::TraceQuestion;
 use crate::table::printable;
@@ -102,13 +102,10 @@ async fn print_all(
 
 /// Somebody wants the program to end.
 async fn interrupted() {
-    let (interrupt, terminate) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
-    match (interrupt, terminate) {
-        (Ok(mut interrupt), Ok(mut terminate)) => {
-            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-        }
+    match Endings::handle(false) {
+        Ok(mut endings) => endings.recv().await,
         // The system's own way ends it as well, and the kernel cleans up.
-        _ => std::future::pending().await,
+        Err(_) => std::future::pending().await,
     }
 }
 

@@ -10,6 +10,7 @@ use crate::decode::Field as _;
 use crate::effects::leaves;
 use crate::flag::{Flag, Given, MapsTo, OwnFlags, RejectedValue, Target, WithConfig};
 use crate::flags;
+use crate::platform::Platform;
 use crate::v1alpha1::KubeProxyConfiguration;
 use crate::version::{self, VersionFlag};
 
@@ -157,8 +158,7 @@ const POSITIONAL: &str = "positional";
 
 /// The parser.
 pub fn command() -> Command {
-    let args =
-        flags::GROUPS.iter().flat_map(|group| group.flags.iter().map(|flag| argument(flag, group.title)));
+    let args = flags::groups().flat_map(|group| group.flags.iter().map(|flag| argument(flag, group.title)));
     let positional = Arg::new(POSITIONAL).num_args(0..).hide(true);
     Command::new(PROGRAM)
         .about("Directs packets for Kubernetes Services to their pods on this node")
@@ -178,7 +178,7 @@ fn argument(flag: &Flag, heading: &'static str) -> Arg {
     if !["", "false", "[]"].contains(&default.as_str()) {
         help = format!("{help} [default: {default}]");
     }
-    if let Some(why) = flag.without_effect() {
+    if let Some(why) = flag.without_effect(Platform::HERE) {
         help = format!("{help} [no effect: {why}]");
     }
     let arg = Arg::new(flag.name)

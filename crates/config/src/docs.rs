@@ -8,6 +8,7 @@ use crate::effects::{self, leaves};
 use crate::flag::{Flag, MapsTo, WithConfig};
 use crate::flags;
 use crate::gates::{GATES, Gate};
+use crate::platform::Platform;
 use crate::v1alpha1::KubeProxyConfiguration;
 
 const HEAD: &str = "\
@@ -23,6 +24,7 @@ Differences are listed in [known-gaps.md](known-gaps.md).
 
 Underscores in names count as dashes. A boolean flag stands alone or has its value after `=`. The last of a repeated flag
 counts; lists and maps collect. With `--config`, flags marked *ignored* do nothing, which one warning tells.
+Only a program built for Windows has the flags of the last section; elsewhere they are unknown, as upstream.
 ";
 
 const FILE_HEAD: &str = "
@@ -52,23 +54,19 @@ Set with `--feature-gates` or `featureGates`. Other names are accepted with a wa
 pub fn flags_markdown() -> String {
     let mut text = HEAD.to_owned();
     for group in &flags::GROUPS {
+        let platform = group.only_on.unwrap_or(Platform::Linux);
         // Writing to a string can't fail.
         let _ok = write!(
             text,
             "\n### {}\n\n| flag | default | with `--config` | field | meaning |\n|---|---|---|---|---|\n",
             group.title
         );
-        text.extend(group.flags.iter().map(flag_row));
+        text.extend(group.flags.iter().map(|flag| flag_row(flag, platform)));
     }
     text.push_str(FILE_HEAD);
     for (path, value) in leaves(&KubeProxyConfiguration::defaults().write()) {
         if !["apiVersion", "kind"].contains(&path.as_str()) {
-            let _ok = writeln!(
-                text,
-                "| `{path}` | {} | {} |",
-                code(&value.to_string()),
-                effect(effects::of(&path))
-            );
+            let _ok = writeln!(text, "| `{path}` | {} | {} |", code(&value.to_string()), effect(&path));
         }
     }
     text.push_str(GATES_HEAD);
@@ -76,7 +74,7 @@ pub fn flags_markdown() -> String {
     text
 }
 
-fn flag_row(flag: &Flag) -> String {
+fn flag_row(flag: &Flag, platform: Platform) -> String {
     let field = match flag.maps_to {
         MapsTo::Field(path) => code(path),
         MapsTo::Nothing { .. } => String::new(),
@@ -91,7 +89,7 @@ fn flag_row(flag: &Flag) -> String {
     if let Some(advice) = flag.deprecated {
         meaning = format!("{meaning}. Deprecated: {advice}");
     }
-    if let Some(why) = flag.without_effect() {
+    if let Some(why) = flag.without_effect(platform) {
         meaning = format!("{meaning}. *No effect: {why}*");
     }
     let (name, kind) = (flag.name, flag.target.type_name());
@@ -111,8 +109,12 @@ fn gate_row(gate: &Gate) -> String {
     format!("| `{}` | {:?} | {}{locked} | {effect} |\n", gate.name, gate.stage, gate.default)
 }
 
-fn effect(without: Option<&str>) -> String {
-    without.map_or_else(|| "honoured".to_owned(), |why| format!("*none: {why}*"))
+fn effect(path: &str) -> String {
+    match (effects::on(path, Platform::Linux), effects::on(path, Platform::Windows)) {
+        (None, _) => "honoured".to_owned(),
+        (Some(_), None) => "honoured on Windows".to_owned(),
+        (Some(why), Some(_)) => format!("*none: {why}*"),
+    }
 }
 
 fn code(text: &str) -> String {

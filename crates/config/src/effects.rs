@@ -7,10 +7,12 @@ use serde_json::Value;
 use crate::decode::{Field as _, child};
 use crate::mode::Mode;
 use crate::note::Note;
+use crate::platform::Platform;
 use crate::v1alpha1::KubeProxyConfiguration;
 
 const FEW_REQUESTS: &str = "there are few requests: one list and one watch for each kind";
 const WINDOWS: &str = "it concerns Windows";
+const LINUX: &str = "it concerns Linux";
 
 /// Fields, and what all fields of an object have in common, with the reason why they do nothing in any mode.
 const WITHOUT_EFFECT: [(&str, &str); 5] = [
@@ -21,29 +23,46 @@ const WITHOUT_EFFECT: [(&str, &str); 5] = [
     ("showHiddenMetricsForVersion", "no metric is hidden"),
 ];
 
-/// Why a field does nothing, in whatever mode; for the documentation.
-pub(crate) fn of(path: &str) -> Option<&'static str> {
+/// What only one system has: fields, and what all fields of an object have in common.
+const OF_WINDOWS: [&str; 2] = ["winkernel", "windowsRunAsService"];
+const OF_LINUX: [&str; 4] = ["conntrack", "oomScoreAdj", "inspectSocket", "ebpf"];
+
+/// Why a field does nothing on a system, in whatever mode; for the documentation.
+pub(crate) fn on(path: &str, platform: Platform) -> Option<&'static str> {
     // Section iptables is also what counts with an empty mode.
     if let Some(key) = path.strip_prefix("iptables.").filter(|key| is_shared(key)) {
-        return in_any_mode(&child(Mode::NfTables.as_str(), key));
+        return in_any_mode(&child(Mode::NfTables.as_str(), key), platform);
     }
     match owner(path) {
-        Some(mode) if !Mode::BUILT_IN.contains(&mode) => Some(match mode {
+        Some(mode) if !Mode::built_in(platform).contains(&mode) => Some(match mode {
             Mode::Ipvs => "mode ipvs is not built in",
             Mode::Ebpf => "mode ebpf is not built in",
+            Mode::NfTables => "mode nftables is not built in",
             _ => "mode iptables is not built in",
         }),
-        _ => in_any_mode(path),
+        _ => in_any_mode(path, platform),
     }
 }
 
-fn in_any_mode(path: &str) -> Option<&'static str> {
-    if path.starts_with("winkernel.") || path == "windowsRunAsService" {
-        return Some(WINDOWS);
-    }
-    let is_it =
-        |known: &str| path.strip_prefix(known).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-    WITHOUT_EFFECT.iter().find(|(known, _)| is_it(known)).map(|(_, why)| *why)
+fn in_any_mode(path: &str, platform: Platform) -> Option<&'static str> {
+    of_other_system(path, platform).or_else(|| {
+        let why = WITHOUT_EFFECT.iter().find(|(known, _)| is_within(path, known));
+        why.map(|(_, why)| *why)
+    })
+}
+
+/// Why a field does nothing on a system because it is for another one.
+fn of_other_system(path: &str, platform: Platform) -> Option<&'static str> {
+    let (foreign, why): (&[&str], _) = match platform {
+        Platform::Linux => (&OF_WINDOWS, WINDOWS),
+        Platform::Windows => (&OF_LINUX, LINUX),
+    };
+    foreign.iter().any(|known| is_within(path, known)).then_some(why)
+}
+
+/// Whether a field is that of a path, or within it.
+fn is_within(path: &str, known: &str) -> bool {
+    path.strip_prefix(known).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// The mode that a field's section is named after.
@@ -82,17 +101,18 @@ fn is_shared(key: &str) -> bool {
 fn why(path: &str, said_mode: &str, mode: Mode) -> Option<String> {
     // Other modes take away there what mode ebpf has left.
     let owner = owner(path).filter(|_| path != "ebpf.bpffs");
-    let Some(owner) = owner else { return in_any_mode(path).map(str::to_owned) };
+    let in_any_mode = |path: &str| in_any_mode(path, Platform::HERE).map(str::to_owned);
+    let Some(owner) = owner else { return in_any_mode(path) };
     let key = path.rsplit('.').next().unwrap_or_default();
     let is_shared = is_shared(key);
     if is_shared && owner == shared_owner(said_mode, key) {
-        return in_any_mode(&child(mode.section().as_str(), key)).map(str::to_owned);
+        return in_any_mode(&child(mode.section().as_str(), key));
     }
     if is_shared && said_mode.is_empty() && owner == mode {
         return Some("with an empty mode, section iptables counts, as upstream".to_owned());
     }
     if owner == mode || owner == mode.section() {
-        in_any_mode(path).map(str::to_owned)
+        in_any_mode(path)
     } else {
         Some(format!("it is not read in mode {mode}"))
     }
@@ -139,6 +159,23 @@ mod tests {
         for (known, _) in WITHOUT_EFFECT {
             let exists = paths.keys().any(|path| path == known || path.starts_with(&format!("{known}.")));
             assert!(exists || omitted.contains(&known), "{known}");
+        }
+    }
+
+    #[test]
+    fn each_system_has_fields_of_its_own() {
+        for (path, of) in [
+            ("winkernel.enableDSR", Some(Platform::Windows)),
+            ("windowsRunAsService", Some(Platform::Windows)),
+            ("conntrack.min", Some(Platform::Linux)),
+            ("oomScoreAdj", Some(Platform::Linux)),
+            ("ebpf.bpffs", Some(Platform::Linux)),
+            ("mode", None),
+        ] {
+            for here in [Platform::Linux, Platform::Windows] {
+                let is_foreign = of.is_some_and(|of| of != here);
+                assert_eq!(of_other_system(path, here).is_some(), is_foreign, "{path} on {here:?}");
+            }
         }
     }
 

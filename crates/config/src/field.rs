@@ -87,6 +87,12 @@ impl Shown for i32 {
     }
 }
 
+impl Shown for bool {
+    fn shown(&self) -> String {
+        self.to_string()
+    }
+}
+
 impl Shown for u32 {
     fn shown(&self) -> String {
         self.to_string()

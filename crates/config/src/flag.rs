@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::duration::GoDuration;
 use crate::go::{self, ValueError};
+use crate::platform::Platform;
 use crate::quantity::Quantity;
 use crate::v1alpha1::{KubeProxyConfiguration, VmoduleItem};
 use crate::version::VersionFlag;
@@ -36,6 +37,8 @@ pub(crate) struct Flag {
 pub(crate) struct Group {
     pub(crate) title: &'static str,
     pub(crate) flags: &'static [Flag],
+    /// The system whose builds alone have them.
+    pub(crate) only_on: Option<Platform>,
 }
 
 /// The configuration file's counterpart of a flag.
@@ -76,6 +79,8 @@ pub(crate) struct OwnFlags {
     pub(crate) master: String,
     pub(crate) manifests: String,
     pub(crate) userspace_policy: String,
+    pub(crate) windows_priority_class: String,
+    pub(crate) log_file: String,
     pub(crate) healthz_port: i32,
     pub(crate) metrics_port: i32,
     /// `minSyncPeriod` was said, by a flag or in the file: upstream's default of it is not honoured.
@@ -93,6 +98,8 @@ impl Default for OwnFlags {
             master: String::new(),
             manifests: String::new(),
             userspace_policy: String::new(),
+            windows_priority_class: String::new(),
+            log_file: String::new(),
             healthz_port: crate::v1alpha1::HEALTHZ_PORT.into(),
             metrics_port: crate::v1alpha1::METRICS_PORT.into(),
             says_min_sync_period: false,
@@ -183,10 +190,10 @@ impl Flag {
         self
     }
 
-    /// Why it does nothing here, or only in some mode.
-    pub(crate) fn without_effect(&self) -> Option<&'static str> {
+    /// Why it does nothing on a system, or only in some mode.
+    pub(crate) fn without_effect(&self, platform: Platform) -> Option<&'static str> {
         match self.maps_to {
-            MapsTo::Field(path) => crate::effects::of(path),
+            MapsTo::Field(path) => crate::effects::on(path, platform),
             MapsTo::Nothing { .. } => self.no_effect,
         }
     }

@@ -2,23 +2,34 @@
 //! `--ebpf-...`, which are ours.
 
 use crate::flag::{Flag, Given, Group, Target, field, own};
+use crate::platform::Platform;
 use crate::v1alpha1::{OutputRouting, VmoduleItem};
 
 /// All flags, in the order of `--help`.
-pub(crate) static GROUPS: [Group; 8] = [
-    Group { title: "General", flags: GENERAL },
-    Group { title: "Source", flags: SOURCE },
-    Group { title: "Node and listeners", flags: NODE },
-    Group { title: "Traffic", flags: TRAFFIC },
-    Group { title: "Modes iptables, ipvs, ebpf and userspace", flags: OTHER_MODES },
-    Group { title: "Connection tracking", flags: CONNTRACK },
-    Group { title: "Logging", flags: LOGGING },
-    Group { title: "Inherited by upstream from a library", flags: INHERITED },
+pub(crate) static GROUPS: [Group; 9] = [
+    everywhere("General", GENERAL),
+    everywhere("Source", SOURCE),
+    everywhere("Node and listeners", NODE),
+    everywhere("Traffic", TRAFFIC),
+    everywhere("Modes iptables, ipvs, ebpf and userspace", OTHER_MODES),
+    everywhere("Connection tracking", CONNTRACK),
+    everywhere("Logging", LOGGING),
+    everywhere("Inherited by upstream from a library", INHERITED),
+    Group { title: "Windows", flags: WINDOWS, only_on: Some(Platform::Windows) },
 ];
 
-/// All flags.
+const fn everywhere(title: &'static str, flags: &'static [Flag]) -> Group {
+    Group { title, flags, only_on: None }
+}
+
+/// The groups of this build.
+pub(crate) fn groups() -> impl Iterator<Item = &'static Group> {
+    GROUPS.iter().filter(|group| group.only_on.is_none_or(|platform| platform == Platform::HERE))
+}
+
+/// The flags of this build.
 pub(crate) fn all() -> impl Iterator<Item = &'static Flag> {
-    GROUPS.iter().flat_map(|group| group.flags)
+    groups().flat_map(|group| group.flags)
 }
 
 /// The flag of a name.
@@ -357,6 +368,12 @@ const OTHER_MODES: &[Flag] = &[
         "A directory of a file system of type bpf, for the programs of mode ebpf; also where --cleanup looks for them. Without it /sys/fs/bpf",
     )
     .placeholder("DIR"),
+    field(
+        "service-proxying-annotated",
+        "serviceProxying.annotated",
+        Target::Bool(|given, on| given.file.service_proxying.annotated = on),
+        "Services with annotation kube-proxy/proxying go through workers; modes nftables and ebpf",
+    ),
     own(
         "userspace-policy",
         "",
@@ -483,6 +500,63 @@ const INHERITED: &[Flag] = &[
     )
     .placeholder("FILE,...")
     .no_effect("nothing reads the file, as upstream"),
+];
+
+const WINDOWS: &[Flag] = &[
+    field(
+        "network-name",
+        "winkernel.networkName",
+        Target::Text(|given, name| given.file.winkernel.network_name = name),
+        "Name of the pods' HNS network; without it the environment's KUBE_NETWORK",
+    )
+    .placeholder("NAME"),
+    field(
+        "source-vip",
+        "winkernel.sourceVip",
+        Target::Text(|given, ip| given.file.winkernel.source_vip = ip),
+        "Source address of packets to endpoints; without it that of an HNS endpoint with a name agreed on",
+    )
+    .placeholder("IP"),
+    field(
+        "enable-dsr",
+        "winkernel.enableDSR",
+        Target::Bool(|given, on| given.file.winkernel.enable_dsr = on),
+        "Let answers to cluster IPs go straight back, if HNS can do that",
+    ),
+    field(
+        "root-hnsendpoint-name",
+        "winkernel.rootHnsEndpointName",
+        Target::Text(|given, name| given.file.winkernel.root_hns_endpoint_name = name),
+        "Name of the HNS endpoint of the host, for health checks of load balancers",
+    )
+    .placeholder("NAME"),
+    field(
+        "forward-healthcheck-vip",
+        "winkernel.forwardHealthCheckVip",
+        Target::Bool(|given, on| given.file.winkernel.forward_health_check_vip = on),
+        "Answer health checks at the addresses of load balancers",
+    ),
+    field(
+        "windows-service",
+        "windowsRunAsService",
+        Target::Bool(|given, on| given.file.windows_run_as_service = on),
+        "Run as a service: answer Windows' service control manager",
+    )
+    .wins(),
+    own(
+        "windows-priorityclass",
+        "",
+        Target::Text(|given, class| given.own.windows_priority_class = class),
+        "Priority of the process, such as NORMAL_PRIORITY_CLASS or ABOVE_NORMAL_PRIORITY_CLASS; without it what it was started with",
+    )
+    .placeholder("CLASS"),
+    own(
+        "log-file",
+        "",
+        Target::Text(|given, path| given.own.log_file = path),
+        "Log to this file instead of standard error; as a service, without it, to kube-proxy.log beside the program",
+    )
+    .placeholder("FILE"),
 ];
 
 /// The flag's entries come before the file's.

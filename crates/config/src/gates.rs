@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::platform::Platform;
+
 /// How far a feature has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
@@ -50,8 +52,11 @@ const ALL_ALPHA: &str = "AllAlpha";
 const ALL_BETA: &str = "AllBeta";
 
 const GO_ONLY: &str = "it concerns the inside of Kubernetes' Go libraries";
-const WINDOWS: &str = "it concerns Windows";
 const ALWAYS_ON: &str = "it is always on";
+const WINDOWS: &str = match Platform::HERE {
+    Platform::Linux => "it concerns Windows",
+    Platform::Windows => ALWAYS_ON,
+};
 const NO_CBOR: &str = "CBOR is not spoken here";
 
 /// All gates, by name.

@@ -26,6 +26,7 @@ mod load;
 mod mode;
 mod mode_section;
 mod note;
+mod platform;
 mod quantity;
 mod settings;
 pub mod v1alpha1;
@@ -45,10 +46,11 @@ pub use gates::{
 pub use load::{CompleteError, ConfigError, Loaded, load};
 pub use mode::{Mode, ModeSupport};
 pub use note::{Level, Note};
+pub use platform::Platform;
 pub use quantity::{Quantity, QuantityError};
 pub use settings::{
     ClientConnection, Config, Conntrack, ContentType, DetectLocal, Ebpf, Ipvs, LogFormat, Logging,
-    NodePortAddresses, ServiceMetrics, ServiceSeries,
+    NodePortAddresses, ServiceMetrics, ServiceSeries, Windows,
 };
 pub use validate::node_name;
 pub use version::BuildInfo;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use crate::command_line::CommandLine;
 use crate::duration::GoDuration;
@@ -83,7 +84,7 @@ pub fn load(command_line: &CommandLine, text: Option<io::Result<String>>, modes:
         }
     };
     let logging = match validate::logging(&draft.given.file, &draft.gates) {
-        Ok(logging) => logging,
+        Ok(logging) => Logging { to_file: log_file(&draft.given.own), ..logging },
         Err(errors) => {
             let config = Err(ConfigError::Logging(errors));
             return Loaded { logging: Logging::default(), notes, config };
@@ -92,6 +93,10 @@ pub fn load(command_line: &CommandLine, text: Option<io::Result<String>>, modes:
     let Draft { given: Given { file, own }, mode, gates, errors } = draft;
     let config = validate::config(file, &own, mode, gates, logging.clone(), errors);
     Loaded { logging, notes, config: config.map_err(ConfigError::Validate) }
+}
+
+fn log_file(own: &OwnFlags) -> Option<PathBuf> {
+    (!own.log_file.is_empty()).then(|| own.log_file.clone().into())
 }
 
 /// A configuration with all defaults, not checked.

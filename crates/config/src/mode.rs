@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::field::FieldError;
+use crate::platform::Platform;
 
 /// A mode that Kubernetes or this program knows, built in or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,7 +24,15 @@ pub enum Mode {
 
 impl Mode {
     /// The modes that this program has, best first. An empty `mode` takes the first that the kernel supports.
-    pub const BUILT_IN: &[Self] = &[Self::NfTables, Self::IpTables, Self::Ipvs, Self::Ebpf, Self::Userspace];
+    pub const BUILT_IN: &[Self] = Self::built_in(Platform::HERE);
+
+    /// The modes of a system, best first.
+    pub(crate) const fn built_in(platform: Platform) -> &'static [Self] {
+        match platform {
+            Platform::Linux => &[Self::NfTables, Self::IpTables, Self::Ipvs, Self::Ebpf, Self::Userspace],
+            Platform::Windows => &[Self::Kernelspace],
+        }
+    }
 
     const ALL: [Self; 6] =
         [Self::NfTables, Self::IpTables, Self::Ipvs, Self::Ebpf, Self::Userspace, Self::Kernelspace];

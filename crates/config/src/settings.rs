@@ -64,10 +64,14 @@ pub struct Config {
     pub nftables_localhost_node_ports: bool,
     /// What only mode ipvs needs.
     pub ipvs: Ipvs,
+    /// Whether workers carry flows of Services that ask for it, beside a mode of rules that can hand them over.
+    pub service_proxying: bool,
     /// How workers of mode userspace choose endpoints (`--userspace-policy`).
     pub userspace_policy: Policy,
     /// What mode ebpf needs besides, and what a cleanup looks for.
     pub ebpf: Ebpf,
+    /// What only Windows has.
+    pub windows: Windows,
     /// Sysctls of connection tracking.
     pub conntrack: Conntrack,
     /// How and how much to log.
@@ -96,6 +100,25 @@ impl Config {
     pub fn to_json(&self) -> Value {
         self.file.write()
     }
+}
+
+/// `winkernel`, and flags of Windows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Windows {
+    /// The pods' HNS network; otherwise the environment says it.
+    pub network_name: Option<String>,
+    /// Source address of packets to endpoints.
+    pub source_vip: Option<IpAddr>,
+    /// Whether answers to cluster IPs may go straight back.
+    pub enable_dsr: bool,
+    /// Name of the HNS endpoint of the host.
+    pub root_hns_endpoint_name: String,
+    /// Whether health checks at addresses of load balancers are answered.
+    pub forward_health_check_vip: bool,
+    /// Whether to run as a service of Windows.
+    pub run_as_service: bool,
+    /// Priority of the process, by the name of a constant of Windows; otherwise it stays as it is.
+    pub priority_class: Option<String>,
 }
 
 /// `serviceMetrics`.
@@ -227,6 +250,8 @@ pub struct Logging {
     pub split_stream: bool,
     /// Buffer for what is no error.
     pub info_buffer_size: Quantity,
+    /// Log to this file instead of the streams (`--log-file`).
+    pub to_file: Option<PathBuf>,
 }
 
 /// Form of log lines.
@@ -249,6 +274,7 @@ impl Default for Logging {
             flush_frequency: Duration::from_secs(5),
             split_stream: false,
             info_buffer_size: Quantity::default(),
+            to_file: None,
         }
     }
 }

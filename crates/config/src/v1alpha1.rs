@@ -50,6 +50,8 @@ object! {
         show_hidden_metrics_for_version: String = "showHiddenMetricsForVersion",
         /// Of which Services `/metrics` has series of their own. Ours: upstream's program leaves it out with a warning.
         service_metrics: ServiceMetrics = "serviceMetrics" omitempty,
+        /// Of which Services workers carry flows. Ours.
+        service_proxying: ServiceProxying = "serviceProxying" omitempty,
         /// How packets are directed; empty means the best there is.
         mode: String = "mode",
         /// Settings of mode iptables; the masquerade fields are also read by mode ipvs.
@@ -220,6 +222,14 @@ object! {
         root_hns_endpoint_name: String = "rootHnsEndpointName",
         /// Forward health checks of load-balancer addresses.
         forward_health_check_vip: bool = "forwardHealthCheckVip",
+    }
+}
+
+object! {
+    /// `serviceProxying`.
+    ServiceProxying {
+        /// Whether Services with annotation `kube-proxy/proxying` go through workers.
+        annotated: bool = "annotated" omitempty,
     }
 }
 

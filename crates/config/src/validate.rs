@@ -16,9 +16,10 @@ use crate::flag::OwnFlags;
 use crate::gates::{Gates, NFTABLES_LOCALHOST_NODE_PORTS};
 use crate::listener::{self, ListenerError};
 use crate::mode::Mode;
+use crate::platform::Platform;
 use crate::settings::{
     ClientConnection, Config, Conntrack, ContentType, DetectLocal, Ebpf, Ipvs, Logging, NodePortAddresses,
-    ServiceMetrics, ServiceSeries,
+    ServiceMetrics, ServiceSeries, Windows,
 };
 use crate::v1alpha1::KubeProxyConfiguration;
 
@@ -45,6 +46,7 @@ pub(crate) fn config(
     let check = &mut Check { errors: &mut errors };
     let masquerade_bit = masquerade_bit(&file, mode, check);
     let ipvs = ipvs(&file, mode, check);
+    let service_proxying = service_proxying(&file, mode, check);
     let userspace_policy = userspace_policy(own, mode, check);
     let conntrack = conntrack(&file, check);
     let oom_score_adj = oom_score_adj(&file, check);
@@ -65,7 +67,8 @@ pub(crate) fn config(
         bind_address,
         healthz_bind_address: check.listener("healthzBindAddress", &file.healthz_bind_address),
         metrics_bind_address: check.listener("metricsBindAddress", &file.metrics_bind_address),
-        inspect_socket: path(&file.inspect_socket),
+        // Others have none that can be served.
+        inspect_socket: path(&file.inspect_socket).filter(|_| Platform::HERE == Platform::Linux),
         bind_address_hard_fail: file.bind_address_hard_fail,
         enable_profiling: file.enable_profiling,
         node_port_addresses: node_port_addresses(&file, check),
@@ -81,14 +84,26 @@ pub(crate) fn config(
         iptables_localhost_node_ports: file.iptables.localhost_node_ports.unwrap_or(true),
         nftables_localhost_node_ports: gates.enabled(NFTABLES_LOCALHOST_NODE_PORTS),
         ipvs,
+        service_proxying,
         userspace_policy,
         ebpf: ebpf(&file, check),
+        windows: windows(&file, own, mode, check),
         conntrack,
         logging,
         gates,
         file,
     };
     FieldErrors::or(errors, config)
+}
+
+/// In mode userspace all are proxied.
+fn service_proxying(file: &KubeProxyConfiguration, mode: Mode, check: &mut Check<'_>) -> bool {
+    let wanted = file.service_proxying.annotated;
+    if wanted && !matches!(mode, Mode::NfTables | Mode::Ebpf | Mode::Userspace) {
+        let reason = format!("can't be in mode {mode}, only in nftables, ebpf and userspace");
+        check.failed(FieldError::invalid("serviceProxying.annotated", &true, &reason));
+    }
+    wanted
 }
 
 fn userspace_policy(own: &OwnFlags, mode: Mode, check: &mut Check<'_>) -> Policy {
@@ -248,7 +263,8 @@ fn ebpf(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> Ebpf {
     let mut directory = |field: &str, text: Option<&String>, default: &str| {
         let text = text.map_or("", String::as_str);
         let path = PathBuf::from(if text.is_empty() { default } else { text });
-        if !path.is_absolute() {
+        // On Windows, where nobody looks at it, the default has no drive.
+        if !path.has_root() {
             check.failed(FieldError::invalid(field, text, "must be an absolute path"));
         }
         path
@@ -258,6 +274,52 @@ fn ebpf(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> Ebpf {
         bpffs: directory("ebpf.bpffs", file.ebpf.bpffs.as_ref(), "/sys/fs/bpf"),
     }
 }
+
+/// What only Windows has, which is looked at only there.
+fn windows(file: &KubeProxyConfiguration, own: &OwnFlags, mode: Mode, check: &mut Check<'_>) -> Windows {
+    let said = &file.winkernel;
+    let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let source_vip = given(&said.source_vip).and_then(|text| {
+        let parsed = model::parse_addr(&text);
+        if parsed.is_err() && mode == Mode::Kernelspace {
+            check.failed(FieldError::invalid(
+                "winkernel.sourceVip",
+                text.as_str(),
+                "must be a valid IP address",
+            ));
+        }
+        parsed.ok()
+    });
+    let priority_class = given(&own.windows_priority_class);
+    if let Some(class) = priority_class.as_deref().filter(|class| !PRIORITY_CLASSES.contains(class)) {
+        check.failed(FieldError::unsupported("--windows-priorityclass", class, &PRIORITY_CLASSES));
+    }
+    Windows {
+        network_name: given(&said.network_name),
+        source_vip,
+        enable_dsr: said.enable_dsr,
+        root_hns_endpoint_name: if said.root_hns_endpoint_name.is_empty() {
+            ROOT_HNS_ENDPOINT.to_owned()
+        } else {
+            said.root_hns_endpoint_name.clone()
+        },
+        forward_health_check_vip: said.forward_health_check_vip,
+        run_as_service: file.windows_run_as_service,
+        priority_class,
+    }
+}
+
+/// Upstream's default on Windows.
+const ROOT_HNS_ENDPOINT: &str = "cbr0";
+/// Names of constants of Windows (`SetPriorityClass`).
+const PRIORITY_CLASSES: [&str; 6] = [
+    "IDLE_PRIORITY_CLASS",
+    "BELOW_NORMAL_PRIORITY_CLASS",
+    "NORMAL_PRIORITY_CLASS",
+    "ABOVE_NORMAL_PRIORITY_CLASS",
+    "HIGH_PRIORITY_CLASS",
+    "REALTIME_PRIORITY_CLASS",
+];
 
 const CIDR: &str = "must be a valid CIDR, (e.g. 10.9.8.0/24 or fd12:3456:789a:1::/64)";
 const CIDR_BLOCK: &str = "must be a valid CIDR block (e.g. 10.100.0.0/16 or fde4:8dba:82e1::/48)";

@@ -18,11 +18,11 @@ pub trait FastPath<F: Family>: Send {
     fn read(&mut self) -> Result<Option<Contents<F>>, FastPathError>;
 
     /// Makes new maps with these contents, has the programs use them, and removes what was before. Nothing is translated
-    /// until it is switched on.
+    /// until it is switched on. Counters go on as `renumbered` says.
     ///
     /// # Errors
     /// Something of it can't be made; then what was before is still in force.
-    fn rebuild(&mut self, contents: &Contents<F>) -> Result<(), FastPathError>;
+    fn rebuild(&mut self, contents: &Contents<F>, renumbered: &[Renumbered]) -> Result<(), FastPathError>;
 
     /// Has the programs of this version run, on the maps that are there.
     ///
@@ -53,11 +53,17 @@ pub trait FastPath<F: Family>: Send {
     /// It can't be read.
     fn look_up(&mut self, key: &FrontendKey<F>) -> Result<Option<Explained<F>>, FastPathError>;
 
-    /// Translated connections by the number of the Service port.
-    ///
-    /// # Errors
-    /// They can't be read.
-    fn counters(&mut self) -> Result<Vec<u64>, FastPathError>;
+    /// How many connections were translated to the endpoint of this number, since it has it. A load from memory.
+    fn translated(&self, endpoint: u32) -> u64;
+}
+
+/// An endpoint that has another number in new maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Renumbered {
+    /// Its number before.
+    pub from: u32,
+    /// Its number in the new maps.
+    pub to: u32,
 }
 
 /// A frontend in the maps.

@@ -28,7 +28,7 @@ pub struct Contents<F: Family> {
 /// One write to one map. Each is atomic for programs that run meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write<F: Family> {
-    /// Sets an endpoint that no slot refers to.
+    /// Sets an endpoint that no slot refers to, and its counter to 0.
     Endpoint(u32, Endpoint<F>),
     /// Sets a slot.
     Slot(u32, Slot),
@@ -133,8 +133,8 @@ impl<F: Family> fmt::Display for Write<F> {
 
 impl fmt::Display for FrontendValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { base, count, service, host_only, epoch } = self;
-        write!(f, "{base}+{count}@{epoch}, service {service}")?;
+        let Self { base, count, host_only, epoch } = self;
+        write!(f, "{base}+{count}@{epoch}")?;
         if *host_only { f.write_str(", for the host only") } else { Ok(()) }
     }
 }

@@ -16,7 +16,7 @@ mod maps;
 mod program;
 mod schema;
 
-pub use border::{Explained, FastPath, FastPathError, FastPathRemoval, VerifierLog};
+pub use border::{Explained, FastPath, FastPathError, FastPathRemoval, Renumbered, VerifierLog};
 pub use contents::{Contents, Write};
 pub use instruction::{Instruction, Line};
 pub use listing::{LICENSE, SOURCE};

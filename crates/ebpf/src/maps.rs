@@ -3,7 +3,7 @@
 use model::IpFamily;
 
 /// Counts up with every change of what is in the maps. Maps of another schema are not adopted, but replaced.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// For how much a family's maps have room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,8 +14,6 @@ pub struct Capacity {
     pub slots: u32,
     /// Endpoints.
     pub endpoints: u32,
-    /// Service ports that are counted.
-    pub services: u32,
 }
 
 /// Room for the node's own addresses. A node with more has the others served by the rules.
@@ -34,7 +32,7 @@ pub enum MapName {
     NodeAddresses,
     /// Where a socket wanted to go, in the socket. It outlives the other maps.
     Original,
-    /// Translated connections by Service port and processor.
+    /// Translated connections by number of the endpoint.
     Counters,
     /// One entry: see [`crate::Meta`].
     Meta,
@@ -47,8 +45,6 @@ pub enum MapKind {
     Hash,
     /// `BPF_MAP_TYPE_ARRAY` that can be mapped into memory.
     MappedArray,
-    /// `BPF_MAP_TYPE_PERCPU_ARRAY`
-    PerCpuArray,
     /// `BPF_MAP_TYPE_SK_STORAGE`
     SocketStorage,
 }
@@ -61,7 +57,6 @@ impl MapKind {
         match self {
             Self::Hash => (1, NO_PREALLOC),
             Self::MappedArray => (2, MMAPABLE),
-            Self::PerCpuArray => (6, 0),
             Self::SocketStorage => (24, NO_PREALLOC),
         }
     }
@@ -110,7 +105,7 @@ impl MapName {
         let (kind, [key, of_v4, of_v6], entries) = match self {
             Self::Frontends => {
                 let key = if family == IpFamily::V4 { 8 } else { 20 };
-                (MapKind::Hash, [key, 24, 24], capacity.frontends)
+                (MapKind::Hash, [key, 16, 16], capacity.frontends)
             }
             Self::Slots => (MapKind::MappedArray, [4, 8, 8], capacity.slots),
             Self::Endpoints => (MapKind::MappedArray, [4, 8, 24], capacity.endpoints),
@@ -119,7 +114,7 @@ impl MapName {
                 (MapKind::Hash, [key, 4, 4], NODE_ADDRESSES)
             }
             Self::Original => (MapKind::SocketStorage, [4, 16, 40], 0),
-            Self::Counters => (MapKind::PerCpuArray, [4, 8, 8], capacity.services),
+            Self::Counters => (MapKind::MappedArray, [4, 8, 8], capacity.endpoints),
             Self::Meta => (MapKind::MappedArray, [4, 64, 64], 1),
         };
         let value_bytes = if family == IpFamily::V4 { of_v4 } else { of_v6 };

@@ -40,8 +40,6 @@ pub struct FrontendValue {
     pub base: u32,
     /// How many there are.
     pub count: u32,
-    /// The number of the Service port.
-    pub service: u32,
     /// Only sockets in the host's network namespace are translated.
     pub host_only: bool,
     /// All slots of the extent have it.
@@ -54,12 +52,12 @@ const HOST_ONLY: u16 = 1;
 
 impl FrontendValue {
     /// Its bytes in the element with this key.
-    pub fn encode<F: Family>(&self, key: &FrontendKey<F>) -> [u8; 24] {
+    pub fn encode<F: Family>(&self, key: &FrontendKey<F>) -> [u8; 16] {
         let flags = if self.host_only { HOST_ONLY } else { 0 };
-        let mut bytes = [0; 24];
-        let numbers = [check::<F>(key), self.base, self.count, self.service];
-        bytes[..16].copy_from_slice(numbers.map(u32::to_ne_bytes).as_flattened());
-        bytes[16..20].copy_from_slice([flags, self.epoch].map(u16::to_ne_bytes).as_flattened());
+        let mut bytes = [0; 16];
+        let numbers = [check::<F>(key), self.base, self.count];
+        bytes[..12].copy_from_slice(numbers.map(u32::to_ne_bytes).as_flattened());
+        bytes[12..].copy_from_slice([flags, self.epoch].map(u16::to_ne_bytes).as_flattened());
         bytes
     }
 
@@ -67,14 +65,8 @@ impl FrontendValue {
     pub fn decode<F: Family>(key: &FrontendKey<F>, bytes: &[u8]) -> Option<Self> {
         let number = |at| read::<4>(bytes, at).map(u32::from_ne_bytes);
         let half = |at| read::<2>(bytes, at).map(u16::from_ne_bytes);
-        let flags = half(16)?;
-        let value = Self {
-            base: number(4)?,
-            count: number(8)?,
-            service: number(12)?,
-            host_only: flags & HOST_ONLY != 0,
-            epoch: half(18)?,
-        };
+        let host_only = half(12)? & HOST_ONLY != 0;
+        let value = Self { base: number(4)?, count: number(8)?, host_only, epoch: half(14)? };
         (value.encode(key) == bytes).then_some(value)
     }
 }
@@ -220,19 +212,19 @@ mod tests {
     use super::*;
     use crate::maps::{Capacity, MapName};
 
-    fn check_family<F: Family>(octets: [u8; 16], port: u16, numbers: [u32; 3], halves: [u16; 2]) {
+    fn check_family<F: Family>(octets: [u8; 16], port: u16, numbers: [u32; 2], halves: [u16; 2]) {
         let address = decode_address::<F>(&octets[..address_bytes(F::FAMILY)]).unwrap();
         let node = address == decode_address::<F>(&[0; 16][..address_bytes(F::FAMILY)]).unwrap();
         let address_or_node = if node { FrontendAddress::Node } else { FrontendAddress::Ip(address) };
         let key = FrontendKey::<F> { address: address_or_node, protocol: Protocol::Tcp, port };
-        let capacity = Capacity { frontends: 1, slots: 1, endpoints: 1, services: 1 };
+        let capacity = Capacity { frontends: 1, slots: 1, endpoints: 1 };
         let spec = |name: MapName| name.spec(F::FAMILY, &capacity);
         let bytes = encode_key(&key);
         assert_eq!(bytes.len(), spec(MapName::Frontends).key_bytes as usize);
         assert_eq!(decode_key::<F>(&bytes), Some(key));
-        let [base, count, service] = numbers;
+        let [base, count] = numbers;
         let [flag, epoch] = halves;
-        let value = FrontendValue { base, count, service, host_only: flag % 2 == 1, epoch };
+        let value = FrontendValue { base, count, host_only: flag % 2 == 1, epoch };
         assert_eq!(FrontendValue::decode(&key, &value.encode(&key)), Some(value));
         let other = FrontendKey { port: port.wrapping_add(1), ..key };
         assert_eq!(FrontendValue::decode(&other, &value.encode(&key)), None);
@@ -247,7 +239,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_encoded_is_read_again(
-            octets: [u8; 16], port: u16, numbers: [u32; 3], halves: [u16; 2],
+            octets: [u8; 16], port: u16, numbers: [u32; 2], halves: [u16; 2],
         ) {
             check_family::<V4>(octets, port, numbers, halves);
             check_family::<V6>(octets, port, numbers, halves);

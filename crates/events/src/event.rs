@@ -32,6 +32,8 @@ pub enum Reason {
     SyncedProxyRules,
     /// A Service's address and port belong to another Service.
     FrontendConflict,
+    /// A Service asks for something that the mode can't do.
+    NotOnThisPlatform,
     /// An object, or a part of it, can't be used.
     InvalidObject,
     /// The configuration file was changed to something that can't be used.
@@ -59,7 +61,7 @@ impl EventType {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Starting,
         Self::FailedToStartProxierHealthcheck,
         Self::FailedToStartMetricServer,
@@ -68,6 +70,7 @@ impl Reason {
         Self::FailedToSyncProxyRules,
         Self::SyncedProxyRules,
         Self::FrontendConflict,
+        Self::NotOnThisPlatform,
         Self::InvalidObject,
         Self::InvalidConfiguration,
     ];
@@ -83,6 +86,7 @@ impl Reason {
             Self::FailedToSyncProxyRules => "FailedToSyncProxyRules",
             Self::SyncedProxyRules => "SyncedProxyRules",
             Self::FrontendConflict => "FrontendConflict",
+            Self::NotOnThisPlatform => "NotOnThisPlatform",
             Self::InvalidObject => "InvalidObject",
             Self::InvalidConfiguration => "InvalidConfiguration",
         }
@@ -96,9 +100,10 @@ impl Reason {
             | Self::FailedToStartMetricServer
             | Self::IpvsDeprecation => "StartKubeProxy",
             Self::FailedToStartServiceHealthcheck => "Listen",
-            Self::FailedToSyncProxyRules | Self::SyncedProxyRules | Self::FrontendConflict => {
-                "SyncProxyRules"
-            }
+            Self::FailedToSyncProxyRules
+            | Self::SyncedProxyRules
+            | Self::FrontendConflict
+            | Self::NotOnThisPlatform => "SyncProxyRules",
             Self::InvalidObject => "Decode",
             Self::InvalidConfiguration => "ReloadConfiguration",
         }
@@ -114,7 +119,7 @@ impl Reason {
 
     /// Whether all nodes see the same, so that one event is enough for all.
     pub fn is_same_everywhere(self) -> bool {
-        matches!(self, Self::FrontendConflict | Self::InvalidObject)
+        matches!(self, Self::FrontendConflict | Self::NotOnThisPlatform | Self::InvalidObject)
     }
 }
 

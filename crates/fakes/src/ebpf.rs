@@ -1,8 +1,9 @@
 //! Programs and maps in memory.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ::ebpf::{Contents, Explained, FastPath, FastPathError, Write};
+use ::ebpf::{Contents, Endpoint, Explained, FastPath, FastPathError, Renumbered, Write};
 use model::{Family, FrontendKey};
 
 /// What is in memory instead of the kernel: shared by those who open it, as pins are.
@@ -17,8 +18,15 @@ impl<F: Family> Clone for FakePrograms<F> {
 
 impl<F: Family> Default for FakePrograms<F> {
     fn default() -> Self {
-        let shared =
-            Shared { contents: None, is_attached: false, is_on: false, calls: 0, fails_at: None, writes: 0 };
+        let shared = Shared {
+            contents: None,
+            translated: BTreeMap::new(),
+            is_attached: false,
+            is_on: false,
+            calls: 0,
+            fails_at: None,
+            writes: 0,
+        };
         Self(Arc::new(Mutex::new(shared)))
     }
 }
@@ -26,6 +34,7 @@ impl<F: Family> Default for FakePrograms<F> {
 #[derive(Debug)]
 struct Shared<F: Family> {
     contents: Option<Contents<F>>,
+    translated: BTreeMap<u32, u64>,
     is_attached: bool,
     is_on: bool,
     calls: usize,
@@ -70,6 +79,17 @@ impl<F: Family> FakePrograms<F> {
         shared.is_on && shared.is_attached
     }
 
+    /// Counts as if a program had chosen the first endpoint of a frontend; gives that, if there is one.
+    pub fn connect(&self, key: &FrontendKey<F>) -> Option<Endpoint<F>> {
+        let mut shared = self.lock();
+        let contents = shared.contents.as_ref()?;
+        let value = contents.frontends.get(key)?;
+        let number = contents.slots.get(value.base as usize)?.endpoint;
+        let endpoint = contents.choices(value).first().copied().flatten()?;
+        *shared.translated.entry(number).or_default() += 1;
+        Some(endpoint)
+    }
+
     /// Takes the programs off, as somebody else might.
     pub fn detach(&self) {
         self.lock().is_attached = false;
@@ -100,9 +120,11 @@ impl<F: Family> FastPath<F> for FakePrograms<F> {
         Ok(shared.contents.clone())
     }
 
-    fn rebuild(&mut self, contents: &Contents<F>) -> Result<(), FastPathError> {
+    fn rebuild(&mut self, contents: &Contents<F>, renumbered: &[Renumbered]) -> Result<(), FastPathError> {
         let mut shared = self.lock();
         shared.call()?;
+        let goes_on = |Renumbered { from, to }: &Renumbered| Some((*to, *shared.translated.get(from)?));
+        shared.translated = renumbered.iter().filter_map(goes_on).collect();
         shared.contents = Some(contents.clone());
         shared.is_on = false;
         shared.is_attached = true;
@@ -123,6 +145,9 @@ impl<F: Family> FastPath<F> for FakePrograms<F> {
             let contents = shared.contents.as_mut().ok_or(FastPathError::NoMaps)?;
             if !contents.make(write) {
                 return Err(FastPathError::NoRoom("a write"));
+            }
+            if let Write::Endpoint(number, _) = write {
+                shared.translated.remove(number);
             }
             shared.writes += 1;
         }
@@ -146,7 +171,7 @@ impl<F: Family> FastPath<F> for FakePrograms<F> {
         Ok(found.map(|value| Explained { value: *value, endpoints: contents.choices(value) }))
     }
 
-    fn counters(&mut self) -> Result<Vec<u64>, FastPathError> {
-        Ok(Vec::new())
+    fn translated(&self, endpoint: u32) -> u64 {
+        self.lock().translated.get(&endpoint).copied().unwrap_or_default()
     }
 }

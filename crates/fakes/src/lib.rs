@@ -7,6 +7,7 @@ pub mod conntrack;
 pub mod contract;
 pub mod devices;
 pub mod ebpf;
+pub mod hns;
 pub mod iptables;
 pub mod ipvs;
 pub mod kernel;

@@ -75,6 +75,13 @@ pub fn service(name: &str, cluster_ips: &[IpAddr], ports: &[Port]) -> Value {
     })
 }
 
+/// The same Service, which asks for workers by a policy.
+#[must_use]
+pub fn proxied(mut service: Value, policy: &str) -> Value {
+    service["metadata"]["annotations"] = json!({ "kube-proxy/proxying": policy });
+    service
+}
+
 /// A slice `SERVICE-SUFFIX` of a Service. All endpoints are of one family; without endpoints it is IPv4.
 pub fn slice(service: &str, suffix: &str, ports: &[Port], endpoints: &[Endpoint]) -> Value {
     let address_type = endpoints.first().map_or("IPv4", |endpoint| family(endpoint.ip));

@@ -10,18 +10,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use config::{CommandLine, Config};
-use futures_util::StreamExt as _;
-use inotify::{Inotify, WatchMask};
 use source::read_text;
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
+
+use crate::file_watch::FileWatch;
 
 /// The wait after an event: writers need more than one step.
 const SETTLE: Duration = Duration::from_millis(250);
 /// How often to look without an event, in case that none can be had.
 const POLL: Duration = Duration::from_mins(1);
-/// Room for events of one read. They are not looked at.
-const EVENT_BYTES: usize = 4096;
 /// What a `ConfigMap` can hold.
 const MAX_BYTES: u64 = 1 << 20;
 
@@ -34,11 +32,9 @@ pub(crate) struct ConfigFile {
     is_regular: bool,
 }
 
-type Events = inotify::EventStream<Vec<u8>>;
-
 /// What a look at the file found.
 struct Look {
-    watch: io::Result<Events>,
+    watch: io::Result<FileWatch>,
     /// The text, or why there is none.
     text: Result<String, String>,
     /// What the text means; `None` if it is that of the last look.
@@ -108,7 +104,7 @@ impl ConfigFile {
 /// Reads the file anew, and what it means if it is not `known`. Blocks for as long as the file system does.
 fn look(path: &Path, known: &Result<String, String>, command_line: &CommandLine) -> Look {
     // Before it is read, so that no change falls in between.
-    let watch = watch(path);
+    let watch = FileWatch::open(path);
     let text = read_text(path, MAX_BYTES).map_err(|error| error.to_string());
     let load = |text: &String| {
         config::load(command_line, Some(Ok(text.clone())), &crate::platform::modes())
@@ -135,31 +131,14 @@ fn is_other(config: &Config, path: &Path, new: &Result<Config, String>) -> bool 
     }
 }
 
-async fn next_event(watch: io::Result<Events>) {
+async fn next_event(watch: io::Result<FileWatch>) {
     match watch {
-        Ok(mut events) => drop(events.next().await),
+        Ok(watch) => watch.changed().await,
         Err(_) => std::future::pending().await,
     }
 }
 
-/// Watches the file that the path leads to, its folder, and the folder that the path names.
-fn watch(path: &Path) -> io::Result<Events> {
-    let folder = WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::MOVED_FROM | WatchMask::DELETE;
-    let file = WatchMask::MODIFY | WatchMask::CLOSE_WRITE | WatchMask::MOVE_SELF | WatchMask::DELETE_SELF;
-    let inotify = Inotify::init()?;
-    inotify.watches().add(parent(path), folder)?;
-    // The file may be gone for a moment; its folder tells when it is back.
-    if let Ok(real) = path.canonicalize() {
-        inotify.watches().add(parent(&real), folder)?;
-        inotify.watches().add(&real, file)?;
-    }
-    inotify.into_event_stream(vec![0; EVENT_BYTES])
-}
-
-fn parent(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
+#[cfg(unix)]
 #[cfg(test)]
 mod tests {
     use super::*;

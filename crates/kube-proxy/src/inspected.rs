@@ -25,8 +25,15 @@ use crate::platform;
 
 /// The host, as the API sees it.
 pub(crate) struct ThisHost {
-    pub(crate) mode: Mode,
-    pub(crate) root: Root,
+    mode: Mode,
+    root: Root,
+}
+
+impl ThisHost {
+    /// For a proxy of this mode.
+    pub(crate) fn new(mode: Mode) -> Self {
+        Self { mode, root: Root::default() }
+    }
 }
 
 impl inspect::Host for ThisHost {

@@ -2,19 +2,32 @@
 //! ask the proxy that serves.
 
 mod config_file;
-mod inspected;
-mod local;
-mod mode;
+mod endings;
 mod notices;
-mod platform;
 mod plausibility;
-mod prepare;
 mod rejections;
 mod serve;
 mod servers;
-mod service_manager;
 mod settings;
+
+// What differs by system: each of these is there twice, with the same face. Linux' are beside this file.
+#[cfg_attr(windows, path = "windows/file_watch.rs")]
+mod file_watch;
+#[cfg_attr(windows, path = "windows/inspected.rs")]
+mod inspected;
+#[cfg_attr(windows, path = "windows/local.rs")]
+mod local;
+#[cfg_attr(windows, path = "windows/mode.rs")]
+mod mode;
+#[cfg_attr(windows, path = "windows/platform.rs")]
+mod platform;
+#[cfg_attr(windows, path = "windows/prepare.rs")]
+mod prepare;
+#[cfg_attr(windows, path = "windows/service_manager.rs")]
+mod service_manager;
+#[cfg_attr(windows, path = "windows/takeover.rs")]
 mod takeover;
+mod watching;
 
 use std::io::Write as _;
 use std::path::Path;
@@ -23,17 +36,18 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use config::{Action, CommandLine, Config, Level, Parsed};
 use config_file::ConfigFile;
+use serve::Ended;
 use tracing::{error, info, warn};
 
 /// What failed if the log can't be written.
 const LOG_THREAD: &str = "start the thread log";
 
 fn main() -> ExitCode {
-    kernel::share_heap();
+    platform::begin();
     let arguments: Vec<String> =
         std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
-    if arguments.first().is_some_and(|first| first == mode::userspace::WORKER) {
-        return mode::userspace::run_worker(&arguments[1..]);
+    if let Some(code) = platform::own_command(&arguments) {
+        return code;
     }
     if std::env::args_os().next().is_some_and(|program| cli::kubectl::is_plugin(&program)) {
         return cli::kubectl::run(arguments);
@@ -55,7 +69,8 @@ fn main() -> ExitCode {
 fn run(command_line: &CommandLine) -> ExitCode {
     let file = command_line.config().map(ConfigFile::read);
     let loaded = config::load(command_line, file.as_ref().map(ConfigFile::text), &platform::modes());
-    let log = match logs::init(settings::logs(&loaded.logging)) {
+    let as_service = loaded.config.as_ref().is_ok_and(|config| config.windows.run_as_service);
+    let log = match logs::init(settings::logs(&loaded.logging, as_service)) {
         Ok(log) => log,
         Err(error) => return complain(&error),
     };
@@ -104,19 +119,28 @@ fn act(
         Action::Cleanup => takeover::clean_up(config),
         Action::InitOnly => prepare::set_host(config),
         Action::Serve => {
-            host::require_net_admin()?;
             prepare::before_serving(config)?;
             takeover::give_up_privileges(config.mode);
             // Threads keep the privileges that they were started with.
             log.start_writing().context(LOG_THREAD)?;
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let runtime = runtime.context("start the runtime")?;
-            let outcome = runtime.block_on(serve::serve(command_line, config, file, log));
-            // A thread may wait for a name server or a file system for ever.
-            runtime.shutdown_background();
-            outcome
+            let (command_line, own, log) = (command_line.clone(), config.clone(), log.clone());
+            platform::run(config, move || serve(&command_line, &own, file, &log))
         }
     }
+}
+
+fn serve(
+    command_line: &CommandLine,
+    config: &Config,
+    file: Option<ConfigFile>,
+    log: &logs::Handle,
+) -> anyhow::Result<Ended> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("start the runtime")?;
+    let outcome = runtime.block_on(serve::serve(command_line, config, file, log));
+    // A thread may wait for a name server or a file system for ever.
+    runtime.shutdown_background();
+    outcome
 }
 
 fn write_config(path: &Path, config: &Config) -> anyhow::Result<()> {

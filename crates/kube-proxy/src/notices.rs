@@ -156,6 +156,11 @@ fn event_of(notice: &Notice, node_name: &str) -> Option<Event> {
     let node = || Regarding::Node(node_name.to_owned());
     match notice {
         Notice::ConflictBegan(conflict) => Some(conflict_event(conflict)),
+        Notice::NotOnThisPlatform { service, uid, what } => {
+            let regarding = Regarding::Service(service.clone(), *uid);
+            let note = format!("on nodes of this kind: {}", what.join("; "));
+            Some(Event::new(Reason::NotOnThisPlatform, regarding).note(note))
+        }
         // Nothing that changes may be in the note, or the event would not count as the same again.
         Notice::SyncsFail { family, error, .. } => Some(
             Event::new(Reason::FailedToSyncProxyRules, node())

@@ -1,16 +1,51 @@
-//! What the program asks the host.
+//! What the program asks the host, on Linux.
 
+use std::io;
 use std::net::IpAddr;
 use std::path::Path;
+use std::process::ExitCode;
 
 use anyhow::Context as _;
-use config::{Mode, ModeSupport};
+use config::{Config, Mode, ModeSupport};
 use model::IpFamily;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::SockaddrStorage;
 
 use crate::mode;
+use crate::serve::Ended;
+
+/// Before anything else, while there is one thread.
+pub(crate) fn begin() {
+    kernel::share_heap();
+}
+
+/// Gives memory that was freed back to the system.
+pub(crate) use kernel::release_memory;
+
+/// A command by which the program runs itself.
+pub(crate) fn own_command(arguments: &[String]) -> Option<ExitCode> {
+    let (command, arguments) = arguments.split_first()?;
+    (command == mode::userspace::WORKER).then(|| mode::userspace::run_worker(arguments))
+}
+
+/// How many files and connections the process may have open.
+pub(crate) fn descriptor_limit() -> Option<u64> {
+    host::descriptor_limit().ok()
+}
+
+/// Serves, as nothing but a process.
+pub(crate) fn run(
+    _config: &Config,
+    serve: impl FnOnce() -> anyhow::Result<Ended> + Send + 'static,
+) -> anyhow::Result<()> {
+    serve().map(drop)
+}
+
+/// Who ends the program; nobody does it in another way from now on.
+pub(crate) fn stop() -> io::Result<cli::Endings> {
+    cli::Endings::handle(false)
+}
 
 /// The families that this network namespace can carry.
 pub(crate) fn families() -> Vec<IpFamily> {

@@ -31,8 +31,9 @@ pub(crate) fn set_host(config: &Config) -> anyhow::Result<()> {
 /// Sets what is the host's, and what is this process's.
 ///
 /// # Errors
-/// The mode can't be used here.
+/// The mode can't be used here, or privileges are missing.
 pub(crate) fn before_serving(config: &Config) -> anyhow::Result<()> {
+    host::require_net_admin()?;
     set_host(config)?;
     if let Err(failure) = host::set_oom_score(&Root::default(), config.oom_score_adj) {
         info!(v = 2, err = with_causes(&failure), "Failed to set oom_score_adj for kube-proxy");
@@ -40,7 +41,22 @@ pub(crate) fn before_serving(config: &Config) -> anyhow::Result<()> {
     if let Err(failure) = host::raise_descriptor_limit() {
         info!(v = 2, err = with_causes(&failure), "the limit of open files stays as it is");
     }
+    if config.mode == Mode::Ebpf
+        && counts_maps_as_locked_memory()
+        && let Err(failure) = host::lift_locked_memory_limit()
+    {
+        warn!(
+            err = with_causes(&failure),
+            "the limit of locked memory stays; maps may not find room below it"
+        );
+    }
     Ok(())
+}
+
+/// Linux before 5.11.
+fn counts_maps_as_locked_memory() -> bool {
+    let version = host::kernel_release(&Root::default()).and_then(|release| host::kernel_version(&release));
+    version.is_some_and(|version| version < (5, 11))
 }
 
 fn conntrack(config: &Config) -> ConntrackSettings {

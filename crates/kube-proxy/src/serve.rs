@@ -9,11 +9,11 @@ use events::Recorder;
 use metrics::SourceMetrics;
 use model::{IpFamily, Kind};
 use source::{Source, SourceEvent};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use crate::config_file::ConfigFile;
+use crate::endings::Endings;
 use crate::rejections::Rejections;
 use crate::{mode, notices, platform, servers, service_manager, settings};
 
@@ -22,6 +22,15 @@ const EVENTS: usize = 4096;
 /// How long the end of the program waits for events to be written.
 const FLUSH: Duration = Duration::from_secs(1);
 
+/// Why serving came to an end that is no failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Somebody wanted it.
+    Asked,
+    /// The configuration file means something else: whoever starts the program is to start it again.
+    ToRestart,
+}
+
 /// Serves until a signal asks to end, or the configuration file does by meaning something else. The rules stay in the kernel, so that traffic goes on until the next start, which
 /// takes them over.
 pub(crate) async fn serve(
@@ -29,10 +38,9 @@ pub(crate) async fn serve(
     config: &Config,
     file: Option<ConfigFile>,
     log: &logs::Handle,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Ended> {
     // Before anything else: as process 1 of a container the kernel delivers only signals that have a handler.
-    let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
+    let mut stop = platform::stop().context("handle signals")?;
     let version = command_line.version();
     let node_name = config.hostname_override.clone().map_or_else(platform::hostname, Ok)?;
     info!(%version, "Version info");
@@ -62,23 +70,22 @@ pub(crate) async fn serve(
             None => std::future::pending().await,
         }
     };
-    let endings = mode::Endings::default();
+    let endings = Endings::default();
     let told = telemetry.clone();
     let outcome = tokio::select! {
-        result = run(config, families, settings, telemetry, &endings, events, read) => result,
+        result = run(config, families, settings, telemetry, &endings, events, read) => result.map(|()| Ended::Asked),
         error = listener.run(source.client(), &node_name, &checked) => Err(error),
         error = status.failed() => {
             recorder.send(servers::failure_event(&error, &node_name));
             Err(error.into())
         }
         () = source.ended() => Err(anyhow::anyhow!("the source ended")),
-        () = service_manager::follow(&told) => Ok(()),
+        () = service_manager::follow(&told) => Ok(Ended::Asked),
         () = file_changed => {
             info!("content of the proxy server's configuration file was updated; ending, to be started with it");
-            Ok(())
+            Ok(Ended::ToRestart)
         }
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+        () = stop.recv() => Ok(Ended::Asked),
     };
     service_manager::tell_end().await;
     let ended = tokio::task::spawn_blocking(move || endings.run());
@@ -95,7 +102,7 @@ async fn run(
     families: Vec<IpFamily>,
     settings: Settings,
     telemetry: Telemetry,
-    endings: &mode::Endings,
+    endings: &Endings,
     events: mpsc::Receiver<SourceEvent>,
     read: impl Fn(SourceEvent) -> Option<Input>,
 ) -> anyhow::Result<()> {

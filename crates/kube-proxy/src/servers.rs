@@ -6,7 +6,6 @@ use std::time::SystemTime;
 use agent::Telemetry;
 use config::{CommandLine, Config, Gate, Stage};
 use events::{Event, Reason, Recorder, Regarding};
-use host::Root;
 use inspect::{About, Api};
 use metrics::health::SharedHealth;
 use metrics::{BuildInfo, Feature, Metrics, Options};
@@ -15,6 +14,7 @@ use serde_json::json;
 use status::{Limits, ServeError, Server, Sources, Status};
 
 use crate::inspected::ThisHost;
+use crate::platform;
 use crate::rejections::Rejections;
 
 /// Metrics at zero, and a proxy that is healthy so far.
@@ -113,7 +113,7 @@ pub(crate) fn start(
             Ok(())
         }),
         further: further(api(config, telemetry, rejections.clone(), about)),
-        limits: limits(host::descriptor_limit().unwrap_or(DESCRIPTORS)),
+        limits: limits(platform::descriptor_limit().unwrap_or(DESCRIPTORS)),
     };
     let sources = Sources {
         metrics: telemetry.metrics.clone(),
@@ -140,7 +140,7 @@ fn api(config: &Config, telemetry: &Telemetry, rejections: Rejections, about: Ab
         traffic: Arc::new(move || counted.traffic()),
         health: telemetry.health.clone(),
         rejections: Arc::new(move || rejections.all()),
-        host: Arc::new(ThisHost { mode: config.mode, root: Root::default() }),
+        host: Arc::new(ThisHost::new(config.mode)),
         about,
     })
 }

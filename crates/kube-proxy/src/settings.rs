@@ -1,5 +1,7 @@
 //! From the configuration to what each part of the program wants to know of it.
 
+use std::path::PathBuf;
+
 use agent::{NodePorts, Notices, Pods, Settings};
 use config::{Config, DetectLocal, Mode, NodePortAddresses};
 use ipnet::{IpNet, Ipv4Net};
@@ -7,10 +9,11 @@ use logs::Vmodule;
 use model::IpFamily;
 use source::{ApiConfig, ContentType, Timings};
 
+use crate::platform;
 use crate::plausibility::Checked;
 
 /// How the program logs.
-pub(crate) fn logs(logging: &config::Logging) -> logs::Config {
+pub(crate) fn logs(logging: &config::Logging, as_service: bool) -> logs::Config {
     let vmodule = logging.vmodule.iter().map(|item| (item.file_pattern.clone(), item.verbosity));
     logs::Config {
         format: match logging.format {
@@ -22,7 +25,14 @@ pub(crate) fn logs(logging: &config::Logging) -> logs::Config {
         split_stream: logging.split_stream,
         info_buffer_bytes: logging.info_buffer_size.bytes(),
         flush_every: logging.flush_frequency,
+        // A service has no streams.
+        file: logging.to_file.clone().or_else(|| as_service.then(log_beside_program)),
     }
+}
+
+fn log_beside_program() -> PathBuf {
+    let program = std::env::current_exe().unwrap_or_default();
+    program.with_file_name("kube-proxy.log")
 }
 
 /// The API server, and who asks it.
@@ -46,6 +56,7 @@ pub(crate) fn agent(config: &Config, node_name: &str, notices: Notices) -> Setti
         node_ports: node_ports(config),
         localhost_node_ports: serves_localhost(config),
         external_ips: config.gates.enabled(config::ALLOW_SERVICE_EXTERNAL_IPS),
+        served_by_hns: config.mode == Mode::Kernelspace,
         pods: pods(config),
         masquerade_all: config.masquerade_all,
         masquerade_mark: 1 << config.masquerade_bit,
@@ -53,7 +64,7 @@ pub(crate) fn agent(config: &Config, node_name: &str, notices: Notices) -> Setti
         sync_period: config.sync_period,
         min_sync_period: config.min_sync_period,
         notices,
-        release_memory: kernel::release_memory,
+        release_memory: platform::release_memory,
         ..Settings::new(node_name.into())
     }
 }

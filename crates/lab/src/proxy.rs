@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -138,9 +138,10 @@ impl Drop for Proxy {
     }
 }
 
-/// Asks again and again until the condition holds; false when the time is over.
+/// Asks again and again until the condition holds; false when the time is over. An emulated machine is slow: there `LAB_PATIENCE`
+/// in the environment says by what to multiply all limits.
 pub fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + limit;
+    let deadline = Instant::now() + limit * patience();
     loop {
         if condition() {
             return true;
@@ -150,4 +151,12 @@ pub fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool 
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// A variable of the environment: a whole number.
+const PATIENCE: &str = "LAB_PATIENCE";
+
+fn patience() -> u32 {
+    static FACTOR: OnceLock<u32> = OnceLock::new();
+    *FACTOR.get_or_init(|| std::env::var(PATIENCE).ok().and_then(|text| text.parse().ok()).unwrap_or(1))
 }

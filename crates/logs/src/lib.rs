@@ -18,6 +18,7 @@
 //! and counted (`queue`).
 #![forbid(unsafe_code)]
 
+mod file;
 mod json;
 mod layer;
 mod limit;
@@ -29,6 +30,7 @@ mod verbosity;
 mod writer;
 
 use std::backtrace::BacktraceStatus;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -37,6 +39,7 @@ use tracing::error;
 
 pub use verbosity::{PatternError, Vmodule};
 
+use file::LogFile;
 use layer::Klog;
 use record::Severity;
 use sink::Sink;
@@ -58,6 +61,9 @@ pub struct Config {
     pub info_buffer_bytes: usize,
     /// How often what is kept back is written.
     pub flush_every: Duration,
+    /// Everything goes to this file instead of the streams. It is added to; what is over 100 MB begins anew, and one such file
+    /// before it is kept, with `.old` at the end of its name.
+    pub file: Option<PathBuf>,
 }
 
 /// Upstream's defaults (`component-base/logs/api/v1`).
@@ -70,6 +76,7 @@ impl Default for Config {
             split_stream: false,
             info_buffer_bytes: 0,
             flush_every: Duration::from_secs(5),
+            file: None,
         }
     }
 }
@@ -84,13 +91,28 @@ pub enum Format {
     Json,
 }
 
-/// Something else receives the program's records already.
+/// Why the program's records can't be received.
 #[derive(Debug, thiserror::Error)]
-#[error("logging is set up already")]
-pub struct InitError(#[from] tracing::subscriber::SetGlobalDefaultError);
+pub enum InitError {
+    /// Something else receives them already.
+    #[error("logging is set up already")]
+    Twice(#[from] tracing::subscriber::SetGlobalDefaultError),
+    /// The file can't be written to.
+    #[error("open the log {}", .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
 
 /// Is told how many records are lost.
 pub type OnLoss = Box<dyn Fn(u64) + Send + Sync>;
+
+/// A log file has no more than this and a record.
+const MAX_FILE_BYTES: u64 = 100 << 20;
 
 /// How long the end of the program, or of a thread that panics, waits for whoever reads the streams.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -99,10 +121,13 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// [`Handle::start_writing`], which is to follow once the program may have more than one thread.
 ///
 /// # Errors
-/// It has been called before.
+/// It has been called before, or the file can't be written to.
 pub fn init(config: Config) -> Result<Handle, InitError> {
     let (flush_every, errors) = (config.flush_every, Box::new(std::io::stderr()));
-    let sink = if config.split_stream {
+    let sink = if let Some(path) = config.file.clone() {
+        let file = LogFile::open(path.clone(), MAX_FILE_BYTES);
+        Sink::single(Box::new(file.map_err(|source| InitError::File { path, source })?))
+    } else if config.split_stream {
         Sink::split(errors, Box::new(std::io::stdout()), config.info_buffer_bytes)
     } else {
         Sink::single(errors)

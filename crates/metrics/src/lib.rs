@@ -25,7 +25,7 @@ use prometheus::{IntCounter, IntGauge};
 use tokio::time::Instant;
 
 pub use family::FamilyMetrics;
-pub use mode::{EbpfMetrics, IptablesMetrics, IpvsMetrics, NftablesMetrics, TableMetrics, UserspaceMetrics};
+pub use mode::{EbpfMetrics, IptablesMetrics, IpvsMetrics, NftablesMetrics, TableMetrics, WorkerMetrics};
 pub use process::ProcessReading;
 pub use registrar::CONTENT_TYPE;
 pub use sli::Slis;

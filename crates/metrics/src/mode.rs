@@ -69,21 +69,18 @@ impl Observer for IpvsMetrics {
     }
 }
 
-/// What one family has in mode `userspace`.
+/// What one family has where workers carry flows: in mode `userspace`, and of Services that ask for it in others.
 #[derive(Clone, Debug)]
-pub struct UserspaceMetrics {
-    /// What its rules have.
-    pub rules: NftablesMetrics,
+pub struct WorkerMetrics {
     /// 1 while new flows are handed to a worker, 0 while they go to endpoints by rules alone.
     pub leased: IntGauge,
     /// Workers that died.
     pub deaths: IntCounter,
 }
 
-impl UserspaceMetrics {
+impl WorkerMetrics {
     /// Registers them; gives what makes those of a family. To be called once.
     pub fn register(metrics: &Metrics) -> impl Fn(IpFamily) -> Self + use<> {
-        let rules = NftablesMetrics::register(metrics);
         let registrar = &metrics.registrar;
         let leased = registrar.gauges(
             "kubeproxy_worker_leased",
@@ -98,17 +95,10 @@ impl UserspaceMetrics {
         move |family| {
             let label = family.to_string();
             Self {
-                rules: rules(family),
                 leased: leased.with_label_values(&[&*label]),
                 deaths: deaths.with_label_values(&[&*label]),
             }
         }
-    }
-}
-
-impl Observer for UserspaceMetrics {
-    fn attempted(&self, attempt: &Attempt<'_>) {
-        self.rules.attempted(attempt);
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use model::{Changed, Family, FrontendKey, RuleSettings, Table};
+use model::{Changed, Family, Frontend, FrontendKey, RuleSettings, Table};
 use tokio::time::Instant;
 
 use crate::target::Target;
@@ -55,6 +55,12 @@ pub trait Planner<F: Family>: Send + 'static {
     /// The rules that serve a frontend, as far as they are held.
     fn rules(&self, key: &FrontendKey<F>) -> Vec<Rule> {
         let _ = key;
+        Vec::new()
+    }
+
+    /// What a frontend asks for and this mode can't do, each in a sentence without its end that never changes: the Service is told.
+    fn shortcomings(&self, frontend: &Frontend<F>) -> Vec<&'static str> {
+        let _ = frontend;
         Vec::new()
     }
 

@@ -6,9 +6,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use balance::Policy;
 use ipnet::IpNet;
 
-use crate::{Family, Protocol, ServicePortName, TrafficPolicy, Uid};
+use crate::{AppProtocol, Family, Protocol, ServicePortName, TrafficPolicy, Uid};
 
 /// Which of a Service's addresses a frontend is. The order is that of precedence when two Services claim the same
 /// address, protocol and port: the first wins.
@@ -144,14 +145,23 @@ pub struct Frontend<F: Family> {
     pub internal_pool: Option<Pool<F>>,
     /// `ClientIP` affinity.
     pub affinity: Option<Affinity>,
+    /// The policy by which a proxy is to choose endpoints, if the Service asks for one.
+    pub proxying: Option<Policy>,
+    /// What goes through it. Modes without a proxy have no use for it.
+    pub app_protocol: AppProtocol,
     /// Source address rewriting.
     pub masquerade: Masquerade,
     /// `loadBalancerSourceRanges`: new flows from elsewhere are dropped. `None`: no restriction.
     pub allowed_sources: Option<Arc<[IpNet]>>,
-    /// UDP and SCTP: the endpoints that existing flows may stay with, which are all that serve, whatever policies and hints
-    /// say. Flows to others have to be forgotten, or they would go nowhere for as long as their client sends. Sorted;
-    /// empty for TCP, whose flows end by themselves.
+    /// The endpoints that existing flows may stay with, which are all that serve, whatever policies and hints say: of UDP and SCTP,
+    /// and of TCP where HNS serves. Flows to others have to be forgotten, or they would go nowhere for as long as their client sends. Sorted;
+    /// empty for TCP elsewhere, whose flows end by themselves.
     pub flow_endpoints: Arc<[Destination<F>]>,
+    /// Endpoints see the frontend's address, not their own, as the destination (annotation `preserve-destination`). Only where HNS
+    /// serves ([`ThisNode::served_by_hns`](crate::view::ThisNode::served_by_hns)).
+    pub preserves_destination: bool,
+    /// `healthCheckNodePort`, of a load balancer's address: where the load balancer asks whether this node has endpoints.
+    pub health_check_port: Option<u16>,
 }
 
 impl<F: Family> Frontend<F> {
@@ -165,6 +175,8 @@ impl<F: Family> Frontend<F> {
             policy: TrafficPolicy::Cluster,
             internal_pool: None,
             affinity: None,
+            proxying: None,
+            app_protocol: AppProtocol::Opaque,
             masquerade: match kind {
                 AddressKind::ClusterIp => Masquerade::UnlessFromPod,
                 AddressKind::LoadBalancerIp | AddressKind::ExternalIp | AddressKind::NodePort => {
@@ -173,6 +185,8 @@ impl<F: Family> Frontend<F> {
             },
             allowed_sources: None,
             flow_endpoints: Arc::default(),
+            preserves_destination: false,
+            health_check_port: None,
         }
     }
 }

@@ -29,10 +29,10 @@ pub use net::{
     AddrError, CidrError, Family, IpFamily, Protocol, V4, V6, parse_addr, parse_cidr, special_use,
 };
 pub use objects::{
-    Change, Conditions, Endpoint, EndpointSlice, Hints, Kind, Node, Object, Service, ServiceCidr,
-    ServicePort, SliceEndpoints, SlicePort, TrafficPolicy,
+    AppProtocol, Change, Conditions, Endpoint, EndpointSlice, Hints, Kind, Node, Object, Service,
+    ServiceCidr, ServicePort, SliceEndpoints, SlicePort, TrafficPolicy,
 };
-pub use rule_settings::{Balancer, Extent, NodePortAddresses, PodSource, RuleSettings};
+pub use rule_settings::{Balancer, Extent, NodePortAddresses, PodSource, Proxied, RuleSettings};
 pub use slots::assign_slots;
 pub use store::{ServiceEntry, Store, Touched};
 pub use table::{Changed, Table};

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
+use balance::Policy;
 use ipnet::IpNet;
 
 use crate::{Family, Name, ObjectName, Protocol, ServiceName, Uid, V4, V6};
@@ -130,6 +131,10 @@ pub struct Service {
     pub external_policy: TrafficPolicy,
     /// `healthCheckNodePort`, for type `LoadBalancer` with `externalTrafficPolicy: Local` only.
     pub health_check_node_port: Option<u16>,
+    /// The policy by which proxies on each node are to choose endpoints, if the Service asks for such.
+    pub proxying: Option<Policy>,
+    /// Annotation `preserve-destination: "true"`, which only nodes that run Windows honour.
+    pub preserves_destination: bool,
 }
 
 impl Service {
@@ -147,6 +152,8 @@ impl Service {
             internal_policy: TrafficPolicy::Cluster,
             external_policy: TrafficPolicy::Cluster,
             health_check_node_port: None,
+            proxying: None,
+            preserves_destination: false,
         }
     }
 }
@@ -162,6 +169,27 @@ pub struct ServicePort {
     pub port: u16,
     /// Port on the nodes.
     pub node_port: Option<u16>,
+    /// `appProtocol`.
+    pub app_protocol: AppProtocol,
+}
+
+/// What clients and endpoints say to each other, as far as a proxy may understand it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AppProtocol {
+    /// Bytes.
+    #[default]
+    Opaque,
+    /// HTTP without TLS, of whatever version: requests, each of which may go to another endpoint.
+    Http,
+}
+
+impl AppProtocol {
+    /// By the name in a port's `appProtocol`: IANA's, or one of Kubernetes' own (KEP-3726). Names are of either case (RFC 6335,
+    /// section 5.1).
+    pub fn named(name: &str) -> Self {
+        const HTTP: [&str; 4] = ["http", "kubernetes.io/h2c", "kubernetes.io/ws", "grpc"];
+        if HTTP.iter().any(|known| known.eq_ignore_ascii_case(name)) { Self::Http } else { Self::Opaque }
+    }
 }
 
 /// A slice of the endpoints of one Service, in one family.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::Family;
+use crate::{Family, Frontend};
 
 /// What one family's rules depend on besides frontends. A mode leaves aside what does not concern it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub struct RuleSettings {
     pub service_cidrs: Vec<IpNet>,
     /// What chooses endpoints.
     pub balancer: Balancer,
+    /// The node's primary address of the family, where HNS serves and its endpoints have to know it.
+    pub node_address: Option<IpAddr>,
     /// The packet mark bit, as a mask, that carries "to be masqueraded" from the nat chains to postrouting.
     pub masquerade_mark: u32,
 }
@@ -41,6 +43,7 @@ impl Default for RuleSettings {
             masquerade_all: false,
             service_cidrs: Vec::new(),
             balancer: Balancer::Rules,
+            node_address: None,
             masquerade_mark: DEFAULT_MASQUERADE_MARK,
         }
     }
@@ -57,17 +60,44 @@ pub enum Balancer {
         /// them too.
         node_addresses: Vec<IpAddr>,
     },
-    /// Proxies on this node for TCP and UDP, for as long as they hold a lease on it; the rules themselves for all else, and
-    /// whenever there is no lease.
-    Proxies,
+    /// Proxies on this node for TCP and UDP of these Services, for as long as they hold a lease on it; the rules themselves for all
+    /// else, and whenever there is no lease.
+    Proxies(Proxied),
+}
+
+/// Services whose flows proxies are to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proxied {
+    /// All.
+    All,
+    /// Those that ask for it.
+    Asking,
+}
+
+impl Proxied {
+    /// Whether a frontend's Service is one of them.
+    pub const fn has<F: Family>(self, frontend: &Frontend<F>) -> bool {
+        match self {
+            Self::All => true,
+            Self::Asking => frontend.proxying.is_some(),
+        }
+    }
 }
 
 impl Balancer {
     /// Whether rules lead to endpoints of all pools.
     pub const fn has_rules_for_all(&self) -> bool {
         match self {
-            Self::Rules | Self::Proxies => true,
+            Self::Rules | Self::Proxies(_) => true,
             Self::Ipvs { .. } => false,
+        }
+    }
+
+    /// Whether proxies are to have the flows of a frontend.
+    pub const fn leaves_to_proxies<F: Family>(&self, frontend: &Frontend<F>) -> bool {
+        match self {
+            Self::Rules | Self::Ipvs { .. } => false,
+            Self::Proxies(proxied) => proxied.has(frontend),
         }
     }
 }

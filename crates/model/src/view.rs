@@ -34,6 +34,8 @@ pub struct ThisNode {
     pub addresses: Box<[std::net::IpAddr]>,
     /// `externalIPs` are not served (feature gate `AllowServiceExternalIPs`, KEP-5707).
     pub ignores_external_ips: bool,
+    /// HNS serves, as on Windows: annotation `preserve-destination` counts, and flows of TCP need their endpoints to be kept.
+    pub served_by_hns: bool,
 }
 
 impl ThisNode {
@@ -42,7 +44,7 @@ impl ThisNode {
         let primary = |family| object.and_then(|node| node.primary_address(family));
         let addresses = IpFamily::ALL.into_iter().filter_map(primary).collect();
         let zone = object.and_then(|node| node.zone.clone());
-        Self { name, zone, addresses, ignores_external_ips: false }
+        Self { name, zone, addresses, ignores_external_ips: false, served_by_hns: false }
     }
 }
 
@@ -54,18 +56,20 @@ pub fn frontends<F: Family>(node: &ThisNode, entry: &ServiceEntry) -> Vec<Fronte
     let mut frontends = Vec::new();
     for port in &service.ports {
         let candidates = endpoints::gather::<F>(node, port, &entry.slices);
-        let policy = Policies::new(service, port, &addresses);
+        let policy = Policies::new(node, service, port, &addresses);
         let choice = endpoints::choose(node, &candidates, policy.needs_cluster(), policy.needs_local());
         let flow_endpoints = match port.protocol {
-            Protocol::Tcp => Arc::default(),
-            Protocol::Udp | Protocol::Sctp => endpoints::serving(&candidates).into_iter().collect(),
+            Protocol::Tcp if !node.served_by_hns => Arc::default(),
+            Protocol::Tcp | Protocol::Udp | Protocol::Sctp => {
+                endpoints::serving(&candidates).into_iter().collect()
+            }
         };
         port_frontends(
             &mut frontends,
             service,
             port,
             &addresses,
-            &Pools::new(service, choice, flow_endpoints),
+            &Pools::new(service, choice, flow_endpoints, policy.preserves_destination),
         );
     }
     frontends
@@ -101,16 +105,24 @@ struct Policies {
     external: TrafficPolicy,
     /// There is a way in besides the cluster IP.
     externally_accessible: bool,
+    /// Load balancers' addresses and node ports lead to endpoints of this node only, which see the frontend's address.
+    preserves_destination: bool,
 }
 
 impl Policies {
-    fn new<F: Family>(service: &Service, port: &ServicePort, addresses: &Addresses<F>) -> Self {
+    fn new<F: Family>(
+        node: &ThisNode,
+        service: &Service,
+        port: &ServicePort,
+        addresses: &Addresses<F>,
+    ) -> Self {
         Self {
             internal: service.internal_policy,
             external: service.external_policy,
             externally_accessible: port.node_port.is_some()
                 || !addresses.external_ips.is_empty()
                 || !addresses.load_balancer_ips.is_empty(),
+            preserves_destination: node.served_by_hns && service.preserves_destination,
         }
     }
 
@@ -122,6 +134,7 @@ impl Policies {
     fn needs_local(&self) -> bool {
         self.internal == TrafficPolicy::Local
             || self.external == TrafficPolicy::Local && self.externally_accessible
+            || self.preserves_destination && self.externally_accessible
     }
 }
 
@@ -131,6 +144,8 @@ struct Pools<F: Family> {
     internal: Pool<F>,
     /// To any other address.
     external: Pool<F>,
+    /// To a load balancer's address or a node port, where destinations are preserved.
+    preserved: Option<Pool<F>>,
     /// To any other address, from pods and from the node itself, where that differs.
     short_cut: Option<Pool<F>>,
     external_masquerade: Masquerade,
@@ -138,7 +153,12 @@ struct Pools<F: Family> {
 }
 
 impl<F: Family> Pools<F> {
-    fn new(service: &Service, choice: Choice<F>, flow_endpoints: Arc<[Destination<F>]>) -> Self {
+    fn new(
+        service: &Service,
+        choice: Choice<F>,
+        flow_endpoints: Arc<[Destination<F>]>,
+        preserves_destination: bool,
+    ) -> Self {
         // Only a list for the Local policy can be empty although there are endpoints somewhere.
         let when_empty = if choice.has_any { Verdict::Drop } else { Verdict::Reject };
         let pool = |list: Option<List<F>>| {
@@ -153,6 +173,7 @@ impl<F: Family> Pools<F> {
         Self {
             internal: by(service.internal_policy),
             external: by(service.external_policy),
+            preserved: preserves_destination.then(|| by(TrafficPolicy::Local)),
             short_cut: (is_local && choice.has_any).then_some(cluster.clone()),
             external_masquerade: if is_local { Masquerade::Never } else { Masquerade::Always },
             flow_endpoints,
@@ -175,6 +196,8 @@ fn port_frontends<F: Family>(
     frontends.push(Frontend {
         policy: service.internal_policy,
         affinity,
+        proxying: service.proxying,
+        app_protocol: port.app_protocol,
         flow_endpoints: pools.flow_endpoints.clone(),
         ..Frontend::new(cluster_ip, AddressKind::ClusterIp, name.clone(), pools.internal.clone())
     });
@@ -182,24 +205,38 @@ fn port_frontends<F: Family>(
         policy: service.external_policy,
         internal_pool: pools.short_cut.clone(),
         affinity,
+        proxying: service.proxying,
+        app_protocol: port.app_protocol,
         masquerade: pools.external_masquerade,
         allowed_sources,
         flow_endpoints: pools.flow_endpoints.clone(),
         ..Frontend::new(key, kind, name.clone(), pools.external.clone())
     };
     let ip = |addr: &F::Addr| key(FrontendAddress::Ip(*addr), port.port);
-    frontends.extend(
-        addresses
-            .load_balancer_ips
-            .iter()
-            .map(|addr| external(AddressKind::LoadBalancerIp, ip(addr), addresses.allowed_sources.clone())),
-    );
+    frontends.extend(addresses.load_balancer_ips.iter().map(|addr| {
+        let allowed_sources = addresses.allowed_sources.clone();
+        let frontend = external(AddressKind::LoadBalancerIp, ip(addr), allowed_sources);
+        let health_check_port = service.health_check_node_port;
+        preserving(Frontend { health_check_port, ..frontend }, pools)
+    }));
     frontends
         .extend(addresses.external_ips.iter().map(|addr| external(AddressKind::ExternalIp, ip(addr), None)));
-    frontends.extend(
-        port.node_port
-            .map(|number| external(AddressKind::NodePort, key(FrontendAddress::Node, number), None)),
-    );
+    frontends.extend(port.node_port.map(|number| {
+        preserving(external(AddressKind::NodePort, key(FrontendAddress::Node, number), None), pools)
+    }));
+}
+
+/// The frontend, with the destination preserved if the Service asks for it: then only endpoints of this node can answer.
+fn preserving<F: Family>(frontend: Frontend<F>, pools: &Pools<F>) -> Frontend<F> {
+    match &pools.preserved {
+        Some(pool) => Frontend {
+            pool: pool.clone(),
+            policy: TrafficPolicy::Local,
+            preserves_destination: true,
+            ..frontend
+        },
+        None => frontend,
+    }
 }
 
 /// The ranges from which load-balancer addresses may be used: `None` for no restriction, which is also what ranges of

@@ -10,8 +10,8 @@ use std::net::Ipv4Addr;
 
 use model::view::{ThisNode, frontends};
 use model::{
-    Change, Conditions, Endpoint, EndpointSlice, Interner, Kind, Object, ObjectName, Protocol, Service,
-    ServicePort, SliceEndpoints, SlicePort, Store, Table, Touched, Uid, V4,
+    AppProtocol, Change, Conditions, Endpoint, EndpointSlice, Interner, Kind, Object, ObjectName, Protocol,
+    Service, ServicePort, SliceEndpoints, SlicePort, Store, Table, Touched, Uid, V4,
 };
 
 const SERVICES: u32 = 2000;
@@ -36,6 +36,7 @@ fn service(n: u32, interner: &mut Interner) -> Object {
             protocol: Protocol::Tcp,
             port: 80,
             node_port: None,
+            app_protocol: AppProtocol::Opaque,
         }]
         .into(),
         ..Service::new(name(interner, &format!("svc-{n:06}")))

@@ -7,9 +7,9 @@ use std::net::IpAddr;
 
 use model::view::{ThisNode, frontends};
 use model::{
-    AddressKind, Change, Conditions, Endpoint, EndpointSlice, Family, FrontendAddress, Hints, Kind,
-    Masquerade, Node, Object, ObjectName, Pool, Protocol, Service, ServicePort, SliceEndpoints, SlicePort,
-    Store, Table, Touched, TrafficPolicy, V4, Verdict,
+    AddressKind, AppProtocol, Change, Conditions, Endpoint, EndpointSlice, Family, FrontendAddress, Hints,
+    Kind, Masquerade, Node, Object, ObjectName, Pool, Protocol, Service, ServicePort, SliceEndpoints,
+    SlicePort, Store, Table, Touched, TrafficPolicy, V4, Verdict,
 };
 use proptest::prelude::*;
 
@@ -190,6 +190,7 @@ fn service() -> impl Strategy<Value = Object> {
                     protocol: Protocol::Tcp,
                     port: 80,
                     node_port: node_port.map(|port| 30000 + port),
+                    app_protocol: AppProtocol::Opaque,
                 }]
                 .into(),
                 external_ips: external(113),
@@ -199,6 +200,8 @@ fn service() -> impl Strategy<Value = Object> {
                 internal_policy: internal,
                 external_policy,
                 health_check_node_port: None,
+                proxying: None,
+                preserves_destination: false,
             })
         },
     )

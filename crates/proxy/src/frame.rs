@@ -32,7 +32,7 @@ pub struct Settings {
     /// For how long a client of UDP has its endpoint after its last datagram. Shorter than the kernel remembers the flow, so that
     /// a flow that is new to the kernel is new to the worker.
     pub udp_idle_ms: u64,
-    /// For how long connections to an endpoint that is gone may go on.
+    /// For how long connections to an endpoint that is gone may go on, and those of a worker that is to end.
     pub drain_ms: u64,
     /// For how long flows may come after the last word from an agent: a lease, and a little more.
     pub linger_ms: u64,
@@ -64,6 +64,9 @@ pub struct Route {
     pub any: Pool,
     /// The endpoints for internal flows, where these take a short cut.
     pub internal: Option<Pool>,
+    /// How its endpoints are chosen, if not as [`Settings`] say.
+    #[serde(default)]
+    pub policy: Option<Policy>,
 }
 
 /// What a flow was sent to.
@@ -95,6 +98,9 @@ pub struct Pool {
     pub endpoints: Vec<SocketAddr>,
     /// `ClientIP` affinity: for how long, in seconds.
     pub affinity_secs: Option<u64>,
+    /// What goes there is HTTP, and each request may go to another endpoint.
+    #[serde(default)]
+    pub by_request: bool,
 }
 
 /// What a worker tells an agent.
@@ -245,6 +251,7 @@ mod tests {
             name: name.to_owned(),
             endpoints: vec!["10.0.0.1:8080".parse().unwrap(), "[fd00::1]:8080".parse().unwrap()],
             affinity_secs: Some(10_800),
+            by_request: true,
         };
         ToWorker::Routes(Routes {
             generation,
@@ -253,6 +260,7 @@ mod tests {
                 frontend: frontend(None),
                 any: pool("default/web:http/TCP local"),
                 internal: Some(pool("default/web:http/TCP")),
+                policy: Some(Policy::Maglev),
             }],
             gone: vec![frontend(Some("10.96.0.10".parse().unwrap()))],
         })

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use balance::{Affinity, Choice, Draw, Policy};
+use http_proxy::Upstream;
 use rustc_hash::FxBuildHasher;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -20,6 +21,9 @@ pub(crate) enum Traffic {
     Any,
     Internal,
 }
+
+/// For how long a flow may be on its way from rules that handed it over to its being accepted here.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// All routes, and what goes by them.
 #[derive(Debug)]
@@ -49,6 +53,8 @@ struct Inner {
     policy: Policy,
     tally: Arc<Tally>,
     routes: HashMap<Frontend, Target, FxBuildHasher>,
+    /// Routes that are gone since a moment ago, for flows that were on their way.
+    left: Vec<(Instant, Frontend, Target)>,
     /// By name.
     pools: HashMap<String, Weak<Used>, FxBuildHasher>,
 }
@@ -75,15 +81,30 @@ impl Table {
         let mut inner = self.0.write().unwrap_or_else(PoisonError::into_inner);
         // Gone only when the new ones are there, since they may lead to the same pools.
         let replaced = if routes.replace { std::mem::take(&mut inner.routes) } else { HashMap::default() };
+        let now = Instant::now();
         for frontend in &routes.gone {
-            inner.routes.remove(frontend);
+            if let Some(target) = inner.routes.remove(frontend) {
+                inner.left.push((now, *frontend, target));
+            }
         }
-        for Route { frontend, any, internal } in routes.set {
-            let target = Target { any: inner.pool(any), internal: internal.map(|pool| inner.pool(pool)) };
+        for Route { frontend, any, internal, policy } in routes.set {
+            let policy = policy.unwrap_or(inner.policy);
+            let mut used = |pool| inner.pool(pool, policy);
+            let target = Target { any: used(any), internal: internal.map(used) };
             inner.routes.insert(frontend, target);
         }
         drop(replaced);
         inner.pools.retain(|_, pool| pool.strong_count() > 0);
+    }
+
+    /// Forgets routes that are gone for long enough. To be called now and then.
+    pub(crate) fn forget_left(&self, now: Instant) {
+        let mut inner = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let Inner { left, pools, .. } = &mut *inner;
+        if !left.is_empty() {
+            left.retain(|(since, ..)| now.saturating_duration_since(*since) < LINGER);
+            pools.retain(|_, pool| pool.strong_count() > 0);
+        }
     }
 
     /// The pool for flows to an address, or to a node port if no frontend has the address.
@@ -95,8 +116,9 @@ impl Table {
     ) -> Option<Arc<LivePool>> {
         let inner = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let frontend = |address| Frontend { address, protocol, port: destination.port() };
-        let by_address = inner.routes.get(&frontend(Some(destination.ip())));
-        let target = by_address.or_else(|| inner.routes.get(&frontend(None)))?;
+        let keys = [frontend(Some(destination.ip())), frontend(None)];
+        let routed = keys.iter().find_map(|key| inner.routes.get(key));
+        let target = routed.or_else(|| keys.iter().find_map(|key| inner.left_for(key)))?;
         match (traffic, &target.internal) {
             (Traffic::Internal, Some(internal)) => Some(internal.0.clone()),
             _ => Some(target.any.0.clone()),
@@ -105,12 +127,17 @@ impl Table {
 }
 
 impl Inner {
-    fn pool(&mut self, pool: Pool) -> Arc<Used> {
+    fn left_for(&self, wanted: &Frontend) -> Option<&Target> {
+        let mut left = self.left.iter().rev();
+        left.find(|(_, frontend, _)| frontend == wanted).map(|(_, _, target)| target)
+    }
+
+    fn pool(&mut self, pool: Pool, policy: Policy) -> Arc<Used> {
         if let Some(known) = self.pools.get(&pool.name).and_then(Weak::upgrade) {
-            known.0.update(&pool);
+            known.0.update(policy, &pool);
             return known;
         }
-        let used = Arc::new(Used(Arc::new(LivePool::new(self.policy, &pool, self.tally.clone()))));
+        let used = Arc::new(Used(Arc::new(LivePool::new(policy, &pool, self.tally.clone()))));
         self.pools.insert(pool.name, Arc::downgrade(&used));
         used
     }
@@ -119,18 +146,21 @@ impl Inner {
 /// Endpoints, and what they have to do.
 #[derive(Debug)]
 pub(crate) struct LivePool {
-    policy: Policy,
     counting: Counting,
     members: RwLock<Arc<Members>>,
     clients: Mutex<Affinity>,
+    /// Connections to its endpoints, if requests are carried one by one.
+    upstream: OnceLock<Arc<Upstream>>,
     began: Instant,
 }
 
 #[derive(Debug)]
 struct Members {
     endpoints: Vec<Arc<Endpoint>>,
+    policy: Policy,
     choice: Choice,
     affinity: Option<Duration>,
+    by_request: bool,
 }
 
 /// One endpoint of a pool, for as long as it is there or has flows.
@@ -160,7 +190,8 @@ impl LivePool {
     fn new(policy: Policy, pool: &Pool, tally: Arc<Tally>) -> Self {
         let counting = Counting { pool: pool.name.as_str().into(), tally };
         let members = RwLock::new(Arc::new(Members::new(policy, pool, &[], &counting)));
-        Self { policy, counting, members, clients: Mutex::default(), began: Instant::now() }
+        let (clients, upstream) = (Mutex::default(), OnceLock::new());
+        Self { counting, members, clients, upstream, began: Instant::now() }
     }
 
     /// A connection found no endpoint.
@@ -169,26 +200,42 @@ impl LivePool {
         tally.add(pool, None, Counts { refused: 1, ..Counts::default() });
     }
 
-    fn update(&self, pool: &Pool) {
+    fn update(&self, policy: Policy, pool: &Pool) {
         let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
-        if members.is_of(pool) {
+        if members.is_of(policy, pool) {
             return;
         }
-        let new = Members::new(self.policy, pool, &members.endpoints, &self.counting);
+        let new = Members::new(policy, pool, &members.endpoints, &self.counting);
         let is_there = |address| new.endpoints.iter().any(|endpoint| endpoint.address == address);
         for endpoint in members.endpoints.iter().filter(|endpoint| !is_there(endpoint.address)) {
             endpoint.gone.send_replace(true);
         }
         self.clients.lock().unwrap_or_else(PoisonError::into_inner).retain(is_there);
+        if let Some(upstream) = self.upstream.get() {
+            upstream.retain(is_there);
+        }
         *members = Arc::new(new);
     }
 
-    /// All endpoints go.
+    /// All endpoints go; whoever has a flow to one gets no other.
     fn close(&self) {
         let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
         for endpoint in &members.endpoints {
             endpoint.gone.send_replace(true);
         }
+        if let Some(upstream) = self.upstream.get() {
+            upstream.retain(|_| false);
+        }
+    }
+
+    /// Whether requests are carried one by one, not connections.
+    pub(crate) fn is_by_request(&self) -> bool {
+        self.members.read().unwrap_or_else(PoisonError::into_inner).by_request
+    }
+
+    /// Connections for requests to its endpoints, with the limits of this one.
+    pub(crate) fn upstream(&self, of_all: &Upstream) -> Arc<Upstream> {
+        self.upstream.get_or_init(|| Arc::new(of_all.sibling())).clone()
     }
 
     /// An endpoint for a client's new flow, none of those that were tried.
@@ -215,13 +262,17 @@ impl Members {
         };
         Self {
             endpoints: pool.endpoints.iter().map(endpoint).collect(),
+            policy,
             choice: Choice::new(policy, &pool.endpoints),
             affinity: pool.affinity_secs.map(Duration::from_secs),
+            by_request: pool.by_request,
         }
     }
 
-    fn is_of(&self, pool: &Pool) -> bool {
-        self.affinity == pool.affinity_secs.map(Duration::from_secs)
+    fn is_of(&self, policy: Policy, pool: &Pool) -> bool {
+        self.policy == policy
+            && self.by_request == pool.by_request
+            && self.affinity == pool.affinity_secs.map(Duration::from_secs)
             && self.endpoints.iter().map(|endpoint| endpoint.address).eq(pool.endpoints.iter().copied())
     }
 
@@ -309,7 +360,7 @@ mod tests {
 
     fn pool(name: &str, endpoints: &[u8], affinity_secs: Option<u64>) -> Pool {
         let endpoints = endpoints.iter().copied().map(endpoint).collect();
-        Pool { name: name.to_owned(), endpoints, affinity_secs }
+        Pool { name: name.to_owned(), endpoints, affinity_secs, by_request: false }
     }
 
     fn frontend(address: Option<&str>, port: u16) -> Frontend {
@@ -317,7 +368,7 @@ mod tests {
     }
 
     fn route(frontend: Frontend, any: Pool, internal: Option<Pool>) -> Route {
-        Route { frontend, any, internal }
+        Route { frontend, any, internal, policy: None }
     }
 
     fn set(table: &Table, routes: Vec<Route>) {
@@ -389,11 +440,29 @@ mod tests {
     }
 
     #[test]
+    fn a_route_may_have_a_policy_of_its_own_and_another_one_later() {
+        let table = Table::default();
+        let with = |policy| Route { policy, ..route(frontend(None, 1), pool("a", &[1, 2, 3], None), None) };
+        let met = || {
+            let met = (0..6).map(|_| pick(&table, "192.0.2.8:1", Traffic::Any));
+            met.collect::<std::collections::BTreeSet<_>>().len()
+        };
+        for (policy, n) in [(Some(Policy::Maglev), 1), (None, 3), (Some(Policy::RingHash), 1)] {
+            set(&table, vec![with(policy)]);
+            assert_eq!(met(), n, "{policy:?}");
+        }
+    }
+
+    #[test]
     fn what_is_gone_has_no_route() {
         let table = Table::default();
         set(&table, vec![route(frontend(None, 1), pool("a", &[1], None), None)]);
+        let pick = || pick(&table, "192.0.2.8:1", Traffic::Any);
         table.apply(Routes { gone: vec![frontend(None, 1)], ..Routes::default() });
-        assert_eq!(pick(&table, "192.0.2.8:1", Traffic::Any), None);
+        // A flow may be on its way.
+        assert_eq!(pick(), Some(endpoint(1)));
+        table.forget_left(Instant::now() + LINGER);
+        assert_eq!(pick(), None);
         assert!(table.0.read().unwrap().pools.is_empty());
     }
 
@@ -425,8 +494,9 @@ mod tests {
         set(&table, with(&[2]));
         one.endpoint_gone().await;
         assert!(!*other.0.gone.borrow());
-        // A pool whose frontends all go takes its endpoints with it.
+        // A pool whose frontends all go takes its endpoints with it, and gives none.
         table.apply(Routes { replace: true, ..Routes::default() });
         other.endpoint_gone().await;
+        assert!(pool.pick(CLIENT, &[]).is_none());
     }
 }

@@ -13,12 +13,12 @@ use crate::worker::Shared;
 /// How often the agent is told.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// What the agent does not know yet, by pool and endpoint.
-#[derive(Debug, Default)]
-pub(crate) struct Tally(Mutex<HashMap<Key, Counts, FxBuildHasher>>);
+/// Of what is counted: the pool's name, and the endpoint if it concerns one.
+type Counted = (Arc<str>, Option<SocketAddr>);
 
-/// A pool's name, and the endpoint; `None`: none of them.
-type Key = (Arc<str>, Option<SocketAddr>);
+/// What the agent does not know yet.
+#[derive(Debug, Default)]
+pub(crate) struct Tally(Mutex<HashMap<Counted, Counts, FxBuildHasher>>);
 
 impl Tally {
     pub(crate) fn add(&self, pool: &Arc<str>, endpoint: Option<SocketAddr>, more: Counts) {
@@ -30,8 +30,11 @@ impl Tally {
     /// All there is, once.
     pub(crate) fn take(&self) -> Vec<Count> {
         let taken = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        let count =
-            |((pool, endpoint), counts): (Key, Counts)| Count { pool: pool.to_string(), endpoint, counts };
+        let count = |((pool, endpoint), counts): (Counted, Counts)| Count {
+            pool: pool.to_string(),
+            endpoint,
+            counts,
+        };
         taken.into_iter().map(count).collect()
     }
 }

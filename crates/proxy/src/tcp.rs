@@ -6,15 +6,17 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use http_proxy::{Client, Sockets};
 use rustc_hash::FxBuildHasher;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, warn};
 
 use crate::frame::Protocol;
+use crate::http;
 use crate::relay::relay;
 use crate::table::{Flow, LivePool, Traffic};
-use crate::worker::Shared;
+use crate::worker::{Closing, Shared};
 
 /// Endpoints that are tried for one connection.
 const MAX_ATTEMPTS: usize = 5;
@@ -23,43 +25,57 @@ const KEEPALIVE: Duration = Duration::from_mins(2);
 /// The pause after the system had no room for a connection.
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(20);
 
-/// Local ends of this worker's own connections. Rules may lead one to a listener of ours, if an endpoint is itself an address of a
-/// Service on this node; that would go round for ever.
+/// This worker's own connections, by their local ends and endpoints. Rules may lead one to a listener of ours, if an endpoint is
+/// itself an address of a Service on this node; that would go round for ever. The local end alone says nothing: a client on this
+/// node may have the same one, for another destination.
 #[derive(Debug, Default)]
-pub(crate) struct OwnConnections(Mutex<HashSet<SocketAddr, FxBuildHasher>>);
+pub(crate) struct OwnConnections(Mutex<HashSet<Ends, FxBuildHasher>>);
+
+type Ends = (SocketAddr, SocketAddr);
 
 impl OwnConnections {
-    fn contains(&self, end: SocketAddr) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&end)
+    fn contains(&self, ends: Ends) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&ends)
     }
 
-    fn note(&self, end: SocketAddr) -> OwnConnection<'_> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(end);
-        OwnConnection(self, end)
+    fn note(&self, ends: Ends) -> OwnConnection<'_> {
+        self.opened(ends.0, ends.1);
+        OwnConnection(self, ends)
     }
 }
 
-struct OwnConnection<'o>(&'o OwnConnections, SocketAddr);
+struct OwnConnection<'o>(&'o OwnConnections, Ends);
 
 impl Drop for OwnConnection<'_> {
     fn drop(&mut self) {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+        self.0.closed(self.1.0, self.1.1);
     }
 }
 
-/// Serves a listener for as long as it is asked for.
-pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener, traffic: Traffic) {
+impl Sockets for OwnConnections {
+    fn opened(&self, local: SocketAddr, endpoint: SocketAddr) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert((local, endpoint));
+    }
+
+    fn closed(&self, local: SocketAddr, endpoint: SocketAddr) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&(local, endpoint));
+    }
+}
+
+/// Serves a listener until no more flows are expected and none waits.
+pub(crate) async fn serve(
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    traffic: Traffic,
+    mut closing: Closing,
+) {
     loop {
-        match listener.accept().await {
-            Ok((client, peer)) => {
-                // Others wait in the listener's queue meanwhile.
-                let room = shared.room().await;
-                let shared = shared.clone();
-                tokio::spawn(async move {
-                    carry(&shared, client, peer, traffic).await;
-                    drop(room);
-                });
-            }
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = closing.wait_for(|closing| *closing) => break,
+        };
+        match accepted {
+            Ok((client, peer)) => begin(&shared, client, peer, traffic).await,
             Err(error) if is_of_one(&error) => {}
             Err(error) => {
                 warn!(%error, "connections can't be accepted");
@@ -67,6 +83,35 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener, traffic: T
             }
         }
     }
+    for (client, peer) in waiting(listener) {
+        begin(&shared, client, peer, traffic).await;
+    }
+}
+
+/// Carries a connection, as soon as there is room. Others wait in the listener's queue meanwhile.
+async fn begin(shared: &Arc<Shared>, client: TcpStream, peer: SocketAddr, traffic: Traffic) {
+    let (room, shared) = (shared.room().await, shared.clone());
+    tokio::spawn(async move {
+        carry(&shared, client, peer, traffic).await;
+        drop(room);
+    });
+}
+
+/// What is in a listener's queue. With the listener the kernel would break all of it off.
+fn waiting(listener: TcpListener) -> impl Iterator<Item = (TcpStream, SocketAddr)> {
+    let listener = listener.into_std().ok();
+    std::iter::from_fn(move || {
+        loop {
+            match listener.as_ref()?.accept() {
+                Ok((client, peer)) => {
+                    let client = client.set_nonblocking(true).and_then(|()| TcpStream::from_std(client));
+                    return Some((client.ok()?, peer));
+                }
+                Err(error) if is_of_one(&error) => {}
+                Err(_empty) => return None,
+            }
+        }
+    })
 }
 
 /// The error is that of one connection, which has gone already.
@@ -77,14 +122,18 @@ fn is_of_one(error: &io::Error) -> bool {
     )
 }
 
-async fn carry(shared: &Shared, client: TcpStream, peer: SocketAddr, traffic: Traffic) {
-    if shared.own.contains(peer) {
+async fn carry(shared: &Arc<Shared>, client: TcpStream, peer: SocketAddr, traffic: Traffic) {
+    let Ok(sent_to) = original_destination(&client) else { return reset(&[&client]) };
+    if shared.own.contains((peer, sent_to)) {
         debug!(%peer, "an endpoint is an address that leads back here");
         return reset(&[&client]);
     }
-    let sent_to = original_destination(&client);
-    let pool = sent_to.ok().and_then(|sent_to| shared.table.pool(Protocol::Tcp, sent_to, traffic));
+    let pool = shared.table.pool(Protocol::Tcp, sent_to, traffic);
     let Some(pool) = pool else { return reset(&[&client]) };
+    if pool.is_by_request() {
+        tune(&client);
+        return http::carry(shared, client, Client { address: peer, sent_to }, traffic).await;
+    }
     let Some((endpoint, flow)) = connect(shared, &pool, peer).await else {
         pool.note_refusal();
         return reset(&[&client]);
@@ -93,12 +142,9 @@ async fn carry(shared: &Shared, client: TcpStream, peer: SocketAddr, traffic: Tr
 }
 
 async fn carry_to(shared: &Shared, client: &TcpStream, endpoint: &TcpStream, flow: &Flow) {
-    for stream in [client, endpoint] {
-        // A connection works without either.
-        drop(stream.set_nodelay(true));
-        drop(SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE)));
-    }
-    let own = endpoint.local_addr().ok().map(|end| shared.own.note(end));
+    tune(client);
+    tune(endpoint);
+    let own = endpoint.local_addr().ok().map(|end| shared.own.note((end, flow.address())));
     let drained = async {
         flow.endpoint_gone().await;
         tokio::time::sleep(shared.drain).await;
@@ -112,6 +158,12 @@ async fn carry_to(shared: &Shared, client: &TcpStream, endpoint: &TcpStream, flo
         debug!(endpoint = %flow.address(), %error, "a connection broke");
         reset(&[client, endpoint]);
     }
+}
+
+fn tune(stream: &TcpStream) {
+    // A connection works without either.
+    drop(stream.set_nodelay(true));
+    drop(SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE)));
 }
 
 /// What the client sent to, before the kernel translated it.
@@ -174,8 +226,13 @@ mod tests {
     const FRONTEND: Frontend = Frontend { address: None, protocol: Protocol::Tcp, port: 80 };
 
     fn set(shared: &Shared, endpoints: &[SocketAddr]) -> Arc<LivePool> {
-        let pool = Pool { name: "a".to_owned(), endpoints: endpoints.to_vec(), affinity_secs: None };
-        let route = Route { frontend: FRONTEND, any: pool, internal: None };
+        let pool = Pool {
+            name: "a".to_owned(),
+            endpoints: endpoints.to_vec(),
+            affinity_secs: None,
+            by_request: false,
+        };
+        let route = Route { frontend: FRONTEND, any: pool, internal: None, policy: None };
         shared.table.apply(Routes { set: vec![route], ..Routes::default() });
         shared.table.pool(Protocol::Tcp, ([192, 0, 2, 1], 80).into(), Traffic::Any).unwrap()
     }
@@ -259,14 +316,46 @@ mod tests {
         assert_eq!(client.read(&mut received).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     }
 
+    /// With the listener the kernel would break off what is in its queue.
+    #[tokio::test]
+    async fn what_waits_in_the_queue_is_carried_before_a_listener_closes() {
+        let shared = Arc::new(shared(10_000, 0));
+        let (listener, address) = listener().await;
+        let mut clients = Vec::new();
+        for _ in 0..3 {
+            clients.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut taken = Vec::new();
+        while let Some(room) = shared.try_room() {
+            taken.push(room);
+        }
+        let (closing, told) = tokio::sync::watch::channel(true);
+        let serving = tokio::spawn(serve(shared.clone(), listener, Traffic::Any, told));
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+        for client in &clients {
+            assert_eq!(client.try_read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock, "it waits");
+        }
+        drop(taken);
+        serving.await.unwrap();
+        for mut client in clients {
+            // No rule led it here.
+            assert_eq!(client.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        }
+        drop(closing);
+    }
+
     #[tokio::test]
     async fn what_leads_back_here_is_known_while_it_lasts() {
         let shared = Arc::new(shared(10_000, 0));
         let (client, endpoint, carried) = carried(&shared).await;
-        let own = endpoint.peer_addr().unwrap();
+        let own = (endpoint.peer_addr().unwrap(), endpoint.local_addr().unwrap());
         while !shared.own.contains(own) {
             tokio::task::yield_now().await;
         }
+        // A client on this node may use the same port for another destination.
+        assert!(!shared.own.contains((own.0, ([10, 96, 0, 10], 80).into())));
         drop((client, endpoint));
         carried.await.unwrap();
         assert!(!shared.own.contains(own));

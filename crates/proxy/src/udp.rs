@@ -6,6 +6,7 @@ use std::collections::hash_map::Entry;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustc_hash::FxBuildHasher;
 use tokio::net::UdpSocket;
@@ -15,7 +16,7 @@ use tracing::{debug, warn};
 
 use crate::frame::Protocol;
 use crate::table::{Flow, LivePool, Traffic};
-use crate::worker::Shared;
+use crate::worker::{Closing, Shared};
 
 /// Datagrams of one client that may wait; more are dropped.
 const WAITING: usize = 64;
@@ -24,12 +25,16 @@ const DATAGRAM_BYTES: usize = 65_536;
 
 type Clients = Arc<Mutex<HashMap<SocketAddr, mpsc::Sender<Vec<u8>>, FxBuildHasher>>>;
 
-/// Serves a listener for as long as it is asked for.
-pub(crate) async fn serve(shared: Arc<Shared>, listener: UdpSocket, traffic: Traffic) {
+/// Serves a listener until no more flows are expected and all its clients are idle.
+pub(crate) async fn serve(shared: Arc<Shared>, listener: UdpSocket, traffic: Traffic, mut closing: Closing) {
     let (listener, clients) = (Arc::new(listener), Clients::default());
     let mut buffer = vec![0; DATAGRAM_BYTES];
     loop {
-        match listener.recv_from(&mut buffer).await {
+        let received = tokio::select! {
+            received = listener.recv_from(&mut buffer) => received,
+            () = all_idle(&clients, &mut closing) => return,
+        };
+        match received {
             Ok((len, client)) => pass(&shared, &listener, &clients, traffic, client, buffer[..len].to_vec()),
             // An ICMP error about some answer, to a client that is no more.
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
@@ -37,6 +42,18 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: UdpSocket, traffic: Tra
         }
     }
 }
+
+/// Ends when no more flows are expected, and there is no client.
+async fn all_idle(clients: &Clients, closing: &mut Closing) {
+    // If nobody can say it any more, it is so.
+    drop(closing.wait_for(|closing| *closing).await);
+    while !clients.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// How often it is looked whether there are still clients.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Passes a datagram on to its client's task, which begins with the first.
 fn pass(

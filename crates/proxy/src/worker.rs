@@ -5,8 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http_proxy::Upstream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
@@ -21,7 +22,11 @@ use crate::{tally, tcp, udp};
 pub(crate) struct Shared {
     pub(crate) table: Table,
     pub(crate) control: Control,
-    pub(crate) own: tcp::OwnConnections,
+    pub(crate) own: Arc<tcp::OwnConnections>,
+    /// Whose limits all connections for requests share.
+    pub(crate) upstream: Upstream,
+    /// Becomes true when no more flows are expected: connections end after the requests that are under way.
+    pub(crate) ending: watch::Sender<bool>,
     pub(crate) connect_timeout: Duration,
     pub(crate) udp_idle: Duration,
     pub(crate) drain: Duration,
@@ -82,17 +87,24 @@ pub fn run(agent: &UnixStream, max_files: usize) -> Result<(), WorkerError> {
 
 async fn work(agent: &UnixStream, listeners: Listeners, max_files: usize) -> Result<(), WorkerError> {
     let io = |source| WorkerError::Listeners { source };
+    let nonsense = |source| WorkerError::Agent { source };
     let agent = agent.try_clone().map_err(io)?;
     agent.set_nonblocking(true).map_err(io)?;
     let (read, write) = tokio::net::UnixStream::from_std(agent).map_err(io)?.into_split();
     let mut incoming = Incoming::new(read);
-    let first = incoming.next().await.map_err(|source| WorkerError::Agent { source })?;
+    let first = incoming.next().await.map_err(nonsense)?;
     let Some(ToWorker::Settings(settings)) = first else { return Err(WorkerError::NoSettings) };
     let (control, says) = Control::new();
     let shared = Arc::new(Shared::new(control, &settings, max_files));
     tokio::spawn(control::send(says, write));
     tokio::spawn(tally::report(shared.clone()));
-    let mut serving = serve(&shared, listeners).map_err(io)?;
+    // What waits at the listeners waits on until it is known where it is to go.
+    if let Some(ended) = first_routes(&shared, &mut incoming).await.map_err(nonsense)? {
+        debug!(?ended, "no flow was expected");
+        return Ok(());
+    }
+    let (no_more, closing) = watch::channel(false);
+    let serving = serve(&shared, listeners, &closing).map_err(io)?;
     let ended = obey(&shared, &mut incoming).await;
     let linger = match &ended {
         Ok(Ended::Told) => DRAIN_LINGER,
@@ -100,9 +112,16 @@ async fn work(agent: &UnixStream, listeners: Listeners, max_files: usize) -> Res
     };
     debug!(?ended, ?linger, "no more flows are expected");
     tokio::time::sleep(linger).await;
-    serving.shutdown().await;
-    shared.wait_until_empty().await;
-    ended.map(drop).map_err(|source| WorkerError::Agent { source })
+    no_more.send_replace(true);
+    shared.ending.send_replace(true);
+    let empty = async {
+        serving.join_all().await;
+        shared.wait_until_empty().await;
+    };
+    if tokio::time::timeout(shared.drain, empty).await.is_err() {
+        debug!("the time of the connections that are left is over");
+    }
+    ended.map(drop).map_err(nonsense)
 }
 
 /// For how long flows may come that were on their way when capture was turned off.
@@ -116,20 +135,35 @@ enum Ended {
     AgentGone,
 }
 
-fn serve(shared: &Arc<Shared>, listeners: Listeners) -> io::Result<JoinSet<()>> {
+/// Becomes true when no more flows are expected.
+pub(crate) type Closing = watch::Receiver<bool>;
+
+fn serve(shared: &Arc<Shared>, listeners: Listeners, closing: &Closing) -> io::Result<JoinSet<()>> {
     let mut serving = JoinSet::new();
     let pairs = [(listeners.any, Traffic::Any), (listeners.internal, Traffic::Internal)];
     for (pair, traffic) in pairs {
         let tcp = tokio::net::TcpListener::from_std(pair.tcp)?;
-        serving.spawn(tcp::serve(shared.clone(), tcp, traffic));
+        serving.spawn(tcp::serve(shared.clone(), tcp, traffic, closing.clone()));
         let udp = tokio::net::UdpSocket::from_std(pair.udp)?;
-        serving.spawn(udp::serve(shared.clone(), udp, traffic));
+        serving.spawn(udp::serve(shared.clone(), udp, traffic, closing.clone()));
     }
     Ok(serving)
 }
 
+/// Waits until the first routes are in force; gives why there will be none.
+async fn first_routes(shared: &Shared, incoming: &mut Incoming) -> Result<Option<Ended>, FrameError> {
+    loop {
+        let frame = incoming.next().await?;
+        let is_first = matches!(frame, Some(ToWorker::Routes(_)));
+        let ended = heed(shared, frame);
+        if is_first || ended.is_some() {
+            return Ok(ended);
+        }
+    }
+}
+
 /// Does what the agent says, until it says no more. Tells it meanwhile when there is no room left.
-async fn obey(shared: &Arc<Shared>, incoming: &mut Incoming) -> Result<Ended, FrameError> {
+async fn obey(shared: &Shared, incoming: &mut Incoming) -> Result<Ended, FrameError> {
     let mut full = false;
     let mut look = tokio::time::interval(LOOK);
     // Whoever ends the agent may well ask all processes to end: connections go on. With no handler a signal would end all.
@@ -140,7 +174,8 @@ async fn obey(shared: &Arc<Shared>, incoming: &mut Incoming) -> Result<Ended, Fr
             frame = incoming.next() => frame?,
             () = received(&mut terminate) => return Ok(Ended::Told),
             () = received(&mut interrupt) => continue,
-            _ = look.tick() => {
+            now = look.tick() => {
+                shared.table.forget_left(now);
                 let is_full = shared.room.available_permits() == 0;
                 if is_full != full {
                     full = is_full;
@@ -150,19 +185,27 @@ async fn obey(shared: &Arc<Shared>, incoming: &mut Incoming) -> Result<Ended, Fr
                 continue;
             }
         };
-        match frame {
-            None => return Ok(Ended::AgentGone),
-            Some(ToWorker::Routes(routes)) => {
-                let generation = routes.generation;
-                shared.table.apply(routes);
-                shared.control.tell(ToAgent::InForce { generation });
-            }
-            Some(ToWorker::To { id, destination }) => shared.control.answered(id, destination),
-            Some(ToWorker::Drain) => return Ok(Ended::Told),
-            // They came already.
-            Some(ToWorker::Settings(_)) => {}
+        if let Some(ended) = heed(shared, frame) {
+            return Ok(ended);
         }
     }
+}
+
+/// Does what one frame says; gives why it was the last.
+fn heed(shared: &Shared, frame: Option<ToWorker>) -> Option<Ended> {
+    match frame {
+        None => return Some(Ended::AgentGone),
+        Some(ToWorker::Routes(routes)) => {
+            let generation = routes.generation;
+            shared.table.apply(routes);
+            shared.control.tell(ToAgent::InForce { generation });
+        }
+        Some(ToWorker::To { id, destination }) => shared.control.answered(id, destination),
+        Some(ToWorker::Drain) => return Some(Ended::Told),
+        // They came already.
+        Some(ToWorker::Settings(_)) => {}
+    }
+    None
 }
 
 async fn received(signal: &mut Option<Signal>) {
@@ -178,14 +221,31 @@ async fn received(signal: &mut Option<Signal>) {
 /// How often the worker looks whether it has room.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// A connection may have many requests of HTTP/2 at a time.
+const REQUESTS_PER_FLOW: usize = 4;
+
+fn request_settings(settings: &Settings, max_flows: usize) -> http_proxy::Settings {
+    http_proxy::Settings {
+        connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
+        drain: Duration::from_millis(settings.drain_ms),
+        max_requests: max_flows.saturating_mul(REQUESTS_PER_FLOW),
+        // A connection to an endpoint takes none of the files for pipes, of which each flow has two.
+        max_idle: max_flows,
+    }
+}
+
 impl Shared {
     pub(crate) fn new(control: Control, settings: &Settings, max_files: usize) -> Self {
         let by_files = (max_files.saturating_sub(OTHER_FILES) / FILES_PER_FLOW).max(1);
         let max_flows = settings.max_flows.unwrap_or(by_files).min(by_files);
+        let own = Arc::new(tcp::OwnConnections::default());
+        let upstream = Upstream::new(request_settings(settings, max_flows), own.clone());
         Self {
             table: Table::new(settings.policy),
             control,
-            own: tcp::OwnConnections::default(),
+            own,
+            upstream,
+            ending: watch::Sender::new(false),
             connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
             udp_idle: Duration::from_millis(settings.udp_idle_ms),
             drain: Duration::from_millis(settings.drain_ms),

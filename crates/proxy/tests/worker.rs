@@ -41,7 +41,7 @@ impl Agent {
         agent.say(&ToWorker::Settings(Settings {
             connect_timeout_ms: 10_000,
             udp_idle_ms,
-            drain_ms: 0,
+            drain_ms: 60_000,
             linger_ms: 0,
             policy: Policy::RoundRobin,
             max_flows,
@@ -73,9 +73,20 @@ impl Agent {
     /// Has flows of UDP to the Service go to these endpoints.
     fn set(&mut self, generation: u64, endpoints: &[SocketAddr]) {
         let frontend = Frontend { address: Some(SERVICE), protocol: Protocol::Udp, port: 53 };
-        let pool = Pool { name: "dns".to_owned(), endpoints: endpoints.to_vec(), affinity_secs: None };
-        let set = vec![Route { frontend, any: pool, internal: None }];
+        let pool = Pool {
+            name: "dns".to_owned(),
+            endpoints: endpoints.to_vec(),
+            affinity_secs: None,
+            by_request: false,
+        };
+        let set = vec![Route { frontend, any: pool, internal: None, policy: None }];
         self.say(&ToWorker::Routes(Routes { generation, set, ..Routes::default() }));
+        assert_eq!(self.hear(), ToAgent::InForce { generation });
+    }
+
+    /// There is no Service any more.
+    fn clear(&mut self, generation: u64) {
+        self.say(&ToWorker::Routes(Routes { generation, replace: true, ..Routes::default() }));
         assert_eq!(self.hear(), ToAgent::InForce { generation });
     }
 
@@ -85,6 +96,19 @@ impl Agent {
         assert_eq!(asked, client.local_addr().unwrap());
         assert_eq!(listener, self.listeners.any.udp.local_addr().unwrap());
         self.say(&ToWorker::To { id, destination });
+    }
+
+    /// Has a client send until the worker asks about it.
+    fn send_until_asked(&mut self, client: &UdpSocket) {
+        self.control.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let mut buffer = [0; 1024];
+        let mut sent_and_heard = || {
+            client.send(b"who?").unwrap();
+            self.control.read(&mut buffer).ok()
+        };
+        let n = (0..300).find_map(|_| sent_and_heard()).expect("a question");
+        self.frames.extend(&buffer[..n]);
+        self.control.set_read_timeout(Some(PATIENCE)).unwrap();
     }
 
     fn client(&self) -> UdpSocket {
@@ -175,7 +199,8 @@ fn what_nobody_knows_goes_nowhere_and_takes_no_room() {
 
 #[test]
 fn a_connection_that_no_rule_led_here_is_reset() {
-    let agent = Agent::new(60_000, None);
+    let mut agent = Agent::new(60_000, None);
+    agent.set(1, &[]);
     let mut stream = TcpStream::connect(agent.listeners.any.tcp.local_addr().unwrap()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
@@ -189,6 +214,59 @@ fn a_worker_ends_when_it_is_told_or_left_alone() {
     let left = Agent::new(50, None);
     drop(left.control);
     left.worker.join().unwrap().unwrap();
+}
+
+/// A client of before the first routes is led to an endpoint as soon as there is one.
+#[test]
+fn what_waits_waits_until_it_is_known_where_it_is_to_go() {
+    let mut agent = Agent::new(60_000, None);
+    let (client, endpoint) = (agent.client(), udp());
+    client.send(b"who?").unwrap();
+    let mut stream = TcpStream::connect(agent.listeners.any.tcp.local_addr().unwrap()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "it waits");
+    agent.set(1, &[endpoint.local_addr().unwrap()]);
+    agent.answer(&client, Some((SERVICE, 53).into()));
+    serve(&endpoint, 1);
+    assert_eq!(answered(&client), 1);
+}
+
+/// A client of UDP whose Service is gone is forgotten, and finds the next Service at its address.
+#[test]
+fn a_udp_client_is_forgotten_with_its_service() {
+    let mut agent = Agent::new(60_000, None);
+    let endpoint = udp();
+    let client = agent.client();
+    for generation in [1, 3] {
+        agent.set(generation, &[endpoint.local_addr().unwrap()]);
+        agent.send_until_asked(&client);
+        agent.answer(&client, Some((SERVICE, 53).into()));
+        serve(&endpoint, 1);
+        assert_eq!(answered(&client), 1);
+        agent.clear(generation + 1);
+    }
+}
+
+/// The worker serves clients that it has for as long as they send, whoever is gone.
+#[test]
+fn a_udp_client_is_served_on_while_a_worker_drains() {
+    let mut agent = Agent::new(60_000, None);
+    let endpoint = udp();
+    agent.set(1, &[endpoint.local_addr().unwrap()]);
+    let client = agent.client();
+    client.send(b"who?").unwrap();
+    agent.answer(&client, Some((SERVICE, 53).into()));
+    serve(&endpoint, 1);
+    assert_eq!(answered(&client), 1);
+    agent.say(&ToWorker::Drain);
+    drop(agent.control);
+    // Longer than new flows are expected.
+    for _ in 0..40 {
+        std::thread::sleep(Duration::from_millis(100));
+        client.send(b"who?").unwrap();
+        serve(&endpoint, 1);
+        assert_eq!(answered(&client), 1);
+    }
 }
 
 #[test]

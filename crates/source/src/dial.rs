@@ -1,5 +1,9 @@
 //! Connections: direct or by way of a proxy, encrypted or not, and none that stays when its peer has gone silent.
 
+#[cfg_attr(not(target_os = "linux"), path = "dial/elsewhere.rs")]
+#[cfg_attr(target_os = "linux", path = "dial/linux.rs")]
+mod system;
+
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -133,8 +137,7 @@ fn tcp() -> HttpConnector {
     connector.set_keepalive_interval(Some(PROBE_INTERVAL));
     connector.set_keepalive_retries(Some(2));
     // Counts for requests that nobody acknowledges as well.
-    #[cfg(target_os = "linux")]
-    connector.set_tcp_user_timeout(Some(SILENCE));
+    system::give_up_after(&mut connector, SILENCE);
     connector
 }
 

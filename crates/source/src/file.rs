@@ -1,11 +1,12 @@
 //! Reads files that people name: whatever the name leads to, reading ends, and soon.
 
-use std::fs::{File, FileType, Metadata, OpenOptions};
-use std::io::{self, Read as _};
-use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
-use std::path::Path;
+#[cfg_attr(windows, path = "file/windows.rs")]
+#[cfg_attr(not(windows), path = "file/unix.rs")]
+mod system;
 
-use nix::fcntl::OFlag;
+use std::fs::{File, Metadata};
+use std::io::{self, Read as _};
+use std::path::Path;
 
 /// Why a text file can't be had. The texts do not name the file.
 #[derive(Debug, thiserror::Error)]
@@ -46,8 +47,7 @@ pub(crate) fn read_bytes(path: &Path, max_bytes: u64) -> Result<Vec<u8>, ReadErr
     // Before it is opened, because that alone starts some devices.
     check_regular(&path.metadata()?)?;
     // Another file may have its name by now; and some regular files of /proc wait for something to say.
-    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
+    let file = system::open_without_waiting(path)?;
     let metadata = file.metadata()?;
     check_regular(&metadata)?;
     if metadata.len() > max_bytes {
@@ -68,23 +68,10 @@ fn read_at_most(file: File, max_bytes: u64) -> Result<Vec<u8>, ReadError> {
 
 fn check_regular(metadata: &Metadata) -> Result<(), ReadError> {
     let file_type = metadata.file_type();
-    if file_type.is_file() { Ok(()) } else { Err(ReadError::NotRegular(kind_name(file_type))) }
+    if file_type.is_file() { Ok(()) } else { Err(ReadError::NotRegular(system::kind_name(file_type))) }
 }
 
-fn kind_name(file_type: FileType) -> &'static str {
-    if file_type.is_dir() {
-        "a folder"
-    } else if file_type.is_fifo() {
-        "a named pipe"
-    } else if file_type.is_socket() {
-        "a socket"
-    } else if file_type.is_char_device() || file_type.is_block_device() {
-        "a device"
-    } else {
-        "something else"
-    }
-}
-
+#[cfg(unix)]
 #[cfg(test)]
 mod tests {
     use super::*;

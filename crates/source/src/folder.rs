@@ -1,13 +1,17 @@
-//! Watches a folder of manifests with inotify.
+//! Watches a folder of manifests.
+
+#[cfg_attr(not(target_os = "linux"), path = "folder/polling.rs")]
+#[cfg_attr(target_os = "linux", path = "folder/inotify.rs")]
+mod system;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use futures_util::{FutureExt as _, StreamExt as _};
-use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchMask};
+use futures_util::FutureExt as _;
 
+use self::system::FolderWatch;
 use crate::SourceEvent;
 use crate::event::Events;
 use crate::scan::Scanner;
@@ -17,8 +21,6 @@ use crate::scan::Scanner;
 const WRITER_PATIENCE: Duration = Duration::from_secs(1);
 /// How often to look for a folder that has gone.
 const RETURN_POLL: Duration = Duration::from_secs(1);
-/// Room for events of one read; the kernel queues the others.
-const EVENT_BYTES: usize = 16 << 10;
 
 /// A folder that can't be watched.
 #[derive(Debug, thiserror::Error)]
@@ -29,12 +31,27 @@ pub struct FolderError {
     source: io::Error,
 }
 
-type FileEvents = EventStream<Box<[u8]>>;
+/// What happened in the folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum FolderEvent {
+    /// Somebody writes to this file, and may not have done.
+    Written(String),
+    /// This file is complete, new or gone.
+    Changed(String),
+    /// More than could be kept.
+    #[cfg_attr(
+        not(target_os = "linux"),
+        expect(dead_code, reason = "whoever looks again and again keeps no events")
+    )]
+    Overflow,
+    /// The folder itself is gone or moved away.
+    Lost,
+}
 
 /// A watched folder.
 pub(crate) struct Folder {
     dir: PathBuf,
-    events: FileEvents,
+    events: FolderWatch,
     /// Away while it scans.
     scanner: Option<Scanner>,
     /// Files written to since they were last closed.
@@ -54,7 +71,7 @@ enum Action {
 
 impl Folder {
     pub(crate) fn open(dir: PathBuf) -> Result<Self, FolderError> {
-        match watch(&dir) {
+        match FolderWatch::open(&dir) {
             Ok(events) => {
                 let scanner = Some(Scanner::new(dir.clone()));
                 Ok(Self { dir, events, scanner, busy: BTreeSet::new() })
@@ -126,24 +143,23 @@ impl Folder {
         }
     }
 
-    fn take(&mut self, event: Option<io::Result<EventOwned>>) -> Action {
-        let Some(Ok(event)) = event else { return Action::Lost };
-        let gone = EventMask::DELETE_SELF | EventMask::MOVE_SELF | EventMask::UNMOUNT | EventMask::IGNORED;
-        if event.mask.intersects(gone) {
-            return Action::Lost;
+    fn take(&mut self, event: FolderEvent) -> Action {
+        match event {
+            FolderEvent::Lost => Action::Lost,
+            FolderEvent::Overflow => {
+                self.busy.clear();
+                Action::Scan
+            }
+            FolderEvent::Written(name) => {
+                // A file that is half written must not replace what it said before.
+                self.busy.insert(name);
+                Action::Wait
+            }
+            FolderEvent::Changed(name) => {
+                self.busy.remove(&name);
+                Action::Scan
+            }
         }
-        if event.mask.contains(EventMask::Q_OVERFLOW) {
-            self.busy.clear();
-            return Action::Scan;
-        }
-        let name = event.name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if event.mask.contains(EventMask::MODIFY) {
-            // A file that is half written must not replace what it said before.
-            self.busy.insert(name);
-            return Action::Wait;
-        }
-        self.busy.remove(&name);
-        Action::Scan
     }
 
     /// Waits for the folder to come back. What was known of it stays in force.
@@ -155,7 +171,7 @@ impl Folder {
         self.busy.clear();
         loop {
             let dir = self.dir.clone();
-            if let Ok(Ok(events)) = tokio::task::spawn_blocking(move || watch(&dir)).await {
+            if let Ok(Ok(events)) = tokio::task::spawn_blocking(move || FolderWatch::open(&dir)).await {
                 self.events = events;
                 return;
             }
@@ -164,20 +180,8 @@ impl Folder {
     }
 }
 
-fn watch(dir: &Path) -> io::Result<FileEvents> {
-    let mask = WatchMask::CREATE
-        | WatchMask::MODIFY
-        | WatchMask::CLOSE_WRITE
-        | WatchMask::MOVED_TO
-        | WatchMask::MOVED_FROM
-        | WatchMask::DELETE
-        | WatchMask::DELETE_SELF
-        | WatchMask::MOVE_SELF
-        | WatchMask::ONLYDIR;
-    let inotify = Inotify::init()?;
-    inotify.watches().add(dir, mask)?;
-    inotify.into_event_stream(vec![0; EVENT_BYTES].into_boxed_slice())
-}
-
+/// Elsewhere than on Linux it is what watches; here it is tested.
+#[cfg(all(test, target_os = "linux"))]
+mod polling;
 #[cfg(test)]
 mod tests;

@@ -3,14 +3,19 @@
 //! A plugin is a foreign program that may hang, print for ever or start others. So it has a process group of its own, which
 //! is killed when it has taken too long or nobody waits for it any more, and its output has a limit.
 
+#[cfg_attr(windows, path = "plugin/windows.rs")]
+#[cfg_attr(not(windows), path = "plugin/unix.rs")]
+mod system;
+
 use std::process::Stdio;
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
+use self::system::Group;
 use crate::access::{Material, Pair, Plugin};
 
 /// Most bytes of a credential.
@@ -58,20 +63,6 @@ pub(crate) async fn run(plugin: &Plugin, limit: Duration) -> Result<Credential, 
     parse(plugin, &output).map_err(failed)
 }
 
-/// Kills a process and all that it has started.
-struct Group(Child);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // A child that has been waited for has no number any more, and its group may be somebody else's.
-        #[cfg(unix)]
-        if let Some(group) = self.0.id().and_then(|id| rustix::process::Pid::from_raw(id.try_into().ok()?)) {
-            // An error says that it has ended just now.
-            rustix::process::kill_process_group(group, rustix::process::Signal::KILL).ok();
-        }
-    }
-}
-
 async fn output(plugin: &Plugin) -> Result<Vec<u8>, String> {
     let mut child = Group(command(plugin).spawn().map_err(|error| {
         let hint = plugin.exec.install_hint.as_deref().filter(|hint| !hint.is_empty());
@@ -101,8 +92,7 @@ fn command(plugin: &Plugin) -> Command {
     }
     command.env("KUBERNETES_EXEC_INFO", info.to_string());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    #[cfg(unix)]
-    command.process_group(0);
+    Group::found(&mut command);
     command
 }
 

@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 use crate::addresses::{AddressWatch, listen_addresses, local_addresses};
 use crate::answer::{Answer, JSON, answer, ok_or_unavailable};
 use crate::serve::Pool;
-use crate::{Notify, ServiceCheckFailed, listen, serve as connections};
+use crate::{Notify, ServiceCheckFailed, listen, serve as connections, sockets};
 
 /// Before what failed is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
@@ -88,7 +88,7 @@ impl Open {
         self.task.abort();
         // It must not see what happens to the socket.
         drop(self.task.await);
-        listen::stop(&self.socket)
+        sockets::stop(&self.socket)
     }
 }
 

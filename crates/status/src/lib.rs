@@ -16,9 +16,14 @@ mod health;
 mod listen;
 mod metrics_server;
 mod negotiate;
+#[cfg_attr(windows, path = "process/windows.rs")]
+#[cfg_attr(not(windows), path = "process/linux.rs")]
 mod process;
 mod routes;
 mod serve;
+#[cfg_attr(windows, path = "sockets/windows.rs")]
+#[cfg_attr(not(windows), path = "sockets/unix.rs")]
+mod sockets;
 mod zpages;
 
 use std::collections::BTreeMap;

@@ -1,12 +1,12 @@
 //! Listening sockets.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::{TcpListener, UnixListener};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+
+use crate::sockets;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -29,36 +29,8 @@ pub(crate) fn bind_family(address: SocketAddr) -> io::Result<TcpListener> {
     listen(address, false)
 }
 
-/// Listens on a socket of the file system that its owner alone may open. One that a former process left is replaced; one that
-/// somebody serves is not, and neither is a file of another kind.
-pub(crate) fn bind_socket(path: &Path) -> io::Result<UnixListener> {
-    if let Ok(found) = std::fs::symlink_metadata(path)
-        && found.file_type().is_socket()
-    {
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(io::ErrorKind::AddrInUse.into());
-        }
-        std::fs::remove_file(path)?;
-    }
-    // Nobody may open it before its permissions are right, so it gets its name only then.
-    let mut fresh = path.as_os_str().to_owned();
-    fresh.push(format!(".{}", std::process::id()));
-    let listener = std::os::unix::net::UnixListener::bind(&fresh)?;
-    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
-    std::fs::rename(&fresh, path)?;
-    listener.set_nonblocking(true)?;
-    UnixListener::from_std(listener)
-}
-
-/// Stops to listen, so that somebody else can listen there at once. To drop the socket is not enough: a process that is being
-/// started has a copy of it until it runs its own program.
-pub(crate) fn stop(listener: &TcpListener) -> io::Result<()> {
-    SockRef::from(listener).shutdown(Shutdown::Both)
-}
-
 fn is_family_missing(error: &io::Error) -> bool {
-    let errno = error.raw_os_error().map(nix::errno::Errno::from_raw);
-    matches!(errno, Some(nix::errno::Errno::EAFNOSUPPORT | nix::errno::Errno::EADDRNOTAVAIL))
+    error.raw_os_error().is_some_and(|code| sockets::FAMILY_MISSING.contains(&code))
 }
 
 fn listen(address: SocketAddr, dual_stack: bool) -> io::Result<TcpListener> {
@@ -66,8 +38,7 @@ fn listen(address: SocketAddr, dual_stack: bool) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(!dual_stack)?;
     }
-    // A restart must not wait for connections of the last run.
-    socket.set_reuse_address(true)?;
+    sockets::survive_last_run(&socket)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -99,21 +70,6 @@ mod tests {
         assert!(reaches(Ipv6Addr::LOCALHOST.into(), port) && !reaches(Ipv4Addr::LOCALHOST.into(), port));
         let _v4 = bind_family((Ipv4Addr::UNSPECIFIED, port).into()).unwrap();
         assert!(reaches(Ipv4Addr::LOCALHOST.into(), port));
-    }
-
-    #[tokio::test]
-    async fn a_socket_is_its_owners_alone_and_replaces_only_what_nobody_serves() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("kube-proxy.sock");
-        let first = bind_socket(&path).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(bind_socket(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        drop(first);
-        let _second = bind_socket(&path).unwrap();
-        std::os::unix::net::UnixStream::connect(&path).unwrap();
-        let names: Vec<_> =
-            std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(names, ["kube-proxy.sock"]);
     }
 
     #[tokio::test]

@@ -17,18 +17,18 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use nix::errno::Errno;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_io_timeout::TimeoutStream;
 use tracing::{debug, error, info};
 
 use crate::answer::Answer;
-use crate::listen::{bind, bind_socket};
+use crate::listen::bind;
 use crate::routes::Routes;
-use crate::{ServeError, Server};
+use crate::sockets::bind_socket;
+use crate::{ServeError, Server, sockets};
 
 /// What clients of all listeners together may take.
 #[derive(Clone, Copy, Debug)]
@@ -150,14 +150,6 @@ impl Listener for TcpListener {
     }
 }
 
-impl Listener for UnixListener {
-    type Stream = UnixStream;
-
-    async fn next(&self) -> io::Result<UnixStream> {
-        self.accept().await.map(|(stream, _)| stream)
-    }
-}
-
 /// Serves on a socket of the file system, which only who owns it may open. What can't be done is tried again and again.
 pub(crate) async fn on_socket(path: PathBuf, pool: Pool, routes: Routes) {
     let routes = Arc::new(routes);
@@ -198,15 +190,13 @@ where
                 // It gets its turn before further ones can drive it out: most have sent their request already.
                 tokio::task::yield_now().await;
             }
-            Err(error) => match error.raw_os_error().map(Errno::from_raw) {
-                Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
+            Err(error) => match error.raw_os_error() {
+                Some(code) if sockets::SHORTAGE.contains(&code) => {
                     pool.close_oldest();
                     tokio::time::sleep(SHORTAGE_PAUSE).await;
                 }
-                // The listener itself is unusable.
-                Some(Errno::EBADF | Errno::EINVAL | Errno::ENOTSOCK | Errno::EOPNOTSUPP) | None => {
-                    return error;
-                }
+                Some(code) if sockets::LISTENER_UNUSABLE.contains(&code) => return error,
+                None => return error,
                 // The connection is gone before it began: accept(2) lists a dozen ways.
                 Some(_) => {}
             },

@@ -87,6 +87,7 @@ pub struct Cluster {
     servers: Vec<EchoServer>,
     mode: ProxyMode,
     socket_site: Option<SocketSite>,
+    is_proxying: bool,
     dir: TempDir,
     kubeconfig: PathBuf,
 }
@@ -114,7 +115,16 @@ impl Cluster {
         api.apply(node).context("store the Node")?;
         api.apply(objects::service_cidr(&["10.96.0.0/12", "fd00:10:96::/112"]))
             .context("store the ServiceCIDR")?;
-        Ok(Self { lab, api, servers, mode: ProxyMode::Nftables, socket_site: None, dir, kubeconfig })
+        Ok(Self {
+            lab,
+            api,
+            servers,
+            mode: ProxyMode::Nftables,
+            socket_site: None,
+            is_proxying: false,
+            dir,
+            kubeconfig,
+        })
     }
 
     /// The same cluster, whose proxy runs in another mode. The kubelet's mark tells it which flavour of iptables to use.
@@ -137,6 +147,12 @@ impl Cluster {
             }
         };
         Ok(Self { mode, socket_site, ..self })
+    }
+
+    /// The same cluster, whose proxy has workers for Services that ask for them.
+    #[must_use]
+    pub fn proxying(self) -> Self {
+        Self { is_proxying: true, ..self }
     }
 
     /// The mode of its proxy.
@@ -193,11 +209,13 @@ impl Cluster {
                 path(site.bpffs()),
             ]
         });
+        let proxying = self.is_proxying.then(|| "--service-proxying-annotated".to_owned());
         ["--kubeconfig", &kubeconfig, "--hostname-override", NODE, "--proxy-mode", mode, "-v", "2"]
             .into_iter()
             .chain(["--cluster-cidr", CLUSTER_CIDR])
             .map(str::to_owned)
             .chain(site)
+            .chain(proxying)
             .collect()
     }
 
@@ -227,11 +245,20 @@ impl Cluster {
             anyhow::ensure!(ended && ready(&proxy), "the proxy is not ready:\n{}", proxy.log().join("\n"));
         }
         if self.mode == ProxyMode::Userspace {
-            let leased = |proxy: &Proxy| proxy.log().iter().filter(|line| line.contains(LEASED)).count() >= 2;
-            let ready = lab::proxy::wait_until(START_LIMIT, || leased(&proxy));
-            anyhow::ensure!(ready, "no flows go through workers:\n{}", proxy.log().join("\n"));
+            Self::wait_for_workers(&proxy)?;
         }
         Ok(proxy)
+    }
+
+    /// Waits until flows of both families go through workers.
+    ///
+    /// # Errors
+    /// They do not after half a minute; the error has the proxy's log.
+    pub fn wait_for_workers(proxy: &Proxy) -> anyhow::Result<()> {
+        let leased = || proxy.log().iter().filter(|line| line.contains(LEASED)).count() >= 2;
+        let ready = lab::proxy::wait_until(START_LIMIT, leased);
+        anyhow::ensure!(ready, "no flows go through workers:\n{}", proxy.log().join("\n"));
+        Ok(())
     }
 
     /// The pods as endpoints of a family: first those of the node under test, then the other's. Their echo servers have

@@ -13,8 +13,8 @@ use metrics::{Metrics, NftablesMetrics, Options};
 use mode::{Observer, Planner, Touches, Unobserved};
 use model::view::{ThisNode, frontends};
 use model::{
-    Conditions, Endpoint, EndpointSlice, IpFamily, Object, ObjectName, Protocol, Service, ServicePort,
-    SliceEndpoints, SlicePort, Store, Table, V4,
+    AppProtocol, Conditions, Endpoint, EndpointSlice, IpFamily, Object, ObjectName, Protocol, Service,
+    ServicePort, SliceEndpoints, SlicePort, Store, Table, V4,
 };
 use netlink::NetlinkError;
 use nft::Kernel;
@@ -97,8 +97,14 @@ pub fn service(n: u8) -> Object {
 pub fn plain_service(name: ObjectName, cluster_ip: Ipv4Addr) -> Service {
     Service {
         cluster_ips: [cluster_ip.into()].into(),
-        ports: [ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }]
-            .into(),
+        ports: [ServicePort {
+            name: "http".into(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            node_port: None,
+            app_protocol: AppProtocol::Opaque,
+        }]
+        .into(),
         ..Service::new(name)
     }
 }

@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use balance::Policy;
 use ipnet::IpNet;
-use model::{Interner, IpFamily, Object, ObjectName, Service, ServicePort, TrafficPolicy, Uid};
+use model::{AppProtocol, Interner, IpFamily, Object, ObjectName, Service, ServicePort, TrafficPolicy, Uid};
 
 use super::{Converted, Refusal, cidrs, item_name, port_number, protocol, served_address};
 use crate::raw;
@@ -41,8 +42,22 @@ pub(super) fn convert(
         external_policy,
         uid: Uid::parse(&raw.metadata.uid),
         health_check_node_port: health_check_node_port(spec, external_policy, notes),
+        proxying: proxying(raw, notes),
+        preserves_destination: raw.metadata.annotations.preserves_destination,
         name,
     }))
+}
+
+/// The policy that the Service wants proxies to have. One that nobody knows takes only itself away: the kernel serves.
+fn proxying(raw: &raw::Service<'_>, notes: &mut Notes) -> Option<Policy> {
+    let name = raw.metadata.annotations.proxying.as_deref()?;
+    let policy = Policy::named(name);
+    if policy.is_none() {
+        let known = Policy::ALL.map(Policy::as_str).join(", ");
+        let reason = format!("{} is no policy; there are {known}", quoted(name));
+        notes.add(format_args!("metadata.annotations[{}]", raw::ANNOTATION_PROXYING), reason);
+    }
+    policy
 }
 
 fn ignored(raw: &raw::Service<'_>) -> Option<IgnoreReason> {
@@ -135,7 +150,8 @@ fn service_port(
         // A bad node port takes only itself away; the port stays reachable at the cluster IP.
         number => port_number(number, format_args!("spec.ports[{i}].nodePort"), notes),
     };
-    Some(ServicePort { name, protocol, port, node_port })
+    let app_protocol = AppProtocol::named(&raw.app_protocol);
+    Some(ServicePort { name, protocol, port, node_port, app_protocol })
 }
 
 /// External IPs without repeats. Blank entries are skipped silently, as upstream.

@@ -3,8 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod counting;
 mod faults;
 mod parity;
+mod programs;
 mod site;
 mod translation;
 mod verifier;

@@ -12,7 +12,7 @@ use proptest::test_runner::{Config, TestRunner};
 
 use crate::site::Site;
 
-const CAPACITY: Capacity = Capacity { frontends: 8, slots: 16, endpoints: 8, services: 4 };
+const CAPACITY: Capacity = Capacity { frontends: 8, slots: 16, endpoints: 8 };
 
 fn address<F: Family>(n: u8) -> F::Addr {
     let v4 = F::narrow(IpAddr::from([10, 96, 0, n]));
@@ -30,8 +30,7 @@ fn write<F: Family>((kind, a, b): (u8, u8, u16)) -> Write<F> {
             Slot { endpoint: u32::from(b % 8), extent_epoch: b, endpoint_epoch: b.rotate_left(3) },
         ),
         2 => {
-            let value =
-                FrontendValue { base: u32::from(a), count: 1, service: 2, host_only: b % 2 == 0, epoch: b };
+            let value = FrontendValue { base: u32::from(a), count: 1, host_only: b % 2 == 0, epoch: b };
             Write::Frontend(key, value)
         }
         3 => Write::RemoveFrontend(key),
@@ -51,7 +50,7 @@ fn runs_alike<F: Family>() {
         let (mut real, mut fake) = (real.borrow_mut(), fake.open());
         let mut paths: [&mut dyn FastPath<F>; 2] = [&mut *real, &mut *fake];
         for path in &mut paths {
-            path.rebuild(&Contents::empty(CAPACITY)).unwrap();
+            path.rebuild(&Contents::empty(CAPACITY), &[]).unwrap();
         }
         for write in writes.into_iter().map(write::<F>) {
             let results = paths.each_mut().map(|path| path.write(&[write]).is_ok());

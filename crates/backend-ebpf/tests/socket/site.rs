@@ -164,6 +164,9 @@ pub(crate) fn apply<F: Family>(site: &Site, path: &mut SocketPath<F>, change: &C
     assert_eq!(site.node.run(|| self::change(path, change)), Condition::On);
 }
 
+/// The kernel takes a program off some time after its link is gone.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
 pub(crate) const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 
 /// Service `web` at [`VIP`] with one endpoint.

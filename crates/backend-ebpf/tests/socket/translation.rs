@@ -1,7 +1,7 @@
 //! Where connections go, and what sockets show.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
+use std::sync::mpsc;
 
 use backend_ebpf::Condition;
 use ebpf::FastPathRemoval;
@@ -9,7 +9,7 @@ use kernel::Bpf;
 use lab::proxy::wait_until;
 use model::{FrontendAddress, Masquerade, V4, V6};
 
-use crate::site::{Server, Site, VIP, all, apply, ask, frontend, namespace, remove, web};
+use crate::site::{PATIENCE, Server, Site, VIP, all, apply, ask, frontend, namespace, remove, web};
 
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
@@ -20,9 +20,6 @@ fn at(address: Ipv4Addr, port: u16) -> SocketAddr {
 fn mapped(address: Ipv4Addr, port: u16) -> SocketAddr {
     (address.to_ipv6_mapped(), port).into()
 }
-
-/// The kernel takes a program off some time after its link is gone.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 #[track_caller]
 fn wait_until_untranslated(site: &Site) {
@@ -205,6 +202,57 @@ fn programs_that_do_not_see_this_process_are_not_switched_on() {
     drop(path);
     remove(&site, FastPathRemoval::Everything);
     std::fs::remove_dir(elsewhere).unwrap();
+}
+
+/// Where two threads wait for each other; if one has panicked, so does the other.
+struct Meeting {
+    own: mpsc::Sender<()>,
+    other: mpsc::Receiver<()>,
+}
+
+impl Meeting {
+    fn pair() -> [Self; 2] {
+        let ((a, from_a), (b, from_b)) = (mpsc::channel(), mpsc::channel());
+        [Self { own: a, other: from_b }, Self { own: b, other: from_a }]
+    }
+
+    fn wait(&self) {
+        self.own.send(()).unwrap();
+        self.other.recv().unwrap();
+    }
+}
+
+/// Two nodes on one machine, each with a cgroup and a file system of its own, and one address.
+#[test]
+fn two_proxies_with_places_of_their_own_share_nothing() {
+    let serve = |name: &'static str, meeting: Meeting, leaves: bool| {
+        let site = Site::new();
+        let server = Server::start(&site.node, "127.0.0.1", name);
+        let mut path = site.path::<V4>(&Bpf::default());
+        apply(&site, &mut path, &all(vec![web((LOCALHOST, server.port))]));
+        meeting.wait();
+        assert_eq!(ask(&site.node, at(VIP, 80)).unwrap().0, name);
+        let pins = site.socket_site.pins();
+        meeting.wait();
+        if leaves {
+            drop(path);
+            remove(&site, FastPathRemoval::Everything);
+            wait_until_untranslated(&site);
+            meeting.wait();
+        } else {
+            meeting.wait();
+            assert_eq!(site.node.run(|| path.check()), Condition::On);
+            assert_eq!(ask(&site.node, at(VIP, 80)).unwrap().0, name);
+            assert_eq!(site.socket_site.pins(), pins);
+        }
+        server.stop(&site.node, "127.0.0.1");
+    };
+    let [a, b] = Meeting::pair();
+    // A thread is in one cgroup.
+    std::thread::scope(|scope| {
+        scope.spawn(|| serve("a", a, true));
+        scope.spawn(|| serve("b", b, false));
+    });
 }
 
 #[test]

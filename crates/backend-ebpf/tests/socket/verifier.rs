@@ -19,8 +19,8 @@ const STEPS: [(&str, usize); 6] = [
 
 fn steps<F: Family>(site: &Site) -> Vec<(&'static str, usize)> {
     let mut path = KernelFastPath::<F>::open(site.place(), Bpf::default()).unwrap();
-    let capacity = Capacity { frontends: 4, slots: 4, endpoints: 4, services: 4 };
-    path.rebuild(&Contents::empty(capacity)).unwrap();
+    let capacity = Capacity { frontends: 4, slots: 4, endpoints: 4 };
+    path.rebuild(&Contents::empty(capacity), &[]).unwrap();
     let parse = |log: String| -> usize {
         let text = log.lines().find_map(|line| line.strip_prefix("processed ")).unwrap();
         text.split(' ').next().unwrap().parse().unwrap()

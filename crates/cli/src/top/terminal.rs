@@ -10,10 +10,10 @@ use crossterm::terminal::{
     Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
 };
 use crossterm::{execute, queue};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::screen::{Key, Size};
+use crate::Endings;
 
 /// Something from the user, or from who ends programs.
 pub(super) enum Input {
@@ -26,21 +26,17 @@ pub(super) enum Input {
 pub(super) struct Terminal {
     out: Stdout,
     events: UnboundedReceiver<Input>,
-    signals: [Signal; 3],
+    endings: Endings,
 }
 
 impl Terminal {
     /// Takes it over.
     pub(super) fn open() -> io::Result<Self> {
         // Before anything is changed, so that none of them ends the program without giving the terminal back.
-        let signals = [
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::hangup())?,
-            signal(SignalKind::interrupt())?,
-        ];
+        let endings = Endings::handle(true)?;
         enable_raw_mode()?;
         let (sender, events) = unbounded_channel();
-        let mut terminal = Self { out: stdout(), events, signals };
+        let mut terminal = Self { out: stdout(), events, endings };
         execute!(terminal.out, EnterAlternateScreen, Hide)?;
         // It ends with the program, or when nobody listens any more.
         std::thread::Builder::new().name("keys".into()).spawn(move || read(&sender))?;
@@ -63,12 +59,9 @@ impl Terminal {
 
     /// The next thing that happens.
     pub(super) async fn input(&mut self) -> Input {
-        let [terminate, hangup, interrupt] = &mut self.signals;
         tokio::select! {
             event = self.events.recv() => event.unwrap_or(Input::End),
-            _ = terminate.recv() => Input::End,
-            _ = hangup.recv() => Input::End,
-            _ = interrupt.recv() => Input::End,
+            () = self.endings.recv() => Input::End,
         }
     }
 }

@@ -38,6 +38,7 @@ fn fields_and_their_flags_agree_on_the_path() {
         let omitted_when_empty = path.ends_with("splitStream")
             || path.starts_with("ebpf.")
             || path.starts_with("serviceMetrics.")
+            || path.starts_with("serviceProxying.")
             || ["featureGates", "logging.vmodule", "inspectSocket"].contains(&path);
         assert!(paths.contains_key(path) || omitted_when_empty, "--{}: {path}", flag.name);
     }
@@ -189,7 +190,7 @@ fn help_lists_every_flag_that_is_not_deprecated() {
         });
         assert_eq!(listed, flag.deprecated.is_none(), "--{}\n{help}", flag.name);
     }
-    for group in &flags::GROUPS {
+    for group in flags::groups() {
         assert!(help.contains(&format!("{}:\n", group.title)), "{}", group.title);
     }
 }

@@ -44,6 +44,7 @@ pub(crate) fn logging(file: &KubeProxyConfiguration, gates: &Gates) -> Result<Lo
         flush_frequency,
         split_stream: routing.split_stream,
         info_buffer_size: routing.info_buffer_size,
+        to_file: None,
     };
     FieldErrors::or(errors, logging)
 }

@@ -8,8 +8,8 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use ebpf::{
-    Capacity, Contents, Endpoint, Explained, FastPathError, FrontendValue, META_WORDS, MapName, Meta, Slot,
-    Write, decode_address, decode_key, encode_address, encode_key, endpoint_words,
+    Capacity, Contents, Endpoint, Explained, FastPathError, FrontendValue, META_WORDS, MapName, Meta,
+    Renumbered, Slot, Write, decode_address, decode_key, encode_address, encode_key, endpoint_words,
 };
 use model::{Family, FrontendKey};
 
@@ -24,6 +24,7 @@ pub(crate) struct Generation<F: Family> {
     maps: BTreeMap<MapName, Map>,
     slots: Mapped,
     endpoints: Mapped,
+    counters: Mapped,
     meta: Mapped,
     family: PhantomData<F>,
 }
@@ -38,7 +39,7 @@ impl<F: Family> Generation<F> {
                 return Ok(None);
             };
             let map = Map::new(bpf, found).map_err(refused("look at", path.display()))?;
-            let capacity = Capacity { frontends: 0, slots: 0, endpoints: 0, services: 0 };
+            let capacity = Capacity { frontends: 0, slots: 0, endpoints: 0 };
             let spec = name.spec(F::FAMILY, &capacity);
             let (kind, _) = spec.kind.numbers();
             let is_ours = (map.info.kind, map.info.key_bytes, map.info.value_bytes)
@@ -77,8 +78,9 @@ impl<F: Family> Generation<F> {
         };
         let slots = mapped(MapName::Slots, 1)?;
         let endpoints = mapped(MapName::Endpoints, endpoint_words(F::FAMILY))?;
+        let counters = mapped(MapName::Counters, 1)?;
         let meta = mapped(MapName::Meta, META_WORDS)?;
-        Ok(Self { dir: dir.to_owned(), maps, slots, endpoints, meta, family: PhantomData })
+        Ok(Self { dir: dir.to_owned(), maps, slots, endpoints, counters, meta, family: PhantomData })
     }
 
     fn fill(&self, bpf: &Bpf, contents: &Contents<F>) -> Result<(), FastPathError> {
@@ -139,8 +141,9 @@ impl<F: Family> Generation<F> {
         made.map_err(refused("write", write))
     }
 
-    /// The word with the epoch last; before, it says that there is none.
+    /// The word with the epoch last; before, it says that there is none. The counter is nobody's then.
     fn write_endpoint(&self, id: u32, endpoint: &Endpoint<F>) -> io::Result<()> {
+        self.counters.store(index(id), 0);
         let words = endpoint.encode();
         let first = index(id).saturating_mul(words.len());
         if first + words.len() > self.endpoints.len() {
@@ -161,7 +164,6 @@ impl<F: Family> Generation<F> {
             frontends: entries(MapName::Frontends)?,
             slots: entries(MapName::Slots)?,
             endpoints: entries(MapName::Endpoints)?,
-            services: entries(MapName::Counters)?,
         });
         for (position, slot) in contents.slots.iter_mut().enumerate() {
             *slot = Slot::of(self.slots.load(position));
@@ -214,24 +216,18 @@ impl<F: Family> Generation<F> {
         Endpoint::decode(&read)
     }
 
-    pub(crate) fn counters(&self, bpf: &Bpf) -> Result<Vec<u64>, FastPathError> {
-        let (map, processors) = (self.required(MapName::Counters)?, possible_processors());
-        let read = |id: u32| {
-            let values = bpf.lookup(map, &id.to_ne_bytes(), processors);
-            values.map(|values| values.iter().sum()).map_err(refused("read", "counters"))
-        };
-        (0..map.info.entries).map(read).collect()
+    pub(crate) fn translated(&self, endpoint: u32) -> u64 {
+        self.counters.load(index(endpoint))
+    }
+
+    /// Goes on with the counters of former maps, which no program uses any more.
+    pub(crate) fn go_on_counting(&self, before: &Self, renumbered: &[Renumbered]) {
+        for Renumbered { from, to } in renumbered {
+            self.counters.add(index(*to), before.translated(*from));
+        }
     }
 }
 
 fn index(number: u32) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
-}
-
-/// For how many processors the kernel has a value of its own: the last number in a list such as `0-3`. Rather too many.
-fn possible_processors() -> usize {
-    const MOST: usize = 8192;
-    let text = fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
-    let last = text.trim().rsplit(['-', ',']).next().and_then(|last| last.parse::<usize>().ok());
-    last.map_or(MOST, |last| last.saturating_add(1).min(MOST))
 }

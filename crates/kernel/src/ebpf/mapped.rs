@@ -45,6 +45,13 @@ impl Mapped {
         self.word(index).map(|word| word.store(value, Ordering::Release)).is_some()
     }
 
+    /// Adds to a word that programs add to, too.
+    pub(crate) fn add(&self, index: usize, value: u64) {
+        if let Some(word) = self.word(index) {
+            word.fetch_add(value, Ordering::Relaxed);
+        }
+    }
+
     /// The word as it is now; 0 if there is no such word.
     pub(crate) fn load(&self, index: usize) -> u64 {
         self.word(index).map_or(0, |word| word.load(Ordering::Acquire))

@@ -4,7 +4,7 @@
 //! ```text
 //! BPFFS/kube-proxy/ipv4/links/kp_connect4     one for each program; an update replaces the program behind it
 //!                      /original-1            what sockets keep, for programs of any generation
-//!                      /1-7/frontends, ...    maps of a generation: schema and number
+//!                      /2-7/frontends, ...    maps of a generation: schema and number
 //! ```
 //!
 //! A generation is made beside the one in force, filled, and marked complete; then the programs behind the links are replaced, and
@@ -14,6 +14,8 @@ mod btf;
 mod canary;
 mod generation;
 mod mapped;
+#[cfg(test)]
+mod neighbours;
 mod sys;
 
 use std::fs::{self, File};
@@ -25,7 +27,7 @@ use std::path::{Path, PathBuf};
 
 use ebpf::{
     Capacity, Contents, Explained, FastPath, FastPathError, FastPathRemoval, Hook, Instruction, MapName,
-    Meta, Program, SCHEMA, VerifierLog, Write, programs,
+    Meta, Program, Renumbered, SCHEMA, VerifierLog, Write, programs,
 };
 use model::{Family, FrontendKey, IpFamily};
 use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, FsType, statfs};
@@ -96,8 +98,11 @@ impl<F: Family> KernelFastPath<F> {
         let dir = family_dir(&place.bpffs, F::FAMILY);
         fs::create_dir_all(dir.join(LINKS)).map_err(refused("make", dir.display()))?;
         let lock = lock(&dir)?;
-        let cgroup = File::open(&place.cgroup_root).map_err(refused("open", place.cgroup_root.display()))?;
-        let original = open_original::<F>(&bpf, &dir.join(ORIGINAL))?;
+        let opened = File::open(&place.cgroup_root)
+            .map_err(refused("open", place.cgroup_root.display()))
+            .and_then(|cgroup| Ok((cgroup, open_original::<F>(&bpf, &dir.join(ORIGINAL))?)));
+        // What an earlier process left would go on to endpoints of its time.
+        let (cgroup, original) = opened.inspect_err(|_| stop_translation(&bpf, &dir, F::FAMILY))?;
         Ok(Self { bpf, place, dir, _lock: lock, cgroup, original, generation: None, family: PhantomData })
     }
 
@@ -130,6 +135,21 @@ impl<F: Family> KernelFastPath<F> {
             log: VerifierLog(last_lines(&log)),
             source,
         })
+    }
+
+    fn link_all(&self) -> Result<(), FastPathError> {
+        programs(F::FAMILY).iter().try_for_each(|program| self.link(program))
+    }
+
+    /// Removes the maps that no program uses any more.
+    fn remove_others(&self) -> Result<(), FastPathError> {
+        let current = self.generation.as_ref().map(Generation::dir);
+        for (_, _, dir) in self.generations()? {
+            if Some(&*dir) != current {
+                remove_generation(&dir);
+            }
+        }
+        Ok(())
     }
 
     /// Has a program run in place of whichever is behind its link.
@@ -220,7 +240,7 @@ impl<F: Family> FastPath<F> for KernelFastPath<F> {
         self.generation.as_ref().map(|generation| generation.read(&self.bpf)).transpose()
     }
 
-    fn rebuild(&mut self, contents: &Contents<F>) -> Result<(), FastPathError> {
+    fn rebuild(&mut self, contents: &Contents<F>, renumbered: &[Renumbered]) -> Result<(), FastPathError> {
         check_capacity(&contents.capacity)?;
         let number = self.generations()?.last().map_or(1, |(_, number, _)| number + 1);
         let dir = self.dir.join(format!("{SCHEMA}-{number}"));
@@ -228,20 +248,22 @@ impl<F: Family> FastPath<F> for KernelFastPath<F> {
         if let Some(before) = &self.generation {
             made.set_meta(Meta::HostNetns, before.meta(Meta::HostNetns));
         }
-        self.generation = Some(made);
-        self.attach()
+        let before = self.generation.replace(made);
+        if let Err(error) = self.link_all() {
+            // Programs that use the new maps already translate nothing, since those were never switched on.
+            self.generation = before;
+            remove_generation(&dir);
+            return Err(error);
+        }
+        if let (Some(made), Some(before)) = (&self.generation, &before) {
+            made.go_on_counting(before, renumbered);
+        }
+        self.remove_others()
     }
 
     fn attach(&mut self) -> Result<(), FastPathError> {
-        programs(F::FAMILY).iter().try_for_each(|program| self.link(program))?;
-        // No program uses them any more.
-        let current = self.generation.as_ref().map(Generation::dir);
-        for (_, _, dir) in self.generations()? {
-            if Some(&*dir) != current {
-                remove_generation(&dir);
-            }
-        }
-        Ok(())
+        self.link_all()?;
+        self.remove_others()
     }
 
     fn write(&mut self, writes: &[Write<F>]) -> Result<(), FastPathError> {
@@ -250,6 +272,10 @@ impl<F: Family> FastPath<F> for KernelFastPath<F> {
     }
 
     fn switch(&mut self, on: bool) {
+        if self.generation.is_none() && !on {
+            // Maps of another layout may be in force, which can't be switched off.
+            stop_translation(&self.bpf, &self.dir, F::FAMILY);
+        }
         self.store_meta(Meta::On, u64::from(on));
     }
 
@@ -267,8 +293,8 @@ impl<F: Family> FastPath<F> for KernelFastPath<F> {
         self.generation.as_ref().ok_or(FastPathError::NoMaps)?.look_up(&self.bpf, key)
     }
 
-    fn counters(&mut self) -> Result<Vec<u64>, FastPathError> {
-        self.generation.as_ref().ok_or(FastPathError::NoMaps)?.counters(&self.bpf)
+    fn translated(&self, endpoint: u32) -> u64 {
+        self.generation.as_ref().map_or(0, |generation| generation.translated(endpoint))
     }
 }
 
@@ -283,12 +309,30 @@ fn open_original<F: Family>(bpf: &Bpf, path: &Path) -> Result<Map, FastPathError
         return Map::new(bpf, found).map_err(failed("look at"));
     }
     // Of no matter for a map without a limit.
-    let capacity = Capacity { frontends: 0, slots: 0, endpoints: 0, services: 0 };
+    let capacity = Capacity { frontends: 0, slots: 0, endpoints: 0 };
     let spec = MapName::Original.spec(F::FAMILY, &capacity);
     let types = bpf.load_btf(&btf::of_value(spec.value_bytes)).map_err(failed("load the types of"))?;
     let made = bpf.create_map("kp_original", &spec, Some(types.as_fd())).map_err(failed("make"))?;
     bpf.pin(made.as_fd(), path).map_err(failed("pin"))?;
     Map::new(bpf, made).map_err(failed("look at"))
+}
+
+/// Takes away what translates, whatever maps it uses. Best effort: without privileges nothing else could be done either.
+fn stop_translation(bpf: &Bpf, dir: &Path, family: IpFamily) {
+    for path in translating(dir, family) {
+        // Without its pin alone, the program would go on for a moment, beside one that is attached anew.
+        if let Ok(Some(link)) = bpf.pinned(&path) {
+            drop(bpf.detach_link(link.as_fd()));
+        }
+        drop(fs::remove_file(path));
+    }
+}
+
+/// Links of programs that translate.
+fn translating(dir: &Path, family: IpFamily) -> impl Iterator<Item = PathBuf> {
+    let programs = programs(family).iter().filter(|program| program.hook.translates());
+    let links = dir.join(LINKS);
+    programs.map(move |program| links.join(program.name))
 }
 
 /// Best effort: what stays is removed with the next generation, or by a cleanup.
@@ -353,8 +397,7 @@ fn paths(dir: &Path, family: IpFamily, what: FastPathRemoval) -> Vec<PathBuf> {
         entries.filter_map(Result::ok).map(|entry| entry.path()).collect()
     };
     let links = dir.join(LINKS);
-    let translating = programs(family).iter().filter(|program| program.hook.translates());
-    let mut paths: Vec<PathBuf> = translating.map(|program| links.join(program.name)).collect();
+    let mut paths: Vec<PathBuf> = translating(dir, family).collect();
     let all = what == FastPathRemoval::Everything;
     if all {
         paths.extend(children(&links));

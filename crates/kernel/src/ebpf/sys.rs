@@ -47,11 +47,18 @@ enum Command {
     ProgramLoad = 5,
     ObjectPin = 6,
     ObjectGet = 7,
+    #[cfg(test)]
+    ProgramAttach = 8,
+    #[cfg(test)]
+    ProgramDetach = 9,
     ObjectInfo = 15,
+    #[cfg(test)]
+    ProgramQuery = 16,
     BtfLoad = 18,
     MapLookupBatch = 24,
     LinkCreate = 28,
     LinkUpdate = 29,
+    LinkDetach = 34,
 }
 
 impl Command {
@@ -64,11 +71,18 @@ impl Command {
             Self::ProgramLoad => "BPF_PROG_LOAD",
             Self::ObjectPin => "BPF_OBJ_PIN",
             Self::ObjectGet => "BPF_OBJ_GET",
+            #[cfg(test)]
+            Self::ProgramAttach => "BPF_PROG_ATTACH",
+            #[cfg(test)]
+            Self::ProgramDetach => "BPF_PROG_DETACH",
             Self::ObjectInfo => "BPF_OBJ_GET_INFO_BY_FD",
+            #[cfg(test)]
+            Self::ProgramQuery => "BPF_PROG_QUERY",
             Self::BtfLoad => "BPF_BTF_LOAD",
             Self::MapLookupBatch => "BPF_MAP_LOOKUP_BATCH",
             Self::LinkCreate => "BPF_LINK_CREATE",
             Self::LinkUpdate => "BPF_LINK_UPDATE",
+            Self::LinkDetach => "BPF_LINK_DETACH",
         }
     }
 }
@@ -201,17 +215,7 @@ impl Bpf {
         unsafe { self.open(Command::BtfLoad, &mut attr) }
     }
 
-    /// An element's value for each of so many processors, where the map has one for each.
-    pub(crate) fn lookup(&self, map: &Map, key: &[u8], processors: usize) -> io::Result<Vec<u64>> {
-        map.check(key, None)?;
-        let mut value = vec![0; usize_of(map.info.value_bytes.next_multiple_of(8)) * processors];
-        let mut attr = Attr::new().descriptor(0, map.fd()).reads(8, key).writes(16, &mut value);
-        // SAFETY: the key has the map's size; the kernel writes a value for each possible processor, padded to eight bytes.
-        unsafe { self.call(Command::MapLookup, &mut attr) }?;
-        Ok(value.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word)).collect())
-    }
-
-    /// An element of a map that has one value for all processors; `None`: there is none.
+    /// An element's value; `None`: there is none.
     pub(crate) fn find(&self, map: &Map, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
         map.check(key, None)?;
         let mut value = vec![0; usize_of(map.info.value_bytes)];
@@ -376,6 +380,51 @@ impl Bpf {
         let mut attr = Attr::new().descriptor(0, program).descriptor(4, cgroup).number(8, attach_type);
         // SAFETY: it points to nothing.
         unsafe { self.open(Command::LinkCreate, &mut attr) }
+    }
+
+    /// Takes a program off at once; Linux 5.9.
+    pub(crate) fn detach_link(&self, link: BorrowedFd<'_>) -> io::Result<()> {
+        let mut attr = Attr::new().descriptor(0, link);
+        // SAFETY: it points to nothing.
+        unsafe { self.call(Command::LinkDetach, &mut attr) }.map(drop)
+    }
+
+    /// Attaches a program without a link, as others do.
+    #[cfg(test)]
+    pub(crate) fn attach(
+        &self,
+        program: BorrowedFd<'_>,
+        cgroup: BorrowedFd<'_>,
+        attach_type: u32,
+        flags: u32,
+    ) -> io::Result<()> {
+        let attr = Attr::new().descriptor(0, cgroup).descriptor(4, program);
+        let mut attr = attr.number(8, attach_type).number(12, flags);
+        // SAFETY: it points to nothing.
+        unsafe { self.call(Command::ProgramAttach, &mut attr) }.map(drop)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn detach(
+        &self,
+        program: BorrowedFd<'_>,
+        cgroup: BorrowedFd<'_>,
+        attach_type: u32,
+    ) -> io::Result<()> {
+        let mut attr = Attr::new().descriptor(0, cgroup).descriptor(4, program).number(8, attach_type);
+        // SAFETY: it points to nothing.
+        unsafe { self.call(Command::ProgramDetach, &mut attr) }.map(drop)
+    }
+
+    /// How many programs are attached to a cgroup itself.
+    #[cfg(test)]
+    pub(crate) fn attached(&self, cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<u32> {
+        let mut attr = Attr::new().descriptor(0, cgroup).number(4, attach_type);
+        // SAFETY: it points to nothing; without room for numbers the kernel only counts.
+        match unsafe { self.call(Command::ProgramQuery, &mut attr) } {
+            Err(error) if error.raw_os_error() != Some(libc::ENOSPC) => Err(error),
+            _ => Ok(attr.get(24)),
+        }
     }
 
     pub(crate) fn update_link(&self, link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {

@@ -17,9 +17,11 @@ use metrics::{EbpfMetrics, Metrics};
 use model::{Family, FrontendKey, IpFamily, V4, V6};
 use tracing::{info, warn};
 
-use super::{nftables, spawn_watch};
+use super::nftables;
+use super::userspace::Proxying;
 use crate::platform;
 use crate::takeover::{Leftovers, TakeOvers};
+use crate::watching::spawn_watch;
 
 /// What serves these families.
 pub(super) fn serve(
@@ -27,6 +29,7 @@ pub(super) fn serve(
     settings: &Settings,
     families: &[IpFamily],
     metrics: &Metrics,
+    proxying: &Proxying,
 ) -> Vec<ServedFamily> {
     let observer = EbpfMetrics::register(metrics);
     let take_overs = TakeOvers::new(config, Leftovers::OtherModes, families).but_fast_path();
@@ -34,8 +37,8 @@ pub(super) fn serve(
     let place = FastPathPlace { cgroup_root: ebpf.cgroup_root.clone(), bpffs: ebpf.bpffs.clone() };
     let shared = Shared { place, options: options(), period: settings.sync_period };
     let family = |family: &IpFamily| match family {
-        IpFamily::V4 => ServedFamily::new(shared.served::<V4>(observer(*family), &take_overs)),
-        IpFamily::V6 => ServedFamily::new(shared.served::<V6>(observer(*family), &take_overs)),
+        IpFamily::V4 => proxying.beside(shared.served::<V4>(observer(*family), &take_overs)),
+        IpFamily::V6 => proxying.beside(shared.served::<V6>(observer(*family), &take_overs)),
     };
     families.iter().map(family).collect()
 }
@@ -123,7 +126,8 @@ fn tell(family: IpFamily, metrics: EbpfMetrics) -> impl Fn(&Condition, &Statisti
         if last.0.as_ref() != Some(condition) {
             match condition {
                 Condition::On => {
-                    info!(ipFamily = %family, frontends = statistics.frontends, "connections are translated at the socket");
+                    let took_us = u64::try_from(statistics.took.as_micros()).unwrap_or(u64::MAX);
+                    info!(ipFamily = %family, frontends = statistics.frontends, took_us, "connections are translated at the socket");
                 }
                 Condition::Off(why) => {
                     warn!(ipFamily = %family, why, "nothing is translated at the socket; the rules serve");

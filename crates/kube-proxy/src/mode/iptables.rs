@@ -14,8 +14,8 @@ use metrics::{IptablesMetrics, Metrics};
 use model::{Family, IpFamily, V4, V6};
 use tracing::info;
 
-use super::spawn_watch;
 use crate::takeover::{Leftovers, TakeOvers};
+use crate::watching::spawn_watch;
 
 /// What serves these families, as far as the host has programs that work for them.
 ///

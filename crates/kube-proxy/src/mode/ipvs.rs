@@ -17,8 +17,9 @@ use metrics::{IpvsMetrics, Metrics};
 use model::{Family, IpFamily, V4, V6};
 use tracing::{info, warn};
 
-use super::{nftables, spawn_watch};
+use super::nftables;
 use crate::takeover::{Leftovers, TakeOvers};
+use crate::watching::spawn_watch;
 
 /// Sets what this mode needs on the host, with the privileges that only the start has; has the kernel load what it needs.
 ///

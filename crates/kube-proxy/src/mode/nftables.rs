@@ -4,24 +4,31 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use ::mode::{OpenTarget, Touches};
-use agent::{FamilyMode, ServedFamily};
-use backend_nftables::{Backend, Config, NftablesTarget};
+use agent::{FamilyMode, ServedFamily, with_causes};
+use backend_nftables::{Backend, Config, NftablesTarget, trial};
 use host::Root;
 use metrics::{Metrics, NftablesMetrics};
-use model::{Family, IpFamily, V4, V6};
+use model::{Balancer, Family, IpFamily, V4, V6};
 use netlink::NetlinkError;
-use tracing::warn;
+use nft::Kernel as _;
+use tracing::{debug, warn};
 
-use super::{AGAIN_PAUSE, spawn_watch};
+use super::userspace::Proxying;
 use crate::takeover::{Leftovers, TakeOvers};
+use crate::watching::{AGAIN_PAUSE, spawn_watch};
 
 /// What serves these families.
-pub(super) fn serve(config: &config::Config, families: &[IpFamily], metrics: &Metrics) -> Vec<ServedFamily> {
+pub(super) fn serve(
+    config: &config::Config,
+    families: &[IpFamily],
+    metrics: &Metrics,
+    proxying: &Proxying,
+) -> Vec<ServedFamily> {
     let observer = NftablesMetrics::register(metrics);
     let take_overs = TakeOvers::new(config, Leftovers::OtherModes, families);
     let family = |family: &IpFamily| match family {
-        IpFamily::V4 => ServedFamily::new(served::<V4>(observer(*family), &take_overs)),
-        IpFamily::V6 => ServedFamily::new(served::<V6>(observer(*family), &take_overs)),
+        IpFamily::V4 => proxying.beside(served::<V4>(observer(*family), &take_overs)),
+        IpFamily::V6 => proxying.beside(served::<V6>(observer(*family), &take_overs)),
     };
     families.iter().map(family).collect()
 }
@@ -67,37 +74,92 @@ pub(super) fn watch(own: nft::Family, touches: &Touches) {
     }
 }
 
-/// The first kernel whose `nf_tables` has all that the rules use (upstream's limit, too).
-const NFTABLES_KERNEL: (u32, u32) = (5, 13);
-/// Set, and not empty: don't look at the kernel's version.
+/// The oldest kernel that the packet contract is tested with (docs/kernels.md). Older ones are tried.
+const TESTED_KERNEL: (u32, u32) = (5, 10);
+/// Set, and not empty: don't try the kernel, however old.
 const SKIP_KERNEL_CHECK: &str = "KUBE_PROXY_NFTABLES_SKIP_KERNEL_VERSION_CHECK";
 
-/// Why this host's kernel can't run the mode. One that does not tell its version gets its chance.
-pub(super) fn unusable() -> Option<String> {
+/// Why this host's kernel can't run a mode whose rules leave the choice of endpoints to this balancer. One that is too old to be
+/// known is given rules like ours, of which nothing stays.
+pub(super) fn unusable(balancer: &Balancer) -> Option<String> {
     if std::env::var_os(SKIP_KERNEL_CHECK).is_some_and(|value| !value.is_empty()) {
         return None;
     }
-    too_old(&host::kernel_release(&Root::default())?)
+    let release = host::kernel_release(&Root::default())?;
+    if !is_older_than_tested(&release) {
+        return None;
+    }
+    let refused = try_rules::<V4>(balancer).or_else(|| try_rules::<V6>(balancer))?;
+    let (major, minor) = TESTED_KERNEL;
+    Some(format!(
+        "Linux {release}, which is older than {major}.{minor}, refuses rules that it needs: {} (set {SKIP_KERNEL_CHECK} to go on)",
+        with_causes(&refused)
+    ))
 }
 
-/// Why a kernel is too old, given its release, such as `6.1.0-18-amd64`.
-fn too_old(release: &str) -> Option<String> {
-    let (needed_major, needed_minor) = NFTABLES_KERNEL;
-    (host::kernel_version(release)? < NFTABLES_KERNEL)
-        .then(|| format!("it needs Linux {needed_major}.{needed_minor} and this is {release} (set {SKIP_KERNEL_CHECK} to try)"))
+/// Tells that nobody knows what this kernel does with rules that it takes.
+pub(super) fn tell_if_untested() {
+    if let Some(release) =
+        host::kernel_release(&Root::default()).filter(|release| is_older_than_tested(release))
+    {
+        let (major, minor) = TESTED_KERNEL;
+        warn!(
+            kernel = release,
+            "older than Linux {major}.{minor}, the oldest that this program is tested with"
+        );
+    }
+}
+
+/// What the kernel refuses of the rules of a family; `None` also if that can't be told: then the start tells.
+fn try_rules<F: Family>(balancer: &Balancer) -> Option<NetlinkError> {
+    let mut kernel = kernel::Nftables::open().ok()?;
+    let answer = kernel.apply(&trial::trial::<F>(balancer.clone()));
+    match trial::refused(answer) {
+        Ok(refused) => refused,
+        Err(error) => {
+            debug!(%error, "whether the kernel takes the rules is not known yet");
+            None
+        }
+    }
+}
+
+/// Given a kernel's release, such as `6.1.0-18-amd64`.
+fn is_older_than_tested(release: &str) -> bool {
+    host::kernel_version(release).is_some_and(|version| version < TESTED_KERNEL)
 }
 
 #[cfg(test)]
 mod tests {
+    use lab::Namespace;
+
     use super::*;
+    use model::Proxied;
 
     #[test]
-    fn kernels_before_5_13_are_too_old() {
-        for release in ["5.13.0", "5.13-rc1", "6.1.0-18-amd64", "10.0", "strange"] {
-            assert_eq!(too_old(release), None, "{release}");
+    fn kernels_before_5_10_are_tried() {
+        for release in ["5.10.0-46-cloud-amd64", "5.13-rc1", "6.1.0-18-amd64", "10.0", "strange"] {
+            assert!(!is_older_than_tested(release), "{release}");
         }
-        for release in ["5.12.19", "4.19.0-20-cloud-amd64", "5.4"] {
-            assert!(too_old(release).is_some(), "{release}");
+        for release in ["5.9.19", "4.19.0-20-cloud-amd64", "5.4"] {
+            assert!(is_older_than_tested(release), "{release}");
         }
+    }
+
+    /// In the real kernel, which takes all that we have; needs root.
+    #[test]
+    fn a_trial_passes_here_and_leaves_nothing() {
+        let host = Namespace::new("host").unwrap();
+        for balancer in
+            [Balancer::Rules, Balancer::Proxies(Proxied::All), Balancer::Ipvs { node_addresses: Vec::new() }]
+        {
+            let answer = |tx| host.run(|| kernel::Nftables::open()?.apply(&tx));
+            let answers =
+                [answer(trial::trial::<V4>(balancer.clone())), answer(trial::trial::<V6>(balancer))];
+            for answer in answers {
+                assert!(answer.is_err());
+                assert!(trial::refused(answer).unwrap().is_none());
+            }
+        }
+        assert_eq!(host.exec("nft", &["list", "ruleset"]).unwrap(), "");
     }
 }

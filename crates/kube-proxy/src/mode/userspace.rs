@@ -1,31 +1,33 @@
-//! Mode userspace: a worker for each family carries connections and datagrams, beside the rules of mode nftables.
+//! A worker for each family that carries connections and datagrams, beside rules: of all Services in mode userspace, of those that ask
+//! for it in other modes.
 
 mod process;
 mod site;
 
 use std::cell::RefCell;
-use std::marker::PhantomData;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use agent::{FamilyMode, ServedFamily, with_causes};
+use ::mode::{OpenTarget, Planner};
+use agent::{FamilyMode, OpenConntrack, ServedFamily, with_causes};
 use anyhow::Context as _;
-use backend_nftables::{Backend, lease::LEASE_SECS};
-use backend_userspace::{Carried, Supervisor, UserspacePlanner, UserspaceTarget, Worker};
-use config::Config;
-use metrics::{Metrics, UserspaceMetrics};
-use model::{Family, IpFamily, RuleSettings, V4, V6};
+use backend_nftables::lease::LEASE_SECS;
+use backend_userspace::{
+    Carried, Site, Supervisor, UncarriedFlows, UserspacePlanner, UserspaceTarget, Worker,
+};
+use config::{Config, Mode};
+use metrics::{Metrics, WorkerMetrics};
+use model::{Family, IpFamily};
 use proxy::frame::Settings;
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
 use self::process::Process;
 use self::site::KernelSite;
-use super::{Endings, nftables, spawn_watch};
-use crate::takeover::{Leftovers, TakeOvers};
+use super::Endings;
 
 /// The command by which the program runs itself as a worker; not for people.
 pub(crate) const WORKER: &str = "proxy-worker";
@@ -40,29 +42,41 @@ const DRAIN: Duration = Duration::from_hours(1);
 /// How long the end of the program, as the first process of a container, waits for connections. Kubernetes gives 30 s.
 const END_LIMIT: Duration = Duration::from_secs(25);
 
-/// What serves these families.
-pub(super) fn serve(
-    config: &Config,
-    families: &[IpFamily],
-    metrics: &Metrics,
-    endings: &Endings,
-) -> Vec<ServedFamily> {
-    let observer = UserspaceMetrics::register(metrics);
-    let take_overs = TakeOvers::new(config, Leftovers::OtherModes, families);
-    let shared = Shared {
-        settings: settings(config),
-        verbosity: config.logging.verbosity,
-        take_overs,
-        families: RefCell::default(),
-    };
-    let family = |family: &IpFamily| match family {
-        IpFamily::V4 => ServedFamily::new(shared.served::<V4>(observer(*family))),
-        IpFamily::V6 => ServedFamily::new(shared.served::<V6>(observer(*family))),
-    };
-    let served = families.iter().map(family).collect();
-    let ending = shared.families.take();
-    endings.add(move || end(ending));
-    served
+/// Whose flows workers carry.
+pub(super) enum Proxying {
+    /// Nobody's.
+    Nobody,
+    /// Those of Services that ask for it, beside a mode of rules.
+    Asking(Workers),
+    /// Those of all Services.
+    All(Workers),
+}
+
+impl Proxying {
+    pub(super) fn new(config: &Config, metrics: &Metrics) -> Self {
+        match config.mode {
+            Mode::Userspace => Self::All(Workers::new(config, metrics)),
+            _ if config.service_proxying => Self::Asking(Workers::new(config, metrics)),
+            _ => Self::Nobody,
+        }
+    }
+
+    /// A family that is served by rules, and by workers where these are to be.
+    pub(super) fn beside<F: Family, P: Planner<F>>(&self, mode: FamilyMode<F, P>) -> ServedFamily {
+        match self {
+            Self::Nobody => ServedFamily::new(mode),
+            Self::Asking(workers) => ServedFamily::new(workers.beside::<F, P, false>(mode)),
+            Self::All(workers) => ServedFamily::new(workers.beside::<F, P, true>(mode)),
+        }
+    }
+
+    /// Has workers end with the program.
+    pub(super) fn end_with(self, endings: &Endings) {
+        if let Self::Asking(workers) | Self::All(workers) = self {
+            let families = workers.families.into_inner();
+            endings.add(move || end(families));
+        }
+    }
 }
 
 fn settings(config: &Config) -> Settings {
@@ -79,51 +93,82 @@ fn settings(config: &Config) -> Settings {
     }
 }
 
-/// What both families have.
-struct Shared {
+/// The workers of both families.
+pub(super) struct Workers {
     settings: Settings,
     verbosity: u32,
-    take_overs: TakeOvers,
+    metrics: Box<dyn Fn(IpFamily) -> WorkerMetrics + Send>,
     families: RefCell<Vec<ShutDown>>,
 }
 
-type Planner<F> = UserspacePlanner<Backend<F>, KernelSite<F>>;
+type Beside<F, P, const ALL: bool> = UserspacePlanner<P, KernelSite<F>, ALL>;
 
-impl Shared {
-    fn served<F: Family>(&self, metrics: UserspaceMetrics) -> FamilyMode<F, Planner<F>> {
-        let carried = Carried::default();
-        let site = KernelSite::new(self.settings.clone(), self.verbosity, carried.clone());
-        let supervisor = Arc::new(Mutex::new(Supervisor::new(site)));
-        look_after(Arc::downgrade(&supervisor), metrics.clone());
-        let (ended, of_meter) = (supervisor.clone(), supervisor.clone());
-        let shut_down = move || ended.lock().unwrap_or_else(PoisonError::into_inner).shut_down();
-        self.families.borrow_mut().push(Box::new(shut_down));
-        FamilyMode {
-            planner: UserspacePlanner::new(Backend::new(RuleSettings::default())),
-            meter: Some(Arc::new(move || {
-                let target = UserspaceTarget::new(nftables::open::<F>()?, of_meter.clone());
-                Ok(target.counting(carried.clone()))
-            })),
-            open: Arc::new(move || Ok(UserspaceTarget::new(nftables::open::<F>()?, supervisor.clone()))),
-            watch: Some(Box::new(move |touches| {
-                spawn_watch(move || nftables::watch(F::FAMILY.into(), &touches));
-            })),
-            flows: Some(Arc::new(|| Ok(Box::new(kernel::Flows::open()?)))),
-            take_over: Some(self.take_overs.of(F::FAMILY)),
-            observer: Box::new(metrics),
-            family: PhantomData,
+impl Workers {
+    fn new(config: &Config, metrics: &Metrics) -> Self {
+        Self {
+            settings: settings(config),
+            verbosity: config.logging.verbosity,
+            metrics: Box::new(WorkerMetrics::register(metrics)),
+            families: RefCell::default(),
         }
+    }
+
+    /// What serves a family by rules, with a worker that carries what these hand over.
+    fn beside<F: Family, P: Planner<F>, const ALL: bool>(
+        &self,
+        mode: FamilyMode<F, P>,
+    ) -> FamilyMode<F, Beside<F, P, ALL>> {
+        let FamilyMode { planner, open, meter, watch, flows, take_over, observer, family } = mode;
+        let carried = Carried::default();
+        let supervisor = self.supervisor::<F>(ALL, &carried);
+        let with_worker = lock(&supervisor).with_worker();
+        let beside = |open: OpenTarget<P::Target>| {
+            let (supervisor, carried) = (supervisor.clone(), carried.clone());
+            let opened: OpenTarget<UserspaceTarget<P::Target, KernelSite<F>>> = Arc::new(move || {
+                Ok(UserspaceTarget::new(open()?, supervisor.clone()).counting(carried.clone()))
+            });
+            opened
+        };
+        let uncarried = |flows: OpenConntrack| -> OpenConntrack {
+            Arc::new(move || Ok(Box::new(UncarriedFlows::new(flows()?, with_worker.clone()))))
+        };
+        FamilyMode {
+            planner: UserspacePlanner::new(planner),
+            open: beside(open),
+            meter: meter.map(beside),
+            watch,
+            flows: flows.map(uncarried),
+            take_over,
+            observer,
+            family,
+        }
+    }
+
+    fn supervisor<F: Family>(&self, is_for_all: bool, carried: &Carried) -> SharedSupervisor<F> {
+        let site = KernelSite::new(self.settings.clone(), self.verbosity, carried.clone());
+        let supervisor = Supervisor::new(site);
+        let supervisor = Arc::new(Mutex::new(if is_for_all { supervisor } else { supervisor.lazy() }));
+        look_after(Arc::downgrade(&supervisor), (self.metrics)(F::FAMILY));
+        let ended = supervisor.clone();
+        self.families.borrow_mut().push(Box::new(move || lock(&ended).shut_down()));
+        supervisor
     }
 }
 
+type SharedSupervisor<F> = Arc<Mutex<Supervisor<KernelSite<F>>>>;
+
+fn lock<S: Site>(supervisor: &Mutex<Supervisor<S>>) -> MutexGuard<'_, Supervisor<S>> {
+    supervisor.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Looks after a family's worker and lease on a thread of its own, for as long as somebody has them.
-fn look_after<F: Family>(supervisor: Weak<Mutex<Supervisor<KernelSite<F>>>>, metrics: UserspaceMetrics) {
+fn look_after<F: Family>(supervisor: Weak<Mutex<Supervisor<KernelSite<F>>>>, metrics: WorkerMetrics) {
     let mut told = 0;
     let turn = move || loop {
         std::thread::sleep(Supervisor::<KernelSite<F>>::PERIOD);
         let Some(supervisor) = supervisor.upgrade() else { return };
         let condition = {
-            let mut supervisor = supervisor.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut supervisor = lock(&supervisor);
             supervisor.look_after(Instant::now());
             supervisor.condition()
         };

@@ -11,7 +11,7 @@ use fakes::objects::{self, Port};
 use lab::Host;
 use lab::client::{Load, LoadGenerator, Session, Transport};
 use lab::proxy::{Proxy, wait_until};
-use testkit::cluster::{Cluster, KEEP_PORT, ProxyMode};
+use testkit::cluster::{Cluster, KEEP_PORT, LINE_PORT, ProxyMode};
 
 use crate::matrix::check_contract;
 use crate::support::{
@@ -212,12 +212,13 @@ fn programs_that_were_torn_out_are_missed_and_come_back() {
     assert!(proxy.log().iter().any(|line| line.contains("192.0.2.1")), "{}", proxy.log().join("\n"));
 }
 
-/// Makes the maps look as if a version with another layout had left them.
+/// Gives the maps that are there the name of another layout, as another version would have left them.
 fn age_maps(cluster: &Cluster) {
+    let own = format!("{}-", ebpf::SCHEMA);
     for family in ["ipv4", "ipv6"] {
         let dir = cluster.socket_site().bpffs().join("kube-proxy").join(family);
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
-            if let Some(number) = entry.file_name().to_string_lossy().strip_prefix("1-") {
+            if let Some(number) = entry.file_name().to_string_lossy().strip_prefix(&own) {
                 fs::rename(entry.path(), dir.join(format!("0-{number}"))).unwrap();
             }
         }
@@ -240,9 +241,13 @@ fn load(cluster: &Cluster) -> Vec<LoadGenerator> {
     ]
 }
 
-/// Kills, restarts on maps of another layout, and changes of mode to and fro, under new connections all the time.
-#[test]
-fn no_connection_fails_over_kills_upgrades_and_changes_of_mode() {
+/// How often each disturbance is repeated.
+const TIMES: usize = 20;
+
+/// Connections are made from everywhere all the time, while a proxy is killed again and again and another one goes on, after
+/// whatever happens in between. None fails, and those that were there before stay.
+#[track_caller]
+fn no_connection_fails_while(at_least: u64, happens_in_between: impl Fn(&Cluster)) {
     let cluster = ebpf(3, 1);
     apply_web(&cluster);
     let mut proxy = start(&cluster);
@@ -250,25 +255,108 @@ fn no_connection_fails_over_kills_upgrades_and_changes_of_mode() {
     wait_for_any(&cluster);
     let load = load(&cluster);
     let mut sessions = open_sessions(&cluster);
-    for round in 0..20 {
-        std::thread::sleep(Duration::from_millis(50));
+    let made = || load.iter().map(|generator| generator.snapshot().succeeded).sum::<u64>();
+    let mut times = 0;
+    while times < TIMES || made() < at_least {
         proxy.kill().unwrap();
-        match round % 4 {
-            1 => age_maps(&cluster),
-            2 => {
-                let mut rules = start_with(&cluster, &[("--proxy-mode", "nftables")]);
-                wait_until_untranslated(&cluster, &rules);
-                rules.kill().unwrap();
-            }
-            _ => {}
-        }
+        happens_in_between(&cluster);
         proxy = start(&cluster);
         wait_until_active(&cluster);
         for session in &mut sessions {
             session.exchange(b"still there").unwrap();
         }
+        times += 1;
     }
     check_load(load, 100, || proxy.log().join("\n"));
+}
+
+#[test]
+fn ten_thousand_connections_over_twenty_kills_do_not_fail() {
+    no_connection_fails_while(10_000, |_| ());
+}
+
+#[test]
+fn no_connection_fails_over_twenty_upgrades_between_two_layouts() {
+    no_connection_fails_while(0, |cluster| {
+        age_maps(cluster);
+        assert!(links(cluster).iter().any(|link| link.to_string_lossy().contains("connect")));
+    });
+}
+
+#[test]
+fn no_connection_fails_over_twenty_changes_of_mode_and_back() {
+    no_connection_fails_while(0, |cluster| {
+        let mut rules = start_with(cluster, &[("--proxy-mode", "nftables")]);
+        wait_until_untranslated(cluster, &rules);
+        rules.kill().unwrap();
+    });
+}
+
+/// Frontends for which the smallest maps have room.
+const ROOM: u16 = 1024;
+
+fn filling(n: u16) -> IpAddr {
+    let [high, low] = n.to_be_bytes();
+    [10, 96, 4 + high, low].into()
+}
+
+/// Services of one IPv4 address each, all with the first pod.
+fn fill(cluster: &Cluster, numbers: std::ops::Range<u16>) {
+    let ports = [Port { name: "line", protocol: "TCP", port: 80, target: LINE_PORT, node_port: None }];
+    for n in numbers {
+        let name = format!("fill-{n}");
+        cluster.apply(objects::slice(&name, "v4", &ports, &cluster.endpoints(false)[..1])).unwrap();
+        cluster.apply(objects::service(&name, &[filling(n)], &ports)).unwrap();
+    }
+}
+
+/// Remounts the file system of pins, so that the kernel refuses new ones, or takes them again.
+fn set_read_only(cluster: &Cluster, is_read_only: bool) {
+    let option = if is_read_only { "remount,ro" } else { "remount,rw" };
+    let bpffs = cluster.socket_site().bpffs().to_string_lossy();
+    let status = std::process::Command::new("mount").args(["-o", option, &bpffs]).status().unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn every_service_is_served_when_maps_are_full_and_can_not_grow() {
+    let cluster = ebpf(1, 0);
+    apply_web(&cluster);
+    let proxy = start(&cluster);
+    wait_until_active(&cluster);
+    // What failed is tried again a minute later at the latest.
+    let patience = Duration::from_mins(2);
+    let served = |count: u16| {
+        let is_so = || metric(&cluster, "kubeproxy_ebpf_frontends", "IPv4") == u64::from(count);
+        assert!(wait_until(patience, is_so), "{count}\n{}", proxy.log().join("\n"));
+    };
+    // Besides cluster IP and node port of `web`.
+    fill(&cluster, 0..ROOM - 2);
+    served(ROOM);
+    assert_eq!(metric(&cluster, "kubeproxy_ebpf_map_rebuilds_total", "IPv4"), 1, "full");
+    let (pod, node) = (cluster.lab.pod(0), cluster.lab.node());
+    let all_answer = |numbers: &[u16]| {
+        for n in numbers {
+            for from in [pod, node] {
+                let to = SocketAddr::from((filling(*n), 80));
+                assert!(wait_until(PATIENCE, || ask(from, Transport::Tcp, to).is_ok()), "{to}");
+            }
+        }
+    };
+    let some: Vec<u16> = (0..ROOM - 2).step_by(101).chain([ROOM - 3]).collect();
+    all_answer(&some);
+
+    set_read_only(&cluster, true);
+    fill(&cluster, ROOM - 2..ROOM - 1);
+    let is_off = || metric(&cluster, "kubeproxy_ebpf_active", "IPv4") == 0;
+    assert!(wait_until(PATIENCE, is_off), "{}", proxy.log().join("\n"));
+    all_answer(&[&some[..], &[ROOM - 2]].concat());
+    let is_told = || proxy.log().iter().any(|line| line.contains("Read-only file system"));
+    assert!(wait_until(PATIENCE, is_told), "{}", proxy.log().join("\n"));
+
+    set_read_only(&cluster, false);
+    served(ROOM + 1);
+    all_answer(&[&some[..], &[ROOM - 2]].concat());
 }
 
 /// Waits until no program translates, for the mode that this proxy is in.

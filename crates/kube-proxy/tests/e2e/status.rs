@@ -38,7 +38,7 @@ pub(crate) fn get(from: &Host, to: SocketAddr, path: &str) -> Option<Reply> {
     let ask = || -> std::io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&to, REQUEST)?;
         stream.set_read_timeout(Some(REQUEST))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n")?;
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: {to}\r\nconnection: close\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)
@@ -59,8 +59,15 @@ fn wait_for_status(cluster: &Cluster, port: u16, path: &str, status: u16) -> Rep
     wait_for_answer(cluster.lab.node(), (LOCALHOST, port).into(), path, status, PATIENCE)
 }
 
+/// The same, asked from anywhere.
 #[track_caller]
-fn wait_for_answer(from: &Host, to: SocketAddr, path: &str, status: u16, limit: Duration) -> Reply {
+pub(crate) fn wait_for_answer(
+    from: &Host,
+    to: SocketAddr,
+    path: &str,
+    status: u16,
+    limit: Duration,
+) -> Reply {
     let mut last = None;
     let reached = wait_until(limit, || {
         last = get(from, to, path);

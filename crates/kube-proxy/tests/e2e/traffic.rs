@@ -120,6 +120,40 @@ fn ipvs_counts_through_restarts_and_drains() {
     wait_for_count(&cluster, "connections", 19);
 }
 
+/// Connections that the rules never see.
+#[test]
+fn connections_at_the_socket_are_counted_through_restarts_and_beside_the_rules() {
+    let cluster = cluster_in(ProxyMode::Ebpf, 1, 1);
+    apply_web(&cluster);
+    let mut proxy = start(&cluster);
+    let ask_from_pod = |times: usize| {
+        for _ in 0..times {
+            ask(cluster.lab.pod(0), Transport::Tcp, web()).unwrap();
+        }
+    };
+    assert!(proxy.wait_for_log("connections are translated at the socket", PATIENCE), "{:?}", proxy.log());
+    ask_from_pod(10);
+    wait_for_count(&cluster, "connections", 10);
+    connect(&cluster, 3);
+    wait_for_count(&cluster, "connections", 13);
+    let mut counted = 0;
+    let by_endpoint = wait_until(PATIENCE, || {
+        let text = told(cluster.lab.node(), &["list", "endpoints", "web", "-o", "json"]);
+        let list: Value = serde_json::from_str(&text).unwrap();
+        let rows = list["items"].as_array().unwrap().iter();
+        counted = rows.filter_map(|row| row["traffic"]["connections"].as_u64()).sum();
+        counted == 13
+    });
+    assert!(by_endpoint, "{counted}");
+
+    // Programs and rules go on counting while no proxy runs.
+    proxy.kill().unwrap();
+    ask_from_pod(4);
+    connect(&cluster, 2);
+    let _proxy = start(&cluster);
+    wait_for_count(&cluster, "connections", 19);
+}
+
 #[test]
 fn flows_are_counted_through_restarts_repairs_and_changes() {
     let cluster = cluster(2, 0);

@@ -93,7 +93,7 @@ fn explain_port<F: Family>(
     addresses: &Addresses<F>,
 ) -> PortExplanation<F> {
     let candidates = endpoints::gather::<F>(node, port, &entry.slices);
-    let policies = Policies::new(service, port, addresses);
+    let policies = Policies::new(node, service, port, addresses);
     let choice = endpoints::choose(node, &candidates, policies.needs_cluster(), policies.needs_local());
     let chosen = [(TrafficPolicy::Cluster, choice.cluster), (TrafficPolicy::Local, choice.local)];
     let chosen: Vec<(TrafficPolicy, List<F>)> =
@@ -140,11 +140,20 @@ fn governed<F: Family>(
     if service.internal_policy == policy {
         governed.push(format!("cluster IP {}", addresses.cluster_ip));
     }
-    if service.external_policy == policy {
+    let is_external = service.external_policy == policy;
+    // Where destinations are preserved, load balancers' addresses and node ports lead to endpoints of this node.
+    let is_preserved = policies.preserves_destination;
+    let is_preserving = if is_preserved { policy == TrafficPolicy::Local } else { is_external };
+    if is_preserving {
         governed.extend(addresses.load_balancer_ips.iter().map(|ip| format!("load-balancer IP {ip}")));
+    }
+    if is_external {
         governed.extend(addresses.external_ips.iter().map(|ip| format!("external IP {ip}")));
+    }
+    if is_preserving {
         governed.extend(port.node_port.map(|port| format!("node port {port}")));
-    } else if policy == TrafficPolicy::Cluster && policies.externally_accessible {
+    }
+    if !is_external && policy == TrafficPolicy::Cluster && policies.externally_accessible {
         governed.push("other addresses, from pods and from this node".to_owned());
     }
     governed

@@ -3,8 +3,8 @@ use std::net::IpAddr;
 
 use super::*;
 use crate::{
-    Change, Conditions, Endpoint, EndpointSlice, Hints, Object, ObjectName, SliceEndpoints, SlicePort, Store,
-    Touched, V4, V6,
+    AppProtocol, Change, Conditions, Endpoint, EndpointSlice, Hints, Object, ObjectName, SliceEndpoints,
+    SlicePort, Store, Touched, V4, V6,
 };
 
 fn service(cluster_ips: &[&str], ports: &[(&str, Protocol, u16, Option<u16>)]) -> Service {
@@ -17,6 +17,7 @@ fn service(cluster_ips: &[&str], ports: &[(&str, Protocol, u16, Option<u16>)]) -
                 protocol: *protocol,
                 port: *port,
                 node_port: *node_port,
+                app_protocol: AppProtocol::Opaque,
             })
             .collect(),
         ..Service::new(ObjectName::new("shop", "front"))
@@ -66,6 +67,7 @@ fn this_node() -> ThisNode {
         zone: Some("zone-a".into()),
         addresses: ["192.168.0.7", "fd00::7"].map(ip).into(),
         ignores_external_ips: false,
+        served_by_hns: false,
     }
 }
 
@@ -102,6 +104,9 @@ fn line<F: Family>(frontend: &Frontend<F>) -> String {
     if let Some(sources) = &frontend.allowed_sources {
         let sources: Vec<String> = sources.iter().map(ToString::to_string).collect();
         write!(line, " (only from {})", sources.join(" ")).unwrap();
+    }
+    if frontend.app_protocol == AppProtocol::Http {
+        line += " (HTTP)";
     }
     line
 }
@@ -543,4 +548,47 @@ fn ports_without_local_endpoints_are_counted_by_policy() {
     check_no_local((CLUSTER, CLUSTER), &elsewhere, (0, 0));
     check_no_local((LOCAL, LOCAL), &[], (0, 0));
     check_no_local((LOCAL, LOCAL), &[("10.244.0.1", READY, "node-1")], (0, 0));
+}
+
+#[test]
+fn every_frontend_of_a_port_says_what_goes_through_it() {
+    let ports = [("web", Protocol::Tcp, 80, Some(30080)), ("db", Protocol::Tcp, 5432, None)];
+    let mut service = service(&["10.96.0.10"], &ports);
+    service.external_ips = [ip("192.0.2.1")].into();
+    service.ports[0].app_protocol = AppProtocol::named("kubernetes.io/h2c");
+    check(
+        service,
+        vec![],
+        "shop/front:web 10.96.0.10 TCP 80 -> Reject (HTTP)
+         shop/front:web 192.0.2.1 TCP 80 -> Reject (HTTP)
+         shop/front:web node TCP 30080 -> Reject (HTTP)
+         shop/front:db 10.96.0.10 TCP 5432 -> Reject
+         shop/front:db 192.0.2.1 TCP 5432 -> Reject",
+    );
+}
+
+#[test]
+fn a_preserved_destination_asks_for_local_endpoints_where_hns_serves() {
+    let service = Service {
+        preserves_destination: true,
+        load_balancer_ips: [ip("203.0.113.9")].into(),
+        ..service(&["10.96.0.10"], &[("", Protocol::Tcp, 80, Some(30080))])
+    };
+    let endpoints = [("10.244.1.2", READY, "node-1"), ("10.244.2.2", READY, "node-2")];
+    let mut store = Store::default();
+    let name = service.name.clone();
+    store.apply(Change::Apply(Object::Service(service)), &mut Touched::default());
+    let slice = slice("a", &[("", Protocol::Tcp, 8080)], &endpoints);
+    store.apply(Change::Apply(Object::EndpointSlice(slice)), &mut Touched::default());
+    let entry = store.entry(&name).unwrap();
+    for frontend in frontends::<V4>(&this_node(), entry) {
+        assert!(!frontend.preserves_destination && frontend.flow_endpoints.is_empty());
+        assert_eq!(frontend.pool.endpoints().len(), 2);
+    }
+    for frontend in frontends::<V4>(&ThisNode { served_by_hns: true, ..this_node() }, entry) {
+        let is_cluster_ip = frontend.kind == AddressKind::ClusterIp;
+        assert_eq!(frontend.preserves_destination, !is_cluster_ip);
+        assert_eq!(frontend.pool.endpoints().len(), if is_cluster_ip { 2 } else { 1 });
+        assert_eq!(frontend.flow_endpoints.len(), 2, "flows of TCP keep their endpoints");
+    }
 }

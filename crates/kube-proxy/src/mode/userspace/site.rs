@@ -2,18 +2,19 @@
 
 use std::io;
 use std::marker::PhantomData;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use agent::with_causes;
 use backend_nftables::lease::{self, Listeners as Lease, Ports};
 use backend_userspace::{Carried, Site};
+use conntrack::{Conntrack as _, Filter};
 use model::Family;
 use netlink::NetlinkError;
 use nft::{Kernel as _, Transaction};
 use nix::net::if_::InterfaceFlags;
 use proxy::frame::Settings;
 use proxy::{Listeners, Pair};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::process::Process;
 use crate::platform;
@@ -90,6 +91,24 @@ impl<F: Family> Site for KernelSite<F> {
         if let Err(error) = self.apply(&lease::end::<F>()) {
             // It is over already, or will be soon.
             debug!(err = with_causes(&error), "the lease is not ended");
+        }
+    }
+
+    fn udp(&self, listeners: &Place) -> Vec<SocketAddr> {
+        let Lease { address, any, internal } = listeners.lease;
+        [any, internal].map(|ports| SocketAddr::new(address, ports.udp)).into()
+    }
+
+    fn forget(&mut self, listeners: &[SocketAddr]) {
+        let forgotten = kernel::Flows::open().and_then(|mut flows| {
+            listeners.iter().try_for_each(|listener| {
+                let filter =
+                    Filter::new(F::FAMILY.into(), model::Protocol::Udp.number()).answered_by(*listener);
+                flows.delete(&filter, &mut |_| true).map(drop)
+            })
+        });
+        if let Err(error) = forgotten {
+            warn!(err = with_causes(&error), "clients of UDP may stay with a worker that is gone");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Changes of mode under load: no new connection fails, whichever mode comes after which.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use lab::Host;
 use lab::client::{Load, LoadGenerator, Transport};
@@ -64,12 +65,18 @@ fn name(mode: ProxyMode) -> &'static str {
     }
 }
 
+/// New connections a second of each generator. In the guest ten times as many take most of its processor, which the program that is
+/// started needs.
+const RATE: u32 = 4;
+/// Between two looks at the node, each of which starts five programs.
+const LOOK_PAUSE: Duration = Duration::from_millis(250);
+
 /// From everywhere, by every kind of address.
 fn load(cluster: &Cluster) -> [LoadGenerator; 6] {
     let lab = &cluster.lab;
     let (outside, pod, node) = (lab.outside(), lab.pod(0), lab.node());
     let start = |from: &Host, target: SocketAddr, transport| {
-        LoadGenerator::start(from, Load { target, transport, rate: 20, timeout: REQUEST }).unwrap()
+        LoadGenerator::start(from, Load { target, transport, rate: RATE, timeout: REQUEST }).unwrap()
     };
     [
         start(outside, (ip(WEB_V4), 80).into(), Transport::Tcp),
@@ -95,7 +102,13 @@ fn wait_until_in(cluster: &Cluster, mode: ProxyMode, proxy: &Proxy) {
         (chains, tables, has_device, has_servers)
     };
     let wanted = ([mode == IPTABLES; 2], [mode != IPTABLES; 2], mode == IPVS, mode == IPVS);
-    let reached = wait_until(LONG, || found() == wanted);
+    let reached = wait_until(LONG, || {
+        let is_there = found() == wanted;
+        if !is_there {
+            std::thread::sleep(LOOK_PAUSE);
+        }
+        is_there
+    });
     let texts = || (found(), node.exec("ipvsadm", &["-Sn"]).unwrap());
     assert!(reached, "{mode:?}: {:?}\n{}", texts(), proxy.log().join("\n"));
     if mode == IPVS {

@@ -1,0 +1,343 @@
+//! One request: from the client to an endpoint, to another one if need be, and the response back.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{CONNECTION, HeaderValue, UPGRADE};
+use http::{Method, Request, Response, StatusCode, Version, request};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::answer::{self, Failed};
+use crate::request_body::{Asks, KeptBody, RequestBody};
+use crate::requests::UnderWay;
+use crate::response_body::{Held, ResponseBody};
+use crate::retry::{self, Failure, Next, Tries};
+use crate::serve::Visit;
+use crate::tunnel::Ends;
+use crate::upstream::{ConnectError, Connection, Endpoint, Lent, SendError, Upstream};
+use crate::{Frontend, Pool, Turn, headers};
+
+/// A request that can't be sent twice gets no connection that has been idle for longer: its endpoint may just be closing it, which
+/// servers do after two seconds at the earliest.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// The answer to a client's request.
+pub(crate) async fn answer<F: Frontend>(
+    visit: &Visit<F>,
+    request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let under_way = visit.requests.begin();
+    let (version, is_grpc) = (request.version(), answer::is_grpc(request.headers()));
+    match forward(visit, request).await {
+        Ok(answered) => answered.into_response(visit, under_way),
+        Err(failed) => {
+            let mut response = failed.response(is_grpc);
+            if failed == Failed::NoEndpoint && version < Version::HTTP_2 {
+                // The next connection comes to whoever serves this then.
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            response.map(|body| body.with(Held::of(under_way)))
+        }
+    }
+}
+
+async fn forward<F: Frontend>(visit: &Visit<F>, mut request: Request<Incoming>) -> Result<Forwarded, Failed> {
+    let pool = visit.frontend.pool().ok_or(Failed::NoEndpoint)?;
+    let room = pool.upstream().begin().ok_or(Failed::Overloaded)?;
+    let client_end = hyper::upgrade::on(&mut request);
+    let (mut parts, body) = request.into_parts();
+    headers::of_request(&mut parts, visit.client.sent_to)?;
+    let tunnel = Tunnel::wanted(&parts);
+    let mut outgoing = Outgoing::new(parts, body, pool.upstream());
+    let answered = send(&pool, visit.client.address.ip(), &mut outgoing).await?;
+    let is_tunnel = tunnel.is_begun_by(answered.response.status());
+    if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS && !is_tunnel {
+        return Err(Failed::BadAnswer);
+    }
+    Ok(Forwarded { answered, room, client_end: is_tunnel.then_some(client_end) })
+}
+
+/// What a client wants a tunnel for.
+#[derive(Clone, Copy)]
+enum Tunnel {
+    None,
+    Upgrade,
+    Connect,
+}
+
+impl Tunnel {
+    fn wanted(parts: &request::Parts) -> Self {
+        if parts.method == Method::CONNECT {
+            Self::Connect
+        } else if parts.headers.contains_key(UPGRADE) {
+            Self::Upgrade
+        } else {
+            Self::None
+        }
+    }
+
+    fn is_begun_by(self, status: StatusCode) -> bool {
+        match self {
+            Self::None => false,
+            Self::Upgrade => status == StatusCode::SWITCHING_PROTOCOLS,
+            Self::Connect => status.is_success(),
+        }
+    }
+}
+
+/// An endpoint's response, and what goes with it.
+struct Answered {
+    response: Response<Incoming>,
+    endpoint: Arc<Endpoint>,
+    lent: Lent,
+    turn: Box<dyn Send>,
+    asks: Option<Asks>,
+}
+
+struct Forwarded {
+    answered: Answered,
+    room: OwnedSemaphorePermit,
+    client_end: Option<OnUpgrade>,
+}
+
+impl Forwarded {
+    fn into_response<F: Frontend>(self, visit: &Visit<F>, under_way: UnderWay) -> Response<ResponseBody> {
+        let Self { answered, room, client_end } = self;
+        let Answered { mut response, endpoint, lent, turn, asks } = answered;
+        let held = Held { turn: Some(turn), room: Some(room), asks, ..Held::of(under_way) };
+        if let Some(client) = client_end {
+            let ends = Ends { client, endpoint: hyper::upgrade::on(&mut response) };
+            let held = Held { lent: Some(lent), ..held };
+            visit.tunnels.begin(ends, held, endpoint.drained());
+            return for_client(response, |_empty| ResponseBody::default());
+        }
+        for_client(response, |body| ResponseBody::of_endpoint(body).with(Held { lent: Some(lent), ..held }))
+    }
+}
+
+fn for_client(
+    response: Response<Incoming>,
+    body: impl FnOnce(Incoming) -> ResponseBody,
+) -> Response<ResponseBody> {
+    let (mut parts, incoming) = response.into_parts();
+    headers::of_response(&mut parts);
+    Response::from_parts(parts, body(incoming))
+}
+
+/// Sends a request to one endpoint after the other, until there is an answer to be given.
+async fn send<P: Pool>(pool: &P, client: IpAddr, outgoing: &mut Outgoing) -> Result<Answered, Failed> {
+    let (mut avoid, mut tries) = (Vec::new(), Tries::default());
+    let mut turn = pool.pick(client, &avoid).ok_or(Failed::NoEndpoint)?;
+    loop {
+        let address = turn.address();
+        let endpoint = pool.upstream().endpoint(address);
+        let tried = send_once(&endpoint, outgoing).await;
+        let failed = match tried {
+            Ok(answer) => match outgoing.judge(turn, endpoint, answer) {
+                Ok(answered) => return Ok(answered),
+                Err(unavailable) => unavailable,
+            },
+            Err(failed) => {
+                turn.failed();
+                drop(turn);
+                failed
+            }
+        };
+        tries.n_tries += 1;
+        tries.n_sent += u32::from(failed.failure.is_sent());
+        let next = retry::next(failed.failure, outgoing.facts(), tries);
+        if matches!(next, Next::Elsewhere | Next::Retry) {
+            avoid.push(address);
+        }
+        let another = match next {
+            Next::Again | Next::Elsewhere => pool.pick(client, &avoid),
+            Next::Retry if pool.upstream().take_retry() => {
+                pool.pick(client, &avoid).or_else(|| pool.pick(client, &[]))
+            }
+            Next::Retry | Next::GiveUp => None,
+        };
+        turn = match another {
+            Some(another) => another,
+            None => return failed.give_up(outgoing),
+        };
+    }
+}
+
+/// A try without an answer to be given at once.
+struct FailedTry {
+    failure: Failure,
+    failed: Failed,
+    /// The answer, if nobody has a better one.
+    answered: Option<Box<Answered>>,
+}
+
+impl FailedTry {
+    fn new(failure: Failure, failed: Failed) -> Self {
+        Self { failure, failed, answered: None }
+    }
+
+    fn give_up(self, outgoing: &Outgoing) -> Result<Answered, Failed> {
+        outgoing.forget();
+        self.answered.map_or(Err(self.failed), |answered| Ok(*answered))
+    }
+}
+
+type Answer = (Response<Incoming>, Lent, Option<Asks>);
+
+async fn send_once(endpoint: &Arc<Endpoint>, outgoing: &mut Outgoing) -> Result<Answer, FailedTry> {
+    let connection = outgoing.connection(endpoint).await.map_err(|error| {
+        FailedTry::new(
+            Failure::NotConnected,
+            match error {
+                ConnectError::Refused => Failed::Unreachable,
+                ConnectError::TimedOut => Failed::TimedOut,
+            },
+        )
+    })?;
+    let (request, asks) = outgoing.request();
+    match connection.send(request).await {
+        Ok((response, lent)) => Ok((response, lent, asks)),
+        Err(SendError::NotSent(request)) => {
+            outgoing.take_back(*request, asks);
+            Err(FailedTry::new(Failure::NotSent, Failed::BadAnswer))
+        }
+        Err(SendError::Refused) => Err(FailedTry::new(Failure::Refused, Failed::Overloaded)),
+        Err(SendError::Broken) => Err(FailedTry::new(Failure::Broken, Failed::BadAnswer)),
+    }
+}
+
+/// A request as it goes to endpoints.
+struct Outgoing {
+    content: Content,
+    version: Version,
+    is_grpc: bool,
+    is_idempotent: bool,
+    expects_continue: bool,
+}
+
+enum Content {
+    /// It can be sent once; `None`: it was.
+    Once(Option<Box<(Request<RequestBody>, Option<Asks>)>>),
+    /// It may be sent again.
+    Kept(Box<request::Parts>, Option<KeptBody>),
+}
+
+impl Outgoing {
+    fn new(parts: request::Parts, body: Incoming, upstream: &Upstream) -> Self {
+        let version = parts.version;
+        let is_grpc = answer::is_grpc(&parts.headers);
+        let is_idempotent = headers::is_idempotent(&parts.method);
+        let expects_continue = headers::expects_continue(&parts);
+        let has_body = !body.is_end_stream();
+        let may_be_sent_again = version == Version::HTTP_2 || is_idempotent;
+        let content = if may_be_sent_again {
+            let kept = has_body.then(|| KeptBody::new(body, &upstream.kept_bytes));
+            Content::Kept(Box::new(parts), kept)
+        } else {
+            let body = if has_body { RequestBody::once(body) } else { RequestBody::default() };
+            let (body, asks) = held_back(body, expects_continue);
+            Content::Once(Some(Box::new((for_endpoint(parts, body, asks.as_ref()), asks))))
+        };
+        Self { content, version, is_grpc, is_idempotent, expects_continue }
+    }
+
+    async fn connection(&self, endpoint: &Arc<Endpoint>) -> Result<Connection, ConnectError> {
+        if self.version == Version::HTTP_2 {
+            return endpoint.http2().await;
+        }
+        let max_idle = if matches!(self.content, Content::Once(_)) { FRESH } else { Duration::MAX };
+        endpoint.http1(max_idle).await
+    }
+
+    fn request(&mut self) -> (Request<RequestBody>, Option<Asks>) {
+        match &mut self.content {
+            // It is asked for only when there is one.
+            Content::Once(request) => *request.take().unwrap_or_default(),
+            Content::Kept(parts, body) => {
+                let body = body.as_ref().map_or_else(RequestBody::default, KeptBody::again);
+                let (body, asks) = held_back(body, self.expects_continue);
+                (for_endpoint((**parts).clone(), body, asks.as_ref()), asks)
+            }
+        }
+    }
+
+    fn take_back(&mut self, request: Request<RequestBody>, asks: Option<Asks>) {
+        if let Content::Once(place) = &mut self.content {
+            *place = Some(Box::new((request, asks)));
+        }
+    }
+
+    fn facts(&self) -> retry::Request {
+        let is_replayable = match &self.content {
+            Content::Once(_) => false,
+            Content::Kept(_, body) => body.as_ref().is_none_or(KeptBody::is_whole),
+        };
+        retry::Request { is_idempotent: self.is_idempotent, is_replayable }
+    }
+
+    /// It goes to nobody else any more.
+    fn forget(&self) {
+        if let Content::Kept(_, Some(body)) = &self.content {
+            body.forget();
+        }
+    }
+
+    /// Whether an answer is one to be given.
+    fn judge(
+        &self,
+        turn: impl Turn,
+        endpoint: Arc<Endpoint>,
+        (response, lent, asks): Answer,
+    ) -> Result<Answered, FailedTry> {
+        let is_unavailable = self.is_grpc
+            && response.body().is_end_stream()
+            && answer::is_grpc_unavailable(response.headers());
+        turn.answered();
+        let answered = Answered { response, endpoint, lent, turn: Box::new(turn), asks };
+        if is_unavailable {
+            let failed = FailedTry::new(Failure::Unavailable, Failed::Overloaded);
+            return Err(FailedTry { answered: Some(Box::new(answered)), ..failed });
+        }
+        self.forget();
+        Ok(answered)
+    }
+}
+
+fn held_back(body: RequestBody, is_held_back: bool) -> (RequestBody, Option<Asks>) {
+    if !is_held_back || body.is_end_stream() {
+        return (body, None);
+    }
+    let (body, asks) = body.held_back();
+    (body, Some(asks))
+}
+
+fn for_endpoint(parts: request::Parts, body: RequestBody, asks: Option<&Asks>) -> Request<RequestBody> {
+    let mut request = Request::from_parts(parts, body);
+    if let Some(asks) = asks.cloned() {
+        hyper::ext::on_informational(&mut request, move |response| {
+            if response.status() == StatusCode::CONTINUE {
+                asks.ask();
+            }
+        });
+    }
+    request
+}
+
+impl Failure {
+    fn is_sent(self) -> bool {
+        !matches!(self, Self::NotConnected | Self::NotSent)
+    }
+}
+
+/// Where a client's connection came from and was made to.
+#[derive(Clone, Copy, Debug)]
+pub struct Client {
+    /// The client.
+    pub address: SocketAddr,
+    /// What it connected to.
+    pub sent_to: SocketAddr,
+}

@@ -1,0 +1,62 @@
+//! HTTP by request: a client's connection is served here, and each of its requests goes to an endpoint of its own.
+//!
+//! A request goes on in the version of HTTP in which it came, and with the headers that it came with, except those that are meant
+//! for one connection: an endpoint sees what it would see if nobody were in between. Which endpoint gets it, a [`Pool`] says;
+//! connections to endpoints are kept and shared by an [`Upstream`].
+//!
+//! - [`serve`] has a client's connection, with its limits.
+//! - `forward` has one request: which endpoint is tried, and what is tried again (`retry`).
+//! - `upstream` has the connections to endpoints.
+//! - What is decided without I/O is in `retry`, `headers` and `answer`.
+#![forbid(unsafe_code)]
+
+mod answer;
+mod client_io;
+mod forward;
+mod headers;
+mod request_body;
+mod requests;
+mod response_body;
+mod retry;
+mod serve;
+mod tunnel;
+mod upstream;
+
+use std::net::{IpAddr, SocketAddr};
+
+pub use forward::Client;
+pub use serve::serve;
+pub use upstream::{Settings, Sockets, Upstream};
+
+/// What a client connected to.
+pub trait Frontend: Send + Sync + 'static {
+    /// Its endpoints.
+    type Pool: Pool;
+
+    /// Where its requests go now; `None` if nobody serves them any more. It is asked for each request.
+    fn pool(&self) -> Option<Self::Pool>;
+}
+
+/// Endpoints of a Service port.
+pub trait Pool: Send + Sync + 'static {
+    /// What an endpoint has to do for one request.
+    type Turn: Turn;
+
+    /// An endpoint for a client's request, none of those to avoid.
+    fn pick(&self, client: IpAddr, avoid: &[SocketAddr]) -> Option<Self::Turn>;
+
+    /// Connections to these endpoints.
+    fn upstream(&self) -> &Upstream;
+}
+
+/// A request at an endpoint: it counts there until this is dropped.
+pub trait Turn: Send + 'static {
+    /// The endpoint.
+    fn address(&self) -> SocketAddr;
+
+    /// It answered.
+    fn answered(&self) {}
+
+    /// It did not, and the request may go to another one.
+    fn failed(&self) {}
+}

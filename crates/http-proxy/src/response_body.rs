@@ -1,0 +1,124 @@
+//! The body of a response on its way to a client, and what ends with it.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::request_body::Asks;
+use crate::requests::UnderWay;
+use crate::upstream::Lent;
+
+/// The body of a response.
+#[derive(Default)]
+pub(crate) struct ResponseBody {
+    content: Content,
+    held: Option<Box<Held>>,
+}
+
+#[derive(Default)]
+enum Content {
+    #[default]
+    Empty,
+    Text(Bytes),
+    Endpoint(Incoming),
+}
+
+/// What a request has until its response is over.
+pub(crate) struct Held {
+    pub(crate) under_way: UnderWay,
+    /// What the endpoint has to do.
+    pub(crate) turn: Option<Box<dyn Send>>,
+    /// Its room among all requests.
+    pub(crate) room: Option<OwnedSemaphorePermit>,
+    /// The connection to the endpoint, to be given back.
+    pub(crate) lent: Option<Lent>,
+    /// A body that the endpoint may never ask for.
+    pub(crate) asks: Option<Asks>,
+}
+
+impl Held {
+    /// What any request has.
+    pub(crate) fn of(under_way: UnderWay) -> Self {
+        Self { under_way, turn: None, room: None, lent: None, asks: None }
+    }
+}
+
+impl ResponseBody {
+    pub(crate) fn text(text: String) -> Self {
+        Self { content: Content::Text(text.into()), held: None }
+    }
+
+    pub(crate) fn of_endpoint(body: Incoming) -> Self {
+        let content = if body.is_end_stream() { Content::Empty } else { Content::Endpoint(body) };
+        Self { content, held: None }
+    }
+
+    /// Has these end with it.
+    pub(crate) fn with(self, held: Held) -> Self {
+        let mut this = Self { held: Some(Box::new(held)), ..self };
+        if matches!(this.content, Content::Empty) {
+            this.end();
+        }
+        this
+    }
+
+    /// All was sent.
+    fn end(&mut self) {
+        let Some(held) = self.held.take() else { return };
+        let Held { mut under_way, turn, room, lent, asks } = *held;
+        under_way.answered();
+        drop((under_way, turn, room, asks));
+        if let Some(lent) = lent {
+            lent.give_back();
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        let frame = match &mut this.content {
+            Content::Empty => None,
+            Content::Text(text) => {
+                let text = std::mem::take(text);
+                this.content = Content::Empty;
+                Some(Ok(Frame::data(text)))
+            }
+            Content::Endpoint(body) => {
+                let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+                if matches!(frame, None | Some(Ok(_))) && body.is_end_stream() {
+                    this.content = Content::Empty;
+                }
+                frame
+            }
+        };
+        match frame {
+            None => this.end(),
+            Some(Ok(_)) if matches!(this.content, Content::Empty) => this.end(),
+            Some(_) => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.content, Content::Empty)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Empty => SizeHint::with_exact(0),
+            Content::Text(text) => SizeHint::with_exact(u64::try_from(text.len()).unwrap_or(u64::MAX)),
+            Content::Endpoint(body) => body.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! A client's connection.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::rt::bounds::Http2ServerConnExec;
+use hyper::server::conn::{http1, http2};
+use hyper::service::{HttpService, service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tracing::debug;
+
+use crate::Frontend;
+use crate::client_io::ClientIo;
+use crate::forward::{self, Client};
+use crate::requests::Requests;
+use crate::response_body::ResponseBody;
+use crate::tunnel::Tunnels;
+
+/// For how long a client may keep a connection without a request.
+const MAX_IDLE: Duration = Duration::from_hours(1);
+/// For how long the head of a request may be on its way.
+const HEAD_LIMIT: Duration = Duration::from_secs(30);
+/// The line and the headers of a request.
+const MAX_HEAD_BYTES: u32 = 64 * 1024;
+/// What is read of a body of HTTP/1.1 before it goes on.
+const BUFFER_BYTES: usize = 64 * 1024;
+/// Requests of one client's connection at a time, in HTTP/2.
+const MAX_STREAMS: u32 = 1024;
+/// What a client may send of one body before an endpoint takes it, and of all of them.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// With what a client of HTTP/2 begins. (RFC 9113, section 3.4.)
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A client's connection, for as long as it lasts.
+pub(crate) struct Visit<F> {
+    pub(crate) client: Client,
+    pub(crate) frontend: F,
+    pub(crate) requests: Arc<Requests>,
+    pub(crate) tunnels: Tunnels,
+}
+
+/// Serves a client's connection to its end. When `ending` becomes true, it ends after the requests that are under way.
+pub async fn serve<F: Frontend>(
+    mut stream: TcpStream,
+    client: Client,
+    frontend: F,
+    ending: watch::Receiver<bool>,
+) {
+    let begun = tokio::select! {
+        begun = read_preface(&mut stream) => begun,
+        () = told(ending.clone()) => return,
+    };
+    let (read_ahead, is_http2) = match begun {
+        Ok(begun) => begun,
+        Err(error) => return debug!(client = %client.address, %error, "a client said nothing"),
+    };
+    let (requests, tunnels) = (Arc::new(Requests::default()), Tunnels::default());
+    let visit = Arc::new(Visit { client, frontend, requests, tunnels });
+    let io = ClientIo::new(stream, read_ahead);
+    if is_http2 {
+        Box::pin(serve_http2(io, &visit, ending)).await;
+    } else {
+        serve_http1(io, &visit, ending).await;
+    }
+    visit.tunnels.ended().await;
+}
+
+/// What a client begins with, and whether that is HTTP/2.
+async fn read_preface(stream: &mut TcpStream) -> io::Result<(Bytes, bool)> {
+    let mut received = [0; PREFACE.len()];
+    let mut n = timeout(MAX_IDLE, stream.read(&mut received)).await??;
+    let may_be_preface = |received: &[u8]| !received.is_empty() && PREFACE.starts_with(received);
+    let rest = async {
+        while n < PREFACE.len() && may_be_preface(&received[..n]) {
+            match stream.read(&mut received[n..]).await? {
+                0 => break,
+                more => n += more,
+            }
+        }
+        Ok::<_, io::Error>(())
+    };
+    timeout(HEAD_LIMIT, rest).await??;
+    Ok((Bytes::copy_from_slice(&received[..n]), received == *PREFACE))
+}
+
+async fn serve_http1<F: Frontend>(io: ClientIo, visit: &Arc<Visit<F>>, ending: watch::Receiver<bool>) {
+    let io = TokioIo::new(io.with_head_limit(HEAD_LIMIT, visit.requests.clone()));
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(MAX_IDLE)
+        .max_buf_size(BUFFER_BYTES)
+        .preserve_header_case(true)
+        .auto_date_header(false);
+    let answering = visit.clone();
+    let service = service_fn(move |request| {
+        let visit = answering.clone();
+        // So that a connection without a request holds none of the memory of one.
+        Box::pin(async move { Ok::<_, Infallible>(forward::answer(&visit, request).await) })
+    });
+    drive(builder.serve_connection(io, service).with_upgrades(), visit, ending).await;
+}
+
+async fn serve_http2<F: Frontend>(io: ClientIo, visit: &Arc<Visit<F>>, ending: watch::Receiver<bool>) {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_send_buf_size(BUFFER_BYTES)
+        .auto_date_header(false);
+    let answering = visit.clone();
+    let service = service_fn(move |request| {
+        let visit = answering.clone();
+        async move { Ok::<_, Infallible>(forward::answer(&visit, request).await) }
+    });
+    drive(builder.serve_connection(TokioIo::new(io), service), visit, ending).await;
+}
+
+/// Has no more requests after those that are under way.
+trait EndsGracefully {
+    fn end(self: Pin<&mut Self>);
+}
+
+impl<S> EndsGracefully for http1::UpgradeableConnection<TokioIo<ClientIo>, S>
+where
+    S: HttpService<Incoming, ResBody = ResponseBody, Error = Infallible>,
+{
+    fn end(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl<S> EndsGracefully for http2::Connection<TokioIo<ClientIo>, S, TokioExecutor>
+where
+    S: HttpService<Incoming, ResBody = ResponseBody, Error = Infallible>,
+    TokioExecutor: Http2ServerConnExec<S::Future, ResponseBody>,
+{
+    fn end(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+/// Has a connection go on until it ends, or its client does nothing but harm.
+async fn drive<F, C>(connection: C, visit: &Visit<F>, ending: watch::Receiver<bool>)
+where
+    C: Future<Output = hyper::Result<()>> + EndsGracefully,
+{
+    let mut connection = pin!(connection);
+    let client = visit.client.address;
+    tokio::select! {
+        ended = connection.as_mut() => return note_end(visit, ended),
+        () = visit.requests.abused() => return debug!(%client, "a client gives up nearly all its requests"),
+        () = told(ending) => {}
+    }
+    connection.as_mut().end();
+    tokio::select! {
+        ended = connection => note_end(visit, ended),
+        () = visit.requests.abused() => debug!(%client, "a client gives up nearly all its requests"),
+    }
+}
+
+fn note_end<F>(visit: &Visit<F>, ended: hyper::Result<()>) {
+    if let Err(error) = ended {
+        debug!(client = %visit.client.address, %error, "a client's connection broke");
+    }
+}
+
+async fn told(mut ending: watch::Receiver<bool>) {
+    if ending.wait_for(|ending| *ending).await.is_err() {
+        // Nobody tells any more.
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,66 @@
+//! Connections whose requests are carried, each to an endpoint of its own.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use http_proxy::{Client, Upstream};
+use tokio::net::TcpStream;
+
+use crate::frame::Protocol;
+use crate::table::{Flow, LivePool, Traffic};
+use crate::worker::Shared;
+
+/// Carries the requests of a client's connection.
+pub(crate) async fn carry(shared: &Arc<Shared>, stream: TcpStream, client: Client, traffic: Traffic) {
+    let way = Way { shared: shared.clone(), sent_to: client.sent_to, traffic };
+    http_proxy::serve(stream, client, way, shared.ending.subscribe()).await;
+}
+
+/// What a client connected to.
+struct Way {
+    shared: Arc<Shared>,
+    sent_to: SocketAddr,
+    traffic: Traffic,
+}
+
+/// Where its requests go now.
+struct Requests {
+    pool: Arc<LivePool>,
+    upstream: Arc<Upstream>,
+}
+
+impl http_proxy::Frontend for Way {
+    type Pool = Requests;
+
+    fn pool(&self) -> Option<Requests> {
+        let pool = self.shared.table.pool(Protocol::Tcp, self.sent_to, self.traffic)?;
+        let upstream = pool.is_by_request().then(|| pool.upstream(&self.shared.upstream))?;
+        Some(Requests { pool, upstream })
+    }
+}
+
+impl http_proxy::Pool for Requests {
+    type Turn = Flow;
+
+    fn pick(&self, client: IpAddr, avoid: &[SocketAddr]) -> Option<Flow> {
+        self.pool.pick(client, avoid)
+    }
+
+    fn upstream(&self) -> &Upstream {
+        &self.upstream
+    }
+}
+
+impl http_proxy::Turn for Flow {
+    fn address(&self) -> SocketAddr {
+        self.address()
+    }
+
+    fn answered(&self) {
+        self.note_connection();
+    }
+
+    fn failed(&self) {
+        self.note_retry();
+    }
+}
