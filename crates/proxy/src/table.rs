@@ -219,13 +219,8 @@ impl LivePool {
 
     /// All endpoints go; whoever has a flow to one gets no other.
     fn close(&self) {
-        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
-        for endpoint in &members.endpoints {
-            endpoint.gone.send_replace(true);
-        }
-        if let Some(upstream) = self.upstream.get() {
-            upstream.retain(|_| false);
-        }
+        let (name, endpoints) = (String::new(), Vec::new());
+        self.update(Policy::default(), &Pool { name, endpoints, affinity_secs: None, by_request: false });
     }
 
     /// Whether requests are carried one by one, not connections.
