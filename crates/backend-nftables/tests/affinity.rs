@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -228,9 +229,13 @@ fn start_network<F: Family>() {
     }
 }
 
-/// A new flow of the client; yields the endpoint that answers.
+/// A new flow of the client; yields the endpoint that answers. Its port was never used before: the kernel may choose one of a flow
+/// that is still tracked, which goes where it went.
 fn ask<F: Family>(client: u8, to: SocketAddr) -> u8 {
-    let socket = UdpSocket::bind((addr::<F>(CLIENT, client).into(), 0)).unwrap();
+    static PORTS: [AtomicU16; 256] = [const { AtomicU16::new(1024) }; 256];
+    let port = PORTS[usize::from(client)].fetch_add(1, Ordering::Relaxed);
+    assert!(port >= 1024, "there is no port left");
+    let socket = UdpSocket::bind((addr::<F>(CLIENT, client).into(), port)).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     socket.connect(to).unwrap();
     socket.send(&[0]).unwrap();
