@@ -1,5 +1,5 @@
-//! Windows' edge: HNS by its C interface (`computenetwork.dll`, `vmcompute.dll`) behind the trait [`hcn::Hcn`], its notifications
-//! ([`Subscription`]), and what Windows tells of this process ([`process`]). With `kernel`, which is Linux' edge, the only
+//! Windows' edge: HNS by its C interface (`computenetwork.dll`, `vmcompute.dll`) behind the trait `hcn::Hcn`, its notifications
+//! (`Subscription`), and what Windows tells of this process (`process`). With `kernel`, which is Linux' edge, the only
 //! crate with unsafe code; on other systems it is empty.
 //!
 //! Does no deciding: documents go through as they are, and what is refused is reported with HNS' words.

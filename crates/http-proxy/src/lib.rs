@@ -4,7 +4,7 @@
 //! for one connection: an endpoint sees what it would see if nobody were in between. Which endpoint gets it, a [`Pool`] says;
 //! connections to endpoints are kept and shared by an [`Upstream`].
 //!
-//! - [`serve`] has a client's connection, with its limits.
+//! - [`serve()`] has a client's connection, with its limits.
 //! - `forward` has one request: which endpoint is tried, and what is tried again (`retry`).
 //! - `upstream` has the connections to endpoints.
 //! - What is decided without I/O is in `retry`, `headers` and `answer`.
