@@ -64,7 +64,7 @@ GUEST_SMOKE := matrix::ipvs::every_line_of_the_contract_holds \
 	sctp::sctp_is_served_in_mode_ipvs
 guest-smoke:
 	@scripts/setup $(BUILD_TOOLS) $(GUEST_TOOLS)
-	CARGO='$(CARGO)' scripts/guest test --again --timeout 900 kernel/ipvs fakes/ipvs_parity \
+	CARGO='$(CARGO)' scripts/guest test --again --timeout 1800 kernel/ipvs fakes/ipvs_parity \
 		kube-proxy/e2e:$(call joined,$(GUEST_SMOKE))
 
 ## The program for Windows, and what it does under wine beside an HNS in memory (crates/kube-proxy/tests/windows). Debian 12 has
