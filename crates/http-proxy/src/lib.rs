@@ -26,7 +26,7 @@ use std::net::{IpAddr, SocketAddr};
 
 pub use forward::Client;
 pub use serve::serve;
-pub use upstream::{Settings, Sockets, Upstream};
+pub use upstream::{Settings, Sockets, Upstream, tune};
 
 /// What a client connected to.
 pub trait Frontend: Send + Sync + 'static {

@@ -19,6 +19,8 @@ pub(crate) use self::endpoint::{ConnectError, Endpoint};
 pub(crate) use self::sending::{Connection, Lent, SendError};
 use crate::retry::Budget;
 
+pub use io::tune;
+
 /// How a worker carries requests.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {

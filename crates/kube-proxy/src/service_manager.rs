@@ -44,7 +44,8 @@ async fn wait_until_served(telemetry: &Telemetry) {
     }
 }
 
-/// Says again and again that the program is alive, twice in the time that the manager waits (`WatchdogSec=` of the unit), as `/livez` means it: no turn of the event loop and no change waits for too long.
+/// Says again and again that the program is alive, twice in the time that the manager waits (`WatchdogSec=` of the unit), as
+/// `/livez` means it: no turn of the event loop and no change waits for too long.
 async fn keep_alive(telemetry: &Telemetry, period: Option<Duration>) {
     let Some(period) = period.filter(|period| !period.is_zero()) else {
         return std::future::pending().await;

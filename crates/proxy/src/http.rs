@@ -13,7 +13,7 @@ use crate::worker::Shared;
 /// Carries the requests of a client's connection.
 pub(crate) async fn carry(shared: &Arc<Shared>, stream: TcpStream, client: Client, traffic: Traffic) {
     let way = Way { shared: shared.clone(), sent_to: client.sent_to, traffic };
-    http_proxy::serve(stream, client, way, shared.ending.subscribe()).await;
+    http_proxy::serve(stream, client, way, shared.closing.subscribe()).await;
 }
 
 /// What a client connected to.

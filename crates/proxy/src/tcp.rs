@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http_proxy::{Client, Sockets};
+use http_proxy::{Client, Sockets, tune};
 use rustc_hash::FxBuildHasher;
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, warn};
 
@@ -20,8 +20,6 @@ use crate::worker::{Closing, Shared};
 
 /// Endpoints that are tried for one connection.
 const MAX_ATTEMPTS: usize = 5;
-/// How long a connection is idle before it is asked whether the other side is still there.
-const KEEPALIVE: Duration = Duration::from_mins(2);
 /// The pause after the system had no room for a connection.
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(20);
 
@@ -158,12 +156,6 @@ async fn carry_to(shared: &Shared, client: &TcpStream, endpoint: &TcpStream, flo
         debug!(endpoint = %flow.address(), %error, "a connection broke");
         reset(&[client, endpoint]);
     }
-}
-
-fn tune(stream: &TcpStream) {
-    // A connection works without either.
-    drop(stream.set_nodelay(true));
-    drop(SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE)));
 }
 
 /// What the client sent to, before the kernel translated it.

@@ -25,8 +25,9 @@ pub(crate) struct Shared {
     pub(crate) own: Arc<tcp::OwnConnections>,
     /// Whose limits all connections for requests share.
     pub(crate) upstream: Upstream,
-    /// Becomes true when no more flows are expected: connections end after the requests that are under way.
-    pub(crate) ending: watch::Sender<bool>,
+    /// Becomes true when no more flows are expected: listeners close once nothing waits there, and connections for requests end after
+    /// those that are under way.
+    pub(crate) closing: watch::Sender<bool>,
     pub(crate) connect_timeout: Duration,
     pub(crate) udp_idle: Duration,
     pub(crate) drain: Duration,
@@ -103,8 +104,7 @@ async fn work(agent: &UnixStream, listeners: Listeners, max_files: usize) -> Res
         debug!(?ended, "no flow was expected");
         return Ok(());
     }
-    let (no_more, closing) = watch::channel(false);
-    let serving = serve(&shared, listeners, &closing).map_err(io)?;
+    let serving = serve(&shared, listeners).map_err(io)?;
     let ended = obey(&shared, &mut incoming).await;
     let linger = match &ended {
         Ok(Ended::Told) => DRAIN_LINGER,
@@ -112,8 +112,7 @@ async fn work(agent: &UnixStream, listeners: Listeners, max_files: usize) -> Res
     };
     debug!(?ended, ?linger, "no more flows are expected");
     tokio::time::sleep(linger).await;
-    no_more.send_replace(true);
-    shared.ending.send_replace(true);
+    shared.closing.send_replace(true);
     let empty = async {
         serving.join_all().await;
         shared.wait_until_empty().await;
@@ -135,17 +134,17 @@ enum Ended {
     AgentGone,
 }
 
-/// Becomes true when no more flows are expected.
+/// Hears of [`Shared::closing`].
 pub(crate) type Closing = watch::Receiver<bool>;
 
-fn serve(shared: &Arc<Shared>, listeners: Listeners, closing: &Closing) -> io::Result<JoinSet<()>> {
+fn serve(shared: &Arc<Shared>, listeners: Listeners) -> io::Result<JoinSet<()>> {
     let mut serving = JoinSet::new();
     let pairs = [(listeners.any, Traffic::Any), (listeners.internal, Traffic::Internal)];
     for (pair, traffic) in pairs {
         let tcp = tokio::net::TcpListener::from_std(pair.tcp)?;
-        serving.spawn(tcp::serve(shared.clone(), tcp, traffic, closing.clone()));
+        serving.spawn(tcp::serve(shared.clone(), tcp, traffic, shared.closing.subscribe()));
         let udp = tokio::net::UdpSocket::from_std(pair.udp)?;
-        serving.spawn(udp::serve(shared.clone(), udp, traffic, closing.clone()));
+        serving.spawn(udp::serve(shared.clone(), udp, traffic, shared.closing.subscribe()));
     }
     Ok(serving)
 }
@@ -245,7 +244,7 @@ impl Shared {
             control,
             own,
             upstream,
-            ending: watch::Sender::new(false),
+            closing: watch::Sender::new(false),
             connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
             udp_idle: Duration::from_millis(settings.udp_idle_ms),
             drain: Duration::from_millis(settings.drain_ms),

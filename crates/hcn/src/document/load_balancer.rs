@@ -98,6 +98,30 @@ impl<'de> Deserialize<'de> for Distribution {
     }
 }
 
+/// Has a number be a set of flags, which is left out of documents where it is empty.
+macro_rules! flags {
+    ($name:ident) => {
+        impl $name {
+            fn is_empty(&self) -> bool {
+                self.0 == 0
+            }
+
+            /// Both.
+            #[must_use]
+            pub const fn with(self, other: Self) -> Self {
+                Self(self.0 | other.0)
+            }
+
+            /// Whether these are among them.
+            pub const fn contains(self, other: Self) -> bool {
+                self.0 & other.0 == other.0
+            }
+        }
+    };
+}
+flags!(LoadBalancerFlags);
+flags!(PortMappingFlags);
+
 /// Flags of a load balancer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -108,22 +132,6 @@ impl LoadBalancerFlags {
     pub const DSR: Self = Self(1);
     /// The frontend is one of IPv6.
     pub const IPV6: Self = Self(2);
-
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
-    fn is_empty(&self) -> bool {
-        self.0 == 0
-    }
-
-    /// Both.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// Whether these are among them.
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
 }
 
 /// Flags of a port mapping.
@@ -142,20 +150,4 @@ impl PortMappingFlags {
     pub const PRESERVE_DESTINATION: Self = Self(8);
     /// Flows from outside stay with their endpoint when the endpoints change.
     pub const EXTERNAL_VIP: Self = Self(16);
-
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
-    fn is_empty(&self) -> bool {
-        self.0 == 0
-    }
-
-    /// Both.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// Whether these are among them.
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
 }

@@ -16,6 +16,12 @@ use super::Common;
 /// How long a connection is idle before it is asked whether the other side is still there.
 const KEEPALIVE: Duration = Duration::from_mins(2);
 
+/// Has a connection send what it has at once, and notice after a while that the other side is gone. It works without either.
+pub fn tune(stream: &TcpStream) {
+    drop(stream.set_nodelay(true));
+    drop(SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE)));
+}
+
 /// A connection, known to whoever hears of them until it is closed.
 pub(super) struct EndpointIo {
     stream: TcpStream,
@@ -26,9 +32,7 @@ pub(super) struct EndpointIo {
 
 impl EndpointIo {
     pub(super) fn new(stream: TcpStream, common: Arc<Common>) -> Self {
-        // It works without either.
-        drop(stream.set_nodelay(true));
-        drop(SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE)));
+        tune(&stream);
         let ends = stream.local_addr().and_then(|local| Ok((local, stream.peer_addr()?))).ok();
         if let Some((local, endpoint)) = ends {
             common.sockets.opened(local, endpoint);

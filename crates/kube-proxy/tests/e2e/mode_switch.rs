@@ -20,7 +20,8 @@ use testkit::cluster::{CLUSTER_CIDR, Cluster, Flavour, KEEP_PORT, LINE_PORT, NOD
 use tokio::time::Instant;
 
 use crate::support::{
-    NODE_PORT, PATIENCE, REQUEST, WEB_V4, WEB_V6, apply_web, check_load, cluster, ip, program, wait_for,
+    NODE_PORT, PATIENCE, REQUEST, WEB_V4, WEB_V6, apply_web, check_load, clean_up, cluster, ip, program,
+    wait_for,
 };
 use supervisor::Supervisor;
 
@@ -363,8 +364,7 @@ fn check_restart(supervisor: &Supervisor) {
 #[track_caller]
 fn check_end(site: &Site, supervisor: Supervisor) {
     drop(supervisor);
-    let mut cleanup = Proxy::start(site.cluster.lab.node(), program(), &["--cleanup"]).unwrap();
-    assert_eq!(cleanup.wait(PATIENCE).unwrap().code(), Some(0), "{}", cleanup.log().join("\n"));
+    clean_up(&site.cluster, &[]);
     assert_eq!(rules(&site.cluster), site.neighbours);
 }
 
@@ -442,8 +442,7 @@ fn cleanup_after_each_mode() {
         assert!(wait_until(PATIENCE, list), "{}", cleanup.log().join("\n"));
         assert!(site.is_in(mode));
 
-        let mut cleanup = Proxy::start(node, program(), &["--cleanup"]).unwrap();
-        assert_eq!(cleanup.wait(PATIENCE).unwrap().code(), Some(0), "{}", cleanup.log().join("\n"));
+        clean_up(&site.cluster, &[]);
         assert_eq!(rules(&site.cluster), before.0);
         assert_eq!(ruleset(), before.1, "{mode:?}");
     }

@@ -4,13 +4,12 @@
 use lab::Host;
 use lab::client::Transport;
 use lab::echo::{EchoServer, Mode};
-use testkit::cluster::{Cluster, Flavour, ProxyMode};
+use testkit::cluster::{Flavour, ProxyMode};
 
 use fakes::objects::{self, Port};
-use lab::proxy::Proxy;
 
 use crate::matrix::check_contract;
-use crate::support::{PATIENCE, ask, cluster_in, ip, program, start, wait_for};
+use crate::support::{PATIENCE, ask, clean_up, cluster_in, ip, start, wait_for};
 
 /// What somebody programs on the node.
 #[derive(Clone, Copy)]
@@ -138,10 +137,15 @@ impl Neighbour {
         for set in self.sets.lines().filter_map(|line| line.strip_prefix("create ")) {
             drop(node.exec("ipset", &["destroy", set.split(' ').next().unwrap_or_default()]));
         }
-        for table in self.nft.lines().filter_map(|line| line.strip_prefix("table ")) {
-            let name: Vec<&str> = table.trim_end_matches(" {").split(' ').collect();
-            drop(node.exec("nft", &[&["delete", "table"], &name[..]].concat()));
+        for table in self.tables() {
+            drop(node.exec("nft", &[&["delete", "table"], &table[..]].concat()));
         }
+    }
+
+    /// Family and name of each of its tables of nftables.
+    fn tables(self) -> impl Iterator<Item = Vec<&'static str>> {
+        let tables = self.nft.lines().filter_map(|line| line.strip_prefix("table "));
+        tables.map(|table| table.trim_end_matches(" {").split(' ').collect())
     }
 
     /// Its rules as they are in the kernel, in their order.
@@ -152,9 +156,8 @@ impl Neighbour {
             |line: &&str| line.starts_with("-A ") && !line.contains("KUBE-") && !line.contains("kubernetes");
         let mut rules: Vec<String> =
             saved.iter().flat_map(|text| text.lines().filter(mine).map(str::to_owned)).collect();
-        for table in self.nft.lines().filter_map(|line| line.strip_prefix("table ")) {
-            let name: Vec<&str> = table.trim_end_matches(" {").split(' ').collect();
-            rules.push(node.exec("nft", &[&["-s", "list", "table"], &name[..]].concat()).unwrap());
+        for table in self.tables() {
+            rules.push(node.exec("nft", &[&["-s", "list", "table"], &table[..]].concat()).unwrap());
         }
         rules
     }
@@ -200,16 +203,9 @@ fn the_contract_holds(mode: ProxyMode, neighbour: Neighbour) {
     let mut proxy = start(&cluster);
     check_contract(&cluster);
     proxy.terminate(PATIENCE).unwrap();
-    clean_up(&cluster);
+    let arguments = cluster.arguments();
+    clean_up(&cluster, &arguments.iter().map(String::as_str).collect::<Vec<_>>());
     assert_eq!(neighbour.rules(node), theirs);
-}
-
-fn clean_up(cluster: &Cluster) {
-    let mut arguments = cluster.arguments();
-    arguments.push("--cleanup".to_owned());
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let mut cleanup = Proxy::start(cluster.lab.node(), program(), &arguments).unwrap();
-    assert_eq!(cleanup.wait(PATIENCE).unwrap().code(), Some(0), "{:?}", cleanup.log());
 }
 
 /// `NodeLocal DNSCache` answers at the DNS Service's own address: untracked packets are not translated, and once it is gone

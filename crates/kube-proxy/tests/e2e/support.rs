@@ -79,6 +79,14 @@ pub(crate) fn start(cluster: &Cluster) -> Proxy {
     cluster.start_proxy_and_wait(program()).unwrap_or_else(|error| panic!("{error:#}"))
 }
 
+/// Takes everything of the proxy's away, with these arguments besides `--cleanup`.
+#[track_caller]
+pub(crate) fn clean_up(cluster: &Cluster, arguments: &[&str]) {
+    let arguments = [arguments, &["--cleanup"]].concat();
+    let mut cleanup = Proxy::start(cluster.lab.node(), program(), &arguments).unwrap();
+    assert_eq!(cleanup.wait(PATIENCE).unwrap().code(), Some(0), "{}", cleanup.log().join("\n"));
+}
+
 /// Service `web` of both families, with all pods of the cluster.
 pub(crate) fn apply_web(cluster: &Cluster) {
     cluster.apply(objects::service("web", &[ip(WEB_V4), ip(WEB_V6)], &WEB_PORTS)).unwrap();

@@ -11,7 +11,7 @@ use testkit::cluster::{CLUSTER_CIDR, Cluster, KEEP_PORT, LINE_PORT, UDP_PORT};
 
 use crate::support::{
     NODE_PORT, PATIENCE, REQUEST, WEB_V4, WEB_V6, apply_endpoints, apply_web, ask, check_listable,
-    check_load, cluster, ip, program, start, wait_for,
+    check_load, clean_up, cluster, ip, program, start, wait_for,
 };
 
 pub(crate) const KEEP_V4: &str = "10.96.0.20";
@@ -214,14 +214,12 @@ fn cleanup_removes_all_that_any_mode_left_and_nothing_else() {
     for before in [Before::IptablesLegacy, Before::IptablesNft] {
         before.load(&cluster);
     }
-    let mut cleanup = Proxy::start(cluster.lab.node(), program(), &["--cleanup"]).unwrap();
-    assert_eq!(cleanup.wait(PATIENCE).unwrap().code(), Some(0), "{}", cleanup.log().join("\n"));
+    clean_up(&cluster, &[]);
     assert!(!listed(&cluster).contains("kube-proxy"), "{}", listed(&cluster));
     for (before, neighbours) in [Before::IptablesLegacy, Before::IptablesNft].iter().zip(neighbours) {
         assert_eq!(before.saved(&cluster), neighbours, "{before:?}");
     }
-    let mut again = Proxy::start(cluster.lab.node(), program(), &["--cleanup"]).unwrap();
-    assert_eq!(again.wait(PATIENCE).unwrap().code(), Some(0), "{}", again.log().join("\n"));
+    clean_up(&cluster, &[]);
 }
 
 #[test]

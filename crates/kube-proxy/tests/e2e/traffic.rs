@@ -94,19 +94,26 @@ fn what_goes_through_is_counted_in_every_mode(mode: ProxyMode) {
     }
 }
 
+/// Service `web` with 14 connections, four of them while no proxy runs, since the kernel goes on counting; gives the proxy that
+/// runs then.
+fn count_through_a_kill(cluster: &Cluster) -> Proxy {
+    apply_web(cluster);
+    let mut proxy = start(cluster);
+    connect(cluster, 10);
+    wait_for_count(cluster, "connections", 10);
+    proxy.kill().unwrap();
+    connect(cluster, 4);
+    let proxy = start(cluster);
+    wait_for_count(cluster, "connections", 14);
+    proxy
+}
+
 /// IPVS counts while no proxy runs, and for what drains.
 #[test]
 #[ignore = "needs a kernel with IPVS"]
 fn ipvs_counts_through_restarts_and_drains() {
     let cluster = cluster_in(ProxyMode::Ipvs, 2, 0);
-    apply_web(&cluster);
-    let mut proxy = start(&cluster);
-    connect(&cluster, 10);
-    wait_for_count(&cluster, "connections", 10);
-    proxy.kill().unwrap();
-    connect(&cluster, 4);
-    let _proxy = start(&cluster);
-    wait_for_count(&cluster, "connections", 14);
+    let _proxy = count_through_a_kill(&cluster);
 
     // One endpoint drains, and comes back.
     apply_endpoints(&cluster, &cluster.endpoints(false)[1..], &cluster.endpoints(true));
@@ -157,16 +164,7 @@ fn connections_at_the_socket_are_counted_through_restarts_and_beside_the_rules()
 #[test]
 fn flows_are_counted_through_restarts_repairs_and_changes() {
     let cluster = cluster(2, 0);
-    apply_web(&cluster);
-    let mut proxy = start(&cluster);
-    connect(&cluster, 10);
-    wait_for_count(&cluster, "connections", 10);
-
-    // The kernel goes on counting while no proxy runs.
-    proxy.kill().unwrap();
-    connect(&cluster, 4);
-    let _proxy = start(&cluster);
-    wait_for_count(&cluster, "connections", 14);
+    let _proxy = count_through_a_kill(&cluster);
 
     // Somebody deletes everything; it is written anew, with counters at zero.
     cluster.lab.node().exec("nft", &["delete", "table", "ip", "kube-proxy"]).unwrap();
