@@ -290,7 +290,8 @@ mod tests {
     use super::*;
     use fakes::conntrack::{FakeConntrack, flow};
     use model::{
-        AddressKind, Destination, Frontend, Masquerade, ObjectName, Pool, ServicePortName, V4, Verdict,
+        AddressKind, Destination, EndpointNode, Frontend, Masquerade, ObjectName, Pool, ServicePortName, V4,
+        Verdict,
     };
 
     fn socket(text: &str) -> SocketAddr {
@@ -312,7 +313,7 @@ mod tests {
             port: "".into(),
             protocol: Protocol::Udp,
         };
-        let endpoint = Destination { address: [10, 244, 0, 1].into(), port: 53, local: false };
+        let endpoint = Destination { address: [10, 244, 0, 1].into(), port: 53, node: EndpointNode::Other };
         let frontend = |key: &FrontendKey<V4>| Frontend {
             masquerade: Masquerade::Never,
             flow_endpoints: [endpoint].into(),

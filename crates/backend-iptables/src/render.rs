@@ -57,7 +57,7 @@ impl<F: Family> Port<'_, F> {
         Rule::jump(self.chain(kind)).comment(&format!("{} {comment}", self.name))
     }
 
-    /// The chains that choose an endpoint, and those of the endpoints of this node.
+    /// The chains that choose an endpoint, and those of the endpoints that may be on this node.
     fn balancing(&self, objects: &mut Objects) {
         let lists =
             [(Kind::Cluster, self.programmed.cluster_list()), (Kind::Local, self.programmed.local_list())];
@@ -66,9 +66,10 @@ impl<F: Family> Port<'_, F> {
             let rules = masquerading.into_iter().chain(self.sticky(endpoints)).chain(self.random(endpoints));
             objects.chain(TableName::Nat, self.chain(kind), rules.collect());
         }
-        let local: BTreeSet<&Destination<F>> =
-            lists.iter().flat_map(|(_, endpoints)| *endpoints).filter(|endpoint| endpoint.local).collect();
-        for endpoint in local {
+        let all = lists.iter().flat_map(|(_, endpoints)| *endpoints);
+        let with_chain: BTreeSet<&Destination<F>> =
+            all.filter(|endpoint| endpoint.node.may_be_this()).collect();
+        for endpoint in with_chain {
             let socket = socket(endpoint);
             objects.chain(TableName::Nat, self.chains.endpoint(socket), self.endpoint(socket));
         }
@@ -100,7 +101,7 @@ impl<F: Family> Port<'_, F> {
         let Some(seconds) = self.programmed.affinity else { return Vec::new() };
         let rule = |endpoint: &Destination<F>| {
             let socket = socket(endpoint);
-            if endpoint.local {
+            if endpoint.node.may_be_this() {
                 self.to_endpoint(socket).when(self.recent(socket, Recent::Check { seconds }))
             } else {
                 let renew = self.recent(socket, Recent::Update { seconds });
@@ -116,14 +117,14 @@ impl<F: Family> Port<'_, F> {
     fn random(&self, endpoints: &[Destination<F>]) -> Vec<Rule> {
         let rule = |(idx, endpoint): (usize, &Destination<F>)| {
             let socket = socket(endpoint);
-            let rule = if endpoint.local {
+            let rule = if endpoint.node.may_be_this() {
                 self.to_endpoint(socket)
             } else {
                 Rule::to(Target::Dnat(socket)).of(self.protocol())
             };
             let left = u32::try_from(endpoints.len() - idx).unwrap_or(u32::MAX);
             let rule = if left > 1 { rule.when(Match::OneIn(left)) } else { rule };
-            if endpoint.local || self.programmed.affinity.is_none() {
+            if endpoint.node.may_be_this() || self.programmed.affinity.is_none() {
                 rule
             } else {
                 rule.when(self.recent(socket, Recent::Set))
@@ -141,7 +142,7 @@ impl<F: Family> Port<'_, F> {
         Match::Recent { list: self.chains.endpoint(socket), action, family: F::FAMILY }
     }
 
-    /// The chain of an endpoint of this node: what it sends to itself is masqueraded, or it would answer itself directly.
+    /// The chain of an endpoint that may be on this node: what it sends to itself is masqueraded, or it would answer itself directly.
     fn endpoint(&self, socket: SocketAddr) -> Vec<Rule> {
         let hairpin = Rule::jump(MARK_MASQ.name()).from_net(IpNet::from(socket.ip())).comment(&self.name);
         let translate = Rule::to(Target::Dnat(socket)).of(self.protocol()).comment(&self.name);

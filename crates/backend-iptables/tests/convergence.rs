@@ -11,8 +11,8 @@ use kernel::iptables::{Programs, Tables};
 use lab::Namespace;
 use mode::RuleCount;
 use model::{
-    AddressKind, Affinity, Changed, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade,
-    ObjectName, Pool, Protocol, ServicePortName, Table, V4, Verdict,
+    AddressKind, Affinity, Changed, Destination, EndpointNode, Frontend, FrontendAddress, FrontendKey,
+    Masquerade, ObjectName, Pool, Protocol, ServicePortName, Table, V4, Verdict,
 };
 use proptest::prelude::*;
 
@@ -54,11 +54,14 @@ fn name(service: u8) -> ObjectName {
 }
 
 fn pools(state: State) -> [Pool<V4>; 2] {
-    let destination =
-        |bit: u8| Destination { address: [10, 244, 0, bit].into(), port: 8080, local: bit.is_multiple_of(2) };
+    let destination = |bit: u8| Destination {
+        address: [10, 244, 0, bit].into(),
+        port: 8080,
+        node: EndpointNode::this_if(bit.is_multiple_of(2)),
+    };
     let all: BTreeSet<_> = (0..8).filter(|bit| state.endpoints & 1 << bit != 0).map(destination).collect();
     let when_empty = if all.is_empty() { Verdict::Reject } else { Verdict::Drop };
-    let here = all.iter().copied().filter(|endpoint| endpoint.local).collect();
+    let here = all.iter().copied().filter(|endpoint| endpoint.node == EndpointNode::This).collect();
     [Pool::new(all, when_empty), Pool::new(here, when_empty)]
 }
 
@@ -380,8 +383,11 @@ fn a_change_writes_only_what_changed() {
 /// The rules for a Service of ten endpoints elsewhere: upstream's are 11 chains and 32 rules.
 #[test]
 fn a_service_is_one_chain_and_a_rule_for_each_endpoint() {
-    let endpoints =
-        (1..=10u8).map(|n| Destination { address: [10, 244, 9, n].into(), port: 8080, local: false });
+    let endpoints = (1..=10u8).map(|n| Destination {
+        address: [10, 244, 9, n].into(),
+        port: 8080,
+        node: EndpointNode::Other,
+    });
     let mut frontend = frontends(
         0,
         Some(State { endpoints: 1, local: [false; 2], external: false, sticky: false, ranges: 0, ports: 1 }),

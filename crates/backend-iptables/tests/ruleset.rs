@@ -9,8 +9,8 @@ use iptables::{Iptables, Saved};
 use kernel::iptables::{Programs, Tables};
 use lab::Namespace;
 use model::{
-    AddressKind, Affinity, Destination, Family, Frontend, FrontendAddress, FrontendKey, IpFamily, Masquerade,
-    ObjectName, Pool, Protocol, ServicePortName, Table, V4, V6, Verdict,
+    AddressKind, Affinity, Destination, EndpointNode, Family, Frontend, FrontendAddress, FrontendKey,
+    IpFamily, Masquerade, ObjectName, Pool, Protocol, ServicePortName, Table, V4, V6, Verdict,
 };
 
 struct Service<F: Family> {
@@ -54,8 +54,11 @@ fn parse<F: Family>(text: &str) -> F::Addr {
 }
 
 fn pool<F: Family>(endpoints: &[&str], when_empty: Verdict) -> Pool<F> {
-    let destination =
-        |ip: &&str| Destination { address: parse::<F>(ip), port: 8080, local: ip.ends_with('1') };
+    let destination = |ip: &&str| Destination {
+        address: parse::<F>(ip),
+        port: 8080,
+        node: EndpointNode::this_if(ip.ends_with('1')),
+    };
     Pool::new(endpoints.iter().map(destination).collect::<BTreeSet<_>>(), when_empty)
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipvs::{Flags, Forwarding, Timeouts};
 use mode::{Cause, NeedsReading, PlanOf, Target};
-use model::{Destination, Family, Protocol, RuleSettings, Table};
+use model::{Destination, EndpointNode, Family, Protocol, RuleSettings, Table};
 
 use crate::change::Change;
 use crate::plan::{IpvsPlanner, Pending};
@@ -142,8 +142,11 @@ fn pool_of<F: Family>(serving: &BTreeSet<Socket<F>>, wanted: &Server<F>) -> Arc<
     if serving.iter().copied().eq(wanted.sockets()) {
         return wanted.pool.clone();
     }
-    let destination =
-        |socket: &Socket<F>| Destination { address: socket.address, port: socket.port, local: false };
+    let destination = |socket: &Socket<F>| Destination {
+        address: socket.address,
+        port: socket.port,
+        node: EndpointNode::Other,
+    };
     serving.iter().map(destination).collect()
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use mode::{Settled, StepResults, Target};
-use model::{Destination, Family};
+use model::{Destination, EndpointNode, Family};
 use netlink::NetlinkError;
 
 use crate::change::Change;
@@ -259,7 +259,11 @@ fn made<F: Family>(server: &mut Server<F>, change: Change<F>) {
         }
         Change::NewReal(_, socket) | Change::RestoreReal(_, socket) => {
             let mut pool: BTreeSet<Destination<F>> = server.pool.iter().copied().collect();
-            pool.insert(Destination { address: socket.address, port: socket.port, local: false });
+            pool.insert(Destination {
+                address: socket.address,
+                port: socket.port,
+                node: EndpointNode::Other,
+            });
             server.pool = pool.into_iter().collect();
         }
         Change::DrainReal(_, socket) | Change::DeleteReal(_, socket) => {

@@ -7,7 +7,8 @@ use hcn::{
     PortMappingFlags as MappingFlags,
 };
 use model::{
-    AddressKind, Destination, Family, Frontend, FrontendAddress, FrontendKey, IpFamily, Masquerade, Protocol,
+    AddressKind, Destination, EndpointNode, Family, Frontend, FrontendAddress, FrontendKey, IpFamily,
+    Masquerade, Protocol,
 };
 
 use crate::facts::Facts;
@@ -121,7 +122,7 @@ pub(crate) fn common_port<F: Family>(endpoints: &[Destination<F>]) -> Option<u16
 
 /// A pod of this node on the node's own network, which has no endpoint of its own, where none can be made for it.
 pub(crate) fn is_unreachable<F: Family>(facts: &Facts<F>, endpoint: &Destination<F>) -> bool {
-    endpoint.local && facts.is_node(endpoint.address) && !facts.is_overlay()
+    endpoint.node == EndpointNode::This && facts.is_node(endpoint.address) && !facts.is_overlay()
 }
 
 /// What a frontend needs.
@@ -133,7 +134,7 @@ pub(crate) fn needs<F: Family>(frontend: &Frontend<F>, facts: &Facts<F>, options
         if endpoint.port != port || is_unreachable(facts, endpoint) {
             continue;
         }
-        let is_on_our_network = endpoint.local && !facts.is_node(endpoint.address);
+        let is_on_our_network = endpoint.node == EndpointNode::This && !facts.is_node(endpoint.address);
         let addresses = if is_on_our_network { &mut needs.local } else { &mut needs.remote };
         addresses.insert(endpoint.address);
     }

@@ -139,7 +139,7 @@ fn local_addresses<F: Family>(frontend: &Frontend<F>, balancer: &Balancer) -> Bo
     if balancer.has_rules_for_all() {
         return Box::default();
     }
-    let local = frontend.pool.endpoints().iter().filter(|endpoint| endpoint.local);
+    let local = frontend.pool.endpoints().iter().filter(|endpoint| endpoint.node.may_be_this());
     let addresses: BTreeSet<IpAddr> = local.map(|endpoint| endpoint.address.into()).collect();
     addresses.into_iter().collect()
 }

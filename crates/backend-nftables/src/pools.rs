@@ -190,7 +190,7 @@ impl<F: Family> Pool<F> {
 
     /// Addresses of the endpoints on this node: only they can send a packet through this node to themselves.
     pub(crate) fn local_addresses(&self) -> impl Iterator<Item = F::Addr> {
-        self.slots.iter().filter(|slot| slot.local).map(|slot| slot.address)
+        self.slots.iter().filter(|slot| slot.node.may_be_this()).map(|slot| slot.address)
     }
 }
 

@@ -45,8 +45,8 @@ mod tests {
 
     use fakes::kernel::FakeKernel;
     use model::{
-        AddressKind, Affinity, Destination, Frontend, FrontendAddress, FrontendKey, ObjectName, Pool,
-        Protocol, ServicePortName, Table, V4, Verdict,
+        AddressKind, Affinity, Destination, EndpointNode, Frontend, FrontendAddress, FrontendKey, ObjectName,
+        Pool, Protocol, ServicePortName, Table, V4, Verdict,
     };
     use nft::Kernel;
 
@@ -54,7 +54,8 @@ mod tests {
     use crate::{Backend, Config, Extent, table_name};
 
     fn frontend(n: u8, sticky: bool) -> Frontend<V4> {
-        let destination = |last| Destination { address: [10, 244, n, last].into(), port: 80, local: false };
+        let destination =
+            |last| Destination { address: [10, 244, n, last].into(), port: 80, node: EndpointNode::Other };
         let protocol = Protocol::Tcp;
         let timeout = std::time::Duration::from_secs(30);
         Frontend {

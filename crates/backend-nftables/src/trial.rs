@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use model::{
-    AddressKind, Affinity, Balancer, Destination, Extent, Family, Frontend, FrontendAddress, FrontendKey,
-    IpFamily, ObjectName, Pool, Protocol, ServicePortName, Table, TrafficPolicy, Verdict,
+    AddressKind, Affinity, Balancer, Destination, EndpointNode, Extent, Family, Frontend, FrontendAddress,
+    FrontendKey, IpFamily, ObjectName, Pool, Protocol, ServicePortName, Table, TrafficPolicy, Verdict,
 };
 use netlink::NetlinkError;
 use nft::{Applied, Name, Op, Transaction};
@@ -83,8 +83,11 @@ fn frontend<F: Family>(name: &str, kind: AddressKind, number: u8, pool: Pool<F>)
 }
 
 fn pool<F: Family>(when_empty: Verdict, endpoints: &[u8]) -> Pool<F> {
-    let endpoint =
-        |number: &u8| Destination { address: address::<F>(*number), port: 8080, local: *number == 11 };
+    let endpoint = |number: &u8| Destination {
+        address: address::<F>(*number),
+        port: 8080,
+        node: EndpointNode::this_if(*number == 11),
+    };
     Pool::new(endpoints.iter().map(endpoint).collect::<BTreeSet<_>>(), when_empty)
 }
 

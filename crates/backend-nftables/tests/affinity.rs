@@ -15,8 +15,9 @@ use backend_nftables::{Backend, Config, Extent, table_name};
 use kernel::Nftables;
 use lab::Namespace;
 use model::{
-    AddressKind, Affinity, Destination, Family, Frontend, FrontendAddress, FrontendKey, IpFamily, Masquerade,
-    ObjectName, Pool, Protocol, ServicePortName, Table, TrafficPolicy, Uid, V4, V6, Verdict,
+    AddressKind, Affinity, Destination, EndpointNode, Family, Frontend, FrontendAddress, FrontendKey,
+    IpFamily, Masquerade, ObjectName, Pool, Protocol, ServicePortName, Table, TrafficPolicy, Uid, V4, V6,
+    Verdict,
 };
 use nft::{Kernel, Ruleset};
 
@@ -65,7 +66,8 @@ impl Service {
     }
 
     fn frontends<F: Family>(self) -> Vec<Frontend<F>> {
-        let destination = |n| Destination { address: addr::<F>(ENDPOINT, n), port: 8080, local: true };
+        let destination =
+            |n| Destination { address: addr::<F>(ENDPOINT, n), port: 8080, node: EndpointNode::This };
         let endpoints: BTreeSet<_> = (1..=self.endpoints).map(destination).collect();
         let cluster = Pool::new(endpoints, Verdict::Reject);
         let protocol = Protocol::Udp;
@@ -435,7 +437,8 @@ fn the_ruleset_of_an_earlier_version_is_replaced_in_one_piece() {
         echo(&mut flow, 1);
 
         let protocol = Protocol::Tcp;
-        let destination = Destination { address: [10, 244, 0, 1].into(), port: 8080, local: true };
+        let destination =
+            Destination { address: [10, 244, 0, 1].into(), port: 8080, node: EndpointNode::This };
         let name = ObjectName::new("shop", "web");
         let frontend = Frontend::<V4>::new(
             FrontendKey { address: FrontendAddress::Ip([10, 96, 0, 10].into()), protocol, port: 80 },

@@ -16,8 +16,8 @@ use backend_nftables::{Backend, Config, Extent, table_name};
 use fakes::kernel::FakeKernel;
 use lab::Namespace;
 use model::{
-    AddressKind, Affinity, Destination, Family, Frontend, FrontendAddress, FrontendKey, Masquerade,
-    ObjectName, Pool, Protocol, ServicePortName, Table, TrafficPolicy, Uid, V4, Verdict,
+    AddressKind, Affinity, Destination, EndpointNode, Family, Frontend, FrontendAddress, FrontendKey,
+    Masquerade, ObjectName, Pool, Protocol, ServicePortName, Table, TrafficPolicy, Uid, V4, Verdict,
 };
 use nft::{Kernel, Transaction};
 use proptest::prelude::*;
@@ -58,8 +58,11 @@ fn name(service: u8) -> ObjectName {
 
 fn frontends(service: u8, state: Option<State>) -> Vec<Frontend<V4>> {
     let Some(state) = state else { return Vec::new() };
-    let destination =
-        |bit: u8| Destination { address: [10, 244, 0, bit].into(), port: 8080, local: bit.is_multiple_of(2) };
+    let destination = |bit: u8| Destination {
+        address: [10, 244, 0, bit].into(),
+        port: 8080,
+        node: EndpointNode::this_if(bit.is_multiple_of(2)),
+    };
     let endpoints =
         |bits: u8| -> BTreeSet<_> { (0..8).filter(|bit| bits & 1 << bit != 0).map(destination).collect() };
     let when_empty = if state.drop { Verdict::Drop } else { Verdict::Reject };

@@ -7,8 +7,8 @@ use backend_nftables::{Backend, Config, Extent, slot_keys, table_name};
 use kernel::Nftables;
 use lab::Namespace;
 use model::{
-    AddressKind, Destination, Frontend, FrontendAddress, FrontendKey, ObjectName, Pool, Protocol,
-    ServicePortName, Table, V4, Verdict,
+    AddressKind, Destination, EndpointNode, Frontend, FrontendAddress, FrontendKey, ObjectName, Pool,
+    Protocol, ServicePortName, Table, V4, Verdict,
 };
 use nft::{Family, Kernel, Op, Transaction};
 
@@ -20,7 +20,7 @@ fn frontend(n: u32) -> Frontend<V4> {
     let destination = |which| Destination {
         address: address([10, 128, 0, 0], n * ENDPOINTS + which),
         port: 8080,
-        local: false,
+        node: EndpointNode::Other,
     };
     let protocol = Protocol::Tcp;
     let ip = FrontendAddress::Ip(address([10, 96, 0, 0], n));

@@ -11,8 +11,9 @@ use std::collections::BTreeSet;
 
 use backend_nftables::{Backend, Config, Extent, NodePortAddresses, PodSource};
 use model::{
-    AddressKind, Affinity, Balancer, Destination, Family, Frontend, FrontendAddress, FrontendKey, Masquerade,
-    ObjectName, Pool, Protocol, Proxied, ServicePortName, Table, TrafficPolicy, V4, V6, Verdict,
+    AddressKind, Affinity, Balancer, Destination, EndpointNode, Family, Frontend, FrontendAddress,
+    FrontendKey, Masquerade, ObjectName, Pool, Protocol, Proxied, ServicePortName, Table, TrafficPolicy, V4,
+    V6, Verdict,
 };
 
 fn frontend<F: Family>(
@@ -25,7 +26,11 @@ fn frontend<F: Family>(
     let parse = |text: &str| F::narrow(text.parse().unwrap()).unwrap();
     let endpoints: BTreeSet<_> = endpoints
         .iter()
-        .map(|ip| Destination { address: parse(ip), port: 8080, local: ip.ends_with('1') })
+        .map(|ip| Destination {
+            address: parse(ip),
+            port: 8080,
+            node: EndpointNode::this_if(ip.ends_with('1')),
+        })
         .collect();
     let (kind, address, masquerade) = match address {
         Some(ip) => (AddressKind::ClusterIp, FrontendAddress::Ip(parse(ip)), Masquerade::UnlessFromPod),

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use backend_nftables::{Backend, Config, Extent};
 use model::{
-    AddressKind, Affinity, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, ObjectName, Pool,
-    Protocol, ServicePortName, Table, V4, Verdict,
+    AddressKind, Affinity, Destination, EndpointNode, Frontend, FrontendAddress, FrontendKey, Masquerade,
+    ObjectName, Pool, Protocol, ServicePortName, Table, V4, Verdict,
 };
 use nft::{Name, Op, Statement};
 
@@ -18,8 +18,11 @@ const ENDPOINTS: u8 = 10;
 /// A Service of type `LoadBalancer` with node port and two external addresses: five frontends.
 fn frontends(n: u16, endpoints: std::ops::Range<u8>) -> Vec<Frontend<V4>> {
     let [high, low] = n.to_be_bytes();
-    let destination =
-        |last| Destination { address: [10 + high, 128, low, last].into(), port: 80, local: false };
+    let destination = |last| Destination {
+        address: [10 + high, 128, low, last].into(),
+        port: 80,
+        node: EndpointNode::Other,
+    };
     let pool = Pool::new(endpoints.map(destination).collect::<BTreeSet<_>>(), Verdict::Reject);
     let protocol = Protocol::Tcp;
     let frontend = |kind, address, port| Frontend {

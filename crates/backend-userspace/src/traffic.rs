@@ -89,8 +89,8 @@ pub(crate) fn meter<F: Family>(table: &Table<F>, count: &Count) -> Option<Meter>
 #[cfg(test)]
 mod tests {
     use model::{
-        AddressKind, Destination, Frontend, FrontendAddress, FrontendKey, Pool, Protocol, ServicePortName,
-        V4, Verdict,
+        AddressKind, Destination, EndpointNode, Frontend, FrontendAddress, FrontendKey, Pool, Protocol,
+        ServicePortName, V4, Verdict,
     };
 
     use super::*;
@@ -106,7 +106,7 @@ mod tests {
             port: "http".into(),
             protocol: Protocol::Tcp,
         };
-        let endpoint = Destination { address: [10, 244, 0, 1].into(), port: 8080, local: false };
+        let endpoint = Destination { address: [10, 244, 0, 1].into(), port: 8080, node: EndpointNode::Other };
         let pool = Pool::new([endpoint].into(), Verdict::Reject);
         let mut table = Table::default();
         let frontend = Frontend::new(key, AddressKind::ClusterIp, service.clone(), pool);

@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use fakes::objects::{self, Endpoint, NAMESPACE, Port};
 use model::{
-    AddressKind, Destination, Frontend, FrontendAddress, FrontendKey, ObjectName, Pool, Protocol,
-    ServicePortName, V4, Verdict,
+    AddressKind, Destination, EndpointNode, Frontend, FrontendAddress, FrontendKey, ObjectName, Pool,
+    Protocol, ServicePortName, V4, Verdict,
 };
 use serde_json::Value;
 use testkit::cluster::{LINE_PORT, NODE, UDP_PORT};
@@ -333,7 +333,7 @@ impl World {
         let destination = |number: &u32| Destination {
             address: endpoint_ip(*number),
             port: PORT.target,
-            local: self.node(*number) == NODE,
+            node: EndpointNode::this_if(self.node(*number) == NODE),
         };
         let endpoints: BTreeSet<_> = self.endpoints[service].iter().map(destination).collect();
         Frontend::new(
@@ -398,7 +398,11 @@ mod tests {
             let world = World::new(services, 10).unwrap();
             let all =
                 (0..=world.services()).flat_map(|service| world.frontend(service).pool.endpoints().to_vec());
-            assert_eq!(all.filter(|destination| destination.local).count(), expected, "{services} Services");
+            assert_eq!(
+                all.filter(|destination| destination.node == EndpointNode::This).count(),
+                expected,
+                "{services} Services"
+            );
         }
     }
 

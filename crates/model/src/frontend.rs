@@ -64,8 +64,32 @@ pub struct Destination<F: Family> {
     pub address: F::Addr,
     /// Port, in host byte order.
     pub port: u16,
-    /// Whether the endpoint runs on this node.
-    pub local: bool,
+    /// Which node the endpoint runs on.
+    pub node: EndpointNode,
+}
+
+/// Which node an endpoint runs on, by `nodeName` in its EndpointSlice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EndpointNode {
+    /// This one.
+    This,
+    /// Another one.
+    Other,
+    /// Any: the slice does not say, as is usual where somebody wrote it by hand. Policy `Local` leaves such an endpoint out.
+    Unknown,
+}
+
+impl EndpointNode {
+    /// Where it is known: this node, or another one.
+    #[must_use]
+    pub fn this_if(is_here: bool) -> Self {
+        if is_here { Self::This } else { Self::Other }
+    }
+
+    /// Whether the endpoint may send to itself through this node (hairpin).
+    pub fn may_be_this(self) -> bool {
+        self != Self::Other
+    }
 }
 
 /// What happens to a new flow that finds no endpoint.

@@ -22,7 +22,8 @@ pub mod view;
 pub use capacity::shrink_if_sparse;
 pub use conflicts::ConflictChange;
 pub use frontend::{
-    AddressKind, Affinity, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade, Pool, Verdict,
+    AddressKind, Affinity, Destination, EndpointNode, Frontend, FrontendAddress, FrontendKey, Masquerade,
+    Pool, Verdict,
 };
 pub use names::{Interner, Name, ObjectName, ServiceName, ServicePortName};
 pub use net::{

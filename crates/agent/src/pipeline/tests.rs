@@ -5,7 +5,8 @@ use std::time::Duration;
 use backend_nftables::{Backend, Config, NftablesTarget, NodePortAddresses};
 use mode::{Applied, Reading};
 use model::{
-    AddressKind, Destination, FrontendAddress, Masquerade, ObjectName, Pool, ServicePortName, V4, Verdict,
+    AddressKind, Destination, EndpointNode, FrontendAddress, Masquerade, ObjectName, Pool, ServicePortName,
+    V4, Verdict,
 };
 use netlink::NetlinkError;
 
@@ -25,7 +26,7 @@ fn config(node_port: u8) -> Config {
 }
 
 fn frontend(last: u8) -> Frontend<V4> {
-    let endpoint = Destination { address: [10, 244, 0, last].into(), port: 80, local: false };
+    let endpoint = Destination { address: [10, 244, 0, last].into(), port: 80, node: EndpointNode::Other };
     Frontend {
         masquerade: Masquerade::Never,
         ..Frontend::new(

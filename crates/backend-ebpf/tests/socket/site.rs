@@ -13,8 +13,8 @@ use kernel::{Bpf, FastPathPlace, KernelFastPath};
 use lab::Namespace;
 use lab::cgroup::SocketSite;
 use model::{
-    AddressKind, Destination, Family, Frontend, FrontendAddress, FrontendKey, ObjectName, Pool, Protocol,
-    RuleSettings, ServicePortName, Table, V4, Verdict,
+    AddressKind, Destination, EndpointNode, Family, Frontend, FrontendAddress, FrontendKey, ObjectName, Pool,
+    Protocol, RuleSettings, ServicePortName, Table, V4, Verdict,
 };
 
 /// A cgroup, a file system, and a namespace that is the node's.
@@ -120,8 +120,11 @@ pub(crate) fn frontend<F: Family>(
     port: u16,
     endpoints: &[(F::Addr, u16)],
 ) -> Frontend<F> {
-    let destination =
-        |(address, port): &(F::Addr, u16)| Destination { address: *address, port: *port, local: true };
+    let destination = |(address, port): &(F::Addr, u16)| Destination {
+        address: *address,
+        port: *port,
+        node: EndpointNode::This,
+    };
     let service = ServicePortName {
         service: ObjectName::new("ns", name),
         port: "http".into(),

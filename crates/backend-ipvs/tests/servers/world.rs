@@ -14,8 +14,8 @@ use fakes::ipvs::FakeIpvs;
 use ipvs::{Command, Flags, RealServer, RealServerId, ServerId, VirtualServer};
 use mode::{Applied, Cause, NeedsReading, Plan, PlanOf, Planner, Reading, Settled, StepResults, Target};
 use model::{
-    AddressKind, Affinity, Changed, Destination, Frontend, FrontendAddress, FrontendKey, Masquerade,
-    ObjectName, Pool, Protocol, RuleSettings, ServicePortName, Table, V4, Verdict,
+    AddressKind, Affinity, Changed, Destination, EndpointNode, Frontend, FrontendAddress, FrontendKey,
+    Masquerade, ObjectName, Pool, Protocol, RuleSettings, ServicePortName, Table, V4, Verdict,
 };
 use tokio::time::Instant;
 
@@ -246,8 +246,11 @@ pub(crate) fn key(address: &str, protocol: Protocol, port: u16) -> FrontendKey<V
 
 /// The endpoints are the last numbers of 10.244.0.0/24.
 pub(crate) fn frontend(service: &str, key: FrontendKey<V4>, endpoints: &[u8]) -> Frontend<V4> {
-    let destination =
-        |last: &u8| Destination { address: Ipv4Addr::new(10, 244, 0, *last), port: 8080, local: false };
+    let destination = |last: &u8| Destination {
+        address: Ipv4Addr::new(10, 244, 0, *last),
+        port: 8080,
+        node: EndpointNode::Other,
+    };
     let kind = match key.address {
         FrontendAddress::Ip(_) => AddressKind::ClusterIp,
         FrontendAddress::Node => AddressKind::NodePort,

@@ -2,7 +2,7 @@
 
 use fakes::hns::Knobs;
 use hcn::{Version, network_type};
-use model::{AddressKind, Destination, Frontend, Masquerade, Pool, Protocol, V4};
+use model::{AddressKind, Destination, EndpointNode, Frontend, Masquerade, Pool, Protocol, V4};
 
 use crate::world::{NODE, SOURCE_VIP, World, destination, frontend, key, options, sticky, web};
 
@@ -136,7 +136,7 @@ fn pods_on_the_nodes_own_network_are_left_out_of_a_bridge() {
     let mut world = World::new();
     world.sync();
     let mut mixed = frontend("web", web(), &[1]);
-    let host = Destination { address: NODE, port: 8080, local: true };
+    let host = Destination { address: NODE, port: 8080, node: EndpointNode::This };
     let all = mixed.pool.endpoints().iter().copied().chain([host]).collect();
     mixed.pool = Pool::new(all, model::Verdict::Reject);
     world.set("web", vec![mixed.clone()]);

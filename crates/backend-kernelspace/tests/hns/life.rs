@@ -3,7 +3,7 @@
 use backend_kernelspace::{Options, Watcher, clean_up};
 use fakes::hns::{InUse, Knobs, Modify};
 use hcn::{Call, Kind, LoadBalancer, PortMapping, Version, network_type};
-use model::{Frontend, Protocol};
+use model::{EndpointNode, Frontend, Protocol};
 
 use crate::world::{World, destination, elsewhere, frontend, here, key, options, web};
 
@@ -207,7 +207,7 @@ fn an_address_that_moves_here_leaves_its_remote_endpoint() {
         world.hns.turn(|knobs| knobs.in_use = in_use);
         let moved = |service: &str, at| {
             let mut frontend = frontend(service, at, &[]);
-            let all = [model::Destination { address: elsewhere(101), port: 8080, local: true }];
+            let all = [model::Destination { address: elsewhere(101), port: 8080, node: EndpointNode::This }];
             frontend.pool = model::Pool::new(all.into(), model::Verdict::Reject);
             frontend.flow_endpoints = all.into();
             frontend

@@ -11,8 +11,8 @@ use fakes::hns::{FakeHns, Knobs, Objects};
 use hcn::{Guid, LoadBalancer, Mac, PortMappingFlags, network_type};
 use mode::{Cause, Planner, Reading, Settled, Target};
 use model::{
-    AddressKind, Affinity, Changed, Destination, Frontend, FrontendAddress, FrontendKey, ObjectName, Pool,
-    Protocol, RuleSettings, ServicePortName, Table, V4, Verdict,
+    AddressKind, Affinity, Changed, Destination, EndpointNode, Frontend, FrontendAddress, FrontendKey,
+    ObjectName, Pool, Protocol, RuleSettings, ServicePortName, Table, V4, Verdict,
 };
 
 pub(crate) const NETWORK: &str = "cbr0";
@@ -326,7 +326,7 @@ pub(crate) fn key(address: &str, protocol: Protocol, port: u16) -> FrontendKey<V
 /// Endpoints below 100 are pods of this node, others are elsewhere.
 pub(crate) fn destination(last: u8) -> Destination<V4> {
     let (address, local) = if last < 100 { (here(last), true) } else { (elsewhere(last), false) };
-    Destination { address, port: 8080, local }
+    Destination { address, port: 8080, node: EndpointNode::this_if(local) }
 }
 
 pub(crate) fn frontend(service: &str, key: FrontendKey<V4>, endpoints: &[u8]) -> Frontend<V4> {

@@ -157,12 +157,30 @@ fn endpoints_come_and_go(mode: ProxyMode) {
     listing(&cluster);
 }
 
-/// A pod that is sent to itself sees its node as the client, or it would answer itself directly.
+/// A pod that is sent to itself sees its node as the client, or it would answer itself directly; also where its slice, written
+/// by hand, does not say which node it runs on.
 fn a_pod_reaches_itself_through_its_service(mode: ProxyMode) {
-    let cluster = cluster_in(mode, 1, 0);
+    let cluster = cluster_in(mode, 2, 0);
     let _proxy = start(&cluster);
-    apply_web(&cluster);
     let pod = cluster.lab.pod(0);
+    let ports = WEB_PORTS.map(|port| Port { node_port: None, ..port });
+    let by_hand =
+        [("10.96.0.60", "v4", cluster.endpoints(false)), ("fd00:10:96::60", "v6", cluster.endpoints(true))];
+    cluster.apply(objects::service("web", &[ip(WEB_V4), ip(WEB_V6)], &WEB_PORTS)).unwrap();
+    apply_endpoints(&cluster, &cluster.endpoints(false)[..1], &cluster.endpoints(true)[..1]);
+    for (address, family, endpoints) in &by_hand {
+        let service = format!("by-hand-{family}");
+        cluster.apply(objects::service(&service, &[ip(address)], &ports)).unwrap();
+        // The second pod is in no other slice: nothing else makes it known as one of this node.
+        let mut slice = objects::slice(&service, family, &ports, &endpoints[1..]);
+        slice["endpoints"][0].as_object_mut().unwrap().remove("nodeName").unwrap();
+        cluster.apply(slice).unwrap();
+    }
+    for (address, ..) in &by_hand {
+        for transport in BOTH {
+            wait_for(cluster.lab.pod(1), transport, (ip(address), 80).into(), &Ok("pod1"));
+        }
+    }
     for address in [(ip(WEB_V4), 80), (ip(WEB_V6), 80)] {
         for transport in BOTH {
             wait_for(pod, transport, address.into(), &Ok("pod0"));

@@ -1,10 +1,13 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::{Destination, FrontendAddress, Masquerade, ObjectName, Pool, Protocol, V4, Verdict};
+use crate::{
+    Destination, EndpointNode, FrontendAddress, Masquerade, ObjectName, Pool, Protocol, V4, Verdict,
+};
 
 fn frontend(service: &str, kind: AddressKind, ip: &str, endpoint: u16) -> Frontend<V4> {
-    let destination = Destination { address: "10.244.0.1".parse().unwrap(), port: endpoint, local: false };
+    let destination =
+        Destination { address: "10.244.0.1".parse().unwrap(), port: endpoint, node: EndpointNode::Other };
     Frontend {
         masquerade: Masquerade::UnlessFromPod,
         ..Frontend::new(

@@ -6,12 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::ThisNode;
-use crate::{Conditions, Destination, EndpointSlice, Family, Hints, Name, ServicePort};
+use crate::{Conditions, Destination, EndpointNode, EndpointSlice, Family, Hints, Name, ServicePort};
 
 /// One endpoint of a Service port, with what decides about its use.
 pub(super) struct Candidate<'a> {
     pub(super) conditions: Conditions,
-    pub(super) local: bool,
+    pub(super) node: EndpointNode,
     pub(super) hints: Option<&'a Hints>,
     slice: &'a Name,
 }
@@ -37,7 +37,10 @@ pub(super) fn gather<'a, F: Family>(
             for endpoint in endpoints {
                 let candidate = Candidate {
                     conditions: endpoint.conditions,
-                    local: endpoint.node.as_ref() == Some(&node.name),
+                    node: endpoint
+                        .node
+                        .as_ref()
+                        .map_or(EndpointNode::Unknown, |name| EndpointNode::this_if(*name == node.name)),
                     hints: endpoint.hints.as_deref(),
                     slice: &slice.name.name,
                 };
@@ -52,6 +55,11 @@ pub(super) fn gather<'a, F: Family>(
 }
 
 impl Candidate<'_> {
+    /// Whether it runs on this node, as far as anybody says.
+    pub(super) fn is_local(&self) -> bool {
+        self.node == EndpointNode::This
+    }
+
     /// The name of the slice that it is from.
     pub(super) fn slice(&self) -> &Name {
         self.slice
@@ -70,7 +78,7 @@ pub(super) fn serving<F: Family>(candidates: &Candidates<'_, F>) -> BTreeSet<Des
 
 /// The addresses of ready endpoints on this node, possibly repeated.
 pub(super) fn local_ready<F: Family>(candidates: &Candidates<'_, F>) -> impl Iterator<Item = F::Addr> {
-    let ready = candidates.iter().filter(|(_, candidate)| candidate.local && candidate.conditions.ready);
+    let ready = candidates.iter().filter(|(_, candidate)| candidate.is_local() && candidate.conditions.ready);
     ready.map(|((address, _), _)| *address)
 }
 
@@ -153,9 +161,9 @@ fn cluster_list<F: Family>(node: &ThisNode, candidates: &Candidates<'_, F>) -> L
 
 /// Ready endpoints of this node; if there are none, those of this node that still serve while they shut down.
 fn local_list<F: Family>(candidates: &Candidates<'_, F>) -> List<F> {
-    let ready = select(candidates, |candidate| candidate.local && candidate.conditions.ready);
+    let ready = select(candidates, |candidate| candidate.is_local() && candidate.conditions.ready);
     or_terminating(ready, Basis::ReadyLocal, [Basis::TerminatingLocal, Basis::NoneLocal], || {
-        select(candidates, |candidate| candidate.local && candidate.conditions.is_last_resort())
+        select(candidates, |candidate| candidate.is_local() && candidate.conditions.is_last_resort())
     })
 }
 
@@ -182,7 +190,7 @@ fn select<F: Family>(
         .map(|((address, port), candidate)| Destination {
             address: *address,
             port: *port,
-            local: candidate.local,
+            node: candidate.node,
         })
         .collect()
 }

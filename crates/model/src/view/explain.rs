@@ -108,7 +108,7 @@ fn explain_port<F: Family>(
     let endpoints = candidates.iter().map(|((address, port), candidate)| EndpointExplanation {
         address: *address,
         port: *port,
-        local: candidate.local,
+        local: candidate.is_local(),
         conditions: candidate.conditions,
         hinted: candidate.hints.is_some_and(|hints| !hints.zones.is_empty() || !hints.nodes.is_empty()),
         slice: candidate.slice().to_string(),
@@ -164,7 +164,7 @@ fn usage<F: Family>(address: F::Addr, port: u16, candidate: &Candidate<'_>, list
         return Use::Serves;
     }
     let only_here = matches!(list.basis, Basis::ReadyLocal | Basis::TerminatingLocal | Basis::NoneLocal);
-    if only_here && !candidate.local {
+    if only_here && !candidate.is_local() {
         Use::OtherNode
     } else if candidate.conditions.ready {
         Use::HintedElsewhere

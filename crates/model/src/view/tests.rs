@@ -3,8 +3,8 @@ use std::net::IpAddr;
 
 use super::*;
 use crate::{
-    AppProtocol, Change, Conditions, Endpoint, EndpointSlice, Hints, Object, ObjectName, SliceEndpoints,
-    SlicePort, Store, Touched, V4, V6,
+    AppProtocol, Change, Conditions, Endpoint, EndpointNode, EndpointSlice, Hints, Object, ObjectName,
+    SliceEndpoints, SlicePort, Store, Touched, V4, V6,
 };
 
 fn service(cluster_ips: &[&str], ports: &[(&str, Protocol, u16, Option<u16>)]) -> Service {
@@ -115,8 +115,9 @@ fn pool<F: Family>(pool: &Pool<F>) -> String {
     match pool {
         Pool::Empty(verdict) => format!("{verdict:?}"),
         Pool::Endpoints(endpoints) => {
-            let show =
-                |d: &Destination<F>| format!("{}:{}{}", d.address, d.port, if d.local { "*" } else { "" });
+            let show = |d: &Destination<F>| {
+                format!("{}:{}{}", d.address, d.port, if d.node == EndpointNode::This { "*" } else { "" })
+            };
             endpoints.iter().map(show).collect::<Vec<_>>().join(" ")
         }
     }
