@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
-use ::mode::{OpenTarget, Rule, Touches};
+use ::mode::{OpenTarget, Rule, Touch, Touches};
 use agent::{FamilyMode, ServedFamily, Settings, with_causes};
 use backend_ebpf::{Condition, EbpfPlanner, EbpfTarget, Options, PLACE, SocketPath, Statistics, share};
 use backend_nftables::{Backend, NftablesTarget};
@@ -169,7 +169,7 @@ fn watch<F: Family>(path: &SharedPath<F>, period: Duration, touches: &Touches) {
             if path.is_known() { path.look() } else { Condition::On }
         };
         if let Condition::Off(_) = looked
-            && !touches.tell("programs at the socket do not run as they should")
+            && !touches.tell(Touch::Foreign("programs at the socket do not run as they should"))
         {
             return;
         }

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::mode::Touches;
+use ::mode::{Touch, Touches};
 use agent::{FamilyMode, ServedFamily, Settings, with_causes};
 use anyhow::Context as _;
 use backend_ipvs::{Activity, DEVICE, IpvsPlanner, IpvsTarget, Options, TargetError, Watcher};
@@ -141,7 +141,7 @@ fn watch<F: Family>(activity: &Activity, period: Duration, touches: &Touches) {
         };
         match looked {
             Ok(false) => {}
-            Ok(true) if touches.tell("virtual servers or addresses are other ones") => {}
+            Ok(true) if touches.tell(Touch::Foreign("virtual servers or addresses are other ones")) => {}
             Ok(true) => return,
             Err(error) => {
                 watcher = None;
