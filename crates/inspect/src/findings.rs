@@ -328,7 +328,8 @@ fn others(evidence: &Evidence<'_>, overview: &Overview, found: &mut Vec<Finding>
     if evidence.mode != "iptables" && upstream {
         found.push(leftover("chains KUBE-SVC-... of mode iptables are in nf_tables"));
     }
-    if !["nftables", "ebpf"].contains(&evidence.mode) && chains_of("kube-proxy") {
+    // All modes of Linux but this one have a table of that name.
+    if evidence.mode == "iptables" && chains_of("kube-proxy") {
         found.push(leftover("a table kube-proxy of mode nftables is there"));
     }
     if evidence.mode != "ipvs" && (evidence.facts.ipvs_servers > 0 || evidence.facts.has_ipvs_device) {

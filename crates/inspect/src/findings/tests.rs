@@ -123,6 +123,9 @@ fn troubles_of_the_host() {
 fn other_proxies() {
     check(&["other-proxy"], |evidence, _, _| evidence.chains.push(chain("nat", "KUBE-SVC-ABC", None)));
     check(&["other-proxy"], |evidence, _, _| evidence.mode = "iptables");
+    for mode in ["ipvs", "userspace", "ebpf"] {
+        check(&[], |evidence, _, _| evidence.mode = mode);
+    }
     check(&["other-proxy"], |evidence, _, _| evidence.facts.ipvs_servers = 1);
     check(&["other-proxy"], |evidence, _, _| evidence.facts.has_ipvs_device = true);
 }
