@@ -11,7 +11,7 @@ RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux /etc/protocol
 BPF_TOOLS := clang-14:clang-14 llvm-objdump-14:llvm-14
 TEST_TOOLS := $(RUN_TOOLS) $(BPF_TOOLS) iptables:iptables ipset:ipset conntrack:conntrack tmux:tmux h2load:nghttp2-client
 
-.PHONY: demo bpf test guest-test guest-smoke kernels neighbours windows windows-check check package-check page-check image release install bench bench-http bench-questions conformance fuzz fmt docs-files
+.PHONY: demo bpf test guest-test guest-smoke kernels neighbours windows windows-check check package-check page-check kubectl-check image release install bench bench-http bench-questions conformance fuzz fmt docs-files
 
 ## Three pods, a Service and a client in namespaces of their own; nothing is left behind.
 demo:
@@ -196,6 +196,13 @@ page-check:
 	@scripts/setup $(BUILD_TOOLS) $(RUN_TOOLS) chromium:chromium chromedriver:chromium-driver
 	$(CARGO) build --locked -p kube-proxy
 	scripts/page-check target/debug/kube-proxy --screenshots docs/screenshots
+
+## The plugin of kubectl by a real kubectl, 1.31 or newer, which Debian 12 does not have. As root.
+KUBECTL ?= kubectl
+kubectl-check:
+	@scripts/setup $(BUILD_TOOLS) $(RUN_TOOLS) python3:python3
+	$(CARGO) build --locked -p kube-proxy
+	scripts/kubectl-check "$$(command -v $(KUBECTL))" target/debug/kube-proxy
 
 ## How long commands and the page's first paint take with 10,000 Services, which has limits. As root. With QUESTIONS_PROFILE=demo it is sooner built.
 QUESTIONS_PROFILE ?= release
