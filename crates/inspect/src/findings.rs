@@ -253,7 +253,9 @@ fn is_without_endpoints(service: &Service) -> bool {
 }
 
 fn sysctls(evidence: &Evidence<'_>, overview: &Overview, found: &mut Vec<Finding>) {
-    let serves = |name: &str| overview.families.iter().any(|family| family.family == name);
+    // In a cluster of one family the other is served all the same, and has nothing.
+    let serves =
+        |name: &str| overview.families.iter().any(|family| family.family == name && family.frontends > 0);
     let forwarding = [
         ("IPv4", evidence.facts.forwards_v4, "net.ipv4.ip_forward"),
         ("IPv6", evidence.facts.forwards_v6, "net.ipv6.conf.all.forwarding"),
