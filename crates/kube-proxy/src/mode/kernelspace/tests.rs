@@ -91,16 +91,17 @@ struct Run {
     open: Arc<dyn Fn() -> Box<dyn Hcn> + Send + Sync>,
     notices: Notices,
     health: SharedHealth,
+    families: Vec<IpFamily>,
 }
 
 impl Run {
     fn on(open: impl Fn() -> Box<dyn Hcn> + Send + Sync + 'static) -> Self {
         let health = SharedHealth::new(Duration::from_mins(1));
-        Self { open: Arc::new(open), notices: Notices::default(), health }
+        Self { open: Arc::new(open), notices: Notices::default(), health, families: vec![IpFamily::V4] }
     }
 
     async fn until(self, server: &ApiServer, done: impl Future<Output = ()>) {
-        let Self { open, notices, health } = self;
+        let Self { open, notices, health, families } = self;
         let dir = tempfile::tempdir().unwrap();
         let api = ApiConfig {
             kubeconfig: Some(server.kubeconfig(dir.path()).unwrap()),
@@ -115,7 +116,7 @@ impl Run {
         let _source = source::spawn_api(api, metrics.source.clone(), sender).await.unwrap();
         let connection =
             Connection { open, adapters: Arc::new(BTreeMap::new), subscribe: Arc::new(|_| None) };
-        let families = serve(options(), Duration::from_secs(1), &[IpFamily::V4], &connection);
+        let families = serve(options(), Duration::from_secs(1), &families, &connection);
         let settings = Settings { served_by_hns: true, notices, ..Settings::new(NODE.into()) };
         let telemetry = Telemetry::new(metrics, health);
         let read = |event| match event {
@@ -221,6 +222,41 @@ async fn services_come_and_go_and_a_restart_writes_nothing() {
     for (id, document) in foreign {
         assert_eq!(objects.balancers.get(&id), Some(&document));
     }
+}
+
+/// One HNS for both families, whose workers call it side by side.
+#[tokio::test]
+async fn both_families_are_served_on_a_network_of_two() {
+    let server = ApiServer::start(Config { tls: true, ..Config::default() }).unwrap();
+    let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
+    server.apply(objects::node(NODE, &[ip("192.168.1.11"), ip("fd00:1::b")])).unwrap();
+    let mut there = Objects::default();
+    let network = there.add_network("cbr0", network_type::L2_BRIDGE, &["10.244.0.0/24", "fd00:244::/64"]);
+    there.add_pod(network, "pod-1", &[ip("10.244.0.1"), ip("fd00:244::1")]);
+    let hns = FakeHns::with(Knobs::default(), there);
+    let vips = [ip("10.96.0.1"), ip("fd00:96::1")];
+    server.apply(objects::service("web", &vips, &[port()])).unwrap();
+    for (suffix, here, elsewhere) in
+        [("v4", "10.244.0.1", "10.244.1.1"), ("v6", "fd00:244::1", "fd00:244:1::1")]
+    {
+        let endpoints = [Endpoint::ready(ip(here), NODE), Endpoint::ready(ip(elsewhere), NODE2)];
+        server.apply(objects::slice("web", suffix, &[port()], &endpoints)).unwrap();
+    }
+    // A pod has one endpoint with both addresses.
+    let pod = BTreeSet::from([ip("10.244.0.1"), ip("fd00:244::1")]);
+    let with = |elsewhere: &str| pod.iter().copied().chain([ip(elsewhere)]).collect::<BTreeSet<_>>();
+    let wanted = BTreeMap::from([
+        (vips[0].to_string(), with("10.244.1.1")),
+        (vips[1].to_string(), with("fd00:244:1::1")),
+    ]);
+    let run = || {
+        let on = hns.clone();
+        Run { families: IpFamily::ALL.to_vec(), ..Run::on(move || Box::new(on.clone())) }
+    };
+    run().until(&server, wait_for("both", || served(&hns) == wanted)).await;
+    let (writes, begun) = (hns.writes().len(), looks(&hns));
+    run().until(&server, wait_for("readings, and looks", || looks(&hns) > begun + 4)).await;
+    assert_eq!((hns.writes().len(), served(&hns)), (writes, wanted), "a restart with nothing changed");
 }
 
 /// Services of which there was something to tell, and what.
