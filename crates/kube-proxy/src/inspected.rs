@@ -22,18 +22,20 @@ use nft::{Bytes, Element, Family, Kernel as _, Name, Ruleset, Set, SetKind};
 use walk::nft::{Elements, InRuleset, Tracer};
 use walk::{Packet, Paths};
 
+use crate::limits::Limits;
 use crate::platform;
 
 /// The host, as the API sees it.
 pub(crate) struct ThisHost {
     mode: Mode,
+    limits: Limits,
     root: Root,
 }
 
 impl ThisHost {
-    /// For a proxy of this mode.
-    pub(crate) fn new(mode: Mode) -> Self {
-        Self { mode, root: Root::default() }
+    /// For a proxy of this mode, where this is switched off.
+    pub(crate) fn new(mode: Mode, limits: Limits) -> Self {
+        Self { mode, limits, root: Root::default() }
     }
 }
 
@@ -69,7 +71,9 @@ impl inspect::Host for ThisHost {
             what: "programming rules and forgetting stale flows".to_owned(),
             why: "the process lacks CAP_NET_ADMIN".to_owned(),
         };
-        if capable { Vec::new() } else { vec![lacks()] }
+        let mut limits = self.limits.all();
+        limits.extend((!capable).then(lacks));
+        limits
     }
 
     fn findings(&self, overview: &Overview, services: &[Service]) -> (Vec<Finding>, Vec<String>) {

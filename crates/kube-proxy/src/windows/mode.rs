@@ -18,6 +18,7 @@ use tracing::{debug, warn};
 
 use self::kernelspace::{Connection, Listener};
 use crate::endings::Endings;
+use crate::limits::Limits;
 use crate::platform;
 
 /// What serves each of these families. Whether HNS and the network have a family is found when they are read.
@@ -31,6 +32,7 @@ pub(crate) async fn serve(
     families: Vec<IpFamily>,
     _metrics: &Metrics,
     _endings: &Endings,
+    _limits: &Limits,
 ) -> anyhow::Result<Vec<ServedFamily>> {
     let options = options(config)?;
     let hns = Hns::load()?;
