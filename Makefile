@@ -103,6 +103,7 @@ check: package-check
 	INSTA_UPDATE=no $(CARGO) test --workspace --locked --no-fail-fast
 	$(MAKE) guest-smoke
 	$(MAKE) windows-check
+	if command -v wine >/dev/null || test "$$(id -u)" = 0; then $(MAKE) windows; else echo "check: without wine nothing runs for Windows"; fi
 
 ## HTTP by request between clients and servers that are not ours: gRPC and WebSocket of PyPI. Not part of `check`, since it asks PyPI.
 conformance:
