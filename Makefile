@@ -11,7 +11,7 @@ RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux /etc/protocol
 BPF_TOOLS := clang-14:clang-14 llvm-objdump-14:llvm-14
 TEST_TOOLS := $(RUN_TOOLS) $(BPF_TOOLS) iptables:iptables ipset:ipset conntrack:conntrack tmux:tmux h2load:nghttp2-client
 
-.PHONY: demo bpf test guest-test guest-smoke kernels neighbours windows windows-check check package-check page-check image release install bench bench-http conformance fuzz fmt docs-files
+.PHONY: demo bpf test guest-test guest-smoke kernels neighbours windows windows-check check package-check page-check kubectl-check image release install bench bench-http bench-questions conformance fuzz fmt docs-files
 
 ## Three pods, a Service and a client in namespaces of their own; nothing is left behind.
 demo:
@@ -80,10 +80,10 @@ windows:
 		$(CARGO) test --locked -p kube-proxy --test windows -- --ignored
 	WINEPREFIX=$(CURDIR)/target/windows/wine wineserver -k || true
 
-## Whether the program compiles for Windows; part of `check`.
+## Whether the program compiles for Windows, and lints of what is there alone; part of `check`.
 windows-check:
 	@scripts/setup $(BUILD_TOOLS)
-	CARGO='$(CARGO)' scripts/windows check --locked -p kube-proxy -p hns --bins --lib --examples
+	CARGO='$(CARGO)' scripts/windows lint --locked -p kube-proxy -p hns --bins --lib --examples
 
 ## The packet contract in each mode beside the rules of CNIs, firewalls and agents: docs/cnis.md. Twenty minutes.
 neighbours:
@@ -103,6 +103,7 @@ check: package-check
 	INSTA_UPDATE=no $(CARGO) test --workspace --locked --no-fail-fast
 	$(MAKE) guest-smoke
 	$(MAKE) windows-check
+	if command -v wine >/dev/null || test "$$(id -u)" = 0; then $(MAKE) windows; else echo "check: without wine nothing runs for Windows"; fi
 
 ## HTTP by request between clients and servers that are not ours: gRPC and WebSocket of PyPI. Not part of `check`, since it asks PyPI.
 conformance:
@@ -196,6 +197,20 @@ page-check:
 	@scripts/setup $(BUILD_TOOLS) $(RUN_TOOLS) chromium:chromium chromedriver:chromium-driver
 	$(CARGO) build --locked -p kube-proxy
 	scripts/page-check target/debug/kube-proxy --screenshots docs/screenshots
+
+## The plugin of kubectl by a real kubectl, 1.31 or newer, which Debian 12 does not have. As root.
+KUBECTL ?= kubectl
+kubectl-check:
+	@scripts/setup $(BUILD_TOOLS) $(RUN_TOOLS) python3:python3
+	$(CARGO) build --locked -p kube-proxy
+	scripts/kubectl-check "$$(command -v $(KUBECTL))" target/debug/kube-proxy
+
+## How long commands and the page's first paint take with 10,000 Services, which has limits. As root. With QUESTIONS_PROFILE=demo it is sooner built.
+QUESTIONS_PROFILE ?= release
+bench-questions:
+	@scripts/setup $(BUILD_TOOLS) $(RUN_TOOLS) chromium:chromium chromedriver:chromium-driver
+	$(CARGO) build --profile $(QUESTIONS_PROFILE) --locked -p kube-proxy
+	scripts/page-check target/$(QUESTIONS_PROFILE)/kube-proxy --limits
 
 ## docs/flags.md; and in dist/, for packages, the manual pages and completions for bash, zsh and fish.
 docs-files:

@@ -3,10 +3,11 @@
 mod answers;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
-use mode::{Planner, Watch};
+use mode::{Planner, Touch, Watch};
 use model::view::{self, ThisNode};
 use model::{
     ConflictChange, Family, FrontendAddress, FrontendKey, IpFamily, Node, NodePortAddresses, ServiceEntry,
@@ -20,8 +21,8 @@ use crate::family::{Cluster, FamilyController, FamilyMode, Start, TakeOver};
 use crate::flows::{self, Sweeps, Swept};
 use crate::history::History;
 use crate::inbox::{Event, Inbox};
-use crate::log::{log_conflict, log_done, log_failed, with_causes};
-use crate::notice::{Conflict, Notice, Notices};
+use crate::log::{log_conflict, log_done, log_failed, log_taken, with_causes};
+use crate::notice::{Conflict, Notice, Notices, Taken};
 use crate::outage::Outage;
 use crate::pipeline::{Failing, Pipeline, Progress, Step, Turn};
 use crate::run::StartError;
@@ -51,6 +52,8 @@ pub(crate) struct Controller<F: Family, P: Planner<F>> {
     counting: Option<Counting>,
     /// What the mode can't do of what Services ask for, as far as there is something.
     shortcomings: BTreeMap<ServiceName, BTreeSet<&'static str>>,
+    /// Which of their frontends somebody else stands for, as far as one is.
+    taken: BTreeMap<ServiceName, BTreeSet<Taken>>,
 }
 
 /// From so many failures in a row a start is given up that has no chance.
@@ -98,6 +101,7 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
             hopeless_in_a_row: 0,
             counting,
             shortcomings: BTreeMap::new(),
+            taken: BTreeMap::new(),
         })
     }
 
@@ -181,6 +185,34 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
         }
     }
 
+    /// Tells who else has a Service's addresses and ports, if that is not what was told last.
+    fn tell_taken(&mut self, name: &ServiceName, uid: Option<Uid>) {
+        let taken = self.pipeline.taken(name).into_iter().map(|(key, by)| {
+            let FrontendKey { protocol, port, .. } = key;
+            Taken { family: F::FAMILY, address: address_of(&key), protocol, port, by }
+        });
+        let taken: BTreeSet<Taken> = taken.collect();
+        let told = self.taken.remove(name).unwrap_or_default();
+        for taken in taken.difference(&told) {
+            log_taken(name, taken);
+            let (service, taken) = (name.clone(), taken.clone());
+            self.notices.tell(Notice::FrontendTaken { service, uid, taken });
+        }
+        if !taken.is_empty() {
+            self.taken.insert(name.clone(), taken);
+        }
+    }
+
+    /// Tells Services what is new to them.
+    fn tell_services(&mut self, store: &Store) {
+        for name in self.pipeline.take_unheard() {
+            let service = store.entry(&name).and_then(|entry| entry.service.as_deref());
+            let uid = service.and_then(|service| service.uid);
+            self.tell_shortcomings(&name, uid);
+            self.tell_taken(&name, uid);
+        }
+    }
+
     fn take_swept(&mut self, swept: &Swept, now: Instant) {
         let Some(sweeps) = &mut self.sweeps else { return };
         let deleted = sweeps.take(&swept.result, now);
@@ -238,6 +270,14 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
     }
 }
 
+/// `None`: the node's own.
+fn address_of<F: Family>(key: &FrontendKey<F>) -> Option<IpAddr> {
+    match key.address {
+        FrontendAddress::Ip(address) => Some(address.into()),
+        FrontendAddress::Node => None,
+    }
+}
+
 impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
     fn take_events(&mut self, events: &Events, touched: &Touched, now: Instant) {
         self.telemetry.take_events(events, touched, now);
@@ -259,19 +299,13 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
         if has_changed && self.was_synced {
             self.history.changed(name, now, SystemTime::now());
         }
-        if has_changed {
-            self.tell_shortcomings(name, service.and_then(|service| service.uid));
-        }
     }
 
     fn tell_conflicts(&mut self, store: &Store) {
         for ConflictChange { key, loser, before, now } in self.pipeline.take_conflict_changes() {
             let is_new = now.is_some();
             let Some(winner) = now.or(before) else { continue };
-            let address = match key.address {
-                FrontendAddress::Ip(address) => Some(address.into()),
-                FrontendAddress::Node => None,
-            };
+            let address = address_of(&key);
             let entry = store.entry(&loser.service).and_then(|entry| entry.service.as_deref());
             let uid = entry.and_then(|service| service.uid);
             let FrontendKey { protocol, port, .. } = key;
@@ -314,9 +348,13 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
                 }
                 Some(Event::Swept(swept)) => self.take_swept(&swept, now),
                 Some(Event::Counted(counted)) => self.take_counted(counted, now),
-                Some(Event::Touched(what)) => {
+                Some(Event::Touched(Touch::Foreign(what))) => {
                     warn!(ipFamily = %F::FAMILY, what, "somebody else changed our table");
                     self.pipeline.note_foreign_change(now);
+                }
+                Some(Event::Touched(Touch::Surroundings(what))) => {
+                    debug!(ipFamily = %F::FAMILY, what, "what rules depend on is another one; comparing");
+                    self.pipeline.note_surroundings(now);
                 }
                 Some(Event::OldRulesGone) => {
                     if let Some(sweeps) = &mut self.sweeps {
@@ -334,6 +372,7 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
     fn advance(&mut self, cluster: &Cluster<'_>, now: Instant) -> Result<(), StartError> {
         let turn = self.pipeline.next(now, fastrand::f64());
         self.carry_on(turn, Duration::ZERO, now)?;
+        self.tell_services(cluster.store);
         if self.pipeline.wants_room() {
             self.worker.make_room();
         }

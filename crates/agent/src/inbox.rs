@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mode::{Target, Touches};
+use mode::{Target, Touch, Touches};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -19,8 +19,8 @@ pub(crate) enum Event<T: Target> {
     Swept(Swept),
     /// Counters were read.
     Counted(Counted<T>),
-    /// Somebody else changed what is ours.
-    Touched(&'static str),
+    /// Others have been at what is ours, or at what it depends on.
+    Touched(Touch),
     /// Rules that others had left are gone. Until then they may have directed flows to endpoints of long ago.
     OldRulesGone,
 }
@@ -53,7 +53,7 @@ impl<T: Target> Sender<T> {
 
     /// Where a watch tells of others' changes.
     pub(crate) fn touches(self) -> Touches {
-        Touches::new(move |what| self.send(Event::Touched(what)))
+        Touches::new(move |touch| self.send(Event::Touched(touch)))
     }
 }
 

@@ -33,7 +33,7 @@ pub use flows::OpenConntrack;
 pub use log::with_causes;
 pub use mode::Counters;
 pub use node::NodeError;
-pub use notice::{Conflict, Notice, Notices, SYNCS_FAIL_EVERY};
+pub use notice::{Conflict, Notice, Notices, SYNCS_FAIL_EVERY, Taken};
 pub use run::{Input, StartError, run};
 pub use settings::{NodePorts, Pods, Settings};
 pub use telemetry::Telemetry;

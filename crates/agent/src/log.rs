@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use mode::Target;
-use model::{IpFamily, Name, Node};
+use model::{IpFamily, Name, Node, ServiceName};
 use tracing::{debug, error, info, warn};
 
 use crate::node::NodeNews;
-use crate::notice::Conflict;
+use crate::notice::{Conflict, Taken};
 use crate::pipeline::{Done, Failed, Failing, Reason, Step};
 
 /// One line for each completed step. Single changes are for those who want to see them.
@@ -69,6 +69,16 @@ pub(crate) fn log_conflict(conflict: &Conflict, is_new: bool) {
             "no other Service has this address and port any more",
         );
     }
+}
+
+/// Somebody who is no Service has a Service's address and port.
+pub(crate) fn log_taken(service: &ServiceName, taken: &Taken) {
+    let Taken { family, address, protocol, port, by } = taken;
+    let address = address.map_or_else(|| "node port".to_owned(), |address| address.to_string());
+    warn!(
+        %service, ipFamily = %family, address, %protocol, port, by,
+        "somebody else has this address and port; trying again until that has gone",
+    );
 }
 
 /// What became of the Node. `waits`: nothing is programmed without its pod CIDRs.

@@ -23,6 +23,16 @@ pub enum Notice {
         /// What comes of it, each in a sentence without its end; sorted.
         what: Vec<&'static str>,
     },
+    /// Something that is no Service's has a Service's address and port on this node, so that the Service is not served there. It is
+    /// tried again until that has gone.
+    FrontendTaken {
+        /// Whose claim is not in force.
+        service: ServiceName,
+        /// Its `metadata.uid`, if it is known.
+        uid: Option<Uid>,
+        /// What has it.
+        taken: Taken,
+    },
     /// The rules could not be brought into the kernel for longer than twice [`sync_period`](crate::Settings::sync_period).
     /// Told again every [`SYNCS_FAIL_EVERY`] while it lasts.
     SyncsFail {
@@ -65,6 +75,21 @@ pub struct Conflict {
     pub uid: Option<Uid>,
     /// Whose claim is, or was when the conflict ended.
     pub winner: ServicePortName,
+}
+
+/// An address and port that somebody has who is no Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Taken {
+    /// In which family.
+    pub family: IpFamily,
+    /// The address; `None`: the node's own, that is, a node port.
+    pub address: Option<IpAddr>,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port.
+    pub port: u16,
+    /// What has it, in words.
+    pub by: String,
 }
 
 /// Where notices go. The default is nowhere.

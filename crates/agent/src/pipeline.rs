@@ -32,12 +32,31 @@ enum Held {
 /// What the worker does.
 enum Work<H, F: Family> {
     Nothing,
-    /// It reads. With since when somebody else's change has been waiting for that.
+    /// It reads. With what others did that has been waiting for that.
     Reading {
         reason: Reason,
-        touched: Option<Instant>,
+        touched: Option<Touched>,
     },
     Applying(Box<InFlight<H, F>>),
+}
+
+/// What others did that has not been looked at.
+#[derive(Clone, Copy)]
+struct Touched {
+    /// Since when.
+    since: Instant,
+    /// [`Reason::ForeignChange`] if some of it was to what is ours.
+    reason: Reason,
+}
+
+impl Touched {
+    /// Both together.
+    fn merge(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        one.into_iter().chain(other).reduce(|one, other| Self {
+            since: one.since.min(other.since),
+            reason: one.reason.min(other.reason),
+        })
+    }
 }
 
 /// What a plan is about.
@@ -75,8 +94,8 @@ pub(crate) struct Pipeline<F: Family, P: Planner<F>> {
     dirty_since: Option<Instant>,
     /// Since when something has been waiting for everything to be right: a start, other settings.
     asked_since: Option<Instant>,
-    /// Since when somebody else's change has not been looked at.
-    touched: Option<Instant>,
+    /// What others did that has not been looked at.
+    touched: Option<Touched>,
     retries: Retries<F>,
     /// What was left of a plan that made room for others goes on at once.
     goes_on: bool,
@@ -102,6 +121,8 @@ pub(crate) struct Pipeline<F: Family, P: Planner<F>> {
     sync_not_before: Instant,
     /// When the present attempt began, or the last one.
     attempt: Instant,
+    /// For [`Pipeline::take_unheard`].
+    unheard: BTreeSet<ServiceName>,
     /// Changed frontends whose flows may be stale once the target has the change.
     stale_flows: BTreeSet<FrontendKey<F>>,
     /// Frontends whose flows may be stale now.
@@ -134,6 +155,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
             min_period,
             sync_not_before: now,
             attempt: now,
+            unheard: BTreeSet::new(),
             stale_flows: BTreeSet::new(),
             ready_flows: BTreeSet::new(),
         }
@@ -153,6 +175,9 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         };
         if changed.is_empty() {
             return false;
+        }
+        if P::TELLS_SERVICES {
+            self.unheard.insert(name.clone());
         }
         self.dirty_since.get_or_insert(now);
         self.dirty.extend(&changed);
@@ -194,7 +219,16 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
 
     /// Takes note that somebody else changed what the target holds.
     pub(crate) fn note_foreign_change(&mut self, now: Instant) {
-        self.touched.get_or_insert(now);
+        self.note(Touched { since: now, reason: Reason::ForeignChange });
+    }
+
+    /// Takes note that what the target leads to, or is on, came or went.
+    pub(crate) fn note_surroundings(&mut self, now: Instant) {
+        self.note(Touched { since: now, reason: Reason::Surroundings });
+    }
+
+    fn note(&mut self, touched: Touched) {
+        self.touched = Touched::merge(self.touched, Some(touched));
     }
 
     /// Whose what was counted is; nobody's where telling them apart fails.
@@ -207,11 +241,12 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
     pub(crate) fn pending_since(&self) -> Option<Instant> {
         let under_way = match &self.work {
             Work::Applying(flight) => Some(flight.since),
-            Work::Reading { touched, .. } => *touched,
+            Work::Reading { touched, .. } => touched.map(|touched| touched.since),
             Work::Nothing => None,
         };
-        let waiting = [under_way, self.dirty_since, self.asked_since, self.failing_since, self.touched];
-        waiting.into_iter().chain([self.retries.since()]).flatten().min()
+        let waiting = [under_way, self.dirty_since, self.asked_since, self.failing_since];
+        let touched = self.touched.map(|touched| touched.since);
+        waiting.into_iter().chain([self.retries.since(), touched]).flatten().min()
     }
 
     /// Whether something is known that no plan has taken up.
@@ -243,6 +278,34 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
     pub(crate) fn shortcomings(&self, name: &ServiceName) -> BTreeSet<&'static str> {
         let frontends = self.table.of_service(name);
         frontends.flat_map(|frontend| self.planner.shortcomings(frontend)).collect()
+    }
+
+    /// The frontends of a Service that somebody else's things stand for, and these things in words.
+    pub(crate) fn taken(&self, name: &ServiceName) -> Vec<(FrontendKey<F>, String)> {
+        let frontends = self.table.of_service(name);
+        frontends.filter_map(|frontend| Some((frontend.key, self.planner.occupant(frontend)?))).collect()
+    }
+
+    /// The Services that may have to hear of something: [`Pipeline::shortcomings`] and [`Pipeline::taken`] may say other things of
+    /// them than when this was last asked. None while it is not known what is held.
+    pub(crate) fn take_unheard(&mut self) -> BTreeSet<ServiceName> {
+        if self.is_known() { std::mem::take(&mut self.unheard) } else { BTreeSet::new() }
+    }
+
+    /// All Services for [`Pipeline::take_unheard`].
+    fn note_all_unheard(&mut self) {
+        if P::TELLS_SERVICES {
+            let services = self.table.iter().map(|frontend| frontend.service.service.clone());
+            self.unheard.extend(services);
+        }
+    }
+
+    /// Services of frontends for [`Pipeline::take_unheard`].
+    fn note_unheard<'a>(&mut self, keys: impl IntoIterator<Item = &'a FrontendKey<F>>) {
+        if P::TELLS_SERVICES {
+            let frontends = keys.into_iter().filter_map(|key| self.table.get(key));
+            self.unheard.extend(frontends.map(|frontend| frontend.service.service.clone()));
+        }
     }
 
     /// Whether a frontend is in force as it is wanted.

@@ -285,8 +285,10 @@ impl FamilyTelemetry {
         let latency = done.latency.as_secs_f64();
         match done.step {
             Step::Change
-            | Step::Repair(Reason::Start | Reason::Failure | Reason::Settings)
-            | Step::Rebuild(Reason::Start | Reason::Settings) => metrics.commit_latency.observe(latency),
+            | Step::Repair(Reason::Start | Reason::Failure | Reason::Settings | Reason::Surroundings)
+            | Step::Rebuild(Reason::Start | Reason::Settings | Reason::Surroundings) => {
+                metrics.commit_latency.observe(latency);
+            }
             Step::Rebuild(Reason::Failure) => {
                 metrics.commit_latency.observe(latency);
                 metrics.rebuilds.inc();

@@ -20,6 +20,7 @@ use fakes::iptables::{FakeIptables, Fault};
 use iptables::{Saved, TableName};
 use metrics::health::SharedHealth;
 use metrics::{IptablesMetrics, Metrics, Options};
+use mode::Touch;
 use model::view::{ThisNode, frontends};
 use model::{Change, IpFamily, Kind, Object, ObjectName, Store, Table, Touched, V4};
 use tokio::sync::mpsc::{Sender, channel};
@@ -197,7 +198,7 @@ async fn foreign_changes_are_repaired() {
         chains.get_mut("PREROUTING").unwrap().retain(|rule| !rule.ends_with("-j KUBE-SERVICES"));
     });
     assert!(bench.difference().is_some());
-    assert!(bench.given.touches.lock().unwrap().as_ref().unwrap().tell("staged"));
+    assert!(bench.given.touches.lock().unwrap().as_ref().unwrap().tell(Touch::Foreign("staged")));
     bench.converged().await;
     let restored = &bench.tables.restored()[before..];
     assert_eq!(

@@ -20,7 +20,7 @@ use std::time::Duration;
 use agent::{Input, Telemetry};
 use common::{Given, NODE, served, service, settings, slice, telemetry};
 use fakes::conntrack::FakeConntrack;
-use mode::{Applied, Cause, NeedsReading, PlanOf, Planner, Settled, StepResults, Target, Unobserved};
+use mode::{Applied, Cause, NeedsReading, PlanOf, Planner, Settled, StepResults, Target, Touch, Unobserved};
 use model::view::{ThisNode, frontends};
 use model::{
     Change, Changed, Frontend, FrontendKey, Kind, Object, ObjectName, RuleSettings, Store, Table, Touched, V4,
@@ -444,7 +444,9 @@ async fn a_foreign_change_is_undone_by_making_everything_anew() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    assert!(tokio::time::timeout(Duration::from_secs(30), touches).await.unwrap().tell("staged"));
+    assert!(
+        tokio::time::timeout(Duration::from_secs(30), touches).await.unwrap().tell(Touch::Foreign("staged"))
+    );
     bench.converged().await;
 }
 

@@ -30,4 +30,5 @@ pub use config::Config;
 pub use fixed::presence;
 pub use model::{Extent, NodePortAddresses, PodSource};
 pub use names::{CANARY, PREFIX};
+pub use objects::rules_of;
 pub use plan::{Backend, Plan};

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iptables::{ChainName, Edit, Restore, Rule, TableName};
+use iptables::{ChainName, Edit, Restore, Rule, Saved, TableName};
 
 use crate::names::FixedChain;
 
@@ -74,11 +74,14 @@ impl Objects {
 
     /// All rules, as values.
     pub(crate) fn explain(self) -> impl Iterator<Item = mode::Rule> {
-        let place = |(table, chain): &ChainId| format!("chain {chain} of table {table}");
-        let rules = self.chains.into_iter().flat_map(move |(id, rules)| {
-            rules.into_iter().map(move |rule| mode::Rule { place: place(&id), text: rule.to_string() })
+        let rules = self.chains.into_iter().flat_map(move |((table, chain), rules)| {
+            let place = place(table, chain.as_str());
+            rules.into_iter().map(move |rule| mode::Rule { place: place.clone(), text: rule.to_string() })
         });
-        let entry = move |(id, text): Entry| mode::Rule { place: place(&id), text: text.into() };
+        let entry = move |((table, chain), text): Entry| mode::Rule {
+            place: place(table, chain.as_str()),
+            text: text.into(),
+        };
         self.entries.into_iter().map(entry).chain(rules)
     }
 
@@ -87,6 +90,23 @@ impl Objects {
         self.chains.extend(other.chains);
         self.entries.extend(other.entries);
     }
+}
+
+fn place(table: TableName, chain: &str) -> String {
+    format!("chain {chain} of table {table}")
+}
+
+/// The rules of tables as they were read, in the words in which those of a frontend are told
+/// ([`Planner::rules`](mode::Planner::rules)), so that they can be looked for.
+pub fn rules_of(saved: &Saved) -> BTreeSet<mode::Rule> {
+    let of_table = |table: TableName| {
+        let chains = saved.table(table).chains.iter();
+        chains.flat_map(move |(chain, rules)| {
+            let place = place(table, chain);
+            rules.iter().map(move |text| mode::Rule { place: place.clone(), text: text.to_string() })
+        })
+    };
+    [TableName::Filter, TableName::Nat].into_iter().flat_map(of_table).collect()
 }
 
 pub(crate) fn text(rule: &Rule) -> Box<str> {

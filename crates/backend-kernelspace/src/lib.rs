@@ -36,4 +36,4 @@ pub use options::{Adapters, Options};
 pub use plan::{KernelspacePlanner, Pending};
 pub use step::{Member as StepMember, Receipt, Step};
 pub use target::{Found, HnsTarget, TargetError, clean_up};
-pub use watch::{Activity, Watcher};
+pub use watch::{Activity, Doing, Watcher};

@@ -81,6 +81,7 @@ impl<F: Family> Drafted<F> {
 
 impl<F: Family> Planner<F> for KernelspacePlanner<F> {
     const NAME: &'static str = "kernelspace";
+    const TELLS_SERVICES: bool = true;
     type Settings = RuleSettings;
     type Target = HnsTarget<F>;
     type Held = Pending<F>;
@@ -160,5 +161,12 @@ impl<F: Family> Planner<F> for KernelspacePlanner<F> {
             lacks.push(differences::HOST_NETWORK.text);
         }
         lacks
+    }
+
+    fn occupant(&self, frontend: &Frontend<F>) -> Option<String> {
+        let (state, _) = self.held.as_ref()?;
+        let is_refused = state.blocked.contains(&frontend.key) && state.balancer(&frontend.key).is_none();
+        let id = state.foreign.get(&frontend.key).filter(|_| is_refused)?;
+        Some(format!("load balancer {id}"))
     }
 }

@@ -30,27 +30,38 @@ pub struct Watcher {
 
 type Seen = [BTreeSet<Guid>; 2];
 
+/// What others have done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doing {
+    /// A load balancer is gone, maybe one of ours.
+    Deleted,
+    /// Networks are other ones, or there are more load balancers.
+    Other,
+}
+
 impl Watcher {
     /// Looks at what the targets of these activities change.
     pub fn new(hcn: Box<dyn Hcn>, activity: Vec<Activity>) -> Self {
         Self { hcn, activity, seen: None }
     }
 
-    /// Whether others have made or deleted some since the last look, in which the targets did nothing.
+    /// What others have done since the last look, if in the meantime the targets did nothing.
     ///
     /// # Errors
     /// HNS refuses it or is away.
-    pub fn has_changed(&mut self) -> Result<bool, HcnError> {
+    pub fn look(&mut self) -> Result<Option<Doing>, HcnError> {
         let before = self.counts();
         let networks = self.hcn.ids(Kind::Network)?.into_iter().collect();
         let balancers = self.hcn.ids(Kind::LoadBalancer)?.into_iter().collect();
         let now = [networks, balancers];
         if self.counts() != before {
             self.seen = None;
-            return Ok(false);
+            return Ok(None);
         }
         let last = self.seen.replace((before.clone(), now.clone()));
-        Ok(last.is_some_and(|(counts, seen)| counts == before && seen != now))
+        let last = last.filter(|(counts, seen)| *counts == before && *seen != now);
+        let is_subset = |[_, balancers]: &Seen| balancers.is_subset(&now[1]);
+        Ok(last.map(|(_, seen)| if is_subset(&seen) { Doing::Other } else { Doing::Deleted }))
     }
 
     fn counts(&self) -> Vec<u64> {

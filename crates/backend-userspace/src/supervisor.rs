@@ -159,6 +159,11 @@ impl<S: Site> Supervisor<S> {
         Self { is_lazy: true, ..self }
     }
 
+    /// Why flows go to endpoints without a worker, although one should have them.
+    pub fn complaint(&self) -> Option<&str> {
+        self.complaint.as_deref()
+    }
+
     /// How it is.
     pub fn condition(&self) -> Condition {
         Condition { is_leased: self.is_leased, deaths: self.n_deaths }
@@ -292,6 +297,7 @@ impl<S: Site> Supervisor<S> {
 
     /// Nothing is to be carried any more, for now.
     fn retire(&mut self) {
+        self.complaint = None;
         if self.place.is_some() {
             self.leave();
             info!("no Service asks for a worker");
@@ -622,9 +628,10 @@ mod tests {
         let (host, mut supervisor, now) = begun(&[1]);
         host.lock().unwrap().refuses = true;
         supervisor.capture(now);
-        assert!(!supervisor.condition().is_leased);
+        assert!(!supervisor.condition().is_leased && supervisor.complaint().is_some());
         host.lock().unwrap().refuses = false;
         supervisor.look_after(now);
+        assert_eq!(supervisor.complaint(), None);
         assert!(supervisor.condition().is_leased);
     }
 

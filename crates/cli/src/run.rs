@@ -118,21 +118,30 @@ async fn carry_out(
     }
     let colours =
         invocation.colours && std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let mut printed: BTreeSet<String> = BTreeSet::new();
-    let mut first = true;
+    let mut last: Option<String> = None;
     loop {
         let answer = ask(invocation, colours).await?;
-        let text = rendered(&answer, invocation, colours, first);
-        // A line that was there the last time is not printed again.
-        let lines: Vec<&str> = text.split_inclusive('\n').collect();
-        let is_news = |line: &&&str| !invocation.watch || !printed.contains(**line);
-        let news: String = lines.iter().filter(is_news).copied().collect();
+        let text = rendered(&answer, invocation, colours, last.is_none());
+        let news = news(invocation.output, last.as_deref(), &text);
         if out.write_all(news.as_bytes()).and_then(|()| out.flush()).is_err() || !invocation.watch {
             return Ok(answer.found);
         }
-        printed = lines.iter().map(|line| (*line).to_owned()).collect();
-        first = false;
+        last = Some(text);
         tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// What is to be printed of an answer after the last one: lines that were not there, or a whole document that is another one.
+fn news(output: Output, last: Option<&str>, text: &str) -> String {
+    let Some(last) = last else { return text.to_owned() };
+    match output {
+        Output::Json | Output::Yaml if text == last => String::new(),
+        Output::Json => text.to_owned(),
+        Output::Yaml => format!("---\n{text}"),
+        Output::Name | Output::Table | Output::Wide => {
+            let known: BTreeSet<&str> = last.split_inclusive('\n').collect();
+            text.split_inclusive('\n').filter(|line| !known.contains(line)).collect()
+        }
     }
 }
 
@@ -287,4 +296,22 @@ async fn endpoint(
     }
     let names = list.items.iter().map(|row| row.service_port.clone()).collect();
     Ok(answer(names, Text::Plain(text), list.items.is_empty(), list))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_watched_is_printed_when_it_differs() {
+        let check =
+            |output, last, text, expected| assert_eq!(news(output, last, text), expected, "{output:?}");
+        check(Output::Table, None, "NAME\na\n", "NAME\na\n");
+        check(Output::Table, Some("NAME\na\n"), "a\nb\n", "b\n");
+        check(Output::Name, Some("a\nb\n"), "b\n", "");
+        // A document is whole, or it can't be read.
+        check(Output::Json, Some("{\n  \"n\": 1\n}\n"), "{\n  \"n\": 2\n}\n", "{\n  \"n\": 2\n}\n");
+        check(Output::Json, Some("{}\n"), "{}\n", "");
+        check(Output::Yaml, Some("n: 1\n"), "n: 2\n", "---\nn: 2\n");
+    }
 }

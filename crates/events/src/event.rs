@@ -32,6 +32,8 @@ pub enum Reason {
     SyncedProxyRules,
     /// A Service's address and port belong to another Service.
     FrontendConflict,
+    /// Something that is no Service's has a Service's address and port on one node.
+    FrontendTaken,
     /// A Service asks for something that the mode can't do.
     NotOnThisPlatform,
     /// An object, or a part of it, can't be used.
@@ -61,7 +63,7 @@ impl EventType {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Starting,
         Self::FailedToStartProxierHealthcheck,
         Self::FailedToStartMetricServer,
@@ -70,6 +72,7 @@ impl Reason {
         Self::FailedToSyncProxyRules,
         Self::SyncedProxyRules,
         Self::FrontendConflict,
+        Self::FrontendTaken,
         Self::NotOnThisPlatform,
         Self::InvalidObject,
         Self::InvalidConfiguration,
@@ -86,6 +89,7 @@ impl Reason {
             Self::FailedToSyncProxyRules => "FailedToSyncProxyRules",
             Self::SyncedProxyRules => "SyncedProxyRules",
             Self::FrontendConflict => "FrontendConflict",
+            Self::FrontendTaken => "FrontendTaken",
             Self::NotOnThisPlatform => "NotOnThisPlatform",
             Self::InvalidObject => "InvalidObject",
             Self::InvalidConfiguration => "InvalidConfiguration",
@@ -103,6 +107,7 @@ impl Reason {
             Self::FailedToSyncProxyRules
             | Self::SyncedProxyRules
             | Self::FrontendConflict
+            | Self::FrontendTaken
             | Self::NotOnThisPlatform => "SyncProxyRules",
             Self::InvalidObject => "Decode",
             Self::InvalidConfiguration => "ReloadConfiguration",

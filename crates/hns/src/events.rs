@@ -8,10 +8,9 @@ use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hcn::{Code, Event};
-use windows_sys::Win32::System::HostComputeNetwork::{
-    HcnRegisterServiceCallback, HcnUnregisterServiceCallback,
-};
 use windows_sys::core::{HRESULT, PCWSTR};
+
+use crate::library::Library;
 
 type Listener = Arc<dyn Fn(Event) + Send + Sync>;
 
@@ -26,6 +25,7 @@ struct Listeners {
 
 /// A callback that HNS has; taken back when this is dropped.
 pub struct Subscription {
+    library: &'static Library,
     number: usize,
     handle: *mut c_void,
 }
@@ -34,16 +34,16 @@ pub struct Subscription {
 unsafe impl Send for Subscription {}
 
 impl Subscription {
-    /// Has `listener` called for each notification, on a thread of HNS'. It should not wait: others may come on the same thread.
-    ///
-    /// # Errors
-    /// HNS' code: it is away, or refuses.
-    pub fn begin(listener: impl Fn(Event) + Send + Sync + 'static) -> Result<Self, Code> {
+    /// See [`Hns::subscribe`](crate::Hns::subscribe).
+    pub(crate) fn begin(
+        library: &'static Library,
+        listener: impl Fn(Event) + Send + Sync + 'static,
+    ) -> Result<Self, Code> {
         let number = add(Arc::new(listener));
-        let mut subscription = Self { number, handle: ptr::null_mut() };
+        let mut subscription = Self { library, number, handle: ptr::null_mut() };
         let (context, place) = (ptr::without_provenance::<c_void>(number), &raw mut subscription.handle);
         // SAFETY: the function lives as long as the program, the context is never followed, and there is a place for the handle.
-        let result = unsafe { HcnRegisterServiceCallback(Some(notified), context, place) };
+        let result = unsafe { (library.register_callback)(Some(notified), context, place) };
         let code = Code(result.cast_unsigned());
         if code.is_success() { Ok(subscription) } else { Err(code) }
     }
@@ -53,7 +53,7 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         if !self.handle.is_null() {
             // SAFETY: HNS gave it, and it is given back once. If the service is gone, so is the callback.
-            let _result = unsafe { HcnUnregisterServiceCallback(self.handle) };
+            let _result = unsafe { (self.library.unregister_callback)(self.handle) };
         }
         listeners(|listeners| listeners.by_number.remove(&self.number));
     }

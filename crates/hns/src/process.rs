@@ -74,7 +74,7 @@ pub fn set_priority_class(class: u32) -> io::Result<()> {
 }
 
 /// From the beginning of Windows' time, 1601, to that of Unix'.
-const UNIX_AFTER_WINDOWS: Duration = Duration::from_secs(11_644_473_600);
+const UNIX_AFTER_WINDOWS: Duration = Duration::from_hours(3_234_576);
 
 /// Units of 100 ns.
 fn ticks(time: FILETIME) -> u64 {

@@ -253,7 +253,9 @@ fn is_without_endpoints(service: &Service) -> bool {
 }
 
 fn sysctls(evidence: &Evidence<'_>, overview: &Overview, found: &mut Vec<Finding>) {
-    let serves = |name: &str| overview.families.iter().any(|family| family.family == name);
+    // In a cluster of one family the other is served all the same, and has nothing.
+    let serves =
+        |name: &str| overview.families.iter().any(|family| family.family == name && family.frontends > 0);
     let forwarding = [
         ("IPv4", evidence.facts.forwards_v4, "net.ipv4.ip_forward"),
         ("IPv6", evidence.facts.forwards_v6, "net.ipv6.conf.all.forwarding"),
@@ -328,7 +330,8 @@ fn others(evidence: &Evidence<'_>, overview: &Overview, found: &mut Vec<Finding>
     if evidence.mode != "iptables" && upstream {
         found.push(leftover("chains KUBE-SVC-... of mode iptables are in nf_tables"));
     }
-    if !["nftables", "ebpf"].contains(&evidence.mode) && chains_of("kube-proxy") {
+    // All modes of Linux but this one have a table of that name.
+    if evidence.mode == "iptables" && chains_of("kube-proxy") {
         found.push(leftover("a table kube-proxy of mode nftables is there"));
     }
     if evidence.mode != "ipvs" && (evidence.facts.ipvs_servers > 0 || evidence.facts.has_ipvs_device) {

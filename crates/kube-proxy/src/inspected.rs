@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ::mode::Rule;
 use agent::snapshot::{Overview, Service};
 use backend_ipvs::VirtualServers;
 use config::Mode;
@@ -11,7 +12,7 @@ use conntrack::{Conntrack as _, Filter};
 use host::{Facts, Root};
 use inspect::document::{Finding, FlowList, FlowRow, Limit};
 use inspect::findings::{self, Evidence};
-use iptables::Iptables as _;
+use iptables::{Iptables as _, Saved};
 use ipvs::Ipvs;
 use kernel::iptables::{Programs, Tables};
 use kernel::{KernelIpvs, TableReader};
@@ -21,18 +22,20 @@ use nft::{Bytes, Element, Family, Kernel as _, Name, Ruleset, Set, SetKind};
 use walk::nft::{Elements, InRuleset, Tracer};
 use walk::{Packet, Paths};
 
+use crate::limits::Limits;
 use crate::platform;
 
 /// The host, as the API sees it.
 pub(crate) struct ThisHost {
     mode: Mode,
+    limits: Limits,
     root: Root,
 }
 
 impl ThisHost {
-    /// For a proxy of this mode.
-    pub(crate) fn new(mode: Mode) -> Self {
-        Self { mode, root: Root::default() }
+    /// For a proxy of this mode, where this is switched off.
+    pub(crate) fn new(mode: Mode, limits: Limits) -> Self {
+        Self { mode, limits, root: Root::default() }
     }
 }
 
@@ -68,7 +71,9 @@ impl inspect::Host for ThisHost {
             what: "programming rules and forgetting stale flows".to_owned(),
             why: "the process lacks CAP_NET_ADMIN".to_owned(),
         };
-        if capable { Vec::new() } else { vec![lacks()] }
+        let mut limits = self.limits.all();
+        limits.extend((!capable).then(lacks));
+        limits
     }
 
     fn findings(&self, overview: &Overview, services: &[Service]) -> (Vec<Finding>, Vec<String>) {
@@ -88,13 +93,14 @@ impl inspect::Host for ThisHost {
                 }
             }
         }
-        if matches!(self.mode, Mode::NfTables | Mode::Ebpf | Mode::Userspace | Mode::Ipvs) {
-            compare(services, &mut evidence);
-        }
-        if self.mode == Mode::Ipvs {
-            compare_servers(services, &self.addresses(), &mut evidence);
-        } else if self.mode == Mode::IpTables {
-            evidence.unread.push(format!("every rule of mode {mode}: audits compare them"));
+        match self.mode {
+            Mode::NfTables | Mode::Ebpf | Mode::Userspace => compare(services, &mut evidence),
+            Mode::Ipvs => {
+                compare(services, &mut evidence);
+                compare_servers(services, &self.addresses(), &mut evidence);
+            }
+            Mode::IpTables => compare_iptables(services, overview, &mut evidence),
+            Mode::Kernelspace => {}
         }
         (findings::findings(&evidence, overview, services), findings::checked(&evidence))
     }
@@ -156,11 +162,15 @@ impl Elements for InKernel {
     }
 }
 
-fn walk_iptables(packet: &Packet, addresses: Vec<IpAddr>, limit: usize) -> Result<Paths, String> {
+/// What iptables' programs list of a family.
+fn read_iptables(family: IpFamily) -> Result<Saved, String> {
     let told = |error: iptables::IptablesError| agent::with_causes(&error);
-    let family = IpFamily::of(packet.destination.ip());
     let mut tables = Tables::new(Programs::find(family).map_err(told)?);
-    let saved = tables.save(backend_iptables::PREFIX).map_err(told)?;
+    tables.save(backend_iptables::PREFIX).map_err(told)
+}
+
+fn walk_iptables(packet: &Packet, addresses: Vec<IpAddr>, limit: usize) -> Result<Paths, String> {
+    let saved = read_iptables(IpFamily::of(packet.destination.ip()))?;
     walk::iptables::Tracer::new(saved, addresses).paths(packet, limit).map_err(|error| error.to_string())
 }
 
@@ -211,8 +221,7 @@ fn compare(services: &[Service], evidence: &mut Evidence<'_>) {
         match read() {
             Ok(found) => {
                 let held = found.as_ref().map(|ruleset| texts(ruleset, family)).unwrap_or_default();
-                let name = ip_family.to_string();
-                evidence.missing.extend(services.iter().flat_map(|service| missing(service, &name, &held)));
+                evidence.missing.extend(missing(services, ip_family, &held));
             }
             Err(error) => {
                 evidence.unread.push(format!("table {family} {table}: {}", agent::with_causes(&error)));
@@ -221,23 +230,47 @@ fn compare(services: &[Service], evidence: &mut Evidence<'_>) {
     }
 }
 
+/// The same for rules of iptables, of the families that are served.
+fn compare_iptables(services: &[Service], overview: &Overview, evidence: &mut Evidence<'_>) {
+    let is_served = |family: &IpFamily| {
+        let name = family.to_string();
+        overview.families.iter().any(|served| served.family == name)
+    };
+    for family in IpFamily::ALL.into_iter().filter(is_served) {
+        match read_iptables(family) {
+            Ok(saved) => {
+                let held = backend_iptables::rules_of(&saved);
+                evidence.missing.extend(missing(services, family, &held));
+            }
+            Err(error) => evidence.unread.push(format!("rules of iptables, {family}: {error}")),
+        }
+    }
+}
+
 /// Every element of every set, as its tool prints it.
-fn texts(ruleset: &Ruleset, family: Family) -> BTreeSet<(String, String)> {
+fn texts(ruleset: &Ruleset, family: Family) -> BTreeSet<Rule> {
     let of = |state: &nft::SetState| {
         let place = format!("{} {}", state.set.keyword(), state.set.name);
-        let text = |element| (place.clone(), state.set.element_text(element, family).to_string());
-        state.elements.iter().map(text).collect::<Vec<_>>()
+        let text = |element| state.set.element_text(element, family).to_string();
+        let rule = |element| Rule { place: place.clone(), text: text(element) };
+        state.elements.iter().map(rule).collect::<Vec<_>>()
     };
     ruleset.sets.values().flat_map(of).collect()
 }
 
-/// What of a Service is believed to be in the kernel and is not.
-fn missing(service: &Service, family: &str, held: &BTreeSet<(String, String)>) -> Vec<(String, String)> {
+/// What of Services is believed to be in the kernel and is not.
+fn missing(services: &[Service], family: IpFamily, held: &BTreeSet<Rule>) -> Vec<(String, String)> {
+    let name = family.to_string();
+    services.iter().flat_map(|service| missing_of(service, &name, held)).collect()
+}
+
+fn missing_of(service: &Service, family: &str, held: &BTreeSet<Rule>) -> Vec<(String, String)> {
     let ports = service.families.iter().filter(|own| own.family == family).flat_map(|own| &own.ports);
     // What maps have is read from them; servers are compared by themselves.
     let elsewhere = [backend_ebpf::PLACE, backend_ipvs::PLACE];
     let is_missing = |rule: &&agent::snapshot::Rule| {
-        !elsewhere.contains(&&*rule.place) && !held.contains(&(rule.place.clone(), rule.text.clone()))
+        let wanted = Rule { place: rule.place.clone(), text: rule.text.clone() };
+        !elsewhere.contains(&&*rule.place) && !held.contains(&wanted)
     };
     let of_port = |port: &agent::snapshot::Port| {
         let in_force =

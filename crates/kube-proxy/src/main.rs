@@ -3,6 +3,7 @@
 
 mod config_file;
 mod endings;
+mod limits;
 mod notices;
 mod plausibility;
 mod rejections;
@@ -36,6 +37,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use config::{Action, CommandLine, Config, Level, Parsed};
 use config_file::ConfigFile;
+use limits::Limits;
 use serve::Ended;
 use tracing::{error, info, warn};
 
@@ -117,14 +119,15 @@ fn act(
     match command_line.action() {
         Action::WriteConfig(path) => write_config(path, config),
         Action::Cleanup => takeover::clean_up(config),
-        Action::InitOnly => prepare::set_host(config),
+        Action::InitOnly => prepare::set_host(config, &Limits::default()),
         Action::Serve => {
-            prepare::before_serving(config)?;
+            let limits = Limits::default();
+            prepare::before_serving(config, &limits)?;
             takeover::give_up_privileges(config.mode);
             // Threads keep the privileges that they were started with.
             log.start_writing().context(LOG_THREAD)?;
             let (command_line, own, log) = (command_line.clone(), config.clone(), log.clone());
-            platform::run(config, move || serve(&command_line, &own, file, &log))
+            platform::run(config, move || serve(&command_line, &own, file, &log, limits))
         }
     }
 }
@@ -134,10 +137,11 @@ fn serve(
     config: &Config,
     file: Option<ConfigFile>,
     log: &logs::Handle,
+    limits: Limits,
 ) -> anyhow::Result<Ended> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("start the runtime")?;
-    let outcome = runtime.block_on(serve::serve(command_line, config, file, log));
+    let outcome = runtime.block_on(serve::serve(command_line, config, file, log, limits));
     // A thread may wait for a name server or a file system for ever.
     runtime.shutdown_background();
     outcome

@@ -16,6 +16,7 @@ use metrics::Metrics;
 use model::{Balancer, IpFamily, Proxied};
 
 use crate::endings::Endings;
+use crate::limits::Limits;
 
 /// What serves each of these families in a mode. A family for which the host lacks something is left out.
 ///
@@ -27,14 +28,15 @@ pub(crate) async fn serve(
     families: Vec<IpFamily>,
     metrics: &Metrics,
     endings: &Endings,
+    limits: &Limits,
 ) -> anyhow::Result<Vec<ServedFamily>> {
     nftables::tell_if_untested();
-    let proxying = userspace::Proxying::new(config, metrics);
+    let proxying = userspace::Proxying::new(config, metrics, limits);
     let served = match config.mode {
         Mode::NfTables | Mode::Userspace => Ok(nftables::serve(config, &families, metrics, &proxying)),
         Mode::IpTables => iptables::serve(config, settings, families, metrics).await,
         Mode::Ipvs => ipvs::serve(config, settings, &families, metrics),
-        Mode::Ebpf => Ok(ebpf::serve(config, settings, &families, metrics, &proxying)),
+        Mode::Ebpf => Ok(ebpf::serve(config, settings, &families, (metrics, limits), &proxying)),
         mode @ Mode::Kernelspace => not_built_in(mode),
     };
     proxying.end_with(endings);

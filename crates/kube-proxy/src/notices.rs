@@ -1,10 +1,12 @@
 //! What people hear of: the agent's notices and what the source rejects, as records in the log and Events in the API.
 
-use agent::{Conflict, Notice, Notices};
+use std::net::IpAddr;
+
+use agent::{Conflict, Notice, Notices, Taken};
 use api::Rejection;
 use events::{Event, Reason, Recorder, Regarding, Worker};
 use metrics::Metrics;
-use model::{Change, IpFamily, Kind, Node};
+use model::{Change, IpFamily, Kind, Node, Protocol};
 use source::Client;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tracing::{error, info, trace};
@@ -161,6 +163,14 @@ fn event_of(notice: &Notice, node_name: &str) -> Option<Event> {
             let note = format!("on nodes of this kind: {}", what.join("; "));
             Some(Event::new(Reason::NotOnThisPlatform, regarding).note(note))
         }
+        Notice::FrontendTaken { service, uid, taken } => {
+            let Taken { family, address, protocol, port, by } = taken;
+            let what = frontend(*family, *address, *protocol, *port);
+            let note =
+                format!("{what} is not served on node {node_name}: {by}, which is somebody else's, has it");
+            let regarding = Regarding::Service(service.clone(), *uid);
+            Some(Event::new(Reason::FrontendTaken, regarding).note(note))
+        }
         // Nothing that changes may be in the note, or the event would not count as the same again.
         Notice::SyncsFail { family, error, .. } => Some(
             Event::new(Reason::FailedToSyncProxyRules, node())
@@ -173,12 +183,17 @@ fn event_of(notice: &Notice, node_name: &str) -> Option<Event> {
     }
 }
 
-fn conflict_event(conflict: &Conflict) -> Event {
-    let Conflict { family, address, protocol, port, loser, uid, winner } = conflict;
-    let what = match address {
+/// In words; without an address the node's own.
+fn frontend(family: IpFamily, address: Option<IpAddr>, protocol: Protocol, port: u16) -> String {
+    match address {
         Some(address) => format!("{address} port {port}/{protocol}"),
         None => format!("{family} node port {port}/{protocol}"),
-    };
+    }
+}
+
+fn conflict_event(conflict: &Conflict) -> Event {
+    let Conflict { family, address, protocol, port, loser, uid, winner } = conflict;
+    let what = frontend(*family, *address, *protocol, *port);
     let regarding = Regarding::Service(loser.service.clone(), *uid);
     let note =
         format!("{what} is served for Service {}, which claims it too, and not for this one", winner.service);

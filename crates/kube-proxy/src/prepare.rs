@@ -5,6 +5,7 @@ use config::{Config, Mode};
 use host::{ConntrackSettings, Root};
 use tracing::{info, warn};
 
+use crate::limits::Limits;
 use crate::{mode, settings};
 
 /// `--init-only`: sets everything that is the host's. A node whose settings can't be changed (by a container with a read-only
@@ -12,7 +13,7 @@ use crate::{mode, settings};
 ///
 /// # Errors
 /// The mode can't be used here.
-pub(crate) fn set_host(config: &Config) -> anyhow::Result<()> {
+pub(crate) fn set_host(config: &Config, limits: &Limits) -> anyhow::Result<()> {
     let root = Root::default();
     let applied = host::apply_conntrack(&root, &conntrack(config));
     for (entry, value) in applied.written {
@@ -21,9 +22,10 @@ pub(crate) fn set_host(config: &Config) -> anyhow::Result<()> {
     let localnet = settings::serves_localhost(config).then(|| host::set_route_localnet(&root));
     for failure in applied.failures.into_iter().chain(localnet.and_then(Result::err)) {
         warn!(err = with_causes(&failure), "a setting of the host can't be changed; it stays as it is");
+        limits.note_setting(&failure);
     }
     match config.mode {
-        Mode::Ipvs => mode::ipvs::set_host(config),
+        Mode::Ipvs => mode::ipvs::set_host(config, limits),
         Mode::NfTables | Mode::IpTables | Mode::Ebpf | Mode::Userspace | Mode::Kernelspace => Ok(()),
     }
 }
@@ -32,9 +34,9 @@ pub(crate) fn set_host(config: &Config) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// The mode can't be used here, or privileges are missing.
-pub(crate) fn before_serving(config: &Config) -> anyhow::Result<()> {
+pub(crate) fn before_serving(config: &Config, limits: &Limits) -> anyhow::Result<()> {
     host::require_net_admin()?;
-    set_host(config)?;
+    set_host(config, limits)?;
     if let Err(failure) = host::set_oom_score(&Root::default(), config.oom_score_adj) {
         info!(v = 2, err = with_causes(&failure), "Failed to set oom_score_adj for kube-proxy");
     }

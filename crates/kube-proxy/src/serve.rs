@@ -14,7 +14,9 @@ use tracing::{info, warn};
 
 use crate::config_file::ConfigFile;
 use crate::endings::Endings;
+use crate::limits::Limits;
 use crate::rejections::Rejections;
+use crate::servers::Noted;
 use crate::{mode, notices, platform, servers, service_manager, settings};
 
 /// Events that may wait between the source and the agent.
@@ -38,6 +40,7 @@ pub(crate) async fn serve(
     config: &Config,
     file: Option<ConfigFile>,
     log: &logs::Handle,
+    limits: Limits,
 ) -> anyhow::Result<Ended> {
     // Before anything else: as process 1 of a container the kernel delivers only signals that have a handler.
     let mut stop = platform::stop().context("handle signals")?;
@@ -53,16 +56,15 @@ pub(crate) async fn serve(
     let settings = settings::agent(config, &node_name, notices);
     let (events_tx, events) = mpsc::channel(EVENTS);
     let telemetry = servers::telemetry(config, &version);
-    let rejections = Rejections::default();
-    let mut status =
-        servers::start(command_line, config, &telemetry, log, &recorder, &node_name, &rejections)
-            .context("start the servers")?;
+    let noted = Noted { rejections: Rejections::default(), limits };
+    let mut status = servers::start(command_line, config, &telemetry, log, &recorder, &node_name, &noted)
+        .context("start the servers")?;
     let lost = telemetry.metrics.log_records_lost.clone();
     log.on_loss(Box::new(move |records| lost.inc_by(records)));
     let metrics = telemetry.metrics.clone();
     let mut source = start_source(config, &node_name, &version, metrics.source.clone(), events_tx).await?;
     notices::log_watches();
-    let read = |event| read_event(event, &recorder, &rejections);
+    let read = |event| read_event(event, &recorder, &noted.rejections);
     let tell = |usable: Result<(), &str>| notices::tell_config_file(usable, &metrics, &recorder, &node_name);
     let file_changed = async {
         match file {
@@ -73,7 +75,7 @@ pub(crate) async fn serve(
     let endings = Endings::default();
     let told = telemetry.clone();
     let outcome = tokio::select! {
-        result = run(config, families, settings, telemetry, &endings, events, read) => result.map(|()| Ended::Asked),
+        result = run(config, families, settings, telemetry, (&endings, &noted.limits), events, read) => result.map(|()| Ended::Asked),
         error = listener.run(source.client(), &node_name, &checked) => Err(error),
         error = status.failed() => {
             recorder.send(servers::failure_event(&error, &node_name));
@@ -102,11 +104,11 @@ async fn run(
     families: Vec<IpFamily>,
     settings: Settings,
     telemetry: Telemetry,
-    endings: &Endings,
+    (endings, limits): (&Endings, &Limits),
     events: mpsc::Receiver<SourceEvent>,
     read: impl Fn(SourceEvent) -> Option<Input>,
 ) -> anyhow::Result<()> {
-    let families = mode::serve(config, &settings, families, &telemetry.metrics, endings).await?;
+    let families = mode::serve(config, &settings, families, &telemetry.metrics, endings, limits).await?;
     agent::run(families, settings, telemetry, events, read).await.context("serve")
 }
 

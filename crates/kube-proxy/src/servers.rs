@@ -11,11 +11,21 @@ use metrics::health::SharedHealth;
 use metrics::{BuildInfo, Feature, Metrics, Options};
 use model::IpFamily;
 use serde_json::json;
-use status::{Limits, ServeError, Server, Sources, Status};
+use status::{Limits as ClientLimits, ServeError, Server, Sources, Status};
 
 use crate::inspected::ThisHost;
+use crate::limits::Limits;
 use crate::platform;
 use crate::rejections::Rejections;
+
+/// What the API tells besides what the agent and the host do.
+#[derive(Clone)]
+pub(crate) struct Noted {
+    /// Objects that can't be used.
+    pub(crate) rejections: Rejections,
+    /// What is switched off.
+    pub(crate) limits: Limits,
+}
 
 /// Metrics at zero, and a proxy that is healthy so far.
 pub(crate) fn telemetry(config: &Config, version: &str) -> Telemetry {
@@ -70,10 +80,10 @@ const DESCRIPTORS: u64 = 1024;
 const MIN_CONNECTIONS: usize = 8;
 
 /// What clients may take, given how many descriptors the process may have: at most half of those that are left.
-fn limits(descriptors: u64) -> Limits {
-    let defaults = Limits::default();
+fn limits(descriptors: u64) -> ClientLimits {
+    let defaults = ClientLimits::default();
     let left = usize::try_from(descriptors.saturating_sub(OWN_DESCRIPTORS) / 2).unwrap_or(usize::MAX);
-    Limits { connections: left.clamp(MIN_CONNECTIONS, defaults.connections), ..defaults }
+    ClientLimits { connections: left.clamp(MIN_CONNECTIONS, defaults.connections), ..defaults }
 }
 
 /// Starts the servers, before anything else can take long. A Service whose health check can't be served hears of it by an
@@ -85,7 +95,7 @@ pub(crate) fn start(
     log: &logs::Handle,
     recorder: &Recorder,
     node_name: &str,
-    rejections: &Rejections,
+    noted: &Noted,
 ) -> std::io::Result<Status> {
     let log = log.clone();
     let about = About {
@@ -112,7 +122,7 @@ pub(crate) fn start(
             log.set_verbosity(u32::try_from(verbosity).unwrap_or_default());
             Ok(())
         }),
-        further: further(api(config, telemetry, rejections.clone(), about)),
+        further: further(api(config, telemetry, noted.clone(), about)),
         limits: limits(platform::descriptor_limit().unwrap_or(DESCRIPTORS)),
     };
     let sources = Sources {
@@ -129,7 +139,8 @@ pub(crate) fn start(
 }
 
 /// The API, and the page.
-fn api(config: &Config, telemetry: &Telemetry, rejections: Rejections, about: About) -> Api {
+fn api(config: &Config, telemetry: &Telemetry, noted: Noted, about: About) -> Api {
+    let Noted { rejections, limits } = noted;
     let (one, many, all) = (telemetry.clone(), telemetry.clone(), telemetry.clone());
     let counted = telemetry.clone();
     Api::new(inspect::Sources {
@@ -140,7 +151,7 @@ fn api(config: &Config, telemetry: &Telemetry, rejections: Rejections, about: Ab
         traffic: Arc::new(move || counted.traffic()),
         health: telemetry.health.clone(),
         rejections: Arc::new(move || rejections.all()),
-        host: Arc::new(ThisHost::new(config.mode)),
+        host: Arc::new(ThisHost::new(config.mode, limits)),
         about,
     })
 }

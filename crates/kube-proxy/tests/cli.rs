@@ -33,6 +33,9 @@ fn help_and_version_go_to_standard_output() {
     let version = run(&["--version"]);
     assert_eq!((version.status.code(), stderr(&version)), (Some(0), ""));
     assert!(stdout(&version).starts_with("Kubernetes v1.36."));
+    // The command is the flag's twin.
+    let command = run(&["version"]);
+    assert_eq!((command.status.code(), stdout(&command)), (Some(0), stdout(&version)));
     assert_eq!(stdout(&version).lines().count(), 1);
 }
 

@@ -24,5 +24,5 @@ pub use planner::{
     Cause, NeedsReading, Plan, PlanOf, Planner, Rule, RuleCount, Settled, StepResults, everything,
 };
 pub use target::{Applied, OpenTarget, Reading, Target};
-pub use touches::{Touches, Watch};
+pub use touches::{Touch, Touches, Watch};
 pub use traffic::{Counters, Meter};

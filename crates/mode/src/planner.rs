@@ -18,6 +18,8 @@ use crate::traffic::Meter;
 pub trait Planner<F: Family>: Send + 'static {
     /// As `--proxy-mode` spells it.
     const NAME: &'static str;
+    /// Whether [`Planner::shortcomings`] and [`Planner::occupant`] ever say something. Only then they are asked.
+    const TELLS_SERVICES: bool = false;
     /// What the rules depend on besides the table.
     type Settings: Clone + Debug + PartialEq + Send;
     /// What does the steps.
@@ -62,6 +64,13 @@ pub trait Planner<F: Family>: Send + 'static {
     fn shortcomings(&self, frontend: &Frontend<F>) -> Vec<&'static str> {
         let _ = frontend;
         Vec::new()
+    }
+
+    /// What of somebody else's has a frontend's address and port, in words, where the target gives these to one alone. Known once it
+    /// has refused the frontend.
+    fn occupant(&self, frontend: &Frontend<F>) -> Option<String> {
+        let _ = frontend;
+        None
     }
 
     /// How many rules there are, by table, in a mode that counts them.

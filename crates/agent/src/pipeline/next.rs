@@ -90,8 +90,8 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
 
     /// What is held is known, and what differs from it is planned.
     fn proceed(&mut self, now: Instant, random: f64) -> Turn<P::Target> {
-        if self.touched.is_some() && now >= self.repair_at() {
-            return self.look(Reason::ForeignChange, now, random);
+        if let Some(touched) = self.touched.filter(|_| now >= self.repair_at()) {
+            return self.look(touched.reason, now, random);
         }
         if self.settings_differ() && now >= self.settings_at() {
             return self.change_settings(now, random);
@@ -117,7 +117,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         if self.is_readable {
             return (Progress::Working, Some(self.read(reason, now)));
         }
-        let touched = self.touched.take();
+        let touched = self.touched.take().map(|touched| touched.since);
         self.asked_since = earliest([self.asked_since, touched]);
         self.lose(reason, now);
         self.recover(reason, now, random)
@@ -195,7 +195,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         }
     }
 
-    /// Hands a plan's steps over; one without any holds at once. `touched`: since when somebody else's change waits for it.
+    /// Hands a plan's steps over; one without any holds at once. `touched`: since when what others did waits for it.
     pub(super) fn begin(
         &mut self,
         plan: PlanOf<P, F>,

@@ -11,7 +11,8 @@ use tokio::time::Instant;
 
 use super::next::{ANEW_AFTER, Planned, REBUILD_AFTER};
 use super::{
-    Done, Failed, Failing, Held, InFlight, Pipeline, Progress, Reason, Scope, Step, Turn, Work, earliest,
+    Done, Failed, Failing, Held, InFlight, Pipeline, Progress, Reason, Scope, Step, Touched, Turn, Work,
+    earliest,
 };
 use crate::backoff::pause;
 use crate::worker::Answer;
@@ -54,7 +55,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         &mut self,
         reading: Reading<Found<F, P>, Error<F, P>>,
         reason: Reason,
-        touched: Option<Instant>,
+        touched: Option<Touched>,
         took: Duration,
         now: Instant,
         random: f64,
@@ -70,7 +71,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
             Reading::Failed(error) => self.reading_failed(Some(error), reason, touched, now, random),
             Reading::NotReadable => {
                 self.is_readable = false;
-                self.touched = earliest([self.touched, touched]);
+                self.touched = Touched::merge(self.touched, touched);
                 match self.held {
                     Held::Known if reason == Reason::Audit => (Progress::Working, None),
                     Held::Known => self.look(reason, now, random),
@@ -84,7 +85,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         &mut self,
         found: &Found<F, P>,
         reason: Reason,
-        touched: Option<Instant>,
+        touched: Option<Touched>,
         now: Instant,
         random: f64,
     ) -> Turn<P::Target> {
@@ -94,7 +95,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
             (Cause::Found(found), Step::Repair(reason))
         };
         match self.plan(cause) {
-            Planned::Plan(plan) => self.begin(plan, step, Scope::Everything, touched, now, random),
+            Planned::Plan(plan) => self.begin(plan, step, Scope::Everything, since(touched), now, random),
             Planned::NeedsReading => {
                 let error = P::Target::outcome_unknown("what was read tells nothing");
                 (self.not_planned(error, now, random), None)
@@ -108,18 +109,19 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         &mut self,
         error: Option<Error<F, P>>,
         reason: Reason,
-        touched: Option<Instant>,
+        touched: Option<Touched>,
         now: Instant,
         random: f64,
     ) -> Turn<P::Target> {
-        self.touched = earliest([self.touched, touched]);
+        self.touched = Touched::merge(self.touched, touched);
         self.unread = self.unread.saturating_add(1);
         let is_hopeless = error.as_ref().is_some_and(|error| !P::Target::is_retryable(error));
         if is_hopeless && !self.is_known() && self.unread < ANEW_AFTER {
             // Another reading would fail too.
             self.unread = ANEW_AFTER;
             if let Planned::Plan(plan) = self.plan(Cause::Anew(None)) {
-                return self.begin(plan, Step::Rebuild(reason), Scope::Everything, touched, now, random);
+                let step = Step::Rebuild(reason);
+                return self.begin(plan, step, Scope::Everything, since(touched), now, random);
             }
         }
         let retry_in = pause(self.unread, random);
@@ -198,10 +200,17 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
     ) -> Duration {
         let Settled { failed, untried, .. } = settled;
         match scope {
-            Scope::Changes(changed) => self.retries.made(&without(changed, [&failed, &untried])),
-            Scope::Everything => self.retries.keep_only(&failed),
+            Scope::Changes(changed) => {
+                self.note_unheard(&changed.frontends);
+                self.retries.made(&without(changed, [&failed, &untried]));
+            }
+            Scope::Everything => {
+                self.note_all_unheard();
+                self.retries.keep_only(&failed);
+            }
             Scope::Settings | Scope::Woken => {}
         }
+        self.note_unheard(&failed.frontends);
         let retry_in = self.retries.refused(&failed, since, now, random);
         self.goes_on = !untried.is_empty();
         if self.goes_on {
@@ -314,6 +323,10 @@ struct Attempt {
     steps: usize,
     since: Instant,
     kernel_time: Option<Duration>,
+}
+
+fn since(touched: Option<Touched>) -> Option<Instant> {
+    touched.map(|touched| touched.since)
 }
 
 /// The step of an attempt that found nothing to do.

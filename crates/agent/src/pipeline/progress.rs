@@ -33,6 +33,8 @@ pub(crate) enum Reason {
     Settings,
     /// Somebody else changed it.
     ForeignChange,
+    /// What it depends on came or went.
+    Surroundings,
     /// It has not been looked at for a while.
     Audit,
 }

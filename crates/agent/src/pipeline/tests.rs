@@ -267,6 +267,33 @@ fn a_foreign_change_waits_for_its_repair() {
     bench.waits_since(Some(12));
 }
 
+/// Why it reads.
+fn reads_for(bench: &Bench) -> Option<Reason> {
+    match bench.pipeline.work {
+        Work::Reading { reason, .. } => Some(reason),
+        _ => None,
+    }
+}
+
+#[test]
+fn what_comes_and_goes_around_is_no_foreign_change() {
+    let mut bench = Bench::synced();
+    let now = bench.at(10);
+    bench.pipeline.note_surroundings(now);
+    assert!(bench.next(11).is_some_and(|job| matches!(job, Job::Read)));
+    assert_eq!(reads_for(&bench), Some(Reason::Surroundings));
+    // Somebody changes what is ours while that can't be read: then it is one.
+    let now = bench.at(12);
+    bench.pipeline.note_foreign_change(now);
+    bench.report(13, Answer::Read(Reading::Unstable));
+    bench.waits_since(Some(10));
+    assert!(bench.next(30).is_some_and(|job| matches!(job, Job::Read)));
+    assert_eq!(reads_for(&bench), Some(Reason::ForeignChange));
+    assert!(bench.report(31, Answer::Read(Reading::Whole(None))).is_some());
+    bench.applied(32);
+    bench.waits_since(None);
+}
+
 #[test]
 fn what_is_as_it_was_does_not_wait() {
     let mut bench = Bench::synced();

@@ -23,6 +23,7 @@ use common::{Given, difference, nftables_target, of_nftables, served, service, s
 use fakes::conntrack::{FakeConntrack, flow};
 use fakes::kernel::{FakeKernel, Fault};
 use metrics::NftablesMetrics;
+use mode::Touch;
 use model::{Change, Kind, Object, ObjectName, Protocol, Store, Touched, V4};
 use netlink::NetlinkError;
 use nft::Kernel;
@@ -106,7 +107,7 @@ impl Bench {
     /// Tells the agent that somebody else changed its table.
     async fn foreign_change(&self) {
         self.until("the watch begins", |bench| bench.given.touches.lock().unwrap().is_some()).await;
-        assert!(self.given.touches.lock().unwrap().as_ref().unwrap().tell("staged"));
+        assert!(self.given.touches.lock().unwrap().as_ref().unwrap().tell(Touch::Foreign("staged")));
     }
 
     /// Waits for something that the agent does by itself.

@@ -1,6 +1,6 @@
 //! What happens to a node: restarts, outages, networks that are replaced, others that interfere.
 
-use backend_kernelspace::{Options, Watcher, clean_up};
+use backend_kernelspace::{Doing, Options, Watcher, clean_up};
 use fakes::hns::{InUse, Knobs, Modify};
 use hcn::{Call, Kind, LoadBalancer, PortMapping, Version, network_type};
 use model::{EndpointNode, Frontend, Protocol};
@@ -148,14 +148,17 @@ fn load_balancers_that_lead_nowhere_make_room() {
 fn what_was_deleted_behind_our_back_is_noticed_and_made_again() {
     let mut world = served();
     let mut watcher = Watcher::new(Box::new(world.hns.clone()), vec![world.activity.clone()]);
-    assert_eq!(watcher.has_changed(), Ok(false));
-    assert_eq!(watcher.has_changed(), Ok(false));
+    assert_eq!(watcher.look(), Ok(None));
+    assert_eq!(watcher.look(), Ok(None));
     world.hns.tamper(|objects| objects.balancers.retain(|_, found| found.frontend_vips.is_empty()));
-    assert_eq!(watcher.has_changed(), Ok(true));
+    assert_eq!(watcher.look(), Ok(Some(Doing::Deleted)));
     world.sync();
     is_right(&world);
     // Our own changes are none of others'.
-    assert_eq!(watcher.has_changed(), Ok(false));
+    assert_eq!(watcher.look(), Ok(None));
+    assert_eq!(watcher.look(), Ok(None));
+    world.hns.tamper(|objects| drop(objects.add_network("other", network_type::L2_BRIDGE, &["10.9.0.0/24"])));
+    assert_eq!(watcher.look(), Ok(Some(Doing::Other)), "that is nothing of ours");
 }
 
 #[test]
@@ -257,6 +260,9 @@ fn a_frontend_that_somebody_else_has_is_theirs() {
     }
     assert_eq!(world.failed.iter().collect::<Vec<_>>(), [&taken]);
     assert_eq!(world.balancers().len(), 1, "the rest is served");
+    let (theirs, _) = before.iter().find(|(_, found)| found.port_mappings[0].external_port == 8088).unwrap();
+    assert_eq!(world.occupant(taken), Some(format!("load balancer {theirs}")));
+    assert_eq!(world.occupant(web()), None);
     for (id, document) in before {
         assert_eq!(world.hns.objects().balancers.get(&id), Some(&document));
     }
@@ -271,6 +277,7 @@ fn a_listener_of_the_host_costs_only_its_node_port() {
     world.set("web", vec![frontend("web", blocked, &[1]), frontend("web", web(), &[1])]);
     world.sync();
     assert_eq!(world.failed.iter().collect::<Vec<_>>(), [&blocked]);
+    assert_eq!(world.occupant(blocked), None, "HNS knows nothing of it");
     assert_eq!(world.balancers(), ["10.96.0.10 6 80 -> 10.244.1.1 port 8080"]);
 }
 

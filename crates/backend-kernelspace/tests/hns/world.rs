@@ -199,6 +199,10 @@ impl World {
         self.planner.shortcomings(self.table.get(&key).unwrap())
     }
 
+    pub(crate) fn occupant(&self, key: FrontendKey<V4>) -> Option<String> {
+        self.planner.occupant(self.table.get(&key).unwrap())
+    }
+
     /// As the event loop does it; what was not tried is planned at once.
     fn run(&mut self, cause: Cause<'_, V4, Found>) {
         self.is_lost = false;

@@ -101,6 +101,13 @@ fn troubles_of_objects() {
 #[test]
 fn troubles_of_the_host() {
     check(&["forwarding-off"], |evidence, _, _| evidence.facts.forwards_v4 = Some(false));
+    // A node of an IPv4 cluster, where IPv6 is served and has nothing, and one of two families.
+    for (frontends, expected) in [(0, &[][..]), (1, &["forwarding-off"])] {
+        check(expected, |_, overview, _| {
+            let v4 = overview.families[0].clone();
+            overview.families.push(FamilyState { family: "IPv6".to_owned(), frontends, ..v4 });
+        });
+    }
     check(&["bridge-netfilter-off"], |evidence, _, _| evidence.facts.bridge_calls_iptables = Some(false));
     check(&["rp-filter-strict"], |evidence, _, _| evidence.facts.strict_interfaces.push("eth0".into()));
     check(&["forward-policy-drop"], |evidence, _, _| {
@@ -123,6 +130,9 @@ fn troubles_of_the_host() {
 fn other_proxies() {
     check(&["other-proxy"], |evidence, _, _| evidence.chains.push(chain("nat", "KUBE-SVC-ABC", None)));
     check(&["other-proxy"], |evidence, _, _| evidence.mode = "iptables");
+    for mode in ["ipvs", "userspace", "ebpf"] {
+        check(&[], |evidence, _, _| evidence.mode = mode);
+    }
     check(&["other-proxy"], |evidence, _, _| evidence.facts.ipvs_servers = 1);
     check(&["other-proxy"], |evidence, _, _| evidence.facts.has_ipvs_device = true);
 }

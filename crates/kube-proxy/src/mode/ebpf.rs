@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
-use ::mode::{OpenTarget, Rule, Touches};
+use ::mode::{OpenTarget, Rule, Touch, Touches};
 use agent::{FamilyMode, ServedFamily, Settings, with_causes};
 use backend_ebpf::{Condition, EbpfPlanner, EbpfTarget, Options, PLACE, SocketPath, Statistics, share};
 use backend_nftables::{Backend, NftablesTarget};
@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use super::nftables;
 use super::userspace::Proxying;
+use crate::limits::Limits;
 use crate::platform;
 use crate::takeover::{Leftovers, TakeOvers};
 use crate::watching::spawn_watch;
@@ -28,14 +29,14 @@ pub(super) fn serve(
     config: &Config,
     settings: &Settings,
     families: &[IpFamily],
-    metrics: &Metrics,
+    (metrics, limits): (&Metrics, &Limits),
     proxying: &Proxying,
 ) -> Vec<ServedFamily> {
     let observer = EbpfMetrics::register(metrics);
     let take_overs = TakeOvers::new(config, Leftovers::OtherModes, families).but_fast_path();
     let ebpf = &config.ebpf;
     let place = FastPathPlace { cgroup_root: ebpf.cgroup_root.clone(), bpffs: ebpf.bpffs.clone() };
-    let shared = Shared { place, options: options(), period: settings.sync_period };
+    let shared = Shared { place, options: options(), period: settings.sync_period, limits: limits.clone() };
     let family = |family: &IpFamily| match family {
         IpFamily::V4 => proxying.beside(shared.served::<V4>(observer(*family), &take_overs)),
         IpFamily::V6 => proxying.beside(shared.served::<V6>(observer(*family), &take_overs)),
@@ -62,6 +63,7 @@ struct Shared {
     options: Options,
     /// `syncPeriod`: how often the programs are proven.
     period: Duration,
+    limits: Limits,
 }
 
 type SharedPath<F> = Arc<Mutex<SocketPath<F>>>;
@@ -103,7 +105,11 @@ impl Shared {
             let opened = KernelFastPath::<F>::open(place.clone(), Bpf::default())?;
             Ok(Box::new(opened) as Box<dyn ebpf::FastPath<F>>)
         };
-        share(SocketPath::new(Box::new(open), Box::new(addresses), Box::new(tell(F::FAMILY, metrics))))
+        share(SocketPath::new(
+            Box::new(open),
+            Box::new(addresses),
+            Box::new(tell(F::FAMILY, metrics, self.limits.clone())),
+        ))
     }
 }
 
@@ -114,7 +120,7 @@ fn addresses() -> Result<BTreeSet<IpAddr>, String> {
 }
 
 /// Sets the metrics after each work, and logs what is news.
-fn tell(family: IpFamily, metrics: EbpfMetrics) -> impl Fn(&Condition, &Statistics) + Send {
+fn tell(family: IpFamily, metrics: EbpfMetrics, limits: Limits) -> impl Fn(&Condition, &Statistics) + Send {
     let last = Mutex::new((None::<Condition>, Statistics::default()));
     move |condition, statistics| {
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -124,12 +130,15 @@ fn tell(family: IpFamily, metrics: EbpfMetrics) -> impl Fn(&Condition, &Statisti
         metrics.map_rebuilds.inc_by(statistics.rebuilds - last.1.rebuilds);
         metrics.divergences.inc_by(statistics.divergences - last.1.divergences);
         if last.0.as_ref() != Some(condition) {
+            let what = format!("translation at the socket, {family}");
             match condition {
                 Condition::On => {
+                    limits.note(&what, None);
                     let took_us = u64::try_from(statistics.took.as_micros()).unwrap_or(u64::MAX);
                     info!(ipFamily = %family, frontends = statistics.frontends, took_us, "connections are translated at the socket");
                 }
                 Condition::Off(why) => {
+                    limits.note(&what, Some(why.clone()));
                     warn!(ipFamily = %family, why, "nothing is translated at the socket; the rules serve");
                 }
             }
@@ -169,7 +178,7 @@ fn watch<F: Family>(path: &SharedPath<F>, period: Duration, touches: &Touches) {
             if path.is_known() { path.look() } else { Condition::On }
         };
         if let Condition::Off(_) = looked
-            && !touches.tell("programs at the socket do not run as they should")
+            && !touches.tell(Touch::Foreign("programs at the socket do not run as they should"))
         {
             return;
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::mode::Touches;
+use ::mode::{Touch, Touches};
 use agent::{FamilyMode, ServedFamily, Settings};
 use anyhow::Context as _;
 use backend_iptables::{CANARY, IptablesPlanner, IptablesTarget, presence};
@@ -107,7 +107,7 @@ fn watch(tables: &Tables, period: Duration, touches: &Touches) {
     loop {
         let has_canary = |table| tables.has_rules(table, CANARY);
         wait_for_loss(period, || checked.hold(&presence), has_canary, std::thread::sleep);
-        if !touches.tell("a canary or a jump is gone") {
+        if !touches.tell(Touch::Foreign("a canary or a jump is gone")) {
             return;
         }
         // Until then the rules are there again.

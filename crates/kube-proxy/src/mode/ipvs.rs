@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::mode::Touches;
+use ::mode::{Touch, Touches};
 use agent::{FamilyMode, ServedFamily, Settings, with_causes};
 use anyhow::Context as _;
 use backend_ipvs::{Activity, DEVICE, IpvsPlanner, IpvsTarget, Options, TargetError, Watcher};
@@ -18,6 +18,7 @@ use model::{Family, IpFamily, V4, V6};
 use tracing::{info, warn};
 
 use super::nftables;
+use crate::limits::Limits;
 use crate::takeover::{Leftovers, TakeOvers};
 use crate::watching::spawn_watch;
 
@@ -25,7 +26,7 @@ use crate::watching::spawn_watch;
 ///
 /// # Errors
 /// There is no IPVS, or not this scheduler, or flows can't be tracked.
-pub(crate) fn set_host(config: &Config) -> anyhow::Result<()> {
+pub(crate) fn set_host(config: &Config, limits: &Limits) -> anyhow::Result<()> {
     const CANT: &str = "can't use the IPVS proxier";
     let mut ipvs = KernelIpvs::open().context(CANT)?;
     kernel::check_scheduler(&mut ipvs, scheduler(config)?).context(CANT)?;
@@ -35,6 +36,7 @@ pub(crate) fn set_host(config: &Config) -> anyhow::Result<()> {
     }
     for (entry, failure) in applied.warnings {
         warn!(%entry, err = with_causes(&failure), "a setting of the host can't be changed; it stays as it is");
+        limits.note_setting(&failure);
     }
     Ok(())
 }
@@ -141,7 +143,7 @@ fn watch<F: Family>(activity: &Activity, period: Duration, touches: &Touches) {
         };
         match looked {
             Ok(false) => {}
-            Ok(true) if touches.tell("virtual servers or addresses are other ones") => {}
+            Ok(true) if touches.tell(Touch::Foreign("virtual servers or addresses are other ones")) => {}
             Ok(true) => return,
             Err(error) => {
                 watcher = None;

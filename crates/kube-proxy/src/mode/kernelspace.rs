@@ -4,10 +4,10 @@ use std::marker::PhantomData;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use ::mode::{Touches, Unobserved};
+use ::mode::{Touch, Touches, Unobserved};
 use agent::{FamilyMode, ServedFamily, with_causes};
 use anyhow::Context as _;
-use backend_kernelspace::{Activity, Adapters, HnsTarget, KernelspacePlanner, Options, Watcher};
+use backend_kernelspace::{Activity, Adapters, Doing, HnsTarget, KernelspacePlanner, Options, Watcher};
 use hcn::{Event, Hcn};
 use model::{Family, IpFamily, V4, V6};
 use tracing::{info, warn};
@@ -123,11 +123,11 @@ fn watch(mut watcher: Watcher, period: Duration, subscribe: &Subscribe, touches:
                 if all.contains(&Event::ServiceGone) {
                     subscription = None;
                 }
-                all.into_iter().find_map(meaning)
+                all.into_iter().find_map(meaning).map(Touch::Surroundings)
             }
             Err(_) => look(&mut watcher, period),
         };
-        if touched.is_some_and(|what| !touches.tell(what)) {
+        if touched.is_some_and(|touch| !touches.tell(touch)) {
             return;
         }
     }
@@ -144,9 +144,11 @@ fn meaning(event: Event) -> Option<&'static str> {
     }
 }
 
-fn look(watcher: &mut Watcher, period: Duration) -> Option<&'static str> {
-    match watcher.has_changed() {
-        Ok(has_changed) => has_changed.then_some("networks or load balancers are other ones"),
+fn look(watcher: &mut Watcher, period: Duration) -> Option<Touch> {
+    match watcher.look() {
+        Ok(Some(Doing::Deleted)) => Some(Touch::Foreign("a load balancer is gone")),
+        Ok(Some(Doing::Other)) => Some(Touch::Surroundings("networks or load balancers are other ones")),
+        Ok(None) => None,
         Err(error) => {
             warn!(err = with_causes(&error), retryingTime = ?period, "load balancers can't be counted");
             None

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use ::mode::{OpenTarget, Touches};
+use ::mode::{OpenTarget, Touch, Touches};
 use agent::{FamilyMode, ServedFamily, with_causes};
 use backend_nftables::{Backend, Config, NftablesTarget, trial};
 use host::Root;
@@ -60,7 +60,7 @@ pub(super) fn watch(own: nft::Family, touches: &Touches) {
             Ok(mut watch) => loop {
                 match watch.wait() {
                     Ok(kernel::ForeignChange { family, what }) => {
-                        if family.is_none_or(|family| family == own) && !touches.tell(what) {
+                        if family.is_none_or(|family| family == own) && !touches.tell(Touch::Foreign(what)) {
                             return;
                         }
                     }

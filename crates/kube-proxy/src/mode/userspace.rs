@@ -28,6 +28,7 @@ use tracing::{debug, error, warn};
 use self::process::Process;
 use self::site::KernelSite;
 use super::Endings;
+use crate::limits::Limits;
 
 /// The command by which the program runs itself as a worker; not for people.
 pub(crate) const WORKER: &str = "proxy-worker";
@@ -53,10 +54,10 @@ pub(super) enum Proxying {
 }
 
 impl Proxying {
-    pub(super) fn new(config: &Config, metrics: &Metrics) -> Self {
+    pub(super) fn new(config: &Config, metrics: &Metrics, limits: &Limits) -> Self {
         match config.mode {
-            Mode::Userspace => Self::All(Workers::new(config, metrics)),
-            _ if config.service_proxying => Self::Asking(Workers::new(config, metrics)),
+            Mode::Userspace => Self::All(Workers::new(config, metrics, limits)),
+            _ if config.service_proxying => Self::Asking(Workers::new(config, metrics, limits)),
             _ => Self::Nobody,
         }
     }
@@ -95,6 +96,7 @@ fn settings(config: &Config) -> Settings {
 
 /// The workers of both families.
 pub(super) struct Workers {
+    limits: Limits,
     settings: Settings,
     verbosity: u32,
     metrics: Box<dyn Fn(IpFamily) -> WorkerMetrics + Send>,
@@ -104,8 +106,9 @@ pub(super) struct Workers {
 type Beside<F, P, const ALL: bool> = UserspacePlanner<P, KernelSite<F>, ALL>;
 
 impl Workers {
-    fn new(config: &Config, metrics: &Metrics) -> Self {
+    fn new(config: &Config, metrics: &Metrics, limits: &Limits) -> Self {
         Self {
+            limits: limits.clone(),
             settings: settings(config),
             verbosity: config.logging.verbosity,
             metrics: Box::new(WorkerMetrics::register(metrics)),
@@ -148,7 +151,7 @@ impl Workers {
         let site = KernelSite::new(self.settings.clone(), self.verbosity, carried.clone());
         let supervisor = Supervisor::new(site);
         let supervisor = Arc::new(Mutex::new(if is_for_all { supervisor } else { supervisor.lazy() }));
-        look_after(Arc::downgrade(&supervisor), (self.metrics)(F::FAMILY));
+        look_after(Arc::downgrade(&supervisor), (self.metrics)(F::FAMILY), self.limits.clone());
         let ended = supervisor.clone();
         self.families.borrow_mut().push(Box::new(move || lock(&ended).shut_down()));
         supervisor
@@ -162,16 +165,21 @@ fn lock<S: Site>(supervisor: &Mutex<Supervisor<S>>) -> MutexGuard<'_, Supervisor
 }
 
 /// Looks after a family's worker and lease on a thread of its own, for as long as somebody has them.
-fn look_after<F: Family>(supervisor: Weak<Mutex<Supervisor<KernelSite<F>>>>, metrics: WorkerMetrics) {
+fn look_after<F: Family>(
+    supervisor: Weak<Mutex<Supervisor<KernelSite<F>>>>,
+    metrics: WorkerMetrics,
+    limits: Limits,
+) {
     let mut told = 0;
     let turn = move || loop {
         std::thread::sleep(Supervisor::<KernelSite<F>>::PERIOD);
         let Some(supervisor) = supervisor.upgrade() else { return };
-        let condition = {
+        let (condition, complaint) = {
             let mut supervisor = lock(&supervisor);
             supervisor.look_after(Instant::now());
-            supervisor.condition()
+            (supervisor.condition(), supervisor.complaint().map(str::to_owned))
         };
+        limits.note(&format!("workers, {}", F::FAMILY), complaint);
         metrics.leased.set(i64::from(condition.is_leased));
         metrics.deaths.inc_by(condition.deaths - told);
         told = condition.deaths;

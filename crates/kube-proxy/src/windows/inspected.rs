@@ -8,17 +8,19 @@ use inspect::document::{Finding, FlowList, Limit};
 use inspect::findings::{self, Evidence};
 use walk::{Packet, Paths};
 
+use crate::limits::Limits;
 use crate::platform;
 
 /// The host, as the API sees it.
 pub(crate) struct ThisHost {
     mode: Mode,
+    limits: Limits,
 }
 
 impl ThisHost {
-    /// For a proxy of this mode.
-    pub(crate) fn new(mode: Mode) -> Self {
-        Self { mode }
+    /// For a proxy of this mode, where this is switched off.
+    pub(crate) fn new(mode: Mode, limits: Limits) -> Self {
+        Self { mode, limits }
     }
 }
 
@@ -36,7 +38,7 @@ impl inspect::Host for ThisHost {
     }
 
     fn limits(&self) -> Vec<Limit> {
-        Vec::new()
+        self.limits.all()
     }
 
     fn findings(&self, overview: &Overview, services: &[Service]) -> (Vec<Finding>, Vec<String>) {

@@ -11,19 +11,20 @@ use agent::{ServedFamily, Settings};
 use backend_kernelspace::Options;
 use config::{Config, Mode};
 use hcn::Mac;
-use hns::{Hns, Subscription};
+use hns::Hns;
 use metrics::Metrics;
 use model::IpFamily;
 use tracing::{debug, warn};
 
 use self::kernelspace::{Connection, Listener};
 use crate::endings::Endings;
+use crate::limits::Limits;
 use crate::platform;
 
 /// What serves each of these families. Whether HNS and the network have a family is found when they are read.
 ///
 /// # Errors
-/// Nothing says which network it is.
+/// Nothing says which network it is, or HNS can't be called.
 #[expect(clippy::unused_async, reason = "on other systems it waits for programs")]
 pub(crate) async fn serve(
     config: &Config,
@@ -31,13 +32,16 @@ pub(crate) async fn serve(
     families: Vec<IpFamily>,
     _metrics: &Metrics,
     _endings: &Endings,
+    _limits: &Limits,
 ) -> anyhow::Result<Vec<ServedFamily>> {
+    let options = options(config)?;
+    let hns = Hns::load()?;
     let connection = Connection {
-        open: Arc::new(|| Box::new(Hns)),
+        open: Arc::new(move || Box::new(hns)),
         adapters: Arc::new(adapters),
-        subscribe: Arc::new(subscribe),
+        subscribe: Arc::new(move |listener| subscribe(hns, listener)),
     };
-    Ok(kernelspace::serve(options(config)?, config.sync_period, &families, &connection))
+    Ok(kernelspace::serve(options, config.sync_period, &families, &connection))
 }
 
 /// What the configuration and the environment say of HNS.
@@ -66,8 +70,8 @@ fn adapters() -> BTreeMap<IpAddr, Mac> {
 }
 
 /// Has HNS tell what happens, if it can.
-fn subscribe(listener: Listener) -> Option<Box<dyn Send>> {
-    match Subscription::begin(listener) {
+fn subscribe(hns: Hns, listener: Listener) -> Option<Box<dyn Send>> {
+    match hns.subscribe(listener) {
         Ok(subscription) => Some(Box::new(subscription)),
         Err(code) => {
             debug!(%code, "HNS tells nothing by itself; it is asked now and then");

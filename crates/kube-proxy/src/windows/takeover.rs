@@ -12,7 +12,7 @@ use crate::mode;
 /// `--cleanup`: removes what is ours on the network, and nothing else. Tries everything, and fails if something stays.
 pub(crate) fn clean_up(config: &Config) -> anyhow::Result<()> {
     let options = Arc::new(mode::options(config)?);
-    match backend_kernelspace::clean_up(Box::new(Hns), &options) {
+    match backend_kernelspace::clean_up(Box::new(Hns::load()?), &options) {
         Ok(items) => {
             info!(items, network = options.network_name, "removed load balancers and endpoints");
             Ok(())

@@ -37,6 +37,26 @@ fn it_tells_its_version_and_its_flags() {
     }
 }
 
+/// On Windows before Server 2019, or without the feature Containers.
+#[test]
+#[ignore = "part of make windows"]
+fn without_the_libraries_of_hns_it_says_so_and_does_the_rest() {
+    let site = Site::new();
+    std::fs::remove_file(site.path("computenetwork.dll")).unwrap();
+    let version = site.output(&["--version"]);
+    assert!(version.status.success() && text(&version.stdout).starts_with("Kubernetes v1.36"), "{version:?}");
+    assert!(site.output(&["--help"]).status.success());
+    let written = site.output(&["--write-config-to", "written.yaml"]);
+    assert!(written.status.success() && site.path("written.yaml").exists(), "{written:?}");
+    let missing = "computenetwork.dll can't be loaded";
+    let cleaned = site.output(&["--cleanup", "--network-name", support::NETWORK]);
+    assert_eq!(cleaned.status.code(), Some(1), "{cleaned:?}");
+    assert!(text(&cleaned.stderr).contains(missing), "{cleaned:?}");
+    let (status, log) = site.start().end();
+    assert_eq!(status.code(), Some(1));
+    assert!(log.iter().any(|line| line.contains(missing) && line.contains("Containers")), "{log:#?}");
+}
+
 #[test]
 #[ignore = "part of make windows"]
 fn it_checks_and_writes_configurations() {

@@ -223,8 +223,13 @@ impl Program {
     }
 
     /// What a key of the console does: wine makes it of the signal.
-    pub(crate) fn interrupt(mut self) -> (ExitStatus, Vec<String>) {
+    pub(crate) fn interrupt(self) -> (ExitStatus, Vec<String>) {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
+        self.end()
+    }
+
+    /// Waits until it has ended.
+    pub(crate) fn end(mut self) -> (ExitStatus, Vec<String>) {
         assert!(wait_until(LIMIT, || self.child.try_wait().unwrap().is_some()), "it does not end");
         (self.child.wait().unwrap(), self.log())
     }
