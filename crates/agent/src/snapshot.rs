@@ -204,6 +204,8 @@ pub struct Port {
     pub addresses: Vec<Address>,
     /// How long a client stays with its endpoint, in seconds.
     pub affinity_seconds: Option<u64>,
+    /// How workers of this node choose endpoints, and who asks for them; none if they are not asked for.
+    pub proxying: Option<String>,
     /// Which endpoints new flows are balanced over, by traffic policy.
     pub policies: Vec<Policy>,
     /// All its endpoints.

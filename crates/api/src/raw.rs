@@ -263,24 +263,26 @@ impl<'de: 'a, 'a> Deserialize<'de> for First<'a> {
     }
 }
 
-/// The labels that we look at.
+/// Labels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Labels<'a> {
     pub(crate) proxy_name: bool,
     pub(crate) headless: bool,
     pub(crate) service_name: Text<'a>,
     pub(crate) zone: Text<'a>,
+    /// All others.
+    pub(crate) others: Vec<(Text<'a>, Text<'a>)>,
 }
 
 impl<'a> Labels<'a> {
-    /// Takes a label in, if it is one of ours.
-    pub(crate) fn set(&mut self, key: &str, value: Text<'a>) {
-        match key {
+    /// Takes a label in.
+    pub(crate) fn set(&mut self, key: Text<'a>, value: Text<'a>) {
+        match &*key {
             LABEL_PROXY_NAME => self.proxy_name = true,
             LABEL_HEADLESS => self.headless = true,
             LABEL_SERVICE_NAME => self.service_name = value,
             LABEL_ZONE => self.zone = value,
-            _ => {}
+            _ => self.others.push((key, value)),
         }
     }
 }
@@ -309,18 +311,18 @@ impl<'a> Annotations<'a> {
 
 /// A map of texts, handed over entry by entry.
 trait TextMap<'a>: Default {
-    fn put(&mut self, key: &str, value: Text<'a>);
+    fn put(&mut self, key: Text<'a>, value: Text<'a>);
 }
 
 impl<'a> TextMap<'a> for Labels<'a> {
-    fn put(&mut self, key: &str, value: Text<'a>) {
+    fn put(&mut self, key: Text<'a>, value: Text<'a>) {
         self.set(key, value);
     }
 }
 
 impl<'a> TextMap<'a> for Annotations<'a> {
-    fn put(&mut self, key: &str, value: Text<'a>) {
-        self.set(key, value);
+    fn put(&mut self, key: Text<'a>, value: Text<'a>) {
+        self.set(&key, value);
     }
 }
 
@@ -334,7 +336,7 @@ fn text_map<'de, D: Deserializer<'de>, T: TextMap<'de>>(deserializer: D) -> Resu
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<T, A::Error> {
             let mut texts = T::default();
             while let Some((key, value)) = map.next_entry::<Text<'de>, Option<Text<'de>>>()? {
-                texts.put(&key, value.unwrap_or_default());
+                texts.put(key, value.unwrap_or_default());
             }
             Ok(texts)
         }

@@ -370,6 +370,15 @@ fn proxies_are_asked_for_by_a_policy_that_there_is() {
     assert_eq!(named(service(&asking("fastest"), &["keep", note])), None);
 }
 
+/// What selectors look at is sorted; labels of kube-proxy's own are not among them.
+#[test]
+fn labels_are_kept() {
+    let labels = json!({"metadata": {"labels": {"tier": "front", "app": "web", "service.kubernetes.io/headless": ""}}});
+    let found = service(&labels, &["keep"]).labels;
+    let found: Vec<_> = found.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    assert_eq!(found, [("app", "web"), ("tier", "front")]);
+}
+
 #[test]
 fn health_check_ports_belong_to_local_load_balancers() {
     let local = |port: i64| json!({"spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": port}});

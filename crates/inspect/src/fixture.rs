@@ -93,6 +93,7 @@ pub(crate) fn service(name: &str, ip: &str) -> Service {
                     address(AddressKind::NodePort, None, 30080),
                 ],
                 affinity_seconds: None,
+                proxying: None,
                 policies: vec![Policy {
                     policy: TrafficPolicy::Cluster,
                     governs: vec![format!("cluster IP {ip}"), "node port 30080".into()],

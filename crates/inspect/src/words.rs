@@ -120,6 +120,9 @@ fn explain_port(text: &mut String, port: &Port) {
             "  affinity ClientIP: a client stays with its endpoint for {seconds} s after its last new flow"
         );
     }
+    if let Some(proxying) = &port.proxying {
+        let _ok = writeln!(text, "  through workers of this node: {proxying}");
+    }
     for own in &port.policies {
         let _ok = writeln!(
             text,

@@ -19,6 +19,7 @@ pub(crate) fn port<F: Family>(
     explained: PortExplanation<F>,
     addresses: Vec<Address>,
     affinity_seconds: Option<u64>,
+    proxying: Option<String>,
     known: Option<&crate::traffic::Traffic>,
     now: Instant,
 ) -> Port {
@@ -35,6 +36,7 @@ pub(crate) fn port<F: Family>(
         protocol: explained.port.protocol.to_string(),
         addresses,
         affinity_seconds,
+        proxying,
         policies: explained.lists.into_iter().map(policy).collect(),
         endpoints: explained.endpoints.into_iter().map(endpoint).collect(),
         traffic: known.map(|known| traffic(known, known.of(&service))),

@@ -1,11 +1,14 @@
 //! Services.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use balance::Policy;
 use ipnet::IpNet;
-use model::{AppProtocol, Interner, IpFamily, Object, ObjectName, Service, ServicePort, TrafficPolicy, Uid};
+use model::{
+    AppProtocol, Interner, IpFamily, Label, Object, ObjectName, Service, ServicePort, TrafficPolicy, Uid,
+};
 
 use super::{Converted, Refusal, cidrs, item_name, port_number, protocol, served_address};
 use crate::raw;
@@ -42,10 +45,17 @@ pub(super) fn convert(
         external_policy,
         uid: Uid::parse(&raw.metadata.uid),
         health_check_node_port: health_check_node_port(spec, external_policy, notes),
+        labels: labels(&raw.metadata.labels, interner).into(),
         proxying: proxying(raw, notes),
         preserves_destination: raw.metadata.annotations.preserves_destination,
         name,
     }))
+}
+
+/// The labels by which a rule may select the Service, sorted. Of a key that is there twice the last counts.
+fn labels(raw: &raw::Labels<'_>, interner: &mut Interner) -> Vec<Label> {
+    let by_key: BTreeMap<&str, &str> = raw.others.iter().map(|(key, value)| (&**key, &**value)).collect();
+    by_key.into_iter().map(|(key, value)| (interner.intern(key), interner.intern(value))).collect()
 }
 
 /// The policy that the Service wants proxies to have. One that nobody knows takes only itself away: the kernel serves.

@@ -56,7 +56,7 @@ impl Proxying {
     pub(super) fn new(config: &Config, metrics: &Metrics) -> Self {
         match config.mode {
             Mode::Userspace => Self::All(Workers::new(config, metrics)),
-            _ if config.service_proxying => Self::Asking(Workers::new(config, metrics)),
+            _ if config.service_proxying.is_some() => Self::Asking(Workers::new(config, metrics)),
             _ => Self::Nobody,
         }
     }
