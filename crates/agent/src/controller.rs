@@ -3,10 +3,11 @@
 mod answers;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
-use mode::{Planner, Watch};
+use mode::{OutageCause, Planner, Watch};
 use model::view::{self, ThisNode};
 use model::{
     ConflictChange, Family, FrontendAddress, FrontendKey, IpFamily, Node, NodePortAddresses, ServiceEntry,
@@ -51,6 +52,8 @@ pub(crate) struct Controller<F: Family, P: Planner<F>> {
     counting: Option<Counting>,
     /// What the mode can't do of what Services ask for, as far as there is something.
     shortcomings: BTreeMap<ServiceName, BTreeSet<&'static str>>,
+    /// Endpoints of which it was told that they get nothing for now.
+    outages_told: BTreeSet<(ServicePortName, SocketAddr, OutageCause)>,
 }
 
 /// From so many failures in a row a start is given up that has no chance.
@@ -98,6 +101,7 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
             hopeless_in_a_row: 0,
             counting,
             shortcomings: BTreeMap::new(),
+            outages_told: BTreeSet::new(),
         })
     }
 
@@ -192,8 +196,20 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
         }
     }
 
+    /// Tells which endpoints have begun to get nothing, each once for as long as it lasts.
+    fn tell_outages(&mut self, now: Instant) {
+        let outages = self.pipeline.outages(now).into_iter();
+        let found: BTreeSet<_> =
+            outages.map(|outage| (outage.service, outage.endpoint, outage.cause)).collect();
+        for (service, endpoint, cause) in found.difference(&self.outages_told).cloned() {
+            self.notices.tell(Notice::EndpointOut { service, endpoint, cause });
+        }
+        self.outages_told = found;
+    }
+
     /// What was counted is somebody's.
     fn take_counted(&mut self, counted: Counted<P::Target>, now: Instant) {
+        self.tell_outages(now);
         let Some(counting) = &mut self.counting else { return };
         counting.took(counted.took, now);
         match counted.counted {

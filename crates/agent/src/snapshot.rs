@@ -334,6 +334,8 @@ pub struct Endpoint {
     pub is_hinted: bool,
     /// The `EndpointSlice` that it is from.
     pub slice: String,
+    /// Why workers of this node give it nothing for now; none if they do, or if there are none.
+    pub out: Option<String>,
     /// Its use, by policy.
     pub uses: Vec<Use>,
     /// What went to it, in modes that count it.

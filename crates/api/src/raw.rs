@@ -17,6 +17,12 @@ pub(crate) const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(crate) const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 /// Annotation on Services that ask for a proxy on each node: the policy by which it is to choose endpoints.
 pub(crate) const ANNOTATION_PROXYING: &str = "kube-proxy/proxying";
+/// Of a Service: how much proxies may have under way.
+pub(crate) const ANNOTATION_LIMITS: &str = "kube-proxy/limits";
+/// Of a Service: when proxies leave endpoints out that fail.
+pub(crate) const ANNOTATION_EJECTION: &str = "kube-proxy/ejection";
+/// Of a Service: how proxies ask endpoints whether they serve.
+pub(crate) const ANNOTATION_HEALTH_CHECK: &str = "kube-proxy/health-check";
 /// Annotation on slices: when the change happened that they come from.
 pub(crate) const ANNOTATION_TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// Of a Service: Windows nodes leave the destination as it is on the way to endpoints.
@@ -291,6 +297,9 @@ impl<'a> Labels<'a> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Annotations<'a> {
     pub(crate) proxying: Option<Text<'a>>,
+    pub(crate) limits: Option<Text<'a>>,
+    pub(crate) ejection: Option<Text<'a>>,
+    pub(crate) health_check: Option<Text<'a>>,
     pub(crate) initial_events_end: bool,
     pub(crate) trigger_time: Text<'a>,
     pub(crate) preserves_destination: bool,
@@ -303,6 +312,9 @@ impl<'a> Annotations<'a> {
             ANNOTATION_INITIAL_EVENTS_END => self.initial_events_end = &*value == "true",
             ANNOTATION_TRIGGER_TIME => self.trigger_time = value,
             ANNOTATION_PROXYING => self.proxying = Some(value),
+            ANNOTATION_LIMITS => self.limits = Some(value),
+            ANNOTATION_EJECTION => self.ejection = Some(value),
+            ANNOTATION_HEALTH_CHECK => self.health_check = Some(value),
             ANNOTATION_PRESERVE_DESTINATION => self.preserves_destination = &*value == "true",
             _ => {}
         }

@@ -380,6 +380,24 @@ fn labels_are_kept() {
 }
 
 #[test]
+fn what_proxies_are_to_do_against_harm_is_said_by_annotations() {
+    let asking = |annotations: Value| json!({"metadata": {"annotations": annotations}});
+    assert_eq!(service(&json!({}), &["keep"]).resilience, None);
+    let all = asking(json!({
+        "kube-proxy/limits": "connections=10",
+        "kube-proxy/ejection": "on",
+        "kube-proxy/health-check": "tcp",
+    }));
+    let found = service(&all, &["keep"]).resilience.unwrap();
+    assert_eq!(found.limits.connections, Some(10));
+    assert_eq!(found.ejection, Some(balance::Ejection::default()));
+    assert_eq!(found.health_check, balance::HealthCheck::parse("tcp").ok());
+    let note = "Service shop/web: metadata.annotations[kube-proxy/ejection]: longest is shorter than time";
+    let bad = asking(json!({"kube-proxy/limits": "connections=10", "kube-proxy/ejection": "time=1h"}));
+    assert_eq!(service(&bad, &["keep", note]).resilience.unwrap().ejection, None);
+}
+
+#[test]
 fn health_check_ports_belong_to_local_load_balancers() {
     let local = |port: i64| json!({"spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": port}});
     assert_eq!(service(&local(30_001), &["keep"]).health_check_node_port, Some(30_001));

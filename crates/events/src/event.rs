@@ -36,6 +36,8 @@ pub enum Reason {
     NotOnThisPlatform,
     /// An object, or a part of it, can't be used.
     InvalidObject,
+    /// An endpoint gets nothing for now, although Kubernetes says that it serves.
+    EndpointEjected,
     /// The configuration file was changed to something that can't be used.
     InvalidConfiguration,
 }
@@ -61,7 +63,7 @@ impl EventType {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Starting,
         Self::FailedToStartProxierHealthcheck,
         Self::FailedToStartMetricServer,
@@ -72,6 +74,7 @@ impl Reason {
         Self::FrontendConflict,
         Self::NotOnThisPlatform,
         Self::InvalidObject,
+        Self::EndpointEjected,
         Self::InvalidConfiguration,
     ];
 
@@ -88,6 +91,7 @@ impl Reason {
             Self::FrontendConflict => "FrontendConflict",
             Self::NotOnThisPlatform => "NotOnThisPlatform",
             Self::InvalidObject => "InvalidObject",
+            Self::EndpointEjected => "EndpointEjected",
             Self::InvalidConfiguration => "InvalidConfiguration",
         }
     }
@@ -105,6 +109,7 @@ impl Reason {
             | Self::FrontendConflict
             | Self::NotOnThisPlatform => "SyncProxyRules",
             Self::InvalidObject => "Decode",
+            Self::EndpointEjected => "Balance",
             Self::InvalidConfiguration => "ReloadConfiguration",
         }
     }

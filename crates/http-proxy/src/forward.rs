@@ -9,7 +9,6 @@ use http::{Method, Request, Response, StatusCode, Version, request};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::answer::{self, Failed};
 use crate::request_body::{Asks, KeptBody, RequestBody};
@@ -18,8 +17,8 @@ use crate::response_body::{Held, ResponseBody};
 use crate::retry::{self, Failure, Next, Tries};
 use crate::serve::Visit;
 use crate::tunnel::Ends;
-use crate::upstream::{ConnectError, Connection, Endpoint, Lent, SendError, Upstream};
-use crate::{Frontend, Pool, Turn, headers};
+use crate::upstream::{ConnectError, Connection, Endpoint, Lent, Room, SendError, Upstream};
+use crate::{Frontend, NoTurn, Pool, Turn, headers};
 
 /// A request that can't be sent twice gets no connection that has been idle for longer: its endpoint may just be closing it, which
 /// servers do after two seconds at the earliest.
@@ -47,7 +46,10 @@ pub(crate) async fn answer<F: Frontend>(
 
 async fn forward<F: Frontend>(visit: &Visit<F>, mut request: Request<Incoming>) -> Result<Forwarded, Failed> {
     let pool = visit.frontend.pool().ok_or(Failed::NoEndpoint)?;
-    let room = pool.upstream().begin().ok_or(Failed::Overloaded)?;
+    let Some(room) = pool.upstream().begin() else {
+        pool.refused();
+        return Err(Failed::Overloaded);
+    };
     let client_end = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
     headers::of_request(&mut parts, visit.client.sent_to)?;
@@ -100,7 +102,7 @@ struct Answered {
 
 struct Forwarded {
     answered: Answered,
-    room: OwnedSemaphorePermit,
+    room: Room,
     client_end: Option<OnUpgrade>,
 }
 
@@ -131,7 +133,12 @@ fn for_client(
 /// Sends a request to one endpoint after the other, until there is an answer to be given.
 async fn send<P: Pool>(pool: &P, client: IpAddr, outgoing: &mut Outgoing) -> Result<Answered, Failed> {
     let (mut avoid, mut tries) = (Vec::new(), Tries::default());
-    let mut turn = pool.pick(client, &avoid).ok_or(Failed::NoEndpoint)?;
+    let mut turn = pool.pick(client, &avoid).map_err(|none| {
+        pool.refused();
+        Failed::from(none)
+    })?;
+    // A retry is under way until its answer begins.
+    let mut retrying = None;
     loop {
         let address = turn.address();
         let endpoint = pool.upstream().endpoint(address);
@@ -142,7 +149,9 @@ async fn send<P: Pool>(pool: &P, client: IpAddr, outgoing: &mut Outgoing) -> Res
                 Err(unavailable) => unavailable,
             },
             Err(failed) => {
-                turn.failed();
+                if failed.is_of_endpoint() {
+                    turn.failed();
+                }
                 drop(turn);
                 failed
             }
@@ -155,15 +164,32 @@ async fn send<P: Pool>(pool: &P, client: IpAddr, outgoing: &mut Outgoing) -> Res
         }
         let another = match next {
             Next::Again | Next::Elsewhere => pool.pick(client, &avoid),
-            Next::Retry if pool.upstream().take_retry() => {
-                pool.pick(client, &avoid).or_else(|| pool.pick(client, &[]))
+            Next::Retry => {
+                drop(retrying.take());
+                retrying = pool.upstream().take_retry();
+                let has_one = retrying.as_ref().ok_or(NoTurn::Full);
+                has_one.and_then(|_| pool.pick(client, &avoid).or_else(|_none| pool.pick(client, &[])))
             }
-            Next::Retry | Next::GiveUp => None,
+            Next::GiveUp => Err(NoTurn::NoEndpoint),
         };
         turn = match another {
-            Some(another) => another,
-            None => return failed.give_up(outgoing),
+            Ok(another) => another,
+            Err(_none) => {
+                if !failed.is_of_endpoint() {
+                    pool.refused();
+                }
+                return failed.give_up(outgoing);
+            }
         };
+    }
+}
+
+impl From<NoTurn> for Failed {
+    fn from(none: NoTurn) -> Self {
+        match none {
+            NoTurn::NoEndpoint => Self::NoEndpoint,
+            NoTurn::Full => Self::Overloaded,
+        }
     }
 }
 
@@ -180,6 +206,11 @@ impl FailedTry {
         Self { failure, failed, answered: None }
     }
 
+    /// Whether the endpoint failed, and not its client or a limit of ours.
+    fn is_of_endpoint(&self) -> bool {
+        !matches!(self.failure, Failure::NoRoom | Failure::NotSent)
+    }
+
     fn give_up(self, outgoing: &Outgoing) -> Result<Answered, Failed> {
         outgoing.forget();
         self.answered.map_or(Err(self.failed), |answered| Ok(*answered))
@@ -189,14 +220,10 @@ impl FailedTry {
 type Answer = (Response<Incoming>, Lent, Option<Asks>);
 
 async fn send_once(endpoint: &Arc<Endpoint>, outgoing: &mut Outgoing) -> Result<Answer, FailedTry> {
-    let connection = outgoing.connection(endpoint).await.map_err(|error| {
-        FailedTry::new(
-            Failure::NotConnected,
-            match error {
-                ConnectError::Refused => Failed::Unreachable,
-                ConnectError::TimedOut => Failed::TimedOut,
-            },
-        )
+    let connection = outgoing.connection(endpoint).await.map_err(|error| match error {
+        ConnectError::Refused => FailedTry::new(Failure::NotConnected, Failed::Unreachable),
+        ConnectError::TimedOut => FailedTry::new(Failure::NotConnected, Failed::TimedOut),
+        ConnectError::Full => FailedTry::new(Failure::NoRoom, Failed::Overloaded),
     })?;
     let (request, asks) = outgoing.request();
     match connection.send(request).await {
@@ -296,7 +323,7 @@ impl Outgoing {
         let is_unavailable = self.is_grpc
             && response.body().is_end_stream()
             && answer::is_grpc_unavailable(response.headers());
-        turn.answered();
+        turn.answered(answer::is_failure(&response, self.is_grpc));
         let answered = Answered { response, endpoint, lent, turn: Box::new(turn), asks };
         if is_unavailable {
             let failed = FailedTry::new(Failure::Unavailable, Failed::Overloaded);
@@ -329,7 +356,7 @@ fn for_endpoint(parts: request::Parts, body: RequestBody, asks: Option<&Asks>) -
 
 impl Failure {
     fn is_sent(self) -> bool {
-        !matches!(self, Self::NotConnected | Self::NotSent)
+        !matches!(self, Self::NotConnected | Self::NoRoom | Self::NotSent)
     }
 }
 

@@ -11,8 +11,10 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod check;
 mod client_io;
 mod forward;
+mod gauge;
 mod headers;
 mod request_body;
 mod requests;
@@ -24,7 +26,9 @@ mod upstream;
 
 use std::net::{IpAddr, SocketAddr};
 
+pub use check::{CheckError, check};
 pub use forward::Client;
+pub use gauge::{Gauge, Held};
 pub use serve::serve;
 pub use upstream::{Settings, Sockets, Upstream, tune};
 
@@ -43,10 +47,25 @@ pub trait Pool: Send + Sync + 'static {
     type Turn: Turn;
 
     /// An endpoint for a client's request, none of those to avoid.
-    fn pick(&self, client: IpAddr, avoid: &[SocketAddr]) -> Option<Self::Turn>;
+    ///
+    /// # Errors
+    /// There is none.
+    fn pick(&self, client: IpAddr, avoid: &[SocketAddr]) -> Result<Self::Turn, NoTurn>;
+
+    /// A request is answered without an endpoint, since there is none, or since too much is under way.
+    fn refused(&self) {}
 
     /// Connections to these endpoints.
     fn upstream(&self) -> &Upstream;
+}
+
+/// Why there is no endpoint for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoTurn {
+    /// There is none that is not to be avoided.
+    NoEndpoint,
+    /// All have as many requests as they may have.
+    Full,
 }
 
 /// A request at an endpoint: it counts there until this is dropped.
@@ -54,8 +73,10 @@ pub trait Turn: Send + 'static {
     /// The endpoint.
     fn address(&self) -> SocketAddr;
 
-    /// It answered.
-    fn answered(&self) {}
+    /// It answered; `is_failure`: that it failed, by a status of 500 or more, or gRPC's `UNAVAILABLE`.
+    fn answered(&self, is_failure: bool) {
+        let _ = is_failure;
+    }
 
     /// It did not, and the request may go to another one.
     fn failed(&self) {}

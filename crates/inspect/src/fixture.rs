@@ -76,6 +76,7 @@ pub(crate) fn service(name: &str, ip: &str) -> Service {
         is_terminating: !is_local,
         is_hinted: false,
         slice: format!("{name}-abc"),
+        out: None,
         uses: vec![Use { policy: TrafficPolicy::Cluster, usage }],
         traffic: Some(traffic(if is_local { 30 } else { 10 })),
     };

@@ -185,5 +185,6 @@ pub fn endpoint(endpoint: &Endpoint) -> String {
         .iter()
         .map(|used| format!("{}: {}", policy_name(used.policy), usage(used.usage)))
         .collect();
-    format!("{} on {place} (slice {}): {}", endpoint.address, endpoint.slice, uses.join("; "))
+    let out = endpoint.out.as_ref().map(|why| format!("; gets nothing for now: {why}")).unwrap_or_default();
+    format!("{} on {place} (slice {}): {}{out}", endpoint.address, endpoint.slice, uses.join("; "))
 }

@@ -1,9 +1,10 @@
 //! The parsed form of the API objects that the proxy watches: only the fields it uses, already valid.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use balance::Policy;
+use balance::{Policy, Resilience};
 use ipnet::IpNet;
 
 use crate::{Family, Label, Name, ObjectName, Protocol, ServiceName, Uid, V4, V6};
@@ -136,6 +137,8 @@ pub struct Service {
     /// The policy by which proxies on each node are to choose endpoints, if the Service itself asks for such
     /// ([`ProxyingRules`](crate::ProxyingRules)).
     pub proxying: Option<Policy>,
+    /// What proxies are to do against harm, if the Service asks for anything.
+    pub resilience: Option<Arc<Resilience>>,
     /// Annotation `preserve-destination: "true"`, which only nodes that run Windows honour.
     pub preserves_destination: bool,
 }
@@ -157,6 +160,7 @@ impl Service {
             health_check_node_port: None,
             labels: Box::default(),
             proxying: None,
+            resilience: None,
             preserves_destination: false,
         }
     }

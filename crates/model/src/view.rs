@@ -205,6 +205,7 @@ fn port_frontends<F: Family>(
         policy: service.internal_policy,
         affinity,
         proxying: pools.proxying,
+        resilience: service.resilience.clone(),
         app_protocol: port.app_protocol,
         flow_endpoints: pools.flow_endpoints.clone(),
         ..Frontend::new(cluster_ip, AddressKind::ClusterIp, name.clone(), pools.internal.clone())
@@ -214,6 +215,7 @@ fn port_frontends<F: Family>(
         internal_pool: pools.short_cut.clone(),
         affinity,
         proxying: pools.proxying,
+        resilience: service.resilience.clone(),
         app_protocol: port.app_protocol,
         masquerade: pools.external_masquerade,
         allowed_sources,

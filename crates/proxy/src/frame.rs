@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use balance::Policy;
+use balance::{Policy, Resilience};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -90,7 +90,7 @@ pub enum Protocol {
 }
 
 /// Endpoints of a Service port. Frontends with pools of the same name share its turns, its clients and its connections.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pool {
     /// Service, port, protocol and traffic policy.
     pub name: String,
@@ -101,6 +101,9 @@ pub struct Pool {
     /// What goes there is HTTP, and each request may go to another endpoint.
     #[serde(default)]
     pub by_request: bool,
+    /// What keeps its endpoints and clients from harm.
+    #[serde(default, skip_serializing_if = "Resilience::is_none")]
+    pub resilience: Resilience,
 }
 
 /// What a worker tells an agent.
@@ -124,6 +127,39 @@ pub enum ToAgent {
     Full(bool),
     /// What went through, in addition to what it has told.
     Counted(Count),
+    /// An endpoint gets nothing for now, or does again.
+    Availability(Availability),
+}
+
+/// Whether an endpoint of a pool gets anything, as far as one thing is concerned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Availability {
+    /// [`Pool::name`]
+    pub pool: String,
+    /// The endpoint.
+    pub endpoint: SocketAddr,
+    /// What decides.
+    pub by: OutBy,
+    /// `None`: it does.
+    pub out: Option<Out>,
+}
+
+/// What has an endpoint get nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum OutBy {
+    /// What it was given failed.
+    Ejection,
+    /// Its health check fails.
+    HealthCheck,
+}
+
+/// An endpoint gets nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Out {
+    /// Why, in a few words.
+    pub why: String,
+    /// For how long; `None`: until something else is told.
+    pub lasting_ms: Option<u64>,
 }
 
 /// What went to an endpoint of a pool, or to none of them.
@@ -241,6 +277,7 @@ impl FrameReader {
 
 #[cfg(test)]
 mod tests {
+    use balance::{Ejection, HealthCheck};
     use proptest::prelude::*;
 
     use super::*;
@@ -252,6 +289,11 @@ mod tests {
             endpoints: vec!["10.0.0.1:8080".parse().unwrap(), "[fd00::1]:8080".parse().unwrap()],
             affinity_secs: Some(10_800),
             by_request: true,
+            resilience: Resilience {
+                ejection: Some(Ejection::default()),
+                health_check: HealthCheck::parse("grpc,service=shop.Cart").ok(),
+                ..Resilience::default()
+            },
         };
         ToWorker::Routes(Routes {
             generation,

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use http_proxy::{Client, Upstream};
+use http_proxy::{Client, NoTurn, Upstream};
 use tokio::net::TcpStream;
 
 use crate::frame::Protocol;
@@ -42,8 +42,12 @@ impl http_proxy::Frontend for Way {
 impl http_proxy::Pool for Requests {
     type Turn = Flow;
 
-    fn pick(&self, client: IpAddr, avoid: &[SocketAddr]) -> Option<Flow> {
+    fn pick(&self, client: IpAddr, avoid: &[SocketAddr]) -> Result<Flow, NoTurn> {
         self.pool.pick(client, avoid)
+    }
+
+    fn refused(&self) {
+        self.pool.note_refusal();
     }
 
     fn upstream(&self) -> &Upstream {
@@ -56,8 +60,8 @@ impl http_proxy::Turn for Flow {
         self.address()
     }
 
-    fn answered(&self) {
-        self.note_connection();
+    fn answered(&self, is_failure: bool) {
+        self.note_connection(!is_failure);
     }
 
     fn failed(&self) {

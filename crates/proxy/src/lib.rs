@@ -11,6 +11,7 @@
 mod control;
 pub mod frame;
 mod handover;
+mod health;
 mod http;
 mod relay;
 mod table;

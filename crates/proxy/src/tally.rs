@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustc_hash::FxBuildHasher;
 
-use crate::frame::{Count, Counts, ToAgent};
+use crate::frame::{Availability, Count, Counts, ToAgent};
 use crate::worker::Shared;
 
 /// How often the agent is told.
@@ -18,7 +18,10 @@ type Counted = (Arc<str>, Option<SocketAddr>);
 
 /// What the agent does not know yet.
 #[derive(Debug, Default)]
-pub(crate) struct Tally(Mutex<HashMap<Counted, Counts, FxBuildHasher>>);
+pub(crate) struct Tally(Mutex<HashMap<Counted, Counts, FxBuildHasher>>, Mutex<Vec<Availability>>);
+
+/// So much about endpoints may be untold at a time. Far more than half of all would have to fail at once.
+const MAX_UNTOLD: usize = 4096;
 
 impl Tally {
     pub(crate) fn add(&self, pool: &Arc<str>, endpoint: Option<SocketAddr>, more: Counts) {
@@ -27,7 +30,20 @@ impl Tally {
         *known = known.plus(more);
     }
 
-    /// All there is, once.
+    /// An endpoint gets nothing for now, or does again.
+    pub(crate) fn tell(&self, availability: Availability) {
+        let mut untold = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+        if untold.len() < MAX_UNTOLD {
+            untold.push(availability);
+        }
+    }
+
+    /// All that is to be told of endpoints, once.
+    pub(crate) fn take_untold(&self) -> Vec<Availability> {
+        std::mem::take(&mut *self.1.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// All that was counted, once.
     pub(crate) fn take(&self) -> Vec<Count> {
         let taken = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         let count = |((pool, endpoint), counts): (Counted, Counts)| Count {
@@ -45,6 +61,9 @@ pub(crate) async fn report(shared: Arc<Shared>) {
         tokio::time::sleep(PERIOD).await;
         for count in shared.table.tally().take() {
             shared.control.tell(ToAgent::Counted(count));
+        }
+        for availability in shared.table.tally().take_untold() {
+            shared.control.tell(ToAgent::Availability(availability));
         }
     }
 }

@@ -132,11 +132,14 @@ async fn carry(shared: &Arc<Shared>, client: TcpStream, peer: SocketAddr, traffi
         tune(&client);
         return http::carry(shared, client, Client { address: peer, sent_to }, traffic).await;
     }
-    let Some((endpoint, flow)) = connect(shared, &pool, peer).await else {
+    let place = pool.take_connection();
+    let connected = if place.is_some() { connect(shared, &pool, peer).await } else { None };
+    let Some((endpoint, flow)) = connected else {
         pool.note_refusal();
         return reset(&[&client]);
     };
     carry_to(shared, &client, &endpoint, &flow).await;
+    drop(place);
 }
 
 async fn carry_to(shared: &Shared, client: &TcpStream, endpoint: &TcpStream, flow: &Flow) {
@@ -167,14 +170,15 @@ fn original_destination(client: &TcpStream) -> io::Result<SocketAddr> {
 }
 
 /// A connection to an endpoint: the first that answers, of those that are chosen one after the other.
-async fn connect(shared: &Shared, pool: &LivePool, client: SocketAddr) -> Option<(TcpStream, Flow)> {
+async fn connect(shared: &Shared, pool: &Arc<LivePool>, client: SocketAddr) -> Option<(TcpStream, Flow)> {
+    let _pending = pool.take_pending()?;
     let mut tried = Vec::new();
     while tried.len() < MAX_ATTEMPTS {
-        let flow = pool.pick(client.ip(), &tried)?;
+        let flow = pool.pick(client.ip(), &tried).ok()?;
         let address = flow.address();
         match tokio::time::timeout(shared.connect_timeout, TcpStream::connect(address)).await {
             Ok(Ok(endpoint)) => {
-                flow.note_connection();
+                flow.note_connection(true);
                 return Some((endpoint, flow));
             }
             Ok(Err(error)) => debug!(%client, endpoint = %address, %error, "an endpoint can't be reached"),
@@ -218,12 +222,7 @@ mod tests {
     const FRONTEND: Frontend = Frontend { address: None, protocol: Protocol::Tcp, port: 80 };
 
     fn set(shared: &Shared, endpoints: &[SocketAddr]) -> Arc<LivePool> {
-        let pool = Pool {
-            name: "a".to_owned(),
-            endpoints: endpoints.to_vec(),
-            affinity_secs: None,
-            by_request: false,
-        };
+        let pool = Pool { name: "a".to_owned(), endpoints: endpoints.to_vec(), ..Pool::default() };
         let route = Route { frontend: FRONTEND, any: pool, internal: None, policy: None };
         shared.table.apply(Routes { set: vec![route], ..Routes::default() });
         shared.table.pool(Protocol::Tcp, ([192, 0, 2, 1], 80).into(), Traffic::Any).unwrap()

@@ -16,7 +16,8 @@ use agent::{FamilyMode, OpenConntrack, ServedFamily, with_causes};
 use anyhow::Context as _;
 use backend_nftables::lease::LEASE_SECS;
 use backend_userspace::{
-    Carried, Site, Supervisor, UncarriedFlows, UserspacePlanner, UserspaceTarget, Worker,
+    Carried, OutageCounts, Outages, Site, Supervisor, UncarriedFlows, UserspacePlanner, UserspaceTarget,
+    Worker,
 };
 use config::{Config, Mode};
 use metrics::{Metrics, WorkerMetrics};
@@ -119,8 +120,8 @@ impl Workers {
         mode: FamilyMode<F, P>,
     ) -> FamilyMode<F, Beside<F, P, ALL>> {
         let FamilyMode { planner, open, meter, watch, flows, take_over, observer, family } = mode;
-        let carried = Carried::default();
-        let supervisor = self.supervisor::<F>(ALL, &carried);
+        let (carried, outages) = (Carried::default(), Outages::default());
+        let supervisor = self.supervisor::<F>(ALL, &carried, &outages);
         let with_worker = lock(&supervisor).with_worker();
         let beside = |open: OpenTarget<P::Target>| {
             let (supervisor, carried) = (supervisor.clone(), carried.clone());
@@ -133,7 +134,7 @@ impl Workers {
             Arc::new(move || Ok(Box::new(UncarriedFlows::new(flows()?, with_worker.clone()))))
         };
         FamilyMode {
-            planner: UserspacePlanner::new(planner),
+            planner: UserspacePlanner::new(planner).hearing(outages),
             open: beside(open),
             meter: meter.map(beside),
             watch,
@@ -144,11 +145,17 @@ impl Workers {
         }
     }
 
-    fn supervisor<F: Family>(&self, is_for_all: bool, carried: &Carried) -> SharedSupervisor<F> {
-        let site = KernelSite::new(self.settings.clone(), self.verbosity, carried.clone());
+    fn supervisor<F: Family>(
+        &self,
+        is_for_all: bool,
+        carried: &Carried,
+        outages: &Outages,
+    ) -> SharedSupervisor<F> {
+        let told = (carried.clone(), outages.clone());
+        let site = KernelSite::new(self.settings.clone(), self.verbosity, told);
         let supervisor = Supervisor::new(site);
         let supervisor = Arc::new(Mutex::new(if is_for_all { supervisor } else { supervisor.lazy() }));
-        look_after(Arc::downgrade(&supervisor), (self.metrics)(F::FAMILY));
+        look_after(Arc::downgrade(&supervisor), outages.clone(), (self.metrics)(F::FAMILY));
         let ended = supervisor.clone();
         self.families.borrow_mut().push(Box::new(move || lock(&ended).shut_down()));
         supervisor
@@ -162,8 +169,12 @@ fn lock<S: Site>(supervisor: &Mutex<Supervisor<S>>) -> MutexGuard<'_, Supervisor
 }
 
 /// Looks after a family's worker and lease on a thread of its own, for as long as somebody has them.
-fn look_after<F: Family>(supervisor: Weak<Mutex<Supervisor<KernelSite<F>>>>, metrics: WorkerMetrics) {
-    let mut told = 0;
+fn look_after<F: Family>(
+    supervisor: Weak<Mutex<Supervisor<KernelSite<F>>>>,
+    outages: Outages,
+    metrics: WorkerMetrics,
+) {
+    let (mut told, mut outages_told) = (0, OutageCounts::default());
     let turn = move || loop {
         std::thread::sleep(Supervisor::<KernelSite<F>>::PERIOD);
         let Some(supervisor) = supervisor.upgrade() else { return };
@@ -175,12 +186,23 @@ fn look_after<F: Family>(supervisor: Weak<Mutex<Supervisor<KernelSite<F>>>>, met
         metrics.leased.set(i64::from(condition.is_leased));
         metrics.deaths.inc_by(condition.deaths - told);
         told = condition.deaths;
+        let counts = outages.counts(Instant::now());
+        set_outages(&metrics, counts, outages_told);
+        outages_told = counts;
     };
     let name = format!("worker-{}", if F::FAMILY == IpFamily::V4 { "ip" } else { "ip6" });
     if let Err(error) = std::thread::Builder::new().name(name).spawn(turn) {
         // Without it there is no lease for long.
         warn!(%error, "nobody looks after the worker");
     }
+}
+
+fn set_outages(metrics: &WorkerMetrics, counts: OutageCounts, told: OutageCounts) {
+    let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    metrics.ejected.set(gauge(counts.ejected));
+    metrics.ill.set(gauge(counts.ill));
+    metrics.ejections.inc_by(counts.ejections - told.ejections);
+    metrics.check_failures.inc_by(counts.check_failures - told.check_failures);
 }
 
 /// Has a family's flows handed over no more; gives the worker that still has some.

@@ -10,12 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use agent::with_causes;
-use backend_userspace::{Carried, Worker, WorkerGone};
+use backend_userspace::{Carried, Teller, Worker, WorkerGone};
 use conntrack::Tuple;
 use proxy::Listeners;
 use proxy::frame::{
     FrameReader, MAX_TO_AGENT_BYTES, MAX_TO_WORKER_BYTES, Routes, Settings, ToAgent, ToWorker, encode,
 };
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::WORKER;
@@ -40,6 +41,7 @@ struct Control {
     is_alive: AtomicBool,
     is_full: AtomicBool,
     carried: Carried,
+    outages: Teller,
 }
 
 impl Process {
@@ -48,7 +50,7 @@ impl Process {
         listeners: &Listeners,
         settings: &Settings,
         verbosity: u32,
-        carried: Carried,
+        (carried, outages): (Carried, Teller),
     ) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_write_timeout(Some(PATIENCE))?;
@@ -66,6 +68,7 @@ impl Process {
             is_alive: AtomicBool::new(true),
             is_full: AtomicBool::new(false),
             carried,
+            outages,
         });
         let hearing = control.clone();
         let hear = move || hearing.hear(reading, &sender);
@@ -132,6 +135,7 @@ impl Control {
             warn!(%error, "a worker does not keep to the protocol");
         }
         self.is_alive.store(false, Ordering::Release);
+        self.outages.ended();
         self.kill();
     }
 
@@ -145,6 +149,7 @@ impl Control {
                     // Nobody may wait for it any more.
                     ToAgent::InForce { generation } => drop(in_force.send(generation)),
                     ToAgent::Counted(count) => self.carried.add(count),
+                    ToAgent::Availability(told) => self.outages.tell(told, Instant::now()),
                     ToAgent::Full(is_full) => self.is_full.store(is_full, Ordering::Relaxed),
                     ToAgent::WhereTo { id, client, listener } => {
                         let destination = original_destination(&mut flows, client, listener);
