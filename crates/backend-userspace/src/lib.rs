@@ -18,6 +18,7 @@
 mod carried;
 mod outages;
 mod plan;
+mod requests;
 mod routes;
 mod supervisor;
 mod target;
@@ -26,6 +27,7 @@ mod traffic;
 pub use carried::{UncarriedFlows, WithWorker};
 pub use outages::{OutageCounts, Outages, Teller};
 pub use plan::{Pending, UserspacePlanner};
+pub use requests::{Requests, ServicePort, Sums};
 pub use supervisor::{Condition, Site, Supervisor, Worker, WorkerGone};
 pub use target::{Receipt, Step, UserspaceTarget};
 pub use traffic::{Carried, Counted};

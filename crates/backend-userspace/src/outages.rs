@@ -10,6 +10,7 @@ use model::{Family, Frontend, Table};
 use proxy::frame::{Availability, OutBy};
 use tokio::time::Instant;
 
+use crate::requests::Requests;
 use crate::traffic::frontend_of_pool;
 
 /// What a family's worker has told. Clones are of the same.
@@ -23,6 +24,7 @@ struct Told {
     out: BTreeMap<By, Out>,
     ejections: u64,
     check_failures: u64,
+    by_service: Requests,
 }
 
 /// The pool's name, the endpoint, and what has it out.
@@ -55,6 +57,13 @@ pub struct OutageCounts {
 }
 
 impl Outages {
+    /// The same, which has outages counted by Service port too.
+    #[must_use]
+    pub fn counting(self, by_service: &Requests) -> Self {
+        self.lock().by_service = by_service.clone();
+        self
+    }
+
     /// Another worker is at work, which knows of no outage yet.
     pub fn new_worker(&self) -> Teller {
         let mut told = self.lock();
@@ -131,6 +140,7 @@ impl Teller {
             told.out.remove(&key);
             return;
         };
+        told.by_service.note_outage(&key.0, by);
         match by {
             OutBy::Ejection => told.ejections += 1,
             OutBy::HealthCheck => told.check_failures += 1,

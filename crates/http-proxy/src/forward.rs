@@ -4,11 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONNECTION, HeaderValue, UPGRADE};
+use http::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
 use http::{Method, Request, Response, StatusCode, Version, request};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
+use tokio::time::Instant;
 
 use crate::answer::{self, Failed};
 use crate::request_body::{Asks, KeptBody, RequestBody};
@@ -18,7 +19,7 @@ use crate::retry::{self, Failure, Next, Tries};
 use crate::serve::Visit;
 use crate::tunnel::Ends;
 use crate::upstream::{ConnectError, Connection, Endpoint, Lent, Room, SendError, Upstream};
-use crate::{Frontend, NoTurn, Pool, Turn, headers};
+use crate::{Answer, Frontend, NoTurn, Pool, Question, Turn, headers};
 
 /// A request that can't be sent twice gets no connection that has been idle for longer: its endpoint may just be closing it, which
 /// servers do after two seconds at the earliest.
@@ -31,7 +32,17 @@ pub(crate) async fn answer<F: Frontend>(
 ) -> Response<ResponseBody> {
     let under_way = visit.requests.begin();
     let (version, is_grpc) = (request.version(), answer::is_grpc(request.headers()));
-    match forward(visit, request).await {
+    let (began, mut sent) = (Instant::now(), Sent::default());
+    let question = visit.frontend.wants_question().then(|| question(&request));
+    let forwarded = forward(visit, request, &mut sent).await;
+    let status = match &forwarded {
+        Ok(forwarded) => forwarded.answered.response.status(),
+        // As gRPC has it, whose status is no status of HTTP, it counts too.
+        Err(failed) => failed.status(),
+    };
+    let Sent { endpoint, retries } = sent;
+    visit.frontend.answered(&Answer { status, took: began.elapsed(), endpoint, retries, question });
+    match forwarded {
         Ok(answered) => answered.into_response(visit, under_way),
         Err(failed) => {
             let mut response = failed.response(is_grpc);
@@ -44,7 +55,30 @@ pub(crate) async fn answer<F: Frontend>(
     }
 }
 
-async fn forward<F: Frontend>(visit: &Visit<F>, mut request: Request<Incoming>) -> Result<Forwarded, Failed> {
+/// What became of a request on its way.
+#[derive(Default)]
+struct Sent {
+    /// Who answered.
+    endpoint: Option<SocketAddr>,
+    retries: u32,
+}
+
+fn question(request: &Request<Incoming>) -> Question {
+    let uri = request.uri();
+    let named = || request.headers().get(HOST).and_then(|host| host.to_str().ok());
+    Question {
+        method: request.method().clone(),
+        path: uri.path().to_owned(),
+        host: uri.host().or_else(named).map(str::to_owned),
+        version: request.version(),
+    }
+}
+
+async fn forward<F: Frontend>(
+    visit: &Visit<F>,
+    mut request: Request<Incoming>,
+    sent: &mut Sent,
+) -> Result<Forwarded, Failed> {
     let pool = visit.frontend.pool().ok_or(Failed::NoEndpoint)?;
     let Some(room) = pool.upstream().begin() else {
         pool.refused();
@@ -55,7 +89,7 @@ async fn forward<F: Frontend>(visit: &Visit<F>, mut request: Request<Incoming>) 
     headers::of_request(&mut parts, visit.client.sent_to)?;
     let tunnel = Tunnel::wanted(&parts);
     let mut outgoing = Outgoing::new(parts, body, pool.upstream());
-    let answered = send(&pool, visit.client.address.ip(), &mut outgoing).await?;
+    let answered = send(&pool, visit.client.address.ip(), &mut outgoing, sent).await?;
     let is_tunnel = tunnel.is_begun_by(answered.response.status());
     if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS && !is_tunnel {
         return Err(Failed::BadAnswer);
@@ -131,7 +165,12 @@ fn for_client(
 }
 
 /// Sends a request to one endpoint after the other, until there is an answer to be given.
-async fn send<P: Pool>(pool: &P, client: IpAddr, outgoing: &mut Outgoing) -> Result<Answered, Failed> {
+async fn send<P: Pool>(
+    pool: &P,
+    client: IpAddr,
+    outgoing: &mut Outgoing,
+    sent: &mut Sent,
+) -> Result<Answered, Failed> {
     let (mut avoid, mut tries) = (Vec::new(), Tries::default());
     let mut turn = pool.pick(client, &avoid).map_err(|none| {
         pool.refused();
@@ -142,6 +181,7 @@ async fn send<P: Pool>(pool: &P, client: IpAddr, outgoing: &mut Outgoing) -> Res
     loop {
         let address = turn.address();
         let endpoint = pool.upstream().endpoint(address);
+        sent.endpoint = Some(address);
         let tried = send_once(&endpoint, outgoing).await;
         let failed = match tried {
             Ok(answer) => match outgoing.judge(turn, endpoint, answer) {
@@ -157,6 +197,8 @@ async fn send<P: Pool>(pool: &P, client: IpAddr, outgoing: &mut Outgoing) -> Res
             }
         };
         tries.n_tries += 1;
+        // Unless it has the last word, which is an answer that nobody had a better one for.
+        sent.endpoint = sent.endpoint.filter(|_| failed.answered.is_some());
         tries.n_sent += u32::from(failed.failure.is_sent());
         let next = retry::next(failed.failure, outgoing.facts(), tries);
         if matches!(next, Next::Elsewhere | Next::Retry) {
@@ -173,7 +215,10 @@ async fn send<P: Pool>(pool: &P, client: IpAddr, outgoing: &mut Outgoing) -> Res
             Next::GiveUp => Err(NoTurn::NoEndpoint),
         };
         turn = match another {
-            Ok(another) => another,
+            Ok(another) => {
+                sent.retries += u32::from(next == Next::Retry);
+                another
+            }
             Err(_none) => {
                 if !failed.is_of_endpoint() {
                     pool.refused();
@@ -217,9 +262,9 @@ impl FailedTry {
     }
 }
 
-type Answer = (Response<Incoming>, Lent, Option<Asks>);
+type Tried = (Response<Incoming>, Lent, Option<Asks>);
 
-async fn send_once(endpoint: &Arc<Endpoint>, outgoing: &mut Outgoing) -> Result<Answer, FailedTry> {
+async fn send_once(endpoint: &Arc<Endpoint>, outgoing: &mut Outgoing) -> Result<Tried, FailedTry> {
     let connection = outgoing.connection(endpoint).await.map_err(|error| match error {
         ConnectError::Refused => FailedTry::new(Failure::NotConnected, Failed::Unreachable),
         ConnectError::TimedOut => FailedTry::new(Failure::NotConnected, Failed::TimedOut),
@@ -318,7 +363,7 @@ impl Outgoing {
         &self,
         turn: impl Turn,
         endpoint: Arc<Endpoint>,
-        (response, lent, asks): Answer,
+        (response, lent, asks): Tried,
     ) -> Result<Answered, FailedTry> {
         let is_unavailable = self.is_grpc
             && response.body().is_end_stream()

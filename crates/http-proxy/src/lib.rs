@@ -25,6 +25,9 @@ mod tunnel;
 mod upstream;
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use http::{Method, StatusCode, Version};
 
 pub use check::{CheckError, check};
 pub use forward::Client;
@@ -39,6 +42,44 @@ pub trait Frontend: Send + Sync + 'static {
 
     /// Where its requests go now; `None` if nobody serves them any more. It is asked for each request.
     fn pool(&self) -> Option<Self::Pool>;
+
+    /// A request is answered, by an endpoint or in its place. One that its client gave up before is not.
+    fn answered(&self, answer: &Answer) {
+        let _ = answer;
+    }
+
+    /// Whether the answer to the next request is to tell what was asked.
+    fn wants_question(&self) -> bool {
+        false
+    }
+}
+
+/// The beginning of an answer.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// How long it took to begin.
+    pub took: Duration,
+    /// Who gave it; `None`: no endpoint did.
+    pub endpoint: Option<SocketAddr>,
+    /// How often the request was sent again.
+    pub retries: u32,
+    /// What was asked, if that is wanted.
+    pub question: Option<Question>,
+}
+
+/// What was asked. A query is left out, since it may be nobody else's business.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// The method.
+    pub method: Method,
+    /// The path; of `CONNECT` nothing.
+    pub path: String,
+    /// Where the request was made to, as the client calls it.
+    pub host: Option<String>,
+    /// The version of HTTP.
+    pub version: Version,
 }
 
 /// Endpoints of a Service port.

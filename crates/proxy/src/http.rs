@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use http_proxy::{Client, NoTurn, Upstream};
+use http_proxy::{Answer, Client, NoTurn, Upstream};
 use tokio::net::TcpStream;
 
 use crate::frame::Protocol;
@@ -36,6 +36,12 @@ impl http_proxy::Frontend for Way {
         let pool = self.shared.table.pool(Protocol::Tcp, self.sent_to, self.traffic)?;
         let upstream = pool.is_by_request().then(|| pool.upstream(&self.shared.upstream))?;
         Some(Requests { pool, upstream })
+    }
+
+    fn answered(&self, answer: &Answer) {
+        if let Some(pool) = self.shared.table.pool(Protocol::Tcp, self.sent_to, self.traffic) {
+            pool.note_answer(answer.status.as_u16(), answer.took, answer.retries);
+        }
     }
 }
 

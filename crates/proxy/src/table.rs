@@ -258,6 +258,12 @@ impl LivePool {
         self.members.read().unwrap_or_else(PoisonError::into_inner).by_request
     }
 
+    /// A request is answered.
+    pub(crate) fn note_answer(&self, status: u16, took: Duration, retries: u32) {
+        let Counting { pool, tally } = &self.counting;
+        tally.note_answer(pool, status, took, retries);
+    }
+
     fn members(&self) -> Arc<Members> {
         self.members.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

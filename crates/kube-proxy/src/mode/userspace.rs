@@ -16,13 +16,13 @@ use agent::{FamilyMode, OpenConntrack, ServedFamily, with_causes};
 use anyhow::Context as _;
 use backend_nftables::lease::LEASE_SECS;
 use backend_userspace::{
-    Carried, OutageCounts, Outages, Site, Supervisor, UncarriedFlows, UserspacePlanner, UserspaceTarget,
-    Worker,
+    Carried, OutageCounts, Outages, Requests, ServicePort, Site, Sums, Supervisor, UncarriedFlows,
+    UserspacePlanner, UserspaceTarget, Worker,
 };
 use config::{Config, Mode};
-use metrics::{Metrics, WorkerMetrics};
+use metrics::{Metrics, RequestMetrics, RequestSums, WorkerMetrics};
 use model::{Family, IpFamily};
-use proxy::frame::Settings;
+use proxy::frame::{ANSWER_BOUNDS_MS, RequestCounts, Settings};
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
@@ -94,11 +94,20 @@ fn settings(config: &Config) -> Settings {
     }
 }
 
+/// What metrics tell of a Service port.
+fn sums((port, sums): (ServicePort, Sums)) -> (ServicePort, RequestSums) {
+    let Sums { counts, ejections, check_failures } = sums;
+    let RequestCounts { by_class, by_time, micros, retries } = counts;
+    let time = Duration::from_micros(micros);
+    (port, RequestSums { by_class, by_time: by_time.into(), time, retries, ejections, check_failures })
+}
+
 /// The workers of both families.
 pub(super) struct Workers {
     settings: Settings,
     verbosity: u32,
     metrics: Box<dyn Fn(IpFamily) -> WorkerMetrics + Send>,
+    requests: RequestMetrics,
     families: RefCell<Vec<ShutDown>>,
 }
 
@@ -110,6 +119,11 @@ impl Workers {
             settings: settings(config),
             verbosity: config.logging.verbosity,
             metrics: Box::new(WorkerMetrics::register(metrics)),
+            requests: RequestMetrics::register(
+                metrics,
+                crate::servers::series(&config.service_metrics),
+                &ANSWER_BOUNDS_MS,
+            ),
             families: RefCell::default(),
         }
     }
@@ -120,8 +134,11 @@ impl Workers {
         mode: FamilyMode<F, P>,
     ) -> FamilyMode<F, Beside<F, P, ALL>> {
         let FamilyMode { planner, open, meter, watch, flows, take_over, observer, family } = mode;
-        let (carried, outages) = (Carried::default(), Outages::default());
-        let supervisor = self.supervisor::<F>(ALL, &carried, &outages);
+        let (carried, requests) = (Carried::default(), Requests::default());
+        let outages = Outages::default().counting(&requests);
+        let counted = requests.clone();
+        self.requests.follow(F::FAMILY, Box::new(move || counted.read().into_iter().map(sums).collect()));
+        let supervisor = self.supervisor::<F>(ALL, (carried.clone(), outages.clone(), requests));
         let with_worker = lock(&supervisor).with_worker();
         let beside = |open: OpenTarget<P::Target>| {
             let (supervisor, carried) = (supervisor.clone(), carried.clone());
@@ -148,14 +165,13 @@ impl Workers {
     fn supervisor<F: Family>(
         &self,
         is_for_all: bool,
-        carried: &Carried,
-        outages: &Outages,
+        told: (Carried, Outages, Requests),
     ) -> SharedSupervisor<F> {
-        let told = (carried.clone(), outages.clone());
+        let outages = told.1.clone();
         let site = KernelSite::new(self.settings.clone(), self.verbosity, told);
         let supervisor = Supervisor::new(site);
         let supervisor = Arc::new(Mutex::new(if is_for_all { supervisor } else { supervisor.lazy() }));
-        look_after(Arc::downgrade(&supervisor), outages.clone(), (self.metrics)(F::FAMILY));
+        look_after(Arc::downgrade(&supervisor), outages, (self.metrics)(F::FAMILY));
         let ended = supervisor.clone();
         self.families.borrow_mut().push(Box::new(move || lock(&ended).shut_down()));
         supervisor

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use agent::with_causes;
-use backend_userspace::{Carried, Teller, Worker, WorkerGone};
+use backend_userspace::{Carried, Requests, Teller, Worker, WorkerGone};
 use conntrack::Tuple;
 use proxy::Listeners;
 use proxy::frame::{
@@ -42,6 +42,7 @@ struct Control {
     is_full: AtomicBool,
     carried: Carried,
     outages: Teller,
+    requests: Requests,
 }
 
 impl Process {
@@ -50,7 +51,7 @@ impl Process {
         listeners: &Listeners,
         settings: &Settings,
         verbosity: u32,
-        (carried, outages): (Carried, Teller),
+        (carried, outages, requests): (Carried, Teller, Requests),
     ) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_write_timeout(Some(PATIENCE))?;
@@ -69,6 +70,7 @@ impl Process {
             is_full: AtomicBool::new(false),
             carried,
             outages,
+            requests,
         });
         let hearing = control.clone();
         let hear = move || hearing.hear(reading, &sender);
@@ -150,6 +152,7 @@ impl Control {
                     ToAgent::InForce { generation } => drop(in_force.send(generation)),
                     ToAgent::Counted(count) => self.carried.add(count),
                     ToAgent::Availability(told) => self.outages.tell(told, Instant::now()),
+                    ToAgent::Requests(told) => self.requests.add(&told),
                     ToAgent::Full(is_full) => self.is_full.store(is_full, Ordering::Relaxed),
                     ToAgent::WhereTo { id, client, listener } => {
                         let destination = original_destination(&mut flows, client, listener);

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use agent::with_causes;
 use backend_nftables::lease::{self, Listeners as Lease, Ports};
-use backend_userspace::{Carried, Outages, Site};
+use backend_userspace::{Carried, Outages, Requests, Site};
 use conntrack::{Conntrack as _, Filter};
 use model::Family;
 use netlink::NetlinkError;
@@ -24,7 +24,7 @@ pub(super) struct KernelSite<F> {
     settings: Settings,
     verbosity: u32,
     /// What workers tell.
-    told: (Carried, Outages),
+    told: (Carried, Outages, Requests),
     /// Opened on the thread that first uses it.
     kernel: Option<kernel::Nftables>,
     family: PhantomData<fn() -> F>,
@@ -37,7 +37,7 @@ pub(super) struct Place {
 }
 
 impl<F: Family> KernelSite<F> {
-    pub(super) fn new(settings: Settings, verbosity: u32, told: (Carried, Outages)) -> Self {
+    pub(super) fn new(settings: Settings, verbosity: u32, told: (Carried, Outages, Requests)) -> Self {
         Self { settings, verbosity, told, kernel: None, family: PhantomData }
     }
 
@@ -76,8 +76,8 @@ impl<F: Family> Site for KernelSite<F> {
     }
 
     fn start(&mut self, listeners: &Place) -> io::Result<Process> {
-        let (carried, outages) = &self.told;
-        let told = (carried.clone(), outages.new_worker());
+        let (carried, outages, requests) = &self.told;
+        let told = (carried.clone(), outages.new_worker(), requests.clone());
         Process::start(&listeners.sockets, &self.settings, self.verbosity, told)
     }
 

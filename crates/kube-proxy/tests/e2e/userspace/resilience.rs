@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use apiserver::Kind;
 use fakes::objects::{self, Port};
 use lab::Host;
-use lab::proxy::wait_until;
+use lab::proxy::{Proxy, wait_until};
 use serde_json::{Value, json};
 use testkit::cluster::Cluster;
 
 use super::{HTTP_PORT, cluster, read_head, wait_for_capture};
 use crate::status::wait_for_answer;
-use crate::support::{PATIENCE, apply_web, ip, start, told};
+use crate::support::{PATIENCE, apply_web, ip, program, start, told};
 
 const PORT: Port = Port { name: "web", protocol: "TCP", port: 80, target: HTTP_PORT, node_port: None };
 const SERVICE: &str = "10.96.0.51";
@@ -112,6 +112,38 @@ fn an_endpoint_whose_answers_fail_is_ejected_and_people_see_it() {
     // Without the annotation all is as before.
     apply(&cluster, json!({}));
     assert!(wait_until(PATIENCE, || met(&cluster) == pods(&[0, 1, 2])));
+}
+
+/// Of all Services, and of each.
+#[test]
+fn requests_are_counted_with_their_codes_and_times() {
+    let cluster = cluster(1, 0);
+    let fails = serve(cluster.lab.pod(0), 0);
+    apply(&cluster, json!({}));
+    apply_web(&cluster);
+    let arguments = [cluster.arguments(), vec!["--service-metrics=all".to_owned()]].concat();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let _proxy = Proxy::start(cluster.lab.node(), program(), &arguments).unwrap();
+    wait_for_capture(&cluster, true);
+    assert!(wait_until(PATIENCE, || cluster
+        .lab
+        .outside()
+        .run(|| TcpStream::connect((ip(SERVICE), 80)))
+        .is_ok()));
+    met(&cluster);
+    fails.store(true, Ordering::Relaxed);
+    met(&cluster);
+    let metrics = SocketAddr::from(([127, 0, 0, 1], 10249));
+    let page = || wait_for_answer(cluster.lab.node(), metrics, "/metrics", 200, PATIENCE).body;
+    let own = "ip_family=\"IPv4\",namespace=\"default\",port=\"web\",service=\"resilient\"";
+    let wanted = [
+        "kubeproxy_requests_total{code=\"2xx\",ip_family=\"IPv4\"} 12".to_owned(),
+        "kubeproxy_requests_total{code=\"5xx\",ip_family=\"IPv4\"} 12".to_owned(),
+        format!("kubeproxy_service_requests_total{{code=\"5xx\",{own}}} 12"),
+        format!("kubeproxy_service_request_duration_seconds_count{{{own}}} 24"),
+    ];
+    let are_told = || wanted.iter().all(|line| page().lines().any(|found| found == line));
+    assert!(wait_until(PATIENCE, are_told), "{}", page());
 }
 
 #[test]
