@@ -67,6 +67,8 @@ pub struct Config {
     pub ipvs: Ipvs,
     /// Which Services' flows workers carry, beside a mode of rules that can hand them over; in mode userspace, who says how. `None`: nothing is said.
     pub service_proxying: Option<ProxyingRules>,
+    /// Of a million requests and connections that workers carry, how many have a line in the access log.
+    pub access_log_per_million: u32,
     /// How workers of mode userspace choose endpoints (`--userspace-policy`).
     pub userspace_policy: Policy,
     /// What mode ebpf needs besides, and what a cleanup looks for.

@@ -232,6 +232,16 @@ object! {
         annotated: bool = "annotated" omitempty,
         /// Services that go through workers whatever they say: the first rule that selects a Service counts, after its annotation.
         rules: Option<Vec<ProxyingRule>> = "rules" omitempty,
+        /// What workers write of requests and connections.
+        access_log: AccessLog = "accessLog" omitempty,
+    }
+}
+
+object! {
+    /// `serviceProxying.accessLog`.
+    AccessLog {
+        /// How many of a hundred have a line; absent or 0 means none.
+        sample_percent: Option<f32> = "samplePercent" omitempty,
     }
 }
 

@@ -87,6 +87,7 @@ pub(crate) fn config(
         nftables_localhost_node_ports: gates.enabled(NFTABLES_LOCALHOST_NODE_PORTS),
         ipvs,
         service_proxying,
+        access_log_per_million: access_log(&file, check),
         userspace_policy,
         ebpf: ebpf(&file, check),
         windows: windows(&file, own, mode, check),
@@ -120,6 +121,19 @@ fn service_proxying(
     let rules: Vec<_> = rules.iter().enumerate().map(rule).collect();
     let ignores_annotations = !said.annotated && mode != Mode::Userspace;
     (said.annotated || !rules.is_empty()).then_some(ProxyingRules { ignores_annotations, rules })
+}
+
+fn access_log(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> u32 {
+    let percent = file.service_proxying.access_log.sample_percent.unwrap_or_default();
+    if !(0.0..=100.0).contains(&percent) {
+        let reason = format!("Invalid value: {percent}: must be within the range [0, 100]");
+        let path = "serviceProxying.accessLog.samplePercent".to_owned();
+        check.failed(FieldError { path, problem: reason });
+        return 0;
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is up to a million")]
+    let per_million = (percent * 10_000.0).round() as u32;
+    per_million
 }
 
 fn proxying_rule(path: &str, said: &v1alpha1::ProxyingRule, check: &mut Check<'_>) -> ProxyingRule {

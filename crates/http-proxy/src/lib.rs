@@ -70,7 +70,7 @@ pub struct Answer {
 }
 
 /// What was asked. A query is left out, since it may be nobody else's business.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Question {
     /// The method.
     pub method: Method,

@@ -41,6 +41,9 @@ pub struct Settings {
     pub policy: Policy,
     /// Connections and UDP clients at a time; `None`: as many as there may be open files.
     pub max_flows: Option<usize>,
+    /// Of a million requests and connections, how many have a line in the access log.
+    #[serde(default)]
+    pub access_log_per_million: u32,
 }
 
 /// Routes that are new, other ones or gone.

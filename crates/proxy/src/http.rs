@@ -12,14 +12,14 @@ use crate::worker::Shared;
 
 /// Carries the requests of a client's connection.
 pub(crate) async fn carry(shared: &Arc<Shared>, stream: TcpStream, client: Client, traffic: Traffic) {
-    let way = Way { shared: shared.clone(), sent_to: client.sent_to, traffic };
+    let way = Way { shared: shared.clone(), client, traffic };
     http_proxy::serve(stream, client, way, shared.closing.subscribe()).await;
 }
 
 /// What a client connected to.
 struct Way {
     shared: Arc<Shared>,
-    sent_to: SocketAddr,
+    client: Client,
     traffic: Traffic,
 }
 
@@ -33,15 +33,20 @@ impl http_proxy::Frontend for Way {
     type Pool = Requests;
 
     fn pool(&self) -> Option<Requests> {
-        let pool = self.shared.table.pool(Protocol::Tcp, self.sent_to, self.traffic)?;
+        let pool = self.shared.table.pool(Protocol::Tcp, self.client.sent_to, self.traffic)?;
         let upstream = pool.is_by_request().then(|| pool.upstream(&self.shared.upstream))?;
         Some(Requests { pool, upstream })
     }
 
     fn answered(&self, answer: &Answer) {
-        if let Some(pool) = self.shared.table.pool(Protocol::Tcp, self.sent_to, self.traffic) {
+        if let Some(pool) = self.shared.table.pool(Protocol::Tcp, self.client.sent_to, self.traffic) {
             pool.note_answer(answer.status.as_u16(), answer.took, answer.retries);
+            self.shared.access_log.request(pool.service(), self.client, answer);
         }
+    }
+
+    fn wants_question(&self) -> bool {
+        self.shared.access_log.draws()
     }
 }
 

@@ -8,6 +8,7 @@
 //! ends.
 #![forbid(unsafe_code)]
 
+mod access_log;
 mod control;
 pub mod frame;
 mod handover;

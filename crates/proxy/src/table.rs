@@ -198,6 +198,7 @@ const UNTOLD_BYTES: u64 = 64 * 1024;
 pub(crate) struct Flow {
     endpoint: Arc<Endpoint>,
     pool: Arc<LivePool>,
+    bytes: AtomicU64,
     untold_bytes: AtomicU64,
 }
 
@@ -262,6 +263,12 @@ impl LivePool {
     pub(crate) fn note_answer(&self, status: u16, took: Duration, retries: u32) {
         let Counting { pool, tally } = &self.counting;
         tally.note_answer(pool, status, took, retries);
+    }
+
+    /// The Service port, as `namespace/name:port`.
+    pub(crate) fn service(&self) -> &str {
+        let pool = &*self.counting.pool;
+        pool.rsplit_once('/').map_or(pool, |(service, _protocol)| service)
     }
 
     fn members(&self) -> Arc<Members> {
@@ -476,7 +483,8 @@ fn millis(duration: Duration) -> u64 {
 impl Flow {
     fn new(endpoint: &Arc<Endpoint>, pool: Arc<LivePool>) -> Self {
         endpoint.flows.fetch_add(1, Ordering::Relaxed);
-        Self { endpoint: endpoint.clone(), pool, untold_bytes: AtomicU64::new(0) }
+        let (bytes, untold_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { endpoint: endpoint.clone(), pool, bytes, untold_bytes }
     }
 
     /// The endpoint takes it, and succeeds or fails.
@@ -494,6 +502,7 @@ impl Flow {
     /// So many bytes more were carried.
     pub(crate) fn note_bytes(&self, more: usize) {
         let more = u64::try_from(more).unwrap_or(u64::MAX);
+        self.bytes.fetch_add(more, Ordering::Relaxed);
         if self.untold_bytes.fetch_add(more, Ordering::Relaxed).saturating_add(more) >= UNTOLD_BYTES {
             self.tell_bytes();
         }
@@ -504,6 +513,11 @@ impl Flow {
         if bytes > 0 {
             self.endpoint.note(Counts { bytes, ..Counts::default() });
         }
+    }
+
+    /// So many bytes were carried so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

@@ -10,6 +10,7 @@ use http_proxy::{Client, Sockets, tune};
 use rustc_hash::FxBuildHasher;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::frame::Protocol;
@@ -132,14 +133,22 @@ async fn carry(shared: &Arc<Shared>, client: TcpStream, peer: SocketAddr, traffi
         tune(&client);
         return http::carry(shared, client, Client { address: peer, sent_to }, traffic).await;
     }
-    let place = pool.take_connection();
+    let (place, began) = (pool.take_connection(), Instant::now());
+    let log = |endpoint, bytes| {
+        if shared.access_log.draws() {
+            let client = Client { address: peer, sent_to };
+            shared.access_log.connection(pool.service(), client, endpoint, began.elapsed(), bytes);
+        }
+    };
     let connected = if place.is_some() { connect(shared, &pool, peer).await } else { None };
     let Some((endpoint, flow)) = connected else {
         pool.note_refusal();
+        log(None, 0);
         return reset(&[&client]);
     };
     carry_to(shared, &client, &endpoint, &flow).await;
     drop(place);
+    log(Some(flow.address()), flow.bytes());
 }
 
 async fn carry_to(shared: &Shared, client: &TcpStream, endpoint: &TcpStream, flow: &Flow) {
@@ -215,6 +224,7 @@ mod tests {
             linger_ms: 0,
             policy: Policy::RoundRobin,
             max_flows: None,
+            access_log_per_million: 0,
         };
         Shared::new(Control::new().0, &settings, 1024)
     }

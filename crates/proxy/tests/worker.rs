@@ -49,6 +49,7 @@ impl Agent {
             linger_ms: 0,
             policy: Policy::RoundRobin,
             max_flows,
+            access_log_per_million: 0,
         }));
         agent
     }

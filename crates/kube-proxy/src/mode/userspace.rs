@@ -91,6 +91,7 @@ fn settings(config: &Config) -> Settings {
         linger_ms: u64::from(LEASE_SECS) * 2000,
         policy: config.userspace_policy,
         max_flows: None,
+        access_log_per_million: config.access_log_per_million,
     }
 }
 

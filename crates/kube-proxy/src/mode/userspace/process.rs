@@ -58,7 +58,7 @@ impl Process {
         let child = Command::new(PROGRAM)
             .args([WORKER, &verbosity.to_string()])
             .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
+            .stdout(if settings.access_log_per_million > 0 { Stdio::inherit() } else { Stdio::null() })
             .stderr(Stdio::inherit())
             .spawn()?;
         let (sender, in_force) = mpsc::channel();
