@@ -3,11 +3,11 @@
 mod answers;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
-use mode::{Planner, Touch, Watch};
+use mode::{OutageCause, Planner, Touch, Watch};
 use model::view::{self, ThisNode};
 use model::{
     ConflictChange, Family, FrontendAddress, FrontendKey, IpFamily, Node, NodePortAddresses, ServiceEntry,
@@ -54,6 +54,8 @@ pub(crate) struct Controller<F: Family, P: Planner<F>> {
     shortcomings: BTreeMap<ServiceName, BTreeSet<&'static str>>,
     /// Which of their frontends somebody else stands for, as far as one is.
     taken: BTreeMap<ServiceName, BTreeSet<Taken>>,
+    /// Endpoints of which it was told that they get nothing for now.
+    outages_told: BTreeSet<(ServicePortName, SocketAddr, OutageCause)>,
 }
 
 /// From so many failures in a row a start is given up that has no chance.
@@ -102,6 +104,7 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
             counting,
             shortcomings: BTreeMap::new(),
             taken: BTreeMap::new(),
+            outages_told: BTreeSet::new(),
         })
     }
 
@@ -224,8 +227,20 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
         }
     }
 
+    /// Tells which endpoints have begun to get nothing, each once for as long as it lasts.
+    fn tell_outages(&mut self, now: Instant) {
+        let outages = self.pipeline.outages(now).into_iter();
+        let found: BTreeSet<_> =
+            outages.map(|outage| (outage.service, outage.endpoint, outage.cause)).collect();
+        for (service, endpoint, cause) in found.difference(&self.outages_told).cloned() {
+            self.notices.tell(Notice::EndpointOut { service, endpoint, cause });
+        }
+        self.outages_told = found;
+    }
+
     /// What was counted is somebody's.
     fn take_counted(&mut self, counted: Counted<P::Target>, now: Instant) {
+        self.tell_outages(now);
         let Some(counting) = &mut self.counting else { return };
         counting.took(counted.took, now);
         match counted.counted {

@@ -1,8 +1,9 @@
 //! What people should hear of, as values: the agent knows it, others make events and metrics of it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use mode::OutageCause;
 use model::{IpFamily, Node, Protocol, ServiceName, ServicePortName, Uid};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -32,6 +33,15 @@ pub enum Notice {
         uid: Option<Uid>,
         /// What has it.
         taken: Taken,
+    },
+    /// An endpoint gets nothing for now, although Kubernetes says that it serves.
+    EndpointOut {
+        /// Of which Service port.
+        service: ServicePortName,
+        /// The endpoint.
+        endpoint: SocketAddr,
+        /// What decided so.
+        cause: OutageCause,
     },
     /// The rules could not be brought into the kernel for longer than twice [`sync_period`](crate::Settings::sync_period).
     /// Told again every [`SYNCS_FAIL_EVERY`] while it lasts.

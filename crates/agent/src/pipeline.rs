@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use mode::{Meter, Planner, Rule, RuleCount, Target};
+use mode::{EndpointOutage, Meter, Planner, Rule, RuleCount, Target};
 use model::{Changed, ConflictChange, Family, Frontend, FrontendKey, Protocol, ServiceName, Table};
 use tokio::time::Instant;
 
@@ -234,6 +234,11 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
     /// Whose what was counted is; nobody's where telling them apart fails.
     pub(crate) fn meters(&self, counted: <P::Target as Target>::Counted) -> Vec<Meter> {
         catch_unwind(AssertUnwindSafe(|| self.planner.meters(&self.table, counted))).unwrap_or_default()
+    }
+
+    /// Endpoints that get nothing for now; none where finding them fails.
+    pub(crate) fn outages(&self, now: Instant) -> Vec<EndpointOutage> {
+        catch_unwind(AssertUnwindSafe(|| self.planner.outages(&self.table, now))).unwrap_or_default()
     }
 
     /// Since when the oldest of what the target lacks has been known, may lack after somebody else's change, or has been

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use model::view::ThisNode;
-use model::{Balancer, Family, IpFamily, Name, Node, NodePortAddresses, PodSource, RuleSettings};
+use model::{
+    Balancer, Family, IpFamily, Name, Node, NodePortAddresses, PodSource, ProxyingRules, RuleSettings,
+};
 
 use crate::notice::Notices;
 
@@ -24,6 +27,8 @@ pub struct Settings {
     pub external_ips: bool,
     /// HNS serves, as on Windows.
     pub served_by_hns: bool,
+    /// Which Services ask for proxies.
+    pub proxying: Arc<ProxyingRules>,
     /// `detectLocalMode`: how packets from pods are told from others.
     pub pods: Pods,
     /// `masqueradeAll`: masquerade pods' traffic to cluster IPs too.
@@ -74,6 +79,7 @@ impl Settings {
             localhost_node_ports: false,
             external_ips: true,
             served_by_hns: false,
+            proxying: Arc::default(),
             pods: Pods::ClusterCidr(Vec::new()),
             masquerade_all: false,
             masquerade_mark: 1 << 14,
@@ -89,7 +95,7 @@ impl Settings {
     pub(crate) fn this_node(&self, node: Option<&Node>) -> ThisNode {
         let this_node = ThisNode::new(self.node_name.clone(), node);
         let (ignores_external_ips, served_by_hns) = (!self.external_ips, self.served_by_hns);
-        ThisNode { ignores_external_ips, served_by_hns, ..this_node }
+        ThisNode { ignores_external_ips, served_by_hns, proxying: self.proxying.clone(), ..this_node }
     }
 
     /// The rules' settings for one family, given the Node as far as it is known, and the `ServiceCIDR`s.

@@ -204,6 +204,8 @@ pub struct Port {
     pub addresses: Vec<Address>,
     /// How long a client stays with its endpoint, in seconds.
     pub affinity_seconds: Option<u64>,
+    /// How workers of this node choose endpoints, and who asks for them; none if they are not asked for.
+    pub proxying: Option<String>,
     /// Which endpoints new flows are balanced over, by traffic policy.
     pub policies: Vec<Policy>,
     /// All its endpoints.
@@ -332,6 +334,8 @@ pub struct Endpoint {
     pub is_hinted: bool,
     /// The `EndpointSlice` that it is from.
     pub slice: String,
+    /// Why workers of this node give it nothing for now; none if they do, or if there are none.
+    pub out: Option<String>,
     /// Its use, by policy.
     pub uses: Vec<Use>,
     /// What went to it, in modes that count it.

@@ -92,7 +92,7 @@ message!(Meta, |meta, value| {
     5 "uid" => text(value, &mut meta.uid),
     6 "resourceVersion" => text(value, &mut meta.resource_version),
     9 "deletionTimestamp" => value.bytes().map(|_time| meta.deletion_timestamp.0 = true),
-    11 "labels" => entry(value).map(|(key, text)| meta.labels.set(key, text.into())),
+    11 "labels" => entry(value).map(|(key, text)| meta.labels.set(key.into(), text.into())),
     12 "annotations" => entry(value).map(|(key, text)| meta.annotations.set(key, text.into())),
 });
 

@@ -17,6 +17,12 @@ pub(crate) const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(crate) const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 /// Annotation on Services that ask for a proxy on each node: the policy by which it is to choose endpoints.
 pub(crate) const ANNOTATION_PROXYING: &str = "kube-proxy/proxying";
+/// Of a Service: how much proxies may have under way.
+pub(crate) const ANNOTATION_LIMITS: &str = "kube-proxy/limits";
+/// Of a Service: when proxies leave endpoints out that fail.
+pub(crate) const ANNOTATION_EJECTION: &str = "kube-proxy/ejection";
+/// Of a Service: how proxies ask endpoints whether they serve.
+pub(crate) const ANNOTATION_HEALTH_CHECK: &str = "kube-proxy/health-check";
 /// Annotation on slices: when the change happened that they come from.
 pub(crate) const ANNOTATION_TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// Of a Service: Windows nodes leave the destination as it is on the way to endpoints.
@@ -263,24 +269,26 @@ impl<'de: 'a, 'a> Deserialize<'de> for First<'a> {
     }
 }
 
-/// The labels that we look at.
+/// Labels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Labels<'a> {
     pub(crate) proxy_name: bool,
     pub(crate) headless: bool,
     pub(crate) service_name: Text<'a>,
     pub(crate) zone: Text<'a>,
+    /// All others.
+    pub(crate) others: Vec<(Text<'a>, Text<'a>)>,
 }
 
 impl<'a> Labels<'a> {
-    /// Takes a label in, if it is one of ours.
-    pub(crate) fn set(&mut self, key: &str, value: Text<'a>) {
-        match key {
+    /// Takes a label in.
+    pub(crate) fn set(&mut self, key: Text<'a>, value: Text<'a>) {
+        match &*key {
             LABEL_PROXY_NAME => self.proxy_name = true,
             LABEL_HEADLESS => self.headless = true,
             LABEL_SERVICE_NAME => self.service_name = value,
             LABEL_ZONE => self.zone = value,
-            _ => {}
+            _ => self.others.push((key, value)),
         }
     }
 }
@@ -289,6 +297,9 @@ impl<'a> Labels<'a> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Annotations<'a> {
     pub(crate) proxying: Option<Text<'a>>,
+    pub(crate) limits: Option<Text<'a>>,
+    pub(crate) ejection: Option<Text<'a>>,
+    pub(crate) health_check: Option<Text<'a>>,
     pub(crate) initial_events_end: bool,
     pub(crate) trigger_time: Text<'a>,
     pub(crate) preserves_destination: bool,
@@ -301,6 +312,9 @@ impl<'a> Annotations<'a> {
             ANNOTATION_INITIAL_EVENTS_END => self.initial_events_end = &*value == "true",
             ANNOTATION_TRIGGER_TIME => self.trigger_time = value,
             ANNOTATION_PROXYING => self.proxying = Some(value),
+            ANNOTATION_LIMITS => self.limits = Some(value),
+            ANNOTATION_EJECTION => self.ejection = Some(value),
+            ANNOTATION_HEALTH_CHECK => self.health_check = Some(value),
             ANNOTATION_PRESERVE_DESTINATION => self.preserves_destination = &*value == "true",
             _ => {}
         }
@@ -309,18 +323,18 @@ impl<'a> Annotations<'a> {
 
 /// A map of texts, handed over entry by entry.
 trait TextMap<'a>: Default {
-    fn put(&mut self, key: &str, value: Text<'a>);
+    fn put(&mut self, key: Text<'a>, value: Text<'a>);
 }
 
 impl<'a> TextMap<'a> for Labels<'a> {
-    fn put(&mut self, key: &str, value: Text<'a>) {
+    fn put(&mut self, key: Text<'a>, value: Text<'a>) {
         self.set(key, value);
     }
 }
 
 impl<'a> TextMap<'a> for Annotations<'a> {
-    fn put(&mut self, key: &str, value: Text<'a>) {
-        self.set(key, value);
+    fn put(&mut self, key: Text<'a>, value: Text<'a>) {
+        self.set(&key, value);
     }
 }
 
@@ -334,7 +348,7 @@ fn text_map<'de, D: Deserializer<'de>, T: TextMap<'de>>(deserializer: D) -> Resu
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<T, A::Error> {
             let mut texts = T::default();
             while let Some((key, value)) = map.next_entry::<Text<'de>, Option<Text<'de>>>()? {
-                texts.put(&key, value.unwrap_or_default());
+                texts.put(key, value.unwrap_or_default());
             }
             Ok(texts)
         }

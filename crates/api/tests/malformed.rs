@@ -370,6 +370,33 @@ fn proxies_are_asked_for_by_a_policy_that_there_is() {
     assert_eq!(named(service(&asking("fastest"), &["keep", note])), None);
 }
 
+/// What selectors look at is sorted; labels of kube-proxy's own are not among them.
+#[test]
+fn labels_are_kept() {
+    let labels = json!({"metadata": {"labels": {"tier": "front", "app": "web", "service.kubernetes.io/headless": ""}}});
+    let found = service(&labels, &["keep"]).labels;
+    let found: Vec<_> = found.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    assert_eq!(found, [("app", "web"), ("tier", "front")]);
+}
+
+#[test]
+fn what_proxies_are_to_do_against_harm_is_said_by_annotations() {
+    let asking = |annotations: Value| json!({"metadata": {"annotations": annotations}});
+    assert_eq!(service(&json!({}), &["keep"]).resilience, None);
+    let all = asking(json!({
+        "kube-proxy/limits": "connections=10",
+        "kube-proxy/ejection": "on",
+        "kube-proxy/health-check": "tcp",
+    }));
+    let found = service(&all, &["keep"]).resilience.unwrap();
+    assert_eq!(found.limits.connections, Some(10));
+    assert_eq!(found.ejection, Some(balance::Ejection::default()));
+    assert_eq!(found.health_check, balance::HealthCheck::parse("tcp").ok());
+    let note = "Service shop/web: metadata.annotations[kube-proxy/ejection]: longest is shorter than time";
+    let bad = asking(json!({"kube-proxy/limits": "connections=10", "kube-proxy/ejection": "time=1h"}));
+    assert_eq!(service(&bad, &["keep", note]).resilience.unwrap().ejection, None);
+}
+
 #[test]
 fn health_check_ports_belong_to_local_load_balancers() {
     let local = |port: i64| json!({"spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": port}});

@@ -51,7 +51,7 @@ impl<F: Family, R: Rules<F>> IpvsPlanner<F, R> {
         let addresses = accepted(&state.node_addresses, &settings.node_ports);
         let node_ports = NodePortAddresses::Within(addresses.map(|addr| IpNet::from(addr.into())).collect());
         let node_addresses = state.node_addresses.iter().map(|address| (*address).into()).collect();
-        let balancer = Balancer::Ipvs { node_addresses };
+        let balancer = Balancer::Ipvs { node_addresses, proxied: settings.balancer.proxied() };
         let settings = RuleSettings { node_ports, localhost_node_ports: false, balancer, ..settings.clone() };
         self.rules.settings(&settings)
     }

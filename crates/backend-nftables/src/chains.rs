@@ -101,9 +101,9 @@ fn balance<F: Family>(config: &Config) -> Vec<Rule> {
         not_from_pod.map(|test| rule([unless_from_pod, test, mark.clone()]))
     };
     let from_node = rule([when(MasqueradeWhen::FromNode), Statement::SourceIsLocal, mark]);
-    let (proxied, chain) = match config.balancer {
-        Balancer::Proxies(_) => (lease::rules(), priority::CHAIN & !PROXIED & !PROXIED_INTERNAL),
-        Balancer::Rules | Balancer::Ipvs { .. } => (Vec::new(), priority::CHAIN),
+    let (proxied, chain) = match config.balancer.proxied() {
+        Some(_) => (lease::rules(&config.balancer), priority::CHAIN & !PROXIED & !PROXIED_INTERNAL),
+        None => (Vec::new(), priority::CHAIN),
     };
     let chain = Field::PriorityBits { mask: chain };
     let choose = rule([Statement::Vmap { key: vec![chain], map: Map::Chains.name() }]);
@@ -143,7 +143,7 @@ pub(crate) fn addr_match(field: AddrField, net: IpNet, negate: bool) -> Statemen
 /// The chains that exist whatever Services there are.
 pub(crate) fn fixed<F: Family>(config: &Config) -> Vec<ChainSpec> {
     let mut chains = balancing::<F>(config);
-    if let Balancer::Ipvs { node_addresses } = &config.balancer {
+    if let Balancer::Ipvs { node_addresses, .. } = &config.balancer {
         ipvs::adapt::<F>(&mut chains, config, node_addresses);
     }
     chains

@@ -39,8 +39,11 @@ enum Action {
         policy: TrafficPolicy,
         priority: u32,
     },
-    /// IPVS chooses an endpoint.
-    LeaveToIpvs(Masquerade),
+    /// IPVS chooses an endpoint, unless a proxy takes the flow before.
+    LeaveToIpvs {
+        masquerade: Masquerade,
+        is_proxied: bool,
+    },
     Refuse(Verdict),
 }
 
@@ -63,7 +66,9 @@ impl Programmed {
         };
         let internal = frontend.internal_pool.as_ref().filter(|pool| !pool.endpoints().is_empty());
         let any = match (&frontend.pool, balancer) {
-            (model::Pool::Endpoints(_), Balancer::Ipvs { .. }) => Action::LeaveToIpvs(frontend.masquerade),
+            (model::Pool::Endpoints(_), Balancer::Ipvs { .. }) => {
+                Action::LeaveToIpvs { masquerade: frontend.masquerade, is_proxied }
+            }
             (wanted, _) => {
                 action(frontend.policy, wanted, MasqueradeWhen::Frontend(frontend.masquerade), PROXIED)
             }
@@ -91,7 +96,7 @@ impl Programmed {
     pub(crate) fn pools(&self) -> impl Iterator<Item = TrafficPolicy> {
         [Some(self.any), self.internal].into_iter().flatten().filter_map(|action| match action {
             Action::Choose { policy, .. } => Some(policy),
-            Action::LeaveToIpvs(_) | Action::Refuse(_) => None,
+            Action::LeaveToIpvs { .. } | Action::Refuse(_) => None,
         })
     }
 
@@ -107,7 +112,7 @@ impl Programmed {
             Action::Choose { priority, .. } => {
                 (Map::Frontends(traffic, by_node_port), Data::Value(Bytes::new().index(priority)))
             }
-            Action::LeaveToIpvs(masquerade) => {
+            Action::LeaveToIpvs { masquerade, .. } => {
                 (Map::Ipvs(IpvsMasquerade(masquerade), by_node_port), Data::None)
             }
             Action::Refuse(Verdict::Drop) => (Map::Dropped(by_node_port), Data::None),
@@ -115,6 +120,15 @@ impl Programmed {
         };
         let comment = Some(cut_comment(self.service.to_string(), ""));
         Some(MapElement::new(map, Element { key: frontend_bytes(key), data, comment }))
+    }
+
+    /// The element by which a proxy is offered what IPVS has otherwise.
+    fn offer<F: Family>(&self, key: &FrontendKey<F>) -> Option<MapElement> {
+        let is_offered = matches!(self.any, Action::LeaveToIpvs { is_proxied: true, .. });
+        let map = Map::Frontends(Traffic::Any, key.address == FrontendAddress::Node);
+        let comment = Some(cut_comment(self.service.to_string(), ""));
+        let data = Data::Value(Bytes::new().index(PROXIED));
+        is_offered.then(|| MapElement::new(map, Element { key: frontend_bytes(key), data, comment }))
     }
 
     /// The elements that keep other senders away.
@@ -130,7 +144,7 @@ impl Programmed {
     /// All elements of the frontend.
     pub(crate) fn elements<F: Family>(&self, key: &FrontendKey<F>) -> impl Iterator<Item = MapElement> {
         let by_traffic = Traffic::ALL.into_iter().filter_map(|traffic| self.element(traffic, key));
-        by_traffic.chain(self.source_elements(key))
+        by_traffic.chain(self.offer(key)).chain(self.source_elements(key))
     }
 }
 

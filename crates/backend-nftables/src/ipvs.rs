@@ -8,6 +8,7 @@
 //!   postrouting as in mode nftables. Flows that IPVS directs have no translation by rules, so conntrack's status says nothing;
 //! - what the host itself sends to a Service's address has that address as its source as well, since it is local: it is always
 //!   masqueraded;
+//! - a proxy of this node that has a [lease](crate::lease) has the flows of its Services before IPVS sees them;
 //! - the other ports of such addresses would be those of the host, and are closed;
 //! - internal flows that take the short cut of `externalTrafficPolicy: Local` have another choice of endpoints than others of
 //!   the same address, which no virtual server can have. Rules direct them, before IPVS sees them.
@@ -21,19 +22,27 @@ use nft::{AddrField, Field, Name, Rule, Statement};
 use crate::chains::{ChainSpec, addr_match, from_pod, node_port_rules, rule};
 use crate::config::Config;
 use crate::layout::{IpvsMasquerade, Map, frontend_key, hairpin_key};
+use crate::lease;
 
 /// Makes the chains by which rules choose endpoints those beside IPVS.
 pub(crate) fn adapt<F: Family>(chains: &mut Vec<ChainSpec>, config: &Config, node_addresses: &[IpAddr]) {
-    chains.retain(|chain| &*chain.name != "services");
+    let is_offered = config.balancer.proxied().is_some();
+    chains.retain(|chain| is_offered || &*chain.name != "services");
     for chain in chains.iter_mut() {
         match &*chain.name {
+            "nat-prerouting" | "nat-output" if is_offered => {}
             "nat-prerouting" | "nat-output" => chain.rules.retain(|rule| !is_jump(rule, "services")),
             "nat-postrouting" => chain.rules = masquerading(config),
             "filter-prerouting-pre-dnat" => chain.rules.push(new_flows("ipvs-masquerade")),
             "filter-output-pre-dnat" => chain.rules.push(new_flows("ipvs-masquerade-own")),
             "filter-input" => chain.rules.push(new_flows("virtual-ips-check")),
             // Behind the refusals, before what is dropped of ranges.
-            "filter-output" => chain.rules.insert(1, new_flows("virtual-ips-check")),
+            "filter-output" => {
+                chain.rules.insert(1, new_flows("virtual-ips-check"));
+                if is_offered {
+                    chain.rules.splice(0..0, lease::unmark(config.masquerade_mark));
+                }
+            }
             _ => {}
         }
     }

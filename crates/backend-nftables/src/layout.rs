@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use model::{Balancer, Destination, Family, FrontendAddress, FrontendKey, Masquerade, Protocol};
-use nft::{Bytes, DEFAULT_LEARNT_SIZE, Data, Element, Field, Name, Set, SetData};
+use nft::{Bytes, DEFAULT_LEARNT_SIZE, Data, Element, Field, Name, Ruleset, Set, SetData};
 
 use crate::lease::LEASE_SECS;
+use crate::priority::PROXIED;
 
 /// The table that is ours, in `ip` and in `ip6`: the name that upstream uses, which its clean-up and other software
 /// look for.
@@ -19,9 +20,12 @@ pub fn choosing_chains() -> [Name; 2] {
     ["nat-prerouting", "nat-output"].map(Name::from_static)
 }
 
-/// The maps that send packets of Services to endpoints, whoever they are from: empty where IPVS does that.
-pub fn choosing_maps() -> [Name; 2] {
-    [false, true].map(|by_node_port| Map::Frontends(Traffic::Any, by_node_port).name())
+/// Whether a table sends packets of Services to endpoints, whoever they are from, and does not leave that to IPVS.
+pub fn chooses_endpoints(found: &Ruleset) -> bool {
+    let maps = [false, true].map(|by_node_port| Map::Frontends(Traffic::Any, by_node_port).name());
+    let leads_to_a_pool = |data: &Data| *data != Data::Value(Bytes::new().index(PROXIED));
+    let mut elements = maps.iter().filter_map(|name| found.sets.get(name)).flat_map(|set| &set.elements);
+    elements.any(|element| leads_to_a_pool(&element.data))
 }
 
 /// Whose flows a map is for: `externalTrafficPolicy: Local` has internal ones take a short cut to all endpoints.
@@ -100,13 +104,15 @@ impl Map {
     pub(crate) fn all(balancer: &Balancer) -> Vec<Self> {
         let mut maps = Self::of_rules();
         match balancer {
-            Balancer::Rules => {}
+            Balancer::Rules | Balancer::Proxies(_) => {}
             Balancer::Ipvs { .. } => {
                 let balanced = IpvsMasquerade::ALL.into_iter();
                 maps.extend(balanced.flat_map(|when| [false, true].map(|by| Self::Ipvs(when, by))));
                 maps.push(Self::VirtualIps);
             }
-            Balancer::Proxies(_) => maps.extend(Traffic::ALL.map(Self::Proxies)),
+        }
+        if balancer.proxied().is_some() {
+            maps.extend(Traffic::ALL.map(Self::Proxies));
         }
         maps.sort_unstable();
         maps

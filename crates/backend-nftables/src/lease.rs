@@ -10,7 +10,7 @@
 
 use std::net::IpAddr;
 
-use model::{Family, Protocol};
+use model::{Balancer, Family, Protocol};
 use nft::{Bytes, Data, Element, Op, Rule, Statement, Transaction};
 
 use crate::chains::rule;
@@ -46,15 +46,39 @@ pub const fn can_be_proxied(protocol: Protocol) -> bool {
     matches!(protocol, Protocol::Tcp | Protocol::Udp)
 }
 
-/// The rules that hand flows over, ahead of those that mark and choose.
-pub(crate) fn rules() -> Vec<Rule> {
+/// The rules that hand flows over, ahead of those that mark and choose. What no proxy takes goes on to IPVS as if nothing had been,
+/// where that chooses.
+pub(crate) fn rules(balancer: &Balancer) -> Vec<Rule> {
     let hand_over = |bit, traffic| {
         rule([
             Statement::PriorityBitsAre { mask: bit, value: bit },
             Statement::DnatMap { key: proxy_key(), map: Map::Proxies(traffic).name() },
         ])
     };
-    vec![hand_over(PROXIED_INTERNAL, Traffic::Internal), hand_over(PROXIED, Traffic::Any)]
+    let mut rules = vec![hand_over(PROXIED_INTERNAL, Traffic::Internal), hand_over(PROXIED, Traffic::Any)];
+    if !balancer.has_rules_for_all() {
+        let bit = Statement::PriorityBitsAre { mask: PROXIED, value: PROXIED };
+        rules.push(rule([bit, Statement::ClearPriority, Statement::Return]));
+    }
+    rules
+}
+
+/// The rules that take the mark from the node's own flows that a proxy has. Where IPVS chooses, all of them are marked before it is
+/// known who has them; a proxy is to see who they are from.
+pub(crate) fn unmark(mask: u32) -> Vec<Rule> {
+    let unmark = |bit| {
+        let is_handed_over = Statement::PriorityBitsAre { mask: bit, value: bit };
+        let is_marked = Statement::MarkBitSet { bit: mask, negate: false };
+        rule([
+            Statement::CtStateNew,
+            Statement::CtStatusDnat,
+            is_handed_over,
+            Statement::DestIsLocal,
+            is_marked,
+            Statement::XorMark(mask),
+        ])
+    };
+    [PROXIED_INTERNAL, PROXIED].map(unmark).into()
 }
 
 /// Begins a lease. Refused if there is one already with other listeners.

@@ -38,7 +38,7 @@ pub mod trial;
 
 pub use crate::mode::{NftablesTarget, Outcome};
 pub use config::Config;
-pub use layout::{choosing_chains, choosing_maps, table_name};
+pub use layout::{chooses_endpoints, choosing_chains, table_name};
 pub use model::{Extent, NodePortAddresses, PodSource};
 pub use plan::{Backend, Plan};
 pub use slot_keys::slot_keys;

@@ -2,16 +2,15 @@
 //! through these. `kube-proxy/tests/e2e/matrix.rs` holds real packets to the same lines.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use backend_nftables::{Backend, Config, Extent, NodePortAddresses, PodSource, lease, table_name};
-use balance::Policy;
 use fakes::contract::{Client, Contract};
 use fakes::kernel::FakeKernel;
 use fakes::objects::{LINE_PORT, UDP_PORT};
 use fakes::on_paper::{self, Places, expected, packet};
-use model::{Balancer, Family, Frontend, Proxied, Store, Table, V4, V6};
-use nft::{Kernel, Op, Ruleset};
+use model::{Balancer, Family, Proxied, Store, Table, V4, V6};
+use nft::{Kernel, Ruleset};
 use walk::nft::Tracer;
 use walk::{Origin, Outcome, Packet, Paths};
 
@@ -80,22 +79,6 @@ fn every_line_holds_for_ipv4() {
     check_family::<V4>();
 }
 
-/// Every other Service asks for proxies.
-fn asking<F: Family>(table: &Table<F>) -> Table<F> {
-    let mut by_service = BTreeMap::<_, Vec<Frontend<F>>>::new();
-    for frontend in table.iter() {
-        let (mut frontend, service) = (frontend.clone(), frontend.service.service.clone());
-        let asks = (0..100).step_by(2).any(|n| service.to_string().ends_with(&format!("/s-{n}")));
-        frontend.proxying = asks.then_some(Policy::Random);
-        by_service.entry(service).or_default().push(frontend);
-    }
-    let mut table = Table::default();
-    for (service, frontends) in by_service {
-        table.set_service(&service, frontends);
-    }
-    table
-}
-
 /// With a lease, proxies have each flow that endpoints would have, of those Services that they are to have; what nobody serves is
 /// refused or dropped as ever. Without, all is as where rules choose.
 fn check_proxies<F: Family>(proxied: Proxied) {
@@ -109,9 +92,12 @@ fn check_proxies<F: Family>(proxied: Proxied) {
         any: ports(40_001, 40_002),
         internal: ports(40_003, 40_004),
     };
-    let ruleset = ruleset(&asking(&on_paper::table::<F>(&store)), &config);
+    let ruleset = ruleset(&on_paper::asking(&on_paper::table::<F>(&store)), &config);
     let tracer = |ruleset| Tracer::new(ruleset, F::FAMILY.into(), [places.node]);
-    let (without, with) = (tracer(ruleset.clone()), tracer(leased::<F>(ruleset, &listeners)));
+    let (without, with) = (
+        tracer(ruleset.clone()),
+        tracer(on_paper::with_elements(ruleset, lease::begin::<F>(&listeners)).unwrap()),
+    );
     let runs = contract.cases.iter().flat_map(|case| [(6, LINE_PORT), (17, UDP_PORT)].map(|run| (case, run)));
     let (mut n_any, mut n_internal) = (0, 0);
     for (case, (protocol, port)) in runs {
@@ -134,14 +120,6 @@ fn check_proxies<F: Family>(proxied: Proxied) {
         (n_any, n_internal) = (n_any + usize::from(!is_internal), n_internal + usize::from(is_internal));
     }
     assert!(n_any > 20 && n_internal > 4, "{n_any} to any, {n_internal} by the short cut");
-}
-
-fn leased<F: Family>(mut ruleset: Ruleset, listeners: &lease::Listeners) -> Ruleset {
-    for op in lease::begin::<F>(listeners).ops {
-        let Op::AddElements { set, elements } = op else { panic!("a lease begins with {op:?}") };
-        ruleset.sets.get_mut(&set.name).unwrap().elements.extend(elements);
-    }
-    ruleset
 }
 
 #[test]

@@ -10,6 +10,7 @@
 use std::collections::BTreeSet;
 
 use backend_nftables::{Backend, Config, Extent, NodePortAddresses, PodSource};
+use balance::Policy;
 use model::{
     AddressKind, Affinity, Balancer, Destination, EndpointNode, Family, Frontend, FrontendAddress,
     FrontendKey, Masquerade, ObjectName, Pool, Protocol, Proxied, ServicePortName, Table, TrafficPolicy, V4,
@@ -120,19 +121,34 @@ fn node_ports_on_localhost() {
 /// Endpoints are IPVS's to choose, except for internal traffic to what only this node's endpoints serve.
 #[test]
 fn beside_ipvs() {
+    insta::assert_snapshot!(text_beside_ipvs(None));
+}
+
+/// The same, where proxies are offered the flows of the Service that asks for them.
+#[test]
+fn beside_ipvs_and_proxies() {
+    insta::assert_snapshot!(text_beside_ipvs(Some(Proxied::Asking)));
+}
+
+fn text_beside_ipvs(proxied: Option<Proxied>) -> String {
     let config = Config {
         node_ports: NodePortAddresses::Within(vec!["192.168.0.7/32".parse().unwrap()]),
         pods: Some(PodSource::Cidr("10.244.0.0/16".parse().unwrap())),
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
-        balancer: Balancer::Ipvs { node_addresses: vec!["192.168.0.7".parse().unwrap()] },
+        balancer: Balancer::Ipvs { node_addresses: vec!["192.168.0.7".parse().unwrap()], proxied },
         ..Config::default()
     };
     let web = ["10.244.0.1", "10.244.1.2", "192.168.0.7"];
-    let cluster = frontend::<V4>("web", Some("10.96.0.10"), Protocol::Tcp, 80, &web);
+    let proxying = proxied.map(|_| Policy::Random);
+    let frontend = |name, address, protocol, port, endpoints: &[&str]| Frontend {
+        proxying,
+        ..frontend::<V4>(name, address, protocol, port, endpoints)
+    };
+    let cluster = frontend("web", Some("10.96.0.10"), Protocol::Tcp, 80, &web);
     let local = Frontend {
         kind: AddressKind::LoadBalancerIp,
         policy: TrafficPolicy::Local,
-        pool: frontend::<V4>("web", None, Protocol::Tcp, 80, &["10.244.0.1"]).pool,
+        pool: frontend("web", None, Protocol::Tcp, 80, &["10.244.0.1"]).pool,
         internal_pool: Some(cluster.pool.clone()),
         masquerade: Masquerade::Never,
         ..frontend("web", Some("203.0.113.5"), Protocol::Tcp, 80, &[])
@@ -141,7 +157,7 @@ fn beside_ipvs() {
         vec![cluster, local, frontend("web", None, Protocol::Tcp, 30080, &web)],
         vec![frontend("gone", Some("10.96.0.11"), Protocol::Udp, 53, &[])],
     ];
-    insta::assert_snapshot!(text(&config, services));
+    text(&config, services)
 }
 
 /// Proxies are to have TCP and UDP; rules choose endpoints without a lease, and for SCTP.

@@ -9,20 +9,25 @@
 //! - [`UserspacePlanner`] has a worker told of a frontend before rules hand its flows over, and that one is gone after they no
 //!   longer do.
 //! - [`Supervisor`] has one worker at work, with listeners that outlive it, and renews the lease for as long as that is well.
+//! - [`Outages`] knows which endpoints a worker gives nothing for now.
 //! - [`UncarriedFlows`] keeps flows of UDP that a worker carries from being taken for stale ones.
 //!
 //! Pure, except that both pass on what is to be done to borders: [`mode::Target`], [`Site`], [`Worker`].
 #![forbid(unsafe_code)]
 
 mod carried;
+mod outages;
 mod plan;
+mod requests;
 mod routes;
 mod supervisor;
 mod target;
 mod traffic;
 
 pub use carried::{UncarriedFlows, WithWorker};
+pub use outages::{OutageCounts, Outages, Teller};
 pub use plan::{Pending, UserspacePlanner};
+pub use requests::{Requests, ServicePort, Sums};
 pub use supervisor::{Condition, Site, Supervisor, Worker, WorkerGone};
 pub use target::{Receipt, Step, UserspaceTarget};
 pub use traffic::{Carried, Counted};

@@ -4,12 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use mode::{
-    Cause, Meter, NeedsReading, Plan, PlanOf, Planner, Rule, RuleCount, Settled, StepResults, Target,
+    Cause, EndpointOutage, Meter, NeedsReading, Plan, PlanOf, Planner, Rule, RuleCount, Settled, StepResults,
+    Target,
 };
 use model::{Balancer, Family, Frontend as Wanted, FrontendKey, Proxied, RuleSettings, Table};
 use proxy::frame::{Frontend, Route, Routes};
 use tokio::time::Instant;
 
+use crate::outages::Outages;
 use crate::routes;
 use crate::supervisor::Site;
 use crate::target::{Receipt, Step, UserspaceTarget};
@@ -23,6 +25,7 @@ pub struct UserspacePlanner<R, S, const ALL: bool> {
     told: BTreeSet<Frontend>,
     /// A plan that was to end with the beginning of capture did not come to its end.
     is_capture_due: bool,
+    outages: Outages,
     site: std::marker::PhantomData<fn() -> S>,
 }
 
@@ -40,7 +43,19 @@ impl<R, S, const ALL: bool> UserspacePlanner<R, S, ALL> {
 
     /// A planner that knows nothing yet.
     pub fn new(rules: R) -> Self {
-        Self { rules, told: BTreeSet::new(), is_capture_due: false, site: std::marker::PhantomData }
+        Self {
+            rules,
+            told: BTreeSet::new(),
+            is_capture_due: false,
+            outages: Outages::default(),
+            site: std::marker::PhantomData,
+        }
+    }
+
+    /// The same, which knows what a worker tells of endpoints.
+    #[must_use]
+    pub fn hearing(self, outages: Outages) -> Self {
+        Self { outages, ..self }
     }
 }
 
@@ -157,6 +172,10 @@ impl<F: Family, R: Planner<F>, S: Site + 'static, const ALL: bool> Planner<F>
 
     fn rule_counts(&self) -> Vec<RuleCount> {
         self.rules.rule_counts()
+    }
+
+    fn outages(&self, table: &Table<F>, now: Instant) -> Vec<EndpointOutage> {
+        self.outages.of(table, |frontend| Self::PROXIED.has(frontend), now)
     }
 
     fn meters(&self, table: &Table<F>, counted: Counted<<R::Target as Target>::Counted>) -> Vec<Meter> {

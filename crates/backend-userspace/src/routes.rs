@@ -31,7 +31,14 @@ pub(crate) fn route<F: Family>(wanted: &model::Frontend<F>) -> Option<Route> {
             pool.endpoints().iter().map(|to| SocketAddr::new(to.address.into(), to.port)).collect();
         let name = pool_name(&wanted.service, policy);
         let by_request = wanted.app_protocol == AppProtocol::Http;
-        (!endpoints.is_empty()).then_some(frame::Pool { name, endpoints, affinity_secs, by_request })
+        let resilience = wanted.resilience.as_deref().cloned().unwrap_or_default();
+        (!endpoints.is_empty()).then_some(frame::Pool {
+            name,
+            endpoints,
+            affinity_secs,
+            by_request,
+            resilience,
+        })
     };
     let any = pool(wanted.policy, &wanted.pool);
     let internal = wanted.internal_pool.as_ref().and_then(|found| pool(TrafficPolicy::Cluster, found));

@@ -456,7 +456,7 @@ mod tests {
             name: "a".to_owned(),
             endpoints: vec![([10, 0, 0, 1], 80).into()],
             affinity_secs: None,
-            by_request: false,
+            ..Pool::default()
         };
         let route =
             |port: &u16| Route { frontend: frontend(*port), any: pool(), internal: None, policy: None };

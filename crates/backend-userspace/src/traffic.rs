@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mode::{Counters, Meter};
-use model::{Family, ObjectName, Table};
+use model::{Family, Frontend, ObjectName, Table};
 use proxy::frame::{Count, Counts};
 use rustc_hash::FxBuildHasher;
 
@@ -68,13 +68,17 @@ impl Carried {
     }
 }
 
-/// The counters of a pool's endpoint, if the pool is a Service's.
-pub(crate) fn meter<F: Family>(table: &Table<F>, count: &Count) -> Option<Meter> {
-    let (namespace, rest) = count.pool.split_once('/')?;
+/// A frontend of the Service port whose pool this is.
+pub(crate) fn frontend_of_pool<'t, F: Family>(table: &'t Table<F>, pool: &str) -> Option<&'t Frontend<F>> {
+    let (namespace, rest) = pool.split_once('/')?;
     let name = rest.split(['/', ':']).next()?;
     let owner = ObjectName::new(namespace, name);
-    let mut frontends = table.of_service(&owner);
-    let service = &frontends.find(|frontend| pool_names(&frontend.service).contains(&count.pool))?.service;
+    table.of_service(&owner).find(|frontend| pool_names(&frontend.service).iter().any(|own| own == pool))
+}
+
+/// The counters of a pool's endpoint, if the pool is a Service's.
+pub(crate) fn meter<F: Family>(table: &Table<F>, count: &Count) -> Option<Meter> {
+    let service = &frontend_of_pool(table, &count.pool)?.service;
     let Counts { connections, refused, retries, bytes } = count.counts;
     let counters = Counters {
         refused,
@@ -87,15 +91,14 @@ pub(crate) fn meter<F: Family>(table: &Table<F>, count: &Count) -> Option<Meter>
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use model::{
-        AddressKind, Destination, EndpointNode, Frontend, FrontendAddress, FrontendKey, Pool, Protocol,
-        ServicePortName, V4, Verdict,
+        AddressKind, Destination, EndpointNode, FrontendAddress, FrontendKey, Pool, Protocol, ServicePortName, V4, Verdict,
     };
 
     use super::*;
 
-    fn table() -> Table<V4> {
+    pub(crate) fn table() -> Table<V4> {
         let key = FrontendKey {
             address: FrontendAddress::Ip([10, 96, 0, 10].into()),
             protocol: Protocol::Tcp,

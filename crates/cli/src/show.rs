@@ -151,6 +151,9 @@ fn usage(endpoint: &Endpoint) -> Cell {
     if let [only] = endpoint.uses.as_slice() {
         uses = vec![name(only.usage).to_owned()];
     }
+    if endpoint.out.is_some() {
+        return Cell::toned("Out", Tone::Bad);
+    }
     let serves = endpoint.uses.iter().any(|used| used.usage == Usage::Serves);
     Cell::toned(uses.join(","), if serves { Tone::Good } else { Tone::Warn })
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use balance::Policy;
 use ipnet::IpNet;
+use model::ProxyingRules;
 use serde_json::Value;
 
 use crate::decode::Field as _;
@@ -64,8 +65,10 @@ pub struct Config {
     pub nftables_localhost_node_ports: bool,
     /// What only mode ipvs needs.
     pub ipvs: Ipvs,
-    /// Whether workers carry flows of Services that ask for it, beside a mode of rules that can hand them over.
-    pub service_proxying: bool,
+    /// Which Services' flows workers carry, beside a mode of rules that can hand them over; in mode userspace, who says how. `None`: nothing is said.
+    pub service_proxying: Option<ProxyingRules>,
+    /// Of a million requests and connections that workers carry, how many have a line in the access log.
+    pub access_log_per_million: u32,
     /// How workers of mode userspace choose endpoints (`--userspace-policy`).
     pub userspace_policy: Policy,
     /// What mode ebpf needs besides, and what a cleanup looks for.

@@ -230,6 +230,38 @@ object! {
     ServiceProxying {
         /// Whether Services with annotation `kube-proxy/proxying` go through workers.
         annotated: bool = "annotated" omitempty,
+        /// Services that go through workers whatever they say: the first rule that selects a Service counts, after its annotation.
+        rules: Option<Vec<ProxyingRule>> = "rules" omitempty,
+        /// What workers write of requests and connections.
+        access_log: AccessLog = "accessLog" omitempty,
+    }
+}
+
+object! {
+    /// `serviceProxying.accessLog`.
+    AccessLog {
+        /// How many of a hundred have a line; absent or 0 means none.
+        sample_percent: Option<f32> = "samplePercent" omitempty,
+    }
+}
+
+object! {
+    /// An entry of `serviceProxying.rules`.
+    ProxyingRule {
+        /// By labels; absent means whatever they are.
+        selector: LabelSelector = "selector" omitempty,
+        /// Only of these namespaces; none means all.
+        namespaces: Option<Vec<String>> = "namespaces" omitempty,
+        /// How endpoints are chosen; empty means `round-robin`.
+        policy: String = "policy" omitempty,
+    }
+}
+
+object! {
+    /// `serviceProxying.rules[].selector`, as elsewhere in Kubernetes, without `matchExpressions`.
+    LabelSelector {
+        /// Labels that an object has to have, all of them.
+        match_labels: BTreeMap<String, String> = "matchLabels" omitempty,
     }
 }
 

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use balance::Policy;
 use ipnet::IpNet;
+use model::{ProxyingRule, ProxyingRules};
 
+use crate::decode::child;
 use crate::duration::GoDuration;
 use crate::field::{FieldError, FieldErrors};
 use crate::flag::OwnFlags;
@@ -21,7 +23,7 @@ use crate::settings::{
     ClientConnection, Config, Conntrack, ContentType, DetectLocal, Ebpf, Ipvs, Logging, NodePortAddresses,
     ServiceMetrics, ServiceSeries, Windows,
 };
-use crate::v1alpha1::KubeProxyConfiguration;
+use crate::v1alpha1::{self, KubeProxyConfiguration};
 
 pub(crate) use logging::logging;
 
@@ -85,6 +87,7 @@ pub(crate) fn config(
         nftables_localhost_node_ports: gates.enabled(NFTABLES_LOCALHOST_NODE_PORTS),
         ipvs,
         service_proxying,
+        access_log_per_million: access_log(&file, check),
         userspace_policy,
         ebpf: ebpf(&file, check),
         windows: windows(&file, own, mode, check),
@@ -96,14 +99,97 @@ pub(crate) fn config(
     FieldErrors::or(errors, config)
 }
 
-/// In mode userspace all are proxied.
-fn service_proxying(file: &KubeProxyConfiguration, mode: Mode, check: &mut Check<'_>) -> bool {
-    let wanted = file.service_proxying.annotated;
-    if wanted && !matches!(mode, Mode::NfTables | Mode::Ebpf | Mode::Userspace) {
-        let reason = format!("can't be in mode {mode}, only in nftables, ebpf and userspace");
-        check.failed(FieldError::invalid("serviceProxying.annotated", &true, &reason));
+/// In mode userspace all are proxied, and annotations always count.
+fn service_proxying(
+    file: &KubeProxyConfiguration,
+    mode: Mode,
+    check: &mut Check<'_>,
+) -> Option<ProxyingRules> {
+    const RULES: &str = "serviceProxying.rules";
+    let said = &file.service_proxying;
+    let rules = said.rules.as_deref().unwrap_or_default();
+    if matches!(mode, Mode::IpTables | Mode::Kernelspace) {
+        let reason = format!("can't be in mode {mode}, only in nftables, ipvs, ebpf and userspace");
+        if said.annotated {
+            check.failed(FieldError::invalid("serviceProxying.annotated", &true, &reason));
+        }
+        if !rules.is_empty() {
+            check.failed(FieldError::forbidden(RULES, &reason));
+        }
     }
-    wanted
+    let rule = |(at, rule)| proxying_rule(&format!("{RULES}[{at}]"), rule, check);
+    let rules: Vec<_> = rules.iter().enumerate().map(rule).collect();
+    let ignores_annotations = !said.annotated && mode != Mode::Userspace;
+    (said.annotated || !rules.is_empty()).then_some(ProxyingRules { ignores_annotations, rules })
+}
+
+fn access_log(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> u32 {
+    let percent = file.service_proxying.access_log.sample_percent.unwrap_or_default();
+    if !(0.0..=100.0).contains(&percent) {
+        let reason = format!("Invalid value: {percent}: must be within the range [0, 100]");
+        let path = "serviceProxying.accessLog.samplePercent".to_owned();
+        check.failed(FieldError { path, problem: reason });
+        return 0;
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is up to a million")]
+    let per_million = (percent * 10_000.0).round() as u32;
+    per_million
+}
+
+fn proxying_rule(path: &str, said: &v1alpha1::ProxyingRule, check: &mut Check<'_>) -> ProxyingRule {
+    let policy = policy(&child(path, "policy"), &said.policy, check);
+    let namespaces = said.namespaces.clone().unwrap_or_default();
+    for (at, namespace) in namespaces.iter().enumerate().filter(|(_, name)| name.is_empty()) {
+        check.failed(FieldError::invalid(
+            format!("{path}.namespaces[{at}]"),
+            namespace.as_str(),
+            "must not be empty",
+        ));
+    }
+    let labels = &said.selector.match_labels;
+    for (key, value) in labels {
+        let path = format!("{path}.selector.matchLabels");
+        if !is_label_key(key) {
+            check.failed(FieldError::invalid(path.as_str(), key.as_str(), "is no label's key"));
+        }
+        if !(value.is_empty() || is_label_name(value)) {
+            check.failed(FieldError::invalid(child(&path, key), value.as_str(), "is no label's value"));
+        }
+    }
+    ProxyingRule { match_labels: labels.clone().into_iter().collect(), namespaces, policy }
+}
+
+/// A name, with a DNS subdomain before it where there is one (apimachinery's `IsQualifiedName`).
+fn is_label_key(key: &str) -> bool {
+    let is_word = |text: &str| {
+        !text.is_empty()
+            && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+            && !text.starts_with('-')
+            && !text.ends_with('-')
+    };
+    match key.split_once('/') {
+        Some((domain, name)) => domain.len() <= 253 && domain.split('.').all(is_word) && is_label_name(name),
+        None => is_label_name(key),
+    }
+}
+
+/// Up to 63 letters, digits, dashes, underscores and dots, with a letter or digit at both ends (apimachinery's
+/// `IsValidLabelValue`).
+fn is_label_name(name: &str) -> bool {
+    let is_end = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    let bytes = name.as_bytes();
+    let is_within = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.".contains(byte);
+    bytes.len() <= 63 && bytes.iter().all(is_within) && is_end(bytes.first()) && is_end(bytes.last())
+}
+
+/// A policy by its name; none means the default.
+fn policy(path: &str, name: &str, check: &mut Check<'_>) -> Policy {
+    let policy = if name.is_empty() { Some(Policy::default()) } else { Policy::named(name) };
+    policy.unwrap_or_else(|| {
+        let all = Policy::ALL.map(Policy::as_str).join(", ");
+        check.failed(FieldError::invalid(path, name, &format!("must be one of {all}")));
+        Policy::default()
+    })
 }
 
 fn userspace_policy(own: &OwnFlags, mode: Mode, check: &mut Check<'_>) -> Policy {
@@ -112,12 +198,7 @@ fn userspace_policy(own: &OwnFlags, mode: Mode, check: &mut Check<'_>) -> Policy
     if !name.is_empty() && mode != Mode::Userspace {
         check.failed(FieldError::invalid(FLAG, name, "is for mode userspace only"));
     }
-    let policy = if name.is_empty() { Some(Policy::default()) } else { Policy::named(name) };
-    policy.unwrap_or_else(|| {
-        let all = Policy::ALL.map(Policy::as_str).join(", ");
-        check.failed(FieldError::invalid(FLAG, name, &format!("must be one of {all}")));
-        Policy::default()
-    })
+    policy(FLAG, name, check)
 }
 
 /// Series of Services, if there are to be any.

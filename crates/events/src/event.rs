@@ -38,6 +38,8 @@ pub enum Reason {
     NotOnThisPlatform,
     /// An object, or a part of it, can't be used.
     InvalidObject,
+    /// An endpoint gets nothing for now, although Kubernetes says that it serves.
+    EndpointEjected,
     /// The configuration file was changed to something that can't be used.
     InvalidConfiguration,
 }
@@ -75,6 +77,7 @@ impl Reason {
         Self::FrontendTaken,
         Self::NotOnThisPlatform,
         Self::InvalidObject,
+        Self::EndpointEjected,
         Self::InvalidConfiguration,
     ];
 
@@ -92,6 +95,7 @@ impl Reason {
             Self::FrontendTaken => "FrontendTaken",
             Self::NotOnThisPlatform => "NotOnThisPlatform",
             Self::InvalidObject => "InvalidObject",
+            Self::EndpointEjected => "EndpointEjected",
             Self::InvalidConfiguration => "InvalidConfiguration",
         }
     }
@@ -110,6 +114,7 @@ impl Reason {
             | Self::FrontendTaken
             | Self::NotOnThisPlatform => "SyncProxyRules",
             Self::InvalidObject => "Decode",
+            Self::EndpointEjected => "Balance",
             Self::InvalidConfiguration => "ReloadConfiguration",
         }
     }

@@ -1,13 +1,15 @@
 //! The packet contract's world without a kernel: who takes part, the objects, the packets, and what should become of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, bail};
 use api::{ManifestFormat, Outcome as ApiOutcome, parse_manifests};
+use balance::Policy;
 use ipnet::IpNet;
 use model::view::{ThisNode, frontends};
-use model::{Change, Family, Interner, IpFamily, Store, Table, Touched};
+use model::{Change, Family, Frontend, Interner, IpFamily, Store, Table, Touched};
+use nft::{Op, Ruleset, Transaction};
 use serde_json::Value;
 use walk::{Origin, Outcome, Packet};
 
@@ -99,6 +101,34 @@ pub fn table<F: Family>(store: &Store) -> Table<F> {
         table.set_service(name, frontends(&node, entry));
     }
     table
+}
+
+/// The same, where every other Service (those of even numbers) asks for proxies.
+pub fn asking<F: Family>(table: &Table<F>) -> Table<F> {
+    let mut by_service = BTreeMap::<_, Vec<Frontend<F>>>::new();
+    for frontend in table.iter() {
+        let (mut frontend, service) = (frontend.clone(), frontend.service.service.clone());
+        let asks = (0..100).step_by(2).any(|n| service.to_string().ends_with(&format!("/s-{n}")));
+        frontend.proxying = asks.then_some(Policy::Random);
+        by_service.entry(service).or_default().push(frontend);
+    }
+    let mut table = Table::default();
+    for (service, frontends) in by_service {
+        table.set_service(&service, frontends);
+    }
+    table
+}
+
+/// A ruleset in which these elements have been added.
+///
+/// # Errors
+/// There is something else in the transaction, or a set that the ruleset does not have.
+pub fn with_elements(mut ruleset: Ruleset, added: Transaction) -> anyhow::Result<Ruleset> {
+    for op in added.ops {
+        let Op::AddElements { set, elements } = op else { bail!("{op:?}") };
+        ruleset.sets.get_mut(&set.name).with_context(|| set.name.to_string())?.elements.extend(elements);
+    }
+    Ok(ruleset)
 }
 
 /// The packet of a case.

@@ -81,6 +81,11 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     }
 }
 
+/// Whether an answer says that its endpoint failed. Of gRPC only what is said before the call, since its status comes last.
+pub(crate) fn is_failure(response: &Response<impl Sized>, is_grpc: bool) -> bool {
+    response.status().is_server_error() || is_grpc && is_grpc_unavailable(response.headers())
+}
+
 /// Whether an endpoint says, before anything else, that it can't serve a call of gRPC: a response that is its own trailers.
 pub(crate) fn is_grpc_unavailable(headers: &HeaderMap) -> bool {
     headers.get("grpc-status").is_some_and(|status| status == "14")

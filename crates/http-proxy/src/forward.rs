@@ -4,12 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONNECTION, HeaderValue, UPGRADE};
+use http::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
 use http::{Method, Request, Response, StatusCode, Version, request};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use crate::answer::{self, Failed};
 use crate::request_body::{Asks, KeptBody, RequestBody};
@@ -18,8 +18,8 @@ use crate::response_body::{Held, ResponseBody};
 use crate::retry::{self, Failure, Next, Tries};
 use crate::serve::Visit;
 use crate::tunnel::Ends;
-use crate::upstream::{ConnectError, Connection, Endpoint, Lent, SendError, Upstream};
-use crate::{Frontend, Pool, Turn, headers};
+use crate::upstream::{ConnectError, Connection, Endpoint, Lent, Room, SendError, Upstream};
+use crate::{Answer, Frontend, NoTurn, Pool, Question, Turn, headers};
 
 /// A request that can't be sent twice gets no connection that has been idle for longer: its endpoint may just be closing it, which
 /// servers do after two seconds at the earliest.
@@ -32,7 +32,17 @@ pub(crate) async fn answer<F: Frontend>(
 ) -> Response<ResponseBody> {
     let under_way = visit.requests.begin();
     let (version, is_grpc) = (request.version(), answer::is_grpc(request.headers()));
-    match forward(visit, request).await {
+    let (began, mut sent) = (Instant::now(), Sent::default());
+    let question = visit.frontend.wants_question().then(|| question(&request));
+    let forwarded = forward(visit, request, &mut sent).await;
+    let status = match &forwarded {
+        Ok(forwarded) => forwarded.answered.response.status(),
+        // As gRPC has it, whose status is no status of HTTP, it counts too.
+        Err(failed) => failed.status(),
+    };
+    let Sent { endpoint, retries } = sent;
+    visit.frontend.answered(&Answer { status, took: began.elapsed(), endpoint, retries, question });
+    match forwarded {
         Ok(answered) => answered.into_response(visit, under_way),
         Err(failed) => {
             let mut response = failed.response(is_grpc);
@@ -45,15 +55,41 @@ pub(crate) async fn answer<F: Frontend>(
     }
 }
 
-async fn forward<F: Frontend>(visit: &Visit<F>, mut request: Request<Incoming>) -> Result<Forwarded, Failed> {
+/// What became of a request on its way.
+#[derive(Default)]
+struct Sent {
+    /// Who answered.
+    endpoint: Option<SocketAddr>,
+    retries: u32,
+}
+
+fn question(request: &Request<Incoming>) -> Question {
+    let uri = request.uri();
+    let named = || request.headers().get(HOST).and_then(|host| host.to_str().ok());
+    Question {
+        method: request.method().clone(),
+        path: uri.path().to_owned(),
+        host: uri.host().or_else(named).map(str::to_owned),
+        version: request.version(),
+    }
+}
+
+async fn forward<F: Frontend>(
+    visit: &Visit<F>,
+    mut request: Request<Incoming>,
+    sent: &mut Sent,
+) -> Result<Forwarded, Failed> {
     let pool = visit.frontend.pool().ok_or(Failed::NoEndpoint)?;
-    let room = pool.upstream().begin().ok_or(Failed::Overloaded)?;
+    let Some(room) = pool.upstream().begin() else {
+        pool.refused();
+        return Err(Failed::Overloaded);
+    };
     let client_end = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
     headers::of_request(&mut parts, visit.client.sent_to)?;
     let tunnel = Tunnel::wanted(&parts);
     let mut outgoing = Outgoing::new(parts, body, pool.upstream());
-    let answered = send(&pool, visit.client.address.ip(), &mut outgoing).await?;
+    let answered = send(&pool, visit.client.address.ip(), &mut outgoing, sent).await?;
     let is_tunnel = tunnel.is_begun_by(answered.response.status());
     if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS && !is_tunnel {
         return Err(Failed::BadAnswer);
@@ -100,7 +136,7 @@ struct Answered {
 
 struct Forwarded {
     answered: Answered,
-    room: OwnedSemaphorePermit,
+    room: Room,
     client_end: Option<OnUpgrade>,
 }
 
@@ -129,12 +165,23 @@ fn for_client(
 }
 
 /// Sends a request to one endpoint after the other, until there is an answer to be given.
-async fn send<P: Pool>(pool: &P, client: IpAddr, outgoing: &mut Outgoing) -> Result<Answered, Failed> {
+async fn send<P: Pool>(
+    pool: &P,
+    client: IpAddr,
+    outgoing: &mut Outgoing,
+    sent: &mut Sent,
+) -> Result<Answered, Failed> {
     let (mut avoid, mut tries) = (Vec::new(), Tries::default());
-    let mut turn = pool.pick(client, &avoid).ok_or(Failed::NoEndpoint)?;
+    let mut turn = pool.pick(client, &avoid).map_err(|none| {
+        pool.refused();
+        Failed::from(none)
+    })?;
+    // A retry is under way until its answer begins.
+    let mut retrying = None;
     loop {
         let address = turn.address();
         let endpoint = pool.upstream().endpoint(address);
+        sent.endpoint = Some(address);
         let tried = send_once(&endpoint, outgoing).await;
         let failed = match tried {
             Ok(answer) => match outgoing.judge(turn, endpoint, answer) {
@@ -142,12 +189,16 @@ async fn send<P: Pool>(pool: &P, client: IpAddr, outgoing: &mut Outgoing) -> Res
                 Err(unavailable) => unavailable,
             },
             Err(failed) => {
-                turn.failed();
+                if failed.is_of_endpoint() {
+                    turn.failed();
+                }
                 drop(turn);
                 failed
             }
         };
         tries.n_tries += 1;
+        // Unless it has the last word, which is an answer that nobody had a better one for.
+        sent.endpoint = sent.endpoint.filter(|_| failed.answered.is_some());
         tries.n_sent += u32::from(failed.failure.is_sent());
         let next = retry::next(failed.failure, outgoing.facts(), tries);
         if matches!(next, Next::Elsewhere | Next::Retry) {
@@ -155,15 +206,35 @@ async fn send<P: Pool>(pool: &P, client: IpAddr, outgoing: &mut Outgoing) -> Res
         }
         let another = match next {
             Next::Again | Next::Elsewhere => pool.pick(client, &avoid),
-            Next::Retry if pool.upstream().take_retry() => {
-                pool.pick(client, &avoid).or_else(|| pool.pick(client, &[]))
+            Next::Retry => {
+                drop(retrying.take());
+                retrying = pool.upstream().take_retry();
+                let has_one = retrying.as_ref().ok_or(NoTurn::Full);
+                has_one.and_then(|_| pool.pick(client, &avoid).or_else(|_none| pool.pick(client, &[])))
             }
-            Next::Retry | Next::GiveUp => None,
+            Next::GiveUp => Err(NoTurn::NoEndpoint),
         };
         turn = match another {
-            Some(another) => another,
-            None => return failed.give_up(outgoing),
+            Ok(another) => {
+                sent.retries += u32::from(next == Next::Retry);
+                another
+            }
+            Err(_none) => {
+                if !failed.is_of_endpoint() {
+                    pool.refused();
+                }
+                return failed.give_up(outgoing);
+            }
         };
+    }
+}
+
+impl From<NoTurn> for Failed {
+    fn from(none: NoTurn) -> Self {
+        match none {
+            NoTurn::NoEndpoint => Self::NoEndpoint,
+            NoTurn::Full => Self::Overloaded,
+        }
     }
 }
 
@@ -180,23 +251,24 @@ impl FailedTry {
         Self { failure, failed, answered: None }
     }
 
+    /// Whether the endpoint failed, and not its client or a limit of ours.
+    fn is_of_endpoint(&self) -> bool {
+        !matches!(self.failure, Failure::NoRoom | Failure::NotSent)
+    }
+
     fn give_up(self, outgoing: &Outgoing) -> Result<Answered, Failed> {
         outgoing.forget();
         self.answered.map_or(Err(self.failed), |answered| Ok(*answered))
     }
 }
 
-type Answer = (Response<Incoming>, Lent, Option<Asks>);
+type Tried = (Response<Incoming>, Lent, Option<Asks>);
 
-async fn send_once(endpoint: &Arc<Endpoint>, outgoing: &mut Outgoing) -> Result<Answer, FailedTry> {
-    let connection = outgoing.connection(endpoint).await.map_err(|error| {
-        FailedTry::new(
-            Failure::NotConnected,
-            match error {
-                ConnectError::Refused => Failed::Unreachable,
-                ConnectError::TimedOut => Failed::TimedOut,
-            },
-        )
+async fn send_once(endpoint: &Arc<Endpoint>, outgoing: &mut Outgoing) -> Result<Tried, FailedTry> {
+    let connection = outgoing.connection(endpoint).await.map_err(|error| match error {
+        ConnectError::Refused => FailedTry::new(Failure::NotConnected, Failed::Unreachable),
+        ConnectError::TimedOut => FailedTry::new(Failure::NotConnected, Failed::TimedOut),
+        ConnectError::Full => FailedTry::new(Failure::NoRoom, Failed::Overloaded),
     })?;
     let (request, asks) = outgoing.request();
     match connection.send(request).await {
@@ -291,12 +363,12 @@ impl Outgoing {
         &self,
         turn: impl Turn,
         endpoint: Arc<Endpoint>,
-        (response, lent, asks): Answer,
+        (response, lent, asks): Tried,
     ) -> Result<Answered, FailedTry> {
         let is_unavailable = self.is_grpc
             && response.body().is_end_stream()
             && answer::is_grpc_unavailable(response.headers());
-        turn.answered();
+        turn.answered(answer::is_failure(&response, self.is_grpc));
         let answered = Answered { response, endpoint, lent, turn: Box::new(turn), asks };
         if is_unavailable {
             let failed = FailedTry::new(Failure::Unavailable, Failed::Overloaded);
@@ -329,7 +401,7 @@ fn for_endpoint(parts: request::Parts, body: RequestBody, asks: Option<&Asks>) -
 
 impl Failure {
     fn is_sent(self) -> bool {
-        !matches!(self, Self::NotConnected | Self::NotSent)
+        !matches!(self, Self::NotConnected | Self::NoRoom | Self::NotSent)
     }
 }
 

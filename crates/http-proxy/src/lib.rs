@@ -11,8 +11,10 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod check;
 mod client_io;
 mod forward;
+mod gauge;
 mod headers;
 mod request_body;
 mod requests;
@@ -23,8 +25,13 @@ mod tunnel;
 mod upstream;
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
+use http::{Method, StatusCode, Version};
+
+pub use check::{CheckError, check};
 pub use forward::Client;
+pub use gauge::{Gauge, Held};
 pub use serve::serve;
 pub use upstream::{Settings, Sockets, Upstream, tune};
 
@@ -35,6 +42,44 @@ pub trait Frontend: Send + Sync + 'static {
 
     /// Where its requests go now; `None` if nobody serves them any more. It is asked for each request.
     fn pool(&self) -> Option<Self::Pool>;
+
+    /// A request is answered, by an endpoint or in its place. One that its client gave up before is not.
+    fn answered(&self, answer: &Answer) {
+        let _ = answer;
+    }
+
+    /// Whether the answer to the next request is to tell what was asked.
+    fn wants_question(&self) -> bool {
+        false
+    }
+}
+
+/// The beginning of an answer.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// How long it took to begin.
+    pub took: Duration,
+    /// Who gave it; `None`: no endpoint did.
+    pub endpoint: Option<SocketAddr>,
+    /// How often the request was sent again.
+    pub retries: u32,
+    /// What was asked, if that is wanted.
+    pub question: Option<Question>,
+}
+
+/// What was asked. A query is left out, since it may be nobody else's business.
+#[derive(Clone, Debug, Default)]
+pub struct Question {
+    /// The method.
+    pub method: Method,
+    /// The path; of `CONNECT` nothing.
+    pub path: String,
+    /// Where the request was made to, as the client calls it.
+    pub host: Option<String>,
+    /// The version of HTTP.
+    pub version: Version,
 }
 
 /// Endpoints of a Service port.
@@ -43,10 +88,25 @@ pub trait Pool: Send + Sync + 'static {
     type Turn: Turn;
 
     /// An endpoint for a client's request, none of those to avoid.
-    fn pick(&self, client: IpAddr, avoid: &[SocketAddr]) -> Option<Self::Turn>;
+    ///
+    /// # Errors
+    /// There is none.
+    fn pick(&self, client: IpAddr, avoid: &[SocketAddr]) -> Result<Self::Turn, NoTurn>;
+
+    /// A request is answered without an endpoint, since there is none, or since too much is under way.
+    fn refused(&self) {}
 
     /// Connections to these endpoints.
     fn upstream(&self) -> &Upstream;
+}
+
+/// Why there is no endpoint for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoTurn {
+    /// There is none that is not to be avoided.
+    NoEndpoint,
+    /// All have as many requests as they may have.
+    Full,
 }
 
 /// A request at an endpoint: it counts there until this is dropped.
@@ -54,8 +114,10 @@ pub trait Turn: Send + 'static {
     /// The endpoint.
     fn address(&self) -> SocketAddr;
 
-    /// It answered.
-    fn answered(&self) {}
+    /// It answered; `is_failure`: that it failed, by a status of 500 or more, or gRPC's `UNAVAILABLE`.
+    fn answered(&self, is_failure: bool) {
+        let _ = is_failure;
+    }
 
     /// It did not, and the request may go to another one.
     fn failed(&self) {}

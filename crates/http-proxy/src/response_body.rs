@@ -6,11 +6,10 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::request_body::Asks;
 use crate::requests::UnderWay;
-use crate::upstream::Lent;
+use crate::upstream::{Lent, Room};
 
 /// The body of a response.
 #[derive(Default)]
@@ -33,7 +32,7 @@ pub(crate) struct Held {
     /// What the endpoint has to do.
     pub(crate) turn: Option<Box<dyn Send>>,
     /// Its room among all requests.
-    pub(crate) room: Option<OwnedSemaphorePermit>,
+    pub(crate) room: Option<Room>,
     /// The connection to the endpoint, to be given back.
     pub(crate) lent: Option<Lent>,
     /// A body that the endpoint may never ask for.

@@ -7,6 +7,8 @@ use std::time::Duration;
 pub(crate) enum Failure {
     /// There was no connection: nothing was sent.
     NotConnected,
+    /// There may be no other connection: nothing was sent.
+    NoRoom,
     /// A connection that was kept had ended: nothing was sent.
     NotSent,
     /// The endpoint says that it did nothing about it.
@@ -60,7 +62,7 @@ pub(crate) fn next(failure: Failure, request: Request, tries: Tries) -> Next {
     }
     let may_be_sent_again = request.is_replayable && tries.n_sent < MAX_SENT;
     match failure {
-        Failure::NotConnected => Next::Elsewhere,
+        Failure::NotConnected | Failure::NoRoom => Next::Elsewhere,
         Failure::NotSent => Next::Again,
         Failure::Refused | Failure::Unavailable if may_be_sent_again => Next::Retry,
         Failure::Broken if may_be_sent_again && request.is_idempotent => Next::Retry,

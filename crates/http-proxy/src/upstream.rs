@@ -11,12 +11,14 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use balance::Limits;
 use rustc_hash::FxBuildHasher;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 pub(crate) use self::endpoint::{ConnectError, Endpoint};
 pub(crate) use self::sending::{Connection, Lent, SendError};
+use crate::gauge::{Gauge, Held};
 use crate::retry::Budget;
 
 pub use io::tune;
@@ -56,8 +58,48 @@ pub struct Upstream {
     endpoints: Mutex<HashMap<SocketAddr, Arc<Endpoint>, FxBuildHasher>>,
     budget: Mutex<Budget>,
     began: Instant,
+    retries: Gauge,
+    own: Arc<Own>,
     /// Bytes of requests that are kept to be sent again.
     pub(crate) kept_bytes: Arc<AtomicUsize>,
+}
+
+/// What goes on at the endpoints of one pool, and its limits.
+#[derive(Debug, Default)]
+pub(crate) struct Own {
+    limits: Mutex<Limits>,
+    requests: Gauge,
+    connections: Gauge,
+    pending: Gauge,
+}
+
+/// A request's room among all requests of the worker, and among those of its pool.
+#[derive(Debug)]
+pub(crate) struct Room {
+    _of_all: OwnedSemaphorePermit,
+    _own: Held,
+}
+
+/// A connection's place among those of its pool, and among those of its endpoint.
+#[derive(Debug)]
+pub(crate) struct Place {
+    _of_pool: Held,
+    _of_endpoint: Held,
+}
+
+impl Own {
+    fn limits(&self) -> Limits {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for another connection to an endpoint that has so many, if there is one; and among those that are being made.
+    pub(crate) fn take_place(&self, of_endpoint: &Gauge) -> Option<(Place, Held)> {
+        let limits = self.limits();
+        let pending = self.pending.take(limits.pending)?;
+        let of_endpoint = of_endpoint.take(limits.endpoint_connections)?;
+        let of_pool = self.connections.take(limits.connections)?;
+        Some((Place { _of_pool: of_pool, _of_endpoint: of_endpoint }, pending))
+    }
 }
 
 impl Upstream {
@@ -80,8 +122,15 @@ impl Upstream {
             endpoints: Mutex::default(),
             budget: Mutex::default(),
             began: Instant::now(),
+            retries: Gauge::default(),
+            own: Arc::default(),
             kept_bytes: Arc::default(),
         }
+    }
+
+    /// How much may go on at a time from now on.
+    pub fn set_limits(&self, limits: Limits) {
+        *self.own.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
     /// Gives up connections to other endpoints than these: idle ones at once, others when nothing goes on there any more.
@@ -98,20 +147,22 @@ impl Upstream {
     /// Connections to an endpoint.
     pub(crate) fn endpoint(&self, address: SocketAddr) -> Arc<Endpoint> {
         let mut endpoints = self.endpoints();
-        let new = || Arc::new(Endpoint::new(address, self.common.clone()));
+        let new = || Arc::new(Endpoint::new(address, self.common.clone(), self.own.clone()));
         endpoints.entry(address).or_insert_with(new).clone()
     }
 
     /// Room for a request, if there is some. The request counts for the budget of retries.
-    pub(crate) fn begin(&self) -> Option<OwnedSemaphorePermit> {
-        let room = self.common.requests.clone().try_acquire_owned().ok()?;
+    pub(crate) fn begin(&self) -> Option<Room> {
+        let of_all = self.common.requests.clone().try_acquire_owned().ok()?;
+        let own = self.own.requests.take(self.own.limits().requests)?;
         self.budget().request(self.began.elapsed());
-        Some(room)
+        Some(Room { _of_all: of_all, _own: own })
     }
 
-    /// Takes a retry from the budget, if there is one.
-    pub(crate) fn take_retry(&self) -> bool {
-        self.budget().take_retry(self.began.elapsed())
+    /// Takes a retry from the budget, if there is one, and if there may be another one at this time.
+    pub(crate) fn take_retry(&self) -> Option<Held> {
+        let retry = self.retries.take(self.own.limits().retries)?;
+        self.budget().take_retry(self.began.elapsed()).then_some(retry)
     }
 
     fn endpoints(&self) -> MutexGuard<'_, HashMap<SocketAddr, Arc<Endpoint>, FxBuildHasher>> {

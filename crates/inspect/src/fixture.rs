@@ -76,6 +76,7 @@ pub(crate) fn service(name: &str, ip: &str) -> Service {
         is_terminating: !is_local,
         is_hinted: false,
         slice: format!("{name}-abc"),
+        out: None,
         uses: vec![Use { policy: TrafficPolicy::Cluster, usage }],
         traffic: Some(traffic(if is_local { 30 } else { 10 })),
     };
@@ -93,6 +94,7 @@ pub(crate) fn service(name: &str, ip: &str) -> Service {
                     address(AddressKind::NodePort, None, 30080),
                 ],
                 affinity_seconds: None,
+                proxying: None,
                 policies: vec![Policy {
                     policy: TrafficPolicy::Cluster,
                     governs: vec![format!("cluster IP {ip}"), "node port 30080".into()],

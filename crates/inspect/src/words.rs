@@ -120,6 +120,9 @@ fn explain_port(text: &mut String, port: &Port) {
             "  affinity ClientIP: a client stays with its endpoint for {seconds} s after its last new flow"
         );
     }
+    if let Some(proxying) = &port.proxying {
+        let _ok = writeln!(text, "  through workers of this node: {proxying}");
+    }
     for own in &port.policies {
         let _ok = writeln!(
             text,
@@ -182,5 +185,6 @@ pub fn endpoint(endpoint: &Endpoint) -> String {
         .iter()
         .map(|used| format!("{}: {}", policy_name(used.policy), usage(used.usage)))
         .collect();
-    format!("{} on {place} (slice {}): {}", endpoint.address, endpoint.slice, uses.join("; "))
+    let out = endpoint.out.as_ref().map(|why| format!("; gets nothing for now: {why}")).unwrap_or_default();
+    format!("{} on {place} (slice {}): {}{out}", endpoint.address, endpoint.slice, uses.join("; "))
 }

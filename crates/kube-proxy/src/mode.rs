@@ -35,7 +35,7 @@ pub(crate) async fn serve(
     let served = match config.mode {
         Mode::NfTables | Mode::Userspace => Ok(nftables::serve(config, &families, metrics, &proxying)),
         Mode::IpTables => iptables::serve(config, settings, families, metrics).await,
-        Mode::Ipvs => ipvs::serve(config, settings, &families, metrics),
+        Mode::Ipvs => ipvs::serve(config, settings, &families, metrics, &proxying),
         Mode::Ebpf => Ok(ebpf::serve(config, settings, &families, (metrics, limits), &proxying)),
         mode @ Mode::Kernelspace => not_built_in(mode),
     };
@@ -53,7 +53,9 @@ pub(crate) fn unusable(mode: Mode) -> Option<String> {
     match mode {
         Mode::NfTables | Mode::Ebpf => nftables::unusable(&Balancer::Rules),
         Mode::Userspace => nftables::unusable(&Balancer::Proxies(Proxied::All)),
-        Mode::Ipvs => nftables::unusable(&Balancer::Ipvs { node_addresses: Vec::new() }),
+        Mode::Ipvs => {
+            nftables::unusable(&Balancer::Ipvs { node_addresses: Vec::new(), proxied: Some(Proxied::Asking) })
+        }
         Mode::IpTables | Mode::Kernelspace => None,
     }
 }

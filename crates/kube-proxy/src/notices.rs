@@ -6,6 +6,7 @@ use agent::{Conflict, Notice, Notices, Taken};
 use api::Rejection;
 use events::{Event, Reason, Recorder, Regarding, Worker};
 use metrics::Metrics;
+use mode::OutageCause;
 use model::{Change, IpFamily, Kind, Node, Protocol};
 use source::Client;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -170,6 +171,18 @@ fn event_of(notice: &Notice, node_name: &str) -> Option<Event> {
                 format!("{what} is not served on node {node_name}: {by}, which is somebody else's, has it");
             let regarding = Regarding::Service(service.clone(), *uid);
             Some(Event::new(Reason::FrontendTaken, regarding).note(note))
+        }
+        Notice::EndpointOut { service, endpoint, cause } => {
+            let why = match cause {
+                OutageCause::Ejected => "too much of what it is given fails",
+                OutageCause::CheckFails => "its health check fails",
+            };
+            let regarding = Regarding::Service(service.service.clone(), None);
+            let note = format!(
+                "endpoint {endpoint} of port {:?} gets nothing for now: {why}",
+                service.port.as_str()
+            );
+            Some(Event::new(Reason::EndpointEjected, regarding).note(note))
         }
         // Nothing that changes may be in the note, or the event would not count as the same again.
         Notice::SyncsFail { family, error, .. } => Some(

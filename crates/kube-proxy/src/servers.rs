@@ -39,7 +39,7 @@ pub(crate) fn telemetry(config: &Config, version: &str) -> Telemetry {
 }
 
 /// Of which Services there are series.
-fn series(wanted: &config::ServiceMetrics) -> metrics::ServiceSeries {
+pub(crate) fn series(wanted: &config::ServiceMetrics) -> metrics::ServiceSeries {
     metrics::ServiceSeries {
         limit: match wanted.series {
             config::ServiceSeries::Off => Some(0),

@@ -1,12 +1,13 @@
 //! From the configuration to what each part of the program wants to know of it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use agent::{NodePorts, Notices, Pods, Settings};
 use config::{Config, DetectLocal, Mode, NodePortAddresses};
 use ipnet::{IpNet, Ipv4Net};
 use logs::Vmodule;
-use model::IpFamily;
+use model::{IpFamily, ProxyingRules};
 use source::{ApiConfig, ContentType, Timings};
 
 use crate::platform;
@@ -57,6 +58,7 @@ pub(crate) fn agent(config: &Config, node_name: &str, notices: Notices) -> Setti
         localhost_node_ports: serves_localhost(config),
         external_ips: config.gates.enabled(config::ALLOW_SERVICE_EXTERNAL_IPS),
         served_by_hns: config.mode == Mode::Kernelspace,
+        proxying: Arc::new(proxying(config)),
         pods: pods(config),
         masquerade_all: config.masquerade_all,
         masquerade_mark: 1 << config.masquerade_bit,
@@ -117,6 +119,13 @@ fn node_ports(config: &Config) -> NodePorts {
         NodePortAddresses::Primary => NodePorts::Primary,
         NodePortAddresses::Within(ranges) => NodePorts::Within(ranges.clone()),
     }
+}
+
+/// Where there are no workers nobody asks for them.
+fn proxying(config: &Config) -> ProxyingRules {
+    let is_for_all = config.mode == Mode::Userspace;
+    let unsaid = || ProxyingRules { ignores_annotations: !is_for_all, ..ProxyingRules::default() };
+    config.service_proxying.clone().unwrap_or_else(unsaid)
 }
 
 fn pods(config: &Config) -> Pods {

@@ -76,6 +76,14 @@ pub struct WorkerMetrics {
     pub leased: IntGauge,
     /// Workers that died.
     pub deaths: IntCounter,
+    /// Endpoints that are ejected now.
+    pub ejected: IntGauge,
+    /// Endpoints whose health check fails now.
+    pub ill: IntGauge,
+    /// Ejections.
+    pub ejections: IntCounter,
+    /// Health checks that began to fail.
+    pub check_failures: IntCounter,
 }
 
 impl WorkerMetrics {
@@ -92,9 +100,23 @@ impl WorkerMetrics {
             "Workers that ended without being asked to",
             &["ip_family"],
         );
+        let out = registrar.gauges(
+            "kubeproxy_worker_endpoints_out",
+            "Endpoints that workers give nothing for now, since they fail (ejection) or since their health check does (health-check)",
+            &["ip_family", "cause"],
+        );
+        let outages = registrar.counters(
+            "kubeproxy_worker_endpoint_outages_total",
+            "Times that workers have begun to give an endpoint nothing",
+            &["ip_family", "cause"],
+        );
         move |family| {
             let label = family.to_string();
             Self {
+                ejected: out.with_label_values(&[&*label, "ejection"]),
+                ill: out.with_label_values(&[&*label, "health-check"]),
+                ejections: outages.with_label_values(&[&*label, "ejection"]),
+                check_failures: outages.with_label_values(&[&*label, "health-check"]),
                 leased: leased.with_label_values(&[&*label]),
                 deaths: deaths.with_label_values(&[&*label]),
             }

@@ -22,6 +22,11 @@ pub struct ServiceSeries {
 }
 
 impl ServiceSeries {
+    /// Whether there may be any of a namespace.
+    pub(crate) fn has_namespace(&self, namespace: &str) -> bool {
+        self.namespaces.is_empty() || self.namespaces.contains(namespace)
+    }
+
     /// There are none.
     pub fn off() -> Self {
         Self { limit: Some(0), namespaces: BTreeSet::new() }
@@ -126,8 +131,7 @@ impl Collector for Traffic {
 
 /// The Service ports that get series.
 fn selected<'a>(services: &'a [ServiceTraffic], series: &ServiceSeries) -> Vec<&'a ServiceTraffic> {
-    let is_meant =
-        |of: &&ServiceTraffic| series.namespaces.is_empty() || series.namespaces.contains(&of.namespace);
+    let is_meant = |of: &&ServiceTraffic| series.has_namespace(&of.namespace);
     if series.limit == Some(0) {
         return Vec::new();
     }

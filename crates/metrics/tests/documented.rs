@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use metrics::{
     BuildInfo, Counted, EbpfMetrics, FamilyTraffic, Feature, IptablesMetrics, Metrics, NftablesMetrics,
-    Options, ProcessReading, ServiceSeries, ServiceTraffic,
+    Options, ProcessReading, RequestMetrics, RequestSums, ServiceSeries, ServiceTraffic, WorkerMetrics,
 };
 use model::{IpFamily, Kind};
 use prometheus_parse::{Scrape, Value};
@@ -20,6 +20,8 @@ enum Mode {
     Nftables,
     Iptables,
     Ebpf,
+    /// `nftables`, with workers.
+    Workers,
 }
 
 impl Mode {
@@ -35,9 +37,28 @@ impl Mode {
             Self::Iptables => {
                 families.iter().copied().map(IptablesMetrics::register(metrics)).for_each(drop);
             }
+            Self::Workers => {
+                Self::Nftables.serve(metrics, families);
+                serve_workers(metrics, families);
+            }
             Self::Ebpf => families.iter().copied().map(EbpfMetrics::register(metrics)).for_each(drop),
         }
     }
+}
+
+fn serve_workers(metrics: &Metrics, families: &[IpFamily]) {
+    families.iter().copied().map(WorkerMetrics::register(metrics)).for_each(drop);
+    let requests = RequestMetrics::register(metrics, ServiceSeries::default(), &[1]);
+    let sums = RequestSums {
+        by_class: [1; 5],
+        by_time: vec![5, 0],
+        retries: 1,
+        ejections: 1,
+        check_failures: 1,
+        ..RequestSums::default()
+    };
+    let port = ("ns".to_owned(), "svc".to_owned(), "http".to_owned());
+    requests.follow(IpFamily::V4, Box::new(move || BTreeMap::from([(port.clone(), sums.clone())])));
 }
 
 /// All metrics, each updated where it appears only then.
@@ -111,26 +132,30 @@ fn documented(section: &str) -> Catalogue {
 }
 
 /// What the sections with these headings say; the first has none.
-fn document(headings: [&str; 4]) -> [Catalogue; 5] {
+fn document(headings: [&str; 5]) -> [Catalogue; 6] {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
     let text = std::fs::read_to_string(path).unwrap();
     let sections: BTreeMap<&str, &str> =
         text.split("\n## ").skip(1).map(|section| section.split_once('\n').unwrap()).collect();
     let common = text.split("\n## ").next().unwrap();
-    let [first, second, third, fourth] = headings.map(|heading| documented(sections[heading]));
-    [documented(common), first, second, third, fourth]
+    let [first, second, third, fourth, fifth] = headings.map(|heading| documented(sections[heading]));
+    [documented(common), first, second, third, fourth, fifth]
 }
 
 #[test]
 fn the_document_is_what_the_program_exposes() {
-    let [common, nftables, iptables, ebpf, slis] = document([
+    let [common, nftables, iptables, ebpf, workers, slis] = document([
         "In modes `nftables` and `ebpf`",
         "In mode `iptables` alone",
         "In mode `ebpf` alone",
+        "Where workers carry flows",
         "`/metrics/slis`",
     ]);
     let ebpf = nftables.clone().into_iter().chain(ebpf).collect();
-    for (mode, more) in [(Mode::Nftables, nftables), (Mode::Iptables, iptables), (Mode::Ebpf, ebpf)] {
+    let workers = nftables.clone().into_iter().chain(workers).collect();
+    for (mode, more) in
+        [(Mode::Nftables, nftables), (Mode::Iptables, iptables), (Mode::Ebpf, ebpf), (Mode::Workers, workers)]
+    {
         assert!(!more.is_empty());
         let metrics = metrics(mode);
         let all: Catalogue = common.clone().into_iter().chain(more).collect();
@@ -141,7 +166,7 @@ fn the_document_is_what_the_program_exposes() {
 
 #[test]
 fn every_metric_says_what_it_is() {
-    let page = [Mode::Nftables, Mode::Iptables, Mode::Ebpf]
+    let page = [Mode::Nftables, Mode::Iptables, Mode::Ebpf, Mode::Workers]
         .map(|mode| metrics(mode).render(None, Instant::now()))
         .concat();
     let help: BTreeSet<&str> =

@@ -14,12 +14,14 @@
 #![forbid(unsafe_code)]
 
 mod observer;
+mod outage;
 mod planner;
 mod target;
 mod touches;
 mod traffic;
 
 pub use observer::{Attempt, Observer, Unobserved};
+pub use outage::{EndpointOutage, OutageCause};
 pub use planner::{
     Cause, NeedsReading, Plan, PlanOf, Planner, Rule, RuleCount, Settled, StepResults, everything,
 };

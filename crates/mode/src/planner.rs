@@ -7,6 +7,7 @@ use std::sync::Arc;
 use model::{Changed, Family, Frontend, FrontendKey, RuleSettings, Table};
 use tokio::time::Instant;
 
+use crate::outage::EndpointOutage;
 use crate::target::Target;
 use crate::traffic::Meter;
 
@@ -75,6 +76,12 @@ pub trait Planner<F: Family>: Send + 'static {
 
     /// How many rules there are, by table, in a mode that counts them.
     fn rule_counts(&self) -> Vec<RuleCount> {
+        Vec::new()
+    }
+
+    /// Endpoints that get nothing for now although they are in the table, in a mode that has such.
+    fn outages(&self, table: &Table<F>, now: Instant) -> Vec<EndpointOutage> {
+        let _ = (table, now);
         Vec::new()
     }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use balance::Policy;
+use balance::{Policy, Resilience};
 use ipnet::IpNet;
 
 use crate::{AppProtocol, Family, Protocol, ServicePortName, TrafficPolicy, Uid};
@@ -171,6 +171,8 @@ pub struct Frontend<F: Family> {
     pub affinity: Option<Affinity>,
     /// The policy by which a proxy is to choose endpoints, if the Service asks for one.
     pub proxying: Option<Policy>,
+    /// What proxies are to do against harm, if the Service asks for anything.
+    pub resilience: Option<Arc<Resilience>>,
     /// What goes through it. Modes without a proxy have no use for it.
     pub app_protocol: AppProtocol,
     /// Source address rewriting.
@@ -200,6 +202,7 @@ impl<F: Family> Frontend<F> {
             internal_pool: None,
             affinity: None,
             proxying: None,
+            resilience: None,
             app_protocol: AppProtocol::Opaque,
             masquerade: match kind {
                 AddressKind::ClusterIp => Masquerade::UnlessFromPod,

@@ -12,6 +12,7 @@ mod frontend;
 mod names;
 mod net;
 mod objects;
+mod proxying;
 mod rule_settings;
 mod slots;
 mod store;
@@ -33,6 +34,7 @@ pub use objects::{
     AppProtocol, Change, Conditions, Endpoint, EndpointSlice, Hints, Kind, Node, Object, Service,
     ServiceCidr, ServicePort, SliceEndpoints, SlicePort, TrafficPolicy,
 };
+pub use proxying::{AskedBy, Label, ProxyingRule, ProxyingRules};
 pub use rule_settings::{Balancer, Extent, NodePortAddresses, PodSource, Proxied, RuleSettings};
 pub use slots::assign_slots;
 pub use store::{ServiceEntry, Store, Touched};

@@ -1,12 +1,13 @@
 //! The parsed form of the API objects that the proxy watches: only the fields it uses, already valid.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use balance::Policy;
+use balance::{Policy, Resilience};
 use ipnet::IpNet;
 
-use crate::{Family, Name, ObjectName, Protocol, ServiceName, Uid, V4, V6};
+use crate::{Family, Label, Name, ObjectName, Protocol, ServiceName, Uid, V4, V6};
 
 /// A watched kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -131,8 +132,13 @@ pub struct Service {
     pub external_policy: TrafficPolicy,
     /// `healthCheckNodePort`, for type `LoadBalancer` with `externalTrafficPolicy: Local` only.
     pub health_check_node_port: Option<u16>,
-    /// The policy by which proxies on each node are to choose endpoints, if the Service asks for such.
+    /// `metadata.labels`, sorted by key.
+    pub labels: Box<[Label]>,
+    /// The policy by which proxies on each node are to choose endpoints, if the Service itself asks for such
+    /// ([`ProxyingRules`](crate::ProxyingRules)).
     pub proxying: Option<Policy>,
+    /// What proxies are to do against harm, if the Service asks for anything.
+    pub resilience: Option<Arc<Resilience>>,
     /// Annotation `preserve-destination: "true"`, which only nodes that run Windows honour.
     pub preserves_destination: bool,
 }
@@ -152,7 +158,9 @@ impl Service {
             internal_policy: TrafficPolicy::Cluster,
             external_policy: TrafficPolicy::Cluster,
             health_check_node_port: None,
+            labels: Box::default(),
             proxying: None,
+            resilience: None,
             preserves_destination: false,
         }
     }

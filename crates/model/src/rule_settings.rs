@@ -59,6 +59,9 @@ pub enum Balancer {
         /// Addresses that the node has besides, of the family: what listens at them stays open even if a Service has one of
         /// them too.
         node_addresses: Vec<IpAddr>,
+        /// Services of which proxies on this node have flows of TCP and UDP ahead of virtual servers, for as long as they hold a lease
+        /// on it.
+        proxied: Option<Proxied>,
     },
     /// Proxies on this node for TCP and UDP of these Services, for as long as they hold a lease on it; the rules themselves for all
     /// else, and whenever there is no lease.
@@ -93,11 +96,20 @@ impl Balancer {
         }
     }
 
+    /// The Services whose flows proxies are to have.
+    pub const fn proxied(&self) -> Option<Proxied> {
+        match self {
+            Self::Rules => None,
+            Self::Ipvs { proxied, .. } => *proxied,
+            Self::Proxies(proxied) => Some(*proxied),
+        }
+    }
+
     /// Whether proxies are to have the flows of a frontend.
     pub const fn leaves_to_proxies<F: Family>(&self, frontend: &Frontend<F>) -> bool {
-        match self {
-            Self::Rules | Self::Ipvs { .. } => false,
-            Self::Proxies(proxied) => proxied.has(frontend),
+        match self.proxied() {
+            Some(proxied) => proxied.has(frontend),
+            None => false,
         }
     }
 }

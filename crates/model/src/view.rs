@@ -9,11 +9,13 @@ mod no_local;
 
 use std::sync::Arc;
 
+use balance::Policy;
 use ipnet::IpNet;
 
 use crate::{
     AddressKind, Affinity, Destination, Family, Frontend, FrontendAddress, FrontendKey, IpFamily, Masquerade,
-    Name, Node, Pool, Protocol, Service, ServiceEntry, ServicePort, ServicePortName, TrafficPolicy, Verdict,
+    Name, Node, Pool, Protocol, ProxyingRules, Service, ServiceEntry, ServicePort, ServicePortName,
+    TrafficPolicy, Verdict,
 };
 use endpoints::{Choice, List};
 
@@ -36,6 +38,8 @@ pub struct ThisNode {
     pub ignores_external_ips: bool,
     /// HNS serves, as on Windows: annotation `preserve-destination` counts, and flows of TCP need their endpoints to be kept.
     pub served_by_hns: bool,
+    /// Which Services ask for proxies.
+    pub proxying: Arc<ProxyingRules>,
 }
 
 impl ThisNode {
@@ -44,7 +48,7 @@ impl ThisNode {
         let primary = |family| object.and_then(|node| node.primary_address(family));
         let addresses = IpFamily::ALL.into_iter().filter_map(primary).collect();
         let zone = object.and_then(|node| node.zone.clone());
-        Self { name, zone, addresses, ignores_external_ips: false, served_by_hns: false }
+        Self { name, zone, addresses, ..Self::default() }
     }
 }
 
@@ -54,6 +58,7 @@ pub fn frontends<F: Family>(node: &ThisNode, entry: &ServiceEntry) -> Vec<Fronte
     let Some(service) = entry.service.as_deref() else { return Vec::new() };
     let Some(addresses) = Addresses::new(node, service) else { return Vec::new() };
     let mut frontends = Vec::new();
+    let proxying = node.proxying.policy(service).map(|(policy, _)| policy);
     for port in &service.ports {
         let candidates = endpoints::gather::<F>(node, port, &entry.slices);
         let policy = Policies::new(node, service, port, &addresses);
@@ -69,7 +74,7 @@ pub fn frontends<F: Family>(node: &ThisNode, entry: &ServiceEntry) -> Vec<Fronte
             service,
             port,
             &addresses,
-            &Pools::new(service, choice, flow_endpoints, policy.preserves_destination),
+            &Pools { proxying, ..Pools::new(service, choice, flow_endpoints, policy.preserves_destination) },
         );
     }
     frontends
@@ -150,6 +155,8 @@ struct Pools<F: Family> {
     short_cut: Option<Pool<F>>,
     external_masquerade: Masquerade,
     flow_endpoints: Arc<[Destination<F>]>,
+    /// How proxies are to choose among them, if they are asked for.
+    proxying: Option<Policy>,
 }
 
 impl<F: Family> Pools<F> {
@@ -177,6 +184,7 @@ impl<F: Family> Pools<F> {
             short_cut: (is_local && choice.has_any).then_some(cluster.clone()),
             external_masquerade: if is_local { Masquerade::Never } else { Masquerade::Always },
             flow_endpoints,
+            proxying: None,
         }
     }
 }
@@ -196,7 +204,8 @@ fn port_frontends<F: Family>(
     frontends.push(Frontend {
         policy: service.internal_policy,
         affinity,
-        proxying: service.proxying,
+        proxying: pools.proxying,
+        resilience: service.resilience.clone(),
         app_protocol: port.app_protocol,
         flow_endpoints: pools.flow_endpoints.clone(),
         ..Frontend::new(cluster_ip, AddressKind::ClusterIp, name.clone(), pools.internal.clone())
@@ -205,7 +214,8 @@ fn port_frontends<F: Family>(
         policy: service.external_policy,
         internal_pool: pools.short_cut.clone(),
         affinity,
-        proxying: service.proxying,
+        proxying: pools.proxying,
+        resilience: service.resilience.clone(),
         app_protocol: port.app_protocol,
         masquerade: pools.external_masquerade,
         allowed_sources,

@@ -181,8 +181,6 @@ fn service() -> impl Strategy<Value = Object> {
             let external =
                 |high: u8| external.iter().map(move |low| IpAddr::from([203, 0, high, *low])).collect();
             Object::Service(Service {
-                name: name("svc", n),
-                uid: None,
                 // Addresses may collide, and one may be another's external address.
                 cluster_ips: [[203, 0, 113, ip].into()].into(),
                 ports: [ServicePort {
@@ -200,8 +198,7 @@ fn service() -> impl Strategy<Value = Object> {
                 internal_policy: internal,
                 external_policy,
                 health_check_node_port: None,
-                proxying: None,
-                preserves_destination: false,
+                ..Service::new(name("svc", n))
             })
         },
     )

@@ -1,8 +1,9 @@
 //! What agent and worker say to each other: frames of JSON, each behind its length.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
-use balance::Policy;
+use balance::{Policy, Resilience};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +41,9 @@ pub struct Settings {
     pub policy: Policy,
     /// Connections and UDP clients at a time; `None`: as many as there may be open files.
     pub max_flows: Option<usize>,
+    /// Of a million requests and connections, how many have a line in the access log.
+    #[serde(default)]
+    pub access_log_per_million: u32,
 }
 
 /// Routes that are new, other ones or gone.
@@ -90,7 +94,7 @@ pub enum Protocol {
 }
 
 /// Endpoints of a Service port. Frontends with pools of the same name share its turns, its clients and its connections.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pool {
     /// Service, port, protocol and traffic policy.
     pub name: String,
@@ -101,6 +105,9 @@ pub struct Pool {
     /// What goes there is HTTP, and each request may go to another endpoint.
     #[serde(default)]
     pub by_request: bool,
+    /// What keeps its endpoints and clients from harm.
+    #[serde(default, skip_serializing_if = "Resilience::is_none")]
+    pub resilience: Resilience,
 }
 
 /// What a worker tells an agent.
@@ -124,6 +131,92 @@ pub enum ToAgent {
     Full(bool),
     /// What went through, in addition to what it has told.
     Counted(Count),
+    /// An endpoint gets nothing for now, or does again.
+    Availability(Availability),
+    /// Requests that were answered, in addition to those that it has told.
+    Requests(RequestCount),
+}
+
+/// Requests of a pool that were answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestCount {
+    /// [`Pool::name`]
+    pub pool: String,
+    /// How many, and how.
+    pub counts: RequestCounts,
+}
+
+/// See [`RequestCount`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestCounts {
+    /// By the first digit of their status, from 1 on.
+    pub by_class: [u64; 5],
+    /// By how long the answer took to begin, each at the first of [`ANSWER_BOUNDS_MS`] that holds it; the last ones took longer.
+    pub by_time: [u64; ANSWER_BOUNDS_MS.len() + 1],
+    /// How long all of the answers took to begin, in microseconds.
+    pub micros: u64,
+    /// Requests that were sent again.
+    pub retries: u64,
+}
+
+/// In milliseconds.
+pub const ANSWER_BOUNDS_MS: [u64; 12] = [1, 3, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 10_000];
+
+impl RequestCounts {
+    /// Counts an answer.
+    pub fn note(&mut self, status: u16, took: Duration, retries: u32) {
+        let class = usize::from((status / 100).clamp(1, 5)) - 1;
+        self.by_class[class] = self.by_class[class].saturating_add(1);
+        let bound = ANSWER_BOUNDS_MS.iter().position(|bound| took <= Duration::from_millis(*bound));
+        let place = &mut self.by_time[bound.unwrap_or(ANSWER_BOUNDS_MS.len())];
+        *place = place.saturating_add(1);
+        self.micros = self.micros.saturating_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+        self.retries = self.retries.saturating_add(u64::from(retries));
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn plus(mut self, other: &Self) -> Self {
+        let add = |into: &mut [u64], more: &[u64]| {
+            into.iter_mut().zip(more).for_each(|(into, more)| *into = into.saturating_add(*more));
+        };
+        add(&mut self.by_class, &other.by_class);
+        add(&mut self.by_time, &other.by_time);
+        self.micros = self.micros.saturating_add(other.micros);
+        self.retries = self.retries.saturating_add(other.retries);
+        self
+    }
+}
+
+/// Whether an endpoint of a pool gets anything, as far as one thing is concerned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Availability {
+    /// [`Pool::name`]
+    pub pool: String,
+    /// The endpoint.
+    pub endpoint: SocketAddr,
+    /// What decides.
+    pub by: OutBy,
+    /// `None`: it does.
+    pub out: Option<Out>,
+}
+
+/// What has an endpoint get nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum OutBy {
+    /// What it was given failed.
+    Ejection,
+    /// Its health check fails.
+    HealthCheck,
+}
+
+/// An endpoint gets nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Out {
+    /// Why, in a few words.
+    pub why: String,
+    /// For how long; `None`: until something else is told.
+    pub lasting_ms: Option<u64>,
 }
 
 /// What went to an endpoint of a pool, or to none of them.
@@ -241,6 +334,7 @@ impl FrameReader {
 
 #[cfg(test)]
 mod tests {
+    use balance::{Ejection, HealthCheck};
     use proptest::prelude::*;
 
     use super::*;
@@ -252,6 +346,11 @@ mod tests {
             endpoints: vec!["10.0.0.1:8080".parse().unwrap(), "[fd00::1]:8080".parse().unwrap()],
             affinity_secs: Some(10_800),
             by_request: true,
+            resilience: Resilience {
+                ejection: Some(Ejection::default()),
+                health_check: HealthCheck::parse("grpc,service=shop.Cart").ok(),
+                ..Resilience::default()
+            },
         };
         ToWorker::Routes(Routes {
             generation,
@@ -264,6 +363,18 @@ mod tests {
             }],
             gone: vec![frontend(Some("10.96.0.10".parse().unwrap()))],
         })
+    }
+
+    #[test]
+    fn answers_are_counted_by_class_and_time() {
+        let mut counts = RequestCounts::default();
+        for (status, millis) in [(200, 1), (204, 2), (404, 3), (503, 10_001), (101, 0), (999, 10_000)] {
+            counts.note(status, Duration::from_millis(millis), u32::from(status == 503));
+        }
+        assert_eq!(counts.by_class, [1, 2, 0, 1, 2]);
+        assert_eq!(counts.by_time, [2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]);
+        assert_eq!((counts.micros, counts.retries), (20_007_000, 1));
+        assert_eq!(counts.plus(&counts).by_class, [2, 4, 0, 2, 4]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use http_proxy::{Client, Upstream};
+use http_proxy::{Answer, Client, NoTurn, Upstream};
 use tokio::net::TcpStream;
 
 use crate::frame::Protocol;
@@ -12,14 +12,14 @@ use crate::worker::Shared;
 
 /// Carries the requests of a client's connection.
 pub(crate) async fn carry(shared: &Arc<Shared>, stream: TcpStream, client: Client, traffic: Traffic) {
-    let way = Way { shared: shared.clone(), sent_to: client.sent_to, traffic };
+    let way = Way { shared: shared.clone(), client, traffic };
     http_proxy::serve(stream, client, way, shared.closing.subscribe()).await;
 }
 
 /// What a client connected to.
 struct Way {
     shared: Arc<Shared>,
-    sent_to: SocketAddr,
+    client: Client,
     traffic: Traffic,
 }
 
@@ -33,17 +33,32 @@ impl http_proxy::Frontend for Way {
     type Pool = Requests;
 
     fn pool(&self) -> Option<Requests> {
-        let pool = self.shared.table.pool(Protocol::Tcp, self.sent_to, self.traffic)?;
+        let pool = self.shared.table.pool(Protocol::Tcp, self.client.sent_to, self.traffic)?;
         let upstream = pool.is_by_request().then(|| pool.upstream(&self.shared.upstream))?;
         Some(Requests { pool, upstream })
+    }
+
+    fn answered(&self, answer: &Answer) {
+        if let Some(pool) = self.shared.table.pool(Protocol::Tcp, self.client.sent_to, self.traffic) {
+            pool.note_answer(answer.status.as_u16(), answer.took, answer.retries);
+            self.shared.access_log.request(pool.service(), self.client, answer);
+        }
+    }
+
+    fn wants_question(&self) -> bool {
+        self.shared.access_log.draws()
     }
 }
 
 impl http_proxy::Pool for Requests {
     type Turn = Flow;
 
-    fn pick(&self, client: IpAddr, avoid: &[SocketAddr]) -> Option<Flow> {
+    fn pick(&self, client: IpAddr, avoid: &[SocketAddr]) -> Result<Flow, NoTurn> {
         self.pool.pick(client, avoid)
+    }
+
+    fn refused(&self) {
+        self.pool.note_refusal();
     }
 
     fn upstream(&self) -> &Upstream {
@@ -56,8 +71,8 @@ impl http_proxy::Turn for Flow {
         self.address()
     }
 
-    fn answered(&self) {
-        self.note_connection();
+    fn answered(&self, is_failure: bool) {
+        self.note_connection(!is_failure);
     }
 
     fn failed(&self) {

@@ -8,9 +8,11 @@
 //! ends.
 #![forbid(unsafe_code)]
 
+mod access_log;
 mod control;
 pub mod frame;
 mod handover;
+mod health;
 mod http;
 mod relay;
 mod table;

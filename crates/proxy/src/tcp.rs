@@ -10,6 +10,7 @@ use http_proxy::{Client, Sockets, tune};
 use rustc_hash::FxBuildHasher;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::frame::Protocol;
@@ -132,11 +133,22 @@ async fn carry(shared: &Arc<Shared>, client: TcpStream, peer: SocketAddr, traffi
         tune(&client);
         return http::carry(shared, client, Client { address: peer, sent_to }, traffic).await;
     }
-    let Some((endpoint, flow)) = connect(shared, &pool, peer).await else {
+    let (place, began) = (pool.take_connection(), Instant::now());
+    let log = |endpoint, bytes| {
+        if shared.access_log.draws() {
+            let client = Client { address: peer, sent_to };
+            shared.access_log.connection(pool.service(), client, endpoint, began.elapsed(), bytes);
+        }
+    };
+    let connected = if place.is_some() { connect(shared, &pool, peer).await } else { None };
+    let Some((endpoint, flow)) = connected else {
         pool.note_refusal();
+        log(None, 0);
         return reset(&[&client]);
     };
     carry_to(shared, &client, &endpoint, &flow).await;
+    drop(place);
+    log(Some(flow.address()), flow.bytes());
 }
 
 async fn carry_to(shared: &Shared, client: &TcpStream, endpoint: &TcpStream, flow: &Flow) {
@@ -167,14 +179,15 @@ fn original_destination(client: &TcpStream) -> io::Result<SocketAddr> {
 }
 
 /// A connection to an endpoint: the first that answers, of those that are chosen one after the other.
-async fn connect(shared: &Shared, pool: &LivePool, client: SocketAddr) -> Option<(TcpStream, Flow)> {
+async fn connect(shared: &Shared, pool: &Arc<LivePool>, client: SocketAddr) -> Option<(TcpStream, Flow)> {
+    let _pending = pool.take_pending()?;
     let mut tried = Vec::new();
     while tried.len() < MAX_ATTEMPTS {
-        let flow = pool.pick(client.ip(), &tried)?;
+        let flow = pool.pick(client.ip(), &tried).ok()?;
         let address = flow.address();
         match tokio::time::timeout(shared.connect_timeout, TcpStream::connect(address)).await {
             Ok(Ok(endpoint)) => {
-                flow.note_connection();
+                flow.note_connection(true);
                 return Some((endpoint, flow));
             }
             Ok(Err(error)) => debug!(%client, endpoint = %address, %error, "an endpoint can't be reached"),
@@ -211,6 +224,7 @@ mod tests {
             linger_ms: 0,
             policy: Policy::RoundRobin,
             max_flows: None,
+            access_log_per_million: 0,
         };
         Shared::new(Control::new().0, &settings, 1024)
     }
@@ -218,12 +232,7 @@ mod tests {
     const FRONTEND: Frontend = Frontend { address: None, protocol: Protocol::Tcp, port: 80 };
 
     fn set(shared: &Shared, endpoints: &[SocketAddr]) -> Arc<LivePool> {
-        let pool = Pool {
-            name: "a".to_owned(),
-            endpoints: endpoints.to_vec(),
-            affinity_secs: None,
-            by_request: false,
-        };
+        let pool = Pool { name: "a".to_owned(), endpoints: endpoints.to_vec(), ..Pool::default() };
         let route = Route { frontend: FRONTEND, any: pool, internal: None, policy: None };
         shared.table.apply(Routes { set: vec![route], ..Routes::default() });
         shared.table.pool(Protocol::Tcp, ([192, 0, 2, 1], 80).into(), Traffic::Any).unwrap()

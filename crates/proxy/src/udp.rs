@@ -108,13 +108,13 @@ impl Session {
     /// Carries datagrams to and from one endpoint.
     async fn carry_to_one(
         &self,
-        pool: &LivePool,
+        pool: &Arc<LivePool>,
         received: &mut mpsc::Receiver<Vec<u8>>,
     ) -> io::Result<Ended> {
-        let none = || io::Error::other("there is no endpoint");
-        let flow = pool.pick(self.client.ip(), &[]).ok_or_else(none)?;
+        let none = |_| io::Error::other("there is no endpoint");
+        let flow = pool.pick(self.client.ip(), &[]).map_err(none)?;
         let socket = connect(&flow).await?;
-        flow.note_connection();
+        flow.note_connection(true);
         let idle = self.shared.udp_idle;
         let mut ends = Instant::now() + idle;
         let gone = flow.endpoint_gone();

@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
+use crate::access_log::AccessLog;
 use crate::control::{self, Control, Incoming};
 use crate::frame::{FrameError, Settings, ToAgent, ToWorker};
 use crate::handover::{self, Listeners};
@@ -31,6 +32,7 @@ pub(crate) struct Shared {
     pub(crate) connect_timeout: Duration,
     pub(crate) udp_idle: Duration,
     pub(crate) drain: Duration,
+    pub(crate) access_log: AccessLog,
     linger: Duration,
     room: Arc<Semaphore>,
     max_flows: usize,
@@ -248,6 +250,7 @@ impl Shared {
             connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
             udp_idle: Duration::from_millis(settings.udp_idle_ms),
             drain: Duration::from_millis(settings.drain_ms),
+            access_log: AccessLog::begin(settings.access_log_per_million),
             linger: Duration::from_millis(settings.linger_ms),
             room: Arc::new(Semaphore::new(max_flows)),
             max_flows,

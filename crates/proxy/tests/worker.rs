@@ -7,10 +7,10 @@ use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use balance::Policy;
+use balance::{HealthCheck, Policy, Resilience};
 use proxy::frame::{
-    Count, Counts, FrameReader, Frontend, MAX_TO_AGENT_BYTES, MAX_TO_WORKER_BYTES, Pool, Protocol, Route,
-    Routes, Settings, ToAgent, ToWorker, encode,
+    Availability, Count, Counts, FrameReader, Frontend, MAX_TO_AGENT_BYTES, MAX_TO_WORKER_BYTES, OutBy, Pool,
+    Protocol, Route, Routes, Settings, ToAgent, ToWorker, encode,
 };
 use proxy::{Listeners, WorkerError, hand_over};
 
@@ -27,6 +27,7 @@ struct Agent {
     worker: JoinHandle<Result<(), WorkerError>>,
     /// What was told meanwhile.
     counted: Vec<Count>,
+    availability: Vec<Availability>,
     /// Whether the worker said last that it has no room. A client takes room while it is asked about, so that may come at any time.
     full: bool,
 }
@@ -38,8 +39,9 @@ impl Agent {
         let worker = std::thread::spawn(move || proxy::run(&theirs, 1024));
         let listeners = Listeners::at(LOOPBACK).unwrap();
         hand_over(&control, &listeners).unwrap();
-        let (frames, counted) = (FrameReader::new(MAX_TO_AGENT_BYTES), Vec::new());
-        let mut agent = Self { control, frames, listeners, worker, counted, full: false };
+        let frames = FrameReader::new(MAX_TO_AGENT_BYTES);
+        let (counted, availability) = (Vec::new(), Vec::new());
+        let mut agent = Self { control, frames, listeners, worker, counted, availability, full: false };
         agent.say(&ToWorker::Settings(Settings {
             connect_timeout_ms: 10_000,
             udp_idle_ms,
@@ -47,6 +49,7 @@ impl Agent {
             linger_ms: 0,
             policy: Policy::RoundRobin,
             max_flows,
+            access_log_per_million: 0,
         }));
         agent
     }
@@ -61,6 +64,10 @@ impl Agent {
                 Some(ToAgent::Counted(count)) => {
                     self.counted.push(count);
                     continue;
+                }
+                Some(ToAgent::Availability(told)) => {
+                    self.availability.push(told);
+                    return ToAgent::Full(self.full);
                 }
                 Some(frame) => return frame,
                 None => {}
@@ -79,7 +86,7 @@ impl Agent {
             name: "dns".to_owned(),
             endpoints: endpoints.to_vec(),
             affinity_secs: None,
-            by_request: false,
+            ..Pool::default()
         };
         let set = vec![Route { frontend, any: pool, internal: None, policy: None }];
         self.say(&ToWorker::Routes(Routes { generation, set, ..Routes::default() }));
@@ -314,4 +321,30 @@ fn flows_are_counted() {
     }
     assert_eq!((sum.connections, sum.refused, sum.retries), (1, 0, 0));
     assert!(sum.bytes > 4, "{sum:?}");
+}
+
+/// A worker asks endpoints by itself, and tells of each that begins or ceases to answer.
+#[test]
+fn health_checks_are_made_and_told() {
+    let mut agent = Agent::new(60_000, None);
+    let listener = std::net::TcpListener::bind((LOOPBACK, 0)).unwrap();
+    let endpoint = listener.local_addr().unwrap();
+    let health_check = HealthCheck::parse("tcp,interval=100ms,failures=2,successes=1").ok();
+    let resilience = Resilience { health_check, ..Resilience::default() };
+    let pool = Pool { name: "web".to_owned(), endpoints: vec![endpoint], resilience, ..Pool::default() };
+    let frontend = Frontend { address: Some(SERVICE), protocol: Protocol::Tcp, port: 80 };
+    let set = vec![Route { frontend, any: pool, internal: None, policy: None }];
+    agent.say(&ToWorker::Routes(Routes { generation: 1, set, ..Routes::default() }));
+    assert_eq!(agent.hear(), ToAgent::InForce { generation: 1 });
+    let told = |agent: &mut Agent| loop {
+        agent.hear();
+        if let Some(told) = agent.availability.pop() {
+            assert_eq!((&*told.pool, told.endpoint, told.by), ("web", endpoint, OutBy::HealthCheck));
+            break told.out.map(|out| out.why);
+        }
+    };
+    drop(listener);
+    assert_eq!(told(&mut agent).as_deref(), Some("it takes no connection"));
+    let _listener = std::net::TcpListener::bind(endpoint).unwrap();
+    assert_eq!(told(&mut agent), None);
 }

@@ -45,12 +45,24 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
         let frontends = entry.map(|entry| view::frontends::<F>(node, entry)).unwrap_or_default();
         let has_cluster_ip = ports.is_some();
         let traffic = self.latest_traffic();
+        let outages = self.pipeline.outages(now);
+        let service = entry.and_then(|entry| entry.service.as_deref());
+        let asked = service.and_then(|service| node.proxying.policy(service));
+        let proxying = asked.map(|(policy, by)| format!("{}, by {by}", policy.as_str()));
         let port = |explained: view::PortExplanation<F>| {
             let own = || frontends.iter().filter(|frontend| frontend.service == explained.port);
             let addresses = own().map(|frontend| self.address(frontend)).collect();
             let affinity = own().next().and_then(|frontend| frontend.affinity);
             let affinity_seconds = affinity.map(|affinity| affinity.timeout.as_secs());
-            build::port(explained, addresses, affinity_seconds, traffic.as_deref(), now)
+            build::port(
+                explained,
+                addresses,
+                affinity_seconds,
+                proxying.clone(),
+                &outages,
+                traffic.as_deref(),
+                now,
+            )
         };
         Some(ServiceFamily {
             family: F::FAMILY.to_string(),

@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mode::Counters;
+use mode::{Counters, EndpointOutage, OutageCause};
 use model::view::{self, EndpointExplanation, ListExplanation, PortExplanation, TopologyReason};
-use model::{Family, Frontend, FrontendAddress};
+use model::{Family, Frontend, FrontendAddress, ServicePortName};
 use tokio::time::Instant;
 
 use super::{
@@ -19,6 +19,8 @@ pub(crate) fn port<F: Family>(
     explained: PortExplanation<F>,
     addresses: Vec<Address>,
     affinity_seconds: Option<u64>,
+    proxying: Option<String>,
+    outages: &[EndpointOutage],
     known: Option<&crate::traffic::Traffic>,
     now: Instant,
 ) -> Port {
@@ -28,16 +30,33 @@ pub(crate) fn port<F: Family>(
     };
     let endpoint = |explained: EndpointExplanation<F>| {
         let address = SocketAddr::new(explained.address.into(), explained.port);
-        endpoint(explained, address, known.map(|known| traffic(known, known.to(&service, &address))))
+        let traffic = known.map(|known| traffic(known, known.to(&service, &address)));
+        Endpoint { out: out(outages, &service, address), ..endpoint(explained, address, traffic) }
     };
     Port {
         service_port: explained.port.to_string(),
         protocol: explained.port.protocol.to_string(),
         addresses,
         affinity_seconds,
+        proxying,
         policies: explained.lists.into_iter().map(policy).collect(),
         endpoints: explained.endpoints.into_iter().map(endpoint).collect(),
         traffic: known.map(|known| traffic(known, known.of(&service))),
+    }
+}
+
+/// Why an endpoint gets nothing for now.
+fn out(outages: &[EndpointOutage], service: &ServicePortName, address: SocketAddr) -> Option<String> {
+    let own = outages.iter().filter(|outage| outage.endpoint == address && outage.service == *service);
+    let words: Vec<String> = own.map(in_words).collect();
+    (!words.is_empty()).then(|| words.join("; "))
+}
+
+fn in_words(outage: &EndpointOutage) -> String {
+    let lasting = outage.lasting.map(|lasting| format!(" for {} s more", lasting.as_secs()));
+    match outage.cause {
+        OutageCause::Ejected => format!("ejected{}: {}", lasting.unwrap_or_default(), outage.why),
+        OutageCause::CheckFails => format!("its health check fails: {}", outage.why),
     }
 }
 
@@ -128,6 +147,7 @@ fn endpoint<F: Family>(
         is_terminating: explained.conditions.terminating,
         is_hinted: explained.hinted,
         slice: explained.slice,
+        out: None,
         uses: explained.uses.into_iter().map(usage).collect(),
         traffic,
     }

@@ -1,11 +1,15 @@
 //! Services.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use balance::Policy;
+use balance::{Ejection, HealthCheck, InvalidText, Limits, Policy, Resilience};
 use ipnet::IpNet;
-use model::{AppProtocol, Interner, IpFamily, Object, ObjectName, Service, ServicePort, TrafficPolicy, Uid};
+use model::{
+    AppProtocol, Interner, IpFamily, Label, Object, ObjectName, Service, ServicePort, TrafficPolicy, Uid,
+};
 
 use super::{Converted, Refusal, cidrs, item_name, port_number, protocol, served_address};
 use crate::raw;
@@ -42,10 +46,18 @@ pub(super) fn convert(
         external_policy,
         uid: Uid::parse(&raw.metadata.uid),
         health_check_node_port: health_check_node_port(spec, external_policy, notes),
+        labels: labels(&raw.metadata.labels, interner).into(),
         proxying: proxying(raw, notes),
+        resilience: resilience(&raw.metadata.annotations, notes),
         preserves_destination: raw.metadata.annotations.preserves_destination,
         name,
     }))
+}
+
+/// The labels by which a rule may select the Service, sorted. Of a key that is there twice the last counts.
+fn labels(raw: &raw::Labels<'_>, interner: &mut Interner) -> Vec<Label> {
+    let by_key: BTreeMap<&str, &str> = raw.others.iter().map(|(key, value)| (&**key, &**value)).collect();
+    by_key.into_iter().map(|(key, value)| (interner.intern(key), interner.intern(value))).collect()
 }
 
 /// The policy that the Service wants proxies to have. One that nobody knows takes only itself away: the kernel serves.
@@ -58,6 +70,31 @@ fn proxying(raw: &raw::Service<'_>, notes: &mut Notes) -> Option<Policy> {
         notes.add(format_args!("metadata.annotations[{}]", raw::ANNOTATION_PROXYING), reason);
     }
     policy
+}
+
+/// What proxies are to do against harm. An annotation that makes no sense takes only itself away.
+fn resilience(raw: &raw::Annotations<'_>, notes: &mut Notes) -> Option<Arc<Resilience>> {
+    let limits = annotation(raw::ANNOTATION_LIMITS, raw.limits.as_ref(), Limits::parse, notes);
+    let ejection = annotation(raw::ANNOTATION_EJECTION, raw.ejection.as_ref(), Ejection::parse, notes);
+    let health_check =
+        annotation(raw::ANNOTATION_HEALTH_CHECK, raw.health_check.as_ref(), HealthCheck::parse, notes);
+    let resilience = Resilience { limits: limits.unwrap_or_default(), ejection, health_check };
+    (!resilience.is_none()).then(|| Arc::new(resilience))
+}
+
+fn annotation<T>(
+    name: &str,
+    text: Option<&raw::Text<'_>>,
+    parse: fn(&str) -> Result<T, InvalidText>,
+    notes: &mut Notes,
+) -> Option<T> {
+    match parse(text?) {
+        Ok(value) => Some(value),
+        Err(reason) => {
+            notes.add(format_args!("metadata.annotations[{name}]"), reason.to_string());
+            None
+        }
+    }
 }
 
 fn ignored(raw: &raw::Service<'_>) -> Option<IgnoreReason> {

@@ -13,7 +13,8 @@ use tracing::debug;
 
 use super::io::EndpointIo;
 use super::life::Life;
-use super::{Common, Connection};
+use super::{Common, Connection, Own};
+use crate::gauge::Gauge;
 use crate::request_body::RequestBody;
 
 /// For how long a connection is kept without a request.
@@ -37,12 +38,16 @@ const MAX_GIVEN_UP: usize = 1000;
 pub(crate) enum ConnectError {
     Refused,
     TimedOut,
+    /// There are as many connections as there may be.
+    Full,
 }
 
 /// Connections to one endpoint.
 pub(crate) struct Endpoint {
     address: SocketAddr,
     common: Arc<Common>,
+    of_pool: Arc<Own>,
+    connections: Gauge,
     gone: watch::Sender<bool>,
     /// The last one is taken first, so that those that are not needed become old.
     idle: Mutex<Vec<Idle>>,
@@ -63,10 +68,12 @@ struct Shared {
 }
 
 impl Endpoint {
-    pub(super) fn new(address: SocketAddr, common: Arc<Common>) -> Self {
+    pub(super) fn new(address: SocketAddr, common: Arc<Common>, of_pool: Arc<Own>) -> Self {
         Self {
             address,
             common,
+            of_pool,
+            connections: Gauge::default(),
             gone: watch::Sender::new(false),
             idle: Mutex::default(),
             shared: Mutex::default(),
@@ -139,12 +146,16 @@ impl Endpoint {
         }
         match *failed {
             // Whoever waited for that has its outcome.
-            Some((at, error)) if at >= asked => return Err(error),
+            Some((at, error)) if at >= asked && error != ConnectError::Full => return Err(error),
             _ => {}
         }
         let made = self.connect_http2().await;
         *failed = made.as_ref().err().map(|error| (Instant::now(), *error));
-        made
+        match made {
+            // Those that there are share what another one would have had.
+            Err(ConnectError::Full) => self.least_used(usize::MAX).ok_or(ConnectError::Full),
+            made => made,
+        }
     }
 
     fn least_used(&self, max_streams: usize) -> Option<Connection> {
@@ -179,8 +190,9 @@ impl Endpoint {
 
     async fn connect(&self) -> Result<EndpointIo, ConnectError> {
         let limit = self.common.settings.connect_timeout;
+        let (place, _pending) = self.of_pool.take_place(&self.connections).ok_or(ConnectError::Full)?;
         match tokio::time::timeout(limit, TcpStream::connect(self.address)).await {
-            Ok(Ok(stream)) => Ok(EndpointIo::new(stream, self.common.clone())),
+            Ok(Ok(stream)) => Ok(EndpointIo::new(stream, self.common.clone(), place)),
             Ok(Err(error)) => {
                 debug!(endpoint = %self.address, %error, "an endpoint can't be reached");
                 Err(ConnectError::Refused)

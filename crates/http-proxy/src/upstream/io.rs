@@ -11,7 +11,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::Common;
+use super::{Common, Place};
 
 /// How long a connection is idle before it is asked whether the other side is still there.
 const KEEPALIVE: Duration = Duration::from_mins(2);
@@ -28,16 +28,17 @@ pub(super) struct EndpointIo {
     /// Its local end and the endpoint's.
     ends: Option<(SocketAddr, SocketAddr)>,
     common: Arc<Common>,
+    _place: Place,
 }
 
 impl EndpointIo {
-    pub(super) fn new(stream: TcpStream, common: Arc<Common>) -> Self {
+    pub(super) fn new(stream: TcpStream, common: Arc<Common>, place: Place) -> Self {
         tune(&stream);
         let ends = stream.local_addr().and_then(|local| Ok((local, stream.peer_addr()?))).ok();
         if let Some((local, endpoint)) = ends {
             common.sockets.opened(local, endpoint);
         }
-        Self { stream, ends, common }
+        Self { stream, ends, common, _place: place }
     }
 }
 

@@ -13,11 +13,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use balance::{Choice, Draw, Policy};
+use balance::{Choice, Draw, Limits, Policy};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
-use http_proxy::{Client, Frontend, Pool, Settings, Sockets, Turn, Upstream};
+use http_proxy::{Client, Frontend, NoTurn, Pool, Settings, Sockets, Turn, Upstream};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -57,13 +57,13 @@ pub struct Chosen(Arc<Endpoints>);
 impl Pool for Chosen {
     type Turn = Request1;
 
-    fn pick(&self, client: IpAddr, avoid: &[SocketAddr]) -> Option<Request1> {
+    fn pick(&self, client: IpAddr, avoid: &[SocketAddr]) -> Result<Request1, NoTurn> {
         let Endpoints { addresses, loads, choice, .. } = &*self.0;
         let draw = Draw { client, random: fastrand::u64(..) };
         let load = |at: usize| loads[at].load(Ordering::Relaxed);
-        let at = choice.pick(draw, load, |at| !avoid.contains(&addresses[at]))?;
+        let at = choice.pick(draw, load, |at| !avoid.contains(&addresses[at])).ok_or(NoTurn::NoEndpoint)?;
         loads[at].fetch_add(1, Ordering::Relaxed);
-        Some(Request1(addresses[at], loads[at].clone()))
+        Ok(Request1(addresses[at], loads[at].clone()))
     }
 
     fn upstream(&self) -> &Upstream {
@@ -144,6 +144,11 @@ impl Proxy {
         };
         *self.way.0.write().unwrap() = Some(Arc::new(pool));
         self.upstream.retain(|address| endpoints.contains(&address));
+    }
+
+    /// How much may go on at a time from now on.
+    pub fn limit(&self, limits: Limits) {
+        self.upstream.set_limits(limits);
     }
 
     /// Nobody serves this any more.

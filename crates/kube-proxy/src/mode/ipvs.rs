@@ -18,6 +18,7 @@ use model::{Family, IpFamily, V4, V6};
 use tracing::{info, warn};
 
 use super::nftables;
+use super::userspace::Proxying;
 use crate::limits::Limits;
 use crate::takeover::{Leftovers, TakeOvers};
 use crate::watching::spawn_watch;
@@ -70,13 +71,14 @@ pub(super) fn serve(
     settings: &Settings,
     families: &[IpFamily],
     metrics: &Metrics,
+    proxying: &Proxying,
 ) -> anyhow::Result<Vec<ServedFamily>> {
     let observer = IpvsMetrics::register(metrics);
     let take_overs = TakeOvers::new(config, Leftovers::Iptables, families);
     let shared = Shared { options: Arc::new(options(config)?), period: settings.sync_period };
     let family = |family: &IpFamily| match family {
-        IpFamily::V4 => ServedFamily::new(shared.served::<V4>(observer(*family), &take_overs)),
-        IpFamily::V6 => ServedFamily::new(shared.served::<V6>(observer(*family), &take_overs)),
+        IpFamily::V4 => proxying.beside(shared.served::<V4>(observer(*family), &take_overs)),
+        IpFamily::V6 => proxying.beside(shared.served::<V6>(observer(*family), &take_overs)),
     };
     Ok(families.iter().map(family).collect())
 }

@@ -149,8 +149,9 @@ mod tests {
     #[test]
     fn a_trial_passes_here_and_leaves_nothing() {
         let host = Namespace::new("host").unwrap();
+        let ipvs = |proxied| Balancer::Ipvs { node_addresses: Vec::new(), proxied };
         for balancer in
-            [Balancer::Rules, Balancer::Proxies(Proxied::All), Balancer::Ipvs { node_addresses: Vec::new() }]
+            [Balancer::Rules, Balancer::Proxies(Proxied::All), ipvs(None), ipvs(Some(Proxied::Asking))]
         {
             let answer = |tx| host.run(|| kernel::Nftables::open()?.apply(&tx));
             let answers =

@@ -16,12 +16,13 @@ use agent::{FamilyMode, OpenConntrack, ServedFamily, with_causes};
 use anyhow::Context as _;
 use backend_nftables::lease::LEASE_SECS;
 use backend_userspace::{
-    Carried, Site, Supervisor, UncarriedFlows, UserspacePlanner, UserspaceTarget, Worker,
+    Carried, OutageCounts, Outages, Requests, ServicePort, Site, Sums, Supervisor, UncarriedFlows,
+    UserspacePlanner, UserspaceTarget, Worker,
 };
 use config::{Config, Mode};
-use metrics::{Metrics, WorkerMetrics};
+use metrics::{Metrics, RequestMetrics, RequestSums, WorkerMetrics};
 use model::{Family, IpFamily};
-use proxy::frame::Settings;
+use proxy::frame::{ANSWER_BOUNDS_MS, RequestCounts, Settings};
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
@@ -57,7 +58,7 @@ impl Proxying {
     pub(super) fn new(config: &Config, metrics: &Metrics, limits: &Limits) -> Self {
         match config.mode {
             Mode::Userspace => Self::All(Workers::new(config, metrics, limits)),
-            _ if config.service_proxying => Self::Asking(Workers::new(config, metrics, limits)),
+            _ if config.service_proxying.is_some() => Self::Asking(Workers::new(config, metrics, limits)),
             _ => Self::Nobody,
         }
     }
@@ -91,7 +92,16 @@ fn settings(config: &Config) -> Settings {
         linger_ms: u64::from(LEASE_SECS) * 2000,
         policy: config.userspace_policy,
         max_flows: None,
+        access_log_per_million: config.access_log_per_million,
     }
+}
+
+/// What metrics tell of a Service port.
+fn sums((port, sums): (ServicePort, Sums)) -> (ServicePort, RequestSums) {
+    let Sums { counts, ejections, check_failures } = sums;
+    let RequestCounts { by_class, by_time, micros, retries } = counts;
+    let time = Duration::from_micros(micros);
+    (port, RequestSums { by_class, by_time: by_time.into(), time, retries, ejections, check_failures })
 }
 
 /// The workers of both families.
@@ -100,6 +110,7 @@ pub(super) struct Workers {
     settings: Settings,
     verbosity: u32,
     metrics: Box<dyn Fn(IpFamily) -> WorkerMetrics + Send>,
+    requests: RequestMetrics,
     families: RefCell<Vec<ShutDown>>,
 }
 
@@ -112,6 +123,11 @@ impl Workers {
             settings: settings(config),
             verbosity: config.logging.verbosity,
             metrics: Box::new(WorkerMetrics::register(metrics)),
+            requests: RequestMetrics::register(
+                metrics,
+                crate::servers::series(&config.service_metrics),
+                &ANSWER_BOUNDS_MS,
+            ),
             families: RefCell::default(),
         }
     }
@@ -122,8 +138,11 @@ impl Workers {
         mode: FamilyMode<F, P>,
     ) -> FamilyMode<F, Beside<F, P, ALL>> {
         let FamilyMode { planner, open, meter, watch, flows, take_over, observer, family } = mode;
-        let carried = Carried::default();
-        let supervisor = self.supervisor::<F>(ALL, &carried);
+        let (carried, requests) = (Carried::default(), Requests::default());
+        let outages = Outages::default().counting(&requests);
+        let counted = requests.clone();
+        self.requests.follow(F::FAMILY, Box::new(move || counted.read().into_iter().map(sums).collect()));
+        let supervisor = self.supervisor::<F>(ALL, (carried.clone(), outages.clone(), requests));
         let with_worker = lock(&supervisor).with_worker();
         let beside = |open: OpenTarget<P::Target>| {
             let (supervisor, carried) = (supervisor.clone(), carried.clone());
@@ -136,7 +155,7 @@ impl Workers {
             Arc::new(move || Ok(Box::new(UncarriedFlows::new(flows()?, with_worker.clone()))))
         };
         FamilyMode {
-            planner: UserspacePlanner::new(planner),
+            planner: UserspacePlanner::new(planner).hearing(outages),
             open: beside(open),
             meter: meter.map(beside),
             watch,
@@ -147,11 +166,16 @@ impl Workers {
         }
     }
 
-    fn supervisor<F: Family>(&self, is_for_all: bool, carried: &Carried) -> SharedSupervisor<F> {
-        let site = KernelSite::new(self.settings.clone(), self.verbosity, carried.clone());
+    fn supervisor<F: Family>(
+        &self,
+        is_for_all: bool,
+        told: (Carried, Outages, Requests),
+    ) -> SharedSupervisor<F> {
+        let outages = told.1.clone();
+        let site = KernelSite::new(self.settings.clone(), self.verbosity, told);
         let supervisor = Supervisor::new(site);
         let supervisor = Arc::new(Mutex::new(if is_for_all { supervisor } else { supervisor.lazy() }));
-        look_after(Arc::downgrade(&supervisor), (self.metrics)(F::FAMILY), self.limits.clone());
+        look_after(Arc::downgrade(&supervisor), (outages, self.limits.clone()), (self.metrics)(F::FAMILY));
         let ended = supervisor.clone();
         self.families.borrow_mut().push(Box::new(move || lock(&ended).shut_down()));
         supervisor
@@ -167,10 +191,10 @@ fn lock<S: Site>(supervisor: &Mutex<Supervisor<S>>) -> MutexGuard<'_, Supervisor
 /// Looks after a family's worker and lease on a thread of its own, for as long as somebody has them.
 fn look_after<F: Family>(
     supervisor: Weak<Mutex<Supervisor<KernelSite<F>>>>,
+    (outages, limits): (Outages, Limits),
     metrics: WorkerMetrics,
-    limits: Limits,
 ) {
-    let mut told = 0;
+    let (mut told, mut outages_told) = (0, OutageCounts::default());
     let turn = move || loop {
         std::thread::sleep(Supervisor::<KernelSite<F>>::PERIOD);
         let Some(supervisor) = supervisor.upgrade() else { return };
@@ -183,12 +207,23 @@ fn look_after<F: Family>(
         metrics.leased.set(i64::from(condition.is_leased));
         metrics.deaths.inc_by(condition.deaths - told);
         told = condition.deaths;
+        let counts = outages.counts(Instant::now());
+        set_outages(&metrics, counts, outages_told);
+        outages_told = counts;
     };
     let name = format!("worker-{}", if F::FAMILY == IpFamily::V4 { "ip" } else { "ip6" });
     if let Err(error) = std::thread::Builder::new().name(name).spawn(turn) {
         // Without it there is no lease for long.
         warn!(%error, "nobody looks after the worker");
     }
+}
+
+fn set_outages(metrics: &WorkerMetrics, counts: OutageCounts, told: OutageCounts) {
+    let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    metrics.ejected.set(gauge(counts.ejected));
+    metrics.ill.set(gauge(counts.ill));
+    metrics.ejections.inc_by(counts.ejections - told.ejections);
+    metrics.check_failures.inc_by(counts.check_failures - told.check_failures);
 }
 
 /// Has a family's flows handed over no more; gives the worker that still has some.

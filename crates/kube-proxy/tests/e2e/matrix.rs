@@ -36,6 +36,12 @@ mod asking {
     fn ebpf() {
         super::every_line_holds_where_some_services_ask_for_workers(ProxyMode::Ebpf);
     }
+
+    #[test]
+    #[ignore = "needs a kernel with IPVS"]
+    fn ipvs() {
+        super::every_line_holds_where_some_services_ask_for_workers(ProxyMode::Ipvs);
+    }
 }
 
 fn every_line_of_the_contract_holds(mode: ProxyMode) {

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use fakes::objects::{self, Endpoint, Port};
@@ -77,6 +78,12 @@ pub(crate) fn cluster_in(mode: ProxyMode, pods: usize, node2_pods: usize) -> Clu
 
 pub(crate) fn start(cluster: &Cluster) -> Proxy {
     cluster.start_proxy_and_wait(program()).unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+/// What a command prints on the node.
+pub(crate) fn told(node: &Host, arguments: &[&str]) -> String {
+    let output = node.run(|| Command::new(program()).args(arguments).output().unwrap());
+    String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap()
 }
 
 /// Takes everything of the proxy's away, with these arguments besides `--cleanup`.

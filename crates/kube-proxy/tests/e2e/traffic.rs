@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use apiserver::Kind;
 use fakes::objects::NAMESPACE;
@@ -16,17 +16,11 @@ use testkit::cluster::{Cluster, ProxyMode};
 
 use crate::support::{
     PATIENCE, WEB_V4, apply_endpoints, apply_web, ask, check_listable, cluster, cluster_in, ip, program,
-    start, wait_for,
+    start, told, wait_for,
 };
 
 fn web() -> SocketAddr {
     SocketAddr::new(ip(WEB_V4), 80)
-}
-
-/// What a command prints on the node.
-fn told(node: &Host, arguments: &[&str]) -> String {
-    let output = node.run(|| Command::new(program()).args(arguments).output().unwrap());
-    String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap()
 }
 
 /// The line of Service `web`.

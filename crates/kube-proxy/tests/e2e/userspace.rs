@@ -1,5 +1,8 @@
 //! Mode userspace: workers, and what becomes of flows when workers or their agent are gone.
 
+mod asking;
+mod resilience;
+
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};

@@ -66,8 +66,7 @@ fn this_node() -> ThisNode {
         name: "node-1".into(),
         zone: Some("zone-a".into()),
         addresses: ["192.168.0.7", "fd00::7"].map(ip).into(),
-        ignores_external_ips: false,
-        served_by_hns: false,
+        ..ThisNode::default()
     }
 }
 

@@ -10,12 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use agent::with_causes;
-use backend_userspace::{Carried, Worker, WorkerGone};
+use backend_userspace::{Carried, Requests, Teller, Worker, WorkerGone};
 use conntrack::Tuple;
 use proxy::Listeners;
 use proxy::frame::{
     FrameReader, MAX_TO_AGENT_BYTES, MAX_TO_WORKER_BYTES, Routes, Settings, ToAgent, ToWorker, encode,
 };
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::WORKER;
@@ -40,6 +41,8 @@ struct Control {
     is_alive: AtomicBool,
     is_full: AtomicBool,
     carried: Carried,
+    outages: Teller,
+    requests: Requests,
 }
 
 impl Process {
@@ -48,14 +51,14 @@ impl Process {
         listeners: &Listeners,
         settings: &Settings,
         verbosity: u32,
-        carried: Carried,
+        (carried, outages, requests): (Carried, Teller, Requests),
     ) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_write_timeout(Some(PATIENCE))?;
         let child = Command::new(PROGRAM)
             .args([WORKER, &verbosity.to_string()])
             .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
+            .stdout(if settings.access_log_per_million > 0 { Stdio::inherit() } else { Stdio::null() })
             .stderr(Stdio::inherit())
             .spawn()?;
         let (sender, in_force) = mpsc::channel();
@@ -66,6 +69,8 @@ impl Process {
             is_alive: AtomicBool::new(true),
             is_full: AtomicBool::new(false),
             carried,
+            outages,
+            requests,
         });
         let hearing = control.clone();
         let hear = move || hearing.hear(reading, &sender);
@@ -132,6 +137,7 @@ impl Control {
             warn!(%error, "a worker does not keep to the protocol");
         }
         self.is_alive.store(false, Ordering::Release);
+        self.outages.ended();
         self.kill();
     }
 
@@ -145,6 +151,8 @@ impl Control {
                     // Nobody may wait for it any more.
                     ToAgent::InForce { generation } => drop(in_force.send(generation)),
                     ToAgent::Counted(count) => self.carried.add(count),
+                    ToAgent::Availability(told) => self.outages.tell(told, Instant::now()),
+                    ToAgent::Requests(told) => self.requests.add(&told),
                     ToAgent::Full(is_full) => self.is_full.store(is_full, Ordering::Relaxed),
                     ToAgent::WhereTo { id, client, listener } => {
                         let destination = original_destination(&mut flows, client, listener);

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use agent::with_causes;
 use backend_nftables::lease::{self, Listeners as Lease, Ports};
-use backend_userspace::{Carried, Site};
+use backend_userspace::{Carried, Outages, Requests, Site};
 use conntrack::{Conntrack as _, Filter};
 use model::Family;
 use netlink::NetlinkError;
@@ -23,7 +23,8 @@ use crate::platform;
 pub(super) struct KernelSite<F> {
     settings: Settings,
     verbosity: u32,
-    carried: Carried,
+    /// What workers tell.
+    told: (Carried, Outages, Requests),
     /// Opened on the thread that first uses it.
     kernel: Option<kernel::Nftables>,
     family: PhantomData<fn() -> F>,
@@ -36,8 +37,8 @@ pub(super) struct Place {
 }
 
 impl<F: Family> KernelSite<F> {
-    pub(super) fn new(settings: Settings, verbosity: u32, carried: Carried) -> Self {
-        Self { settings, verbosity, carried, kernel: None, family: PhantomData }
+    pub(super) fn new(settings: Settings, verbosity: u32, told: (Carried, Outages, Requests)) -> Self {
+        Self { settings, verbosity, told, kernel: None, family: PhantomData }
     }
 
     fn apply(&mut self, transaction: &Transaction) -> Result<(), NetlinkError> {
@@ -75,7 +76,9 @@ impl<F: Family> Site for KernelSite<F> {
     }
 
     fn start(&mut self, listeners: &Place) -> io::Result<Process> {
-        Process::start(&listeners.sockets, &self.settings, self.verbosity, self.carried.clone())
+        let (carried, outages, requests) = &self.told;
+        let told = (carried.clone(), outages.new_worker(), requests.clone());
+        Process::start(&listeners.sockets, &self.settings, self.verbosity, told)
     }
 
     fn renew(&mut self, listeners: &Place) -> Result<(), String> {
