@@ -43,6 +43,7 @@ pub(crate) struct Controller<F: Family, P: Planner<F>> {
     take_over: Option<TakeOver>,
     /// All has been in force at least once.
     was_synced: bool,
+    started: Instant,
     outage: Outage,
     notices: Notices,
     history: History,
@@ -96,6 +97,7 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
             watch,
             take_over,
             was_synced: false,
+            started: now,
             outage: Outage::new(settings.sync_period * 2),
             notices: settings.notices.clone(),
             history: History::default(),
@@ -142,7 +144,7 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
         self.failure = None;
         self.hopeless_in_a_row = 0;
         if is_complete && !std::mem::replace(&mut self.was_synced, true) {
-            self.first_synced();
+            self.first_synced(now);
         }
         if let Some(lasted) = self.outage.worked(now) {
             info!(ipFamily = %F::FAMILY, ?lasted, "The kernel takes the rules again");
@@ -158,7 +160,10 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
         self.failure = Some(Failure { error, times, retry_in_seconds: retry_in.as_secs_f64() });
     }
 
-    fn first_synced(&mut self) {
+    fn first_synced(&mut self, now: Instant) {
+        if let Some(counting) = &mut self.counting {
+            counting.begin_after_start(now.saturating_duration_since(self.started), now);
+        }
         if let Some(take_over) = self.take_over.take() {
             let sender = self.inbox.sender();
             take_over(Box::new(move || sender.send(Event::OldRulesGone)));
@@ -351,6 +356,11 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
 
     fn request(&mut self, now: Instant) {
         self.pipeline.request(now);
+    }
+
+    fn read_ahead(&mut self, now: Instant) -> Result<(), StartError> {
+        let job = self.pipeline.read_ahead(now);
+        self.submit(job)
     }
 
     fn take_reports(&mut self, now: Instant) -> Result<bool, StartError> {

@@ -78,6 +78,12 @@ impl Counting {
         Ok(Self { family, jobs, published, rhythm: Rhythm::default() })
     }
 
+    /// All has been in force for the first time, so long after the start. As much time is left before the first reading, since
+    /// whatever made the start long (other families, who waits for memory to be given back) may go on for a while.
+    pub(crate) fn begin_after_start(&mut self, took: Duration, now: Instant) {
+        self.rhythm.first = Some(now + took.min(EVERY));
+    }
+
     /// Has a reading made if it is time for one.
     pub(crate) fn advance(&mut self, now: Instant) {
         if self.rhythm.begin_if_due(now) && self.jobs.send(Job::Read).is_err() {
@@ -144,6 +150,8 @@ const SHARE_WHEN_WANTED: u32 = 10;
 struct Rhythm {
     is_reading: bool,
     is_wanted: bool,
+    /// When the first one is due, unless somebody looks before.
+    first: Option<Instant>,
     /// When the last one was over, and how long it had taken.
     last: Option<(Instant, Duration)>,
 }
@@ -151,7 +159,12 @@ struct Rhythm {
 impl Rhythm {
     /// `None`: at once, or not before the one under way is over.
     fn due(&self) -> Option<Instant> {
-        let (at, took) = self.last.filter(|_| !self.is_reading)?;
+        let Some((at, took)) = self.last else {
+            return self.first.filter(|_| !self.is_reading && !self.is_wanted);
+        };
+        if self.is_reading {
+            return None;
+        }
         let (pause, share) =
             if self.is_wanted { (EVERY_WHEN_WANTED, SHARE_WHEN_WANTED) } else { (EVERY, SHARE) };
         Some(at + pause.max(took.saturating_mul(share)))
@@ -179,7 +192,9 @@ mod tests {
     fn readings_are_rare_and_take_little_of_the_time() {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
         let mut rhythm = Rhythm::default();
-        assert!(rhythm.begin_if_due(start), "the first one at once");
+        rhythm.first = Some(start);
+        assert!(!rhythm.begin_if_due(start - second), "not while the start goes on");
+        assert!(rhythm.begin_if_due(start), "the first one");
         assert!(!rhythm.begin_if_due(start + 100 * second), "one at a time");
         rhythm.end(start, second / 1000);
         assert_eq!(rhythm.due(), Some(start + EVERY));
@@ -191,5 +206,16 @@ mod tests {
         assert_eq!(rhythm.due(), Some(start + second + SHARE * 2 * second));
         rhythm.is_wanted = true;
         assert_eq!(rhythm.due(), Some(start + second + SHARE_WHEN_WANTED * 2 * second));
+    }
+
+    #[test]
+    fn the_first_reading_leaves_room_for_the_start_unless_somebody_looks() {
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let mut rhythm = Rhythm { first: Some(start + 3 * second), ..Rhythm::default() };
+        assert_eq!(rhythm.due(), Some(start + 3 * second));
+        assert!(!rhythm.begin_if_due(start + second));
+        rhythm.is_wanted = true;
+        assert!(rhythm.begin_if_due(start + second));
+        assert_eq!(rhythm.due(), None);
     }
 }

@@ -112,6 +112,9 @@ pub(crate) trait FamilyController: Send {
     /// From now on everything is expected to be in force, even if that is nothing.
     fn request(&mut self, now: Instant);
 
+    /// Has the target read before it is known what is wanted, where that is worth while.
+    fn read_ahead(&mut self, now: Instant) -> Result<(), StartError>;
+
     /// Takes in what has come back from the threads. True: a large temporary value has been freed.
     fn take_reports(&mut self, now: Instant) -> Result<bool, StartError>;
 

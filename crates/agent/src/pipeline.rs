@@ -7,9 +7,11 @@
 mod next;
 mod outcome;
 mod progress;
+mod whole;
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mode::{EndpointOutage, Meter, Planner, Rule, RuleCount, Target};
@@ -17,6 +19,9 @@ use model::{Changed, ConflictChange, Family, Frontend, FrontendKey, Protocol, Se
 use tokio::time::Instant;
 
 use crate::retries::Retries;
+use crate::worker::Answer;
+
+use whole::Planning;
 
 pub(crate) use progress::{Done, Failed, Failing, Progress, Reason, Step, Turn};
 
@@ -30,14 +35,25 @@ enum Held {
 }
 
 /// What the worker does.
-enum Work<H, F: Family> {
+enum Work<F: Family, P: Planner<F>> {
     Nothing,
     /// It reads. With what others did that has been waiting for that.
     Reading {
         reason: Reason,
         touched: Option<Touched>,
     },
-    Applying(Box<InFlight<H, F>>),
+    /// It reads before it is known what is wanted.
+    ReadingAhead,
+    /// It plans everything.
+    Planning(Box<Planning<F, P>>),
+    Applying(Box<InFlight<P::Held, F>>),
+}
+
+/// An answer that waits until somebody wants it, how long it took, and when it came.
+struct Ahead<T: Target> {
+    answer: Answer<T>,
+    took: Duration,
+    at: Instant,
 }
 
 /// What others did that has not been looked at.
@@ -83,11 +99,14 @@ struct InFlight<H, F: Family> {
 
 /// One family's state.
 pub(crate) struct Pipeline<F: Family, P: Planner<F>> {
-    table: Table<F>,
+    /// Shared with whoever plans everything, and copied if it changes meanwhile.
+    table: Arc<Table<F>>,
     planner: P,
     settings: P::Settings,
     held: Held,
-    work: Work<P::Held, F>,
+    work: Work<F, P>,
+    /// What came of a reading before it was known what is wanted.
+    ahead: Option<Ahead<P::Target>>,
     /// What differs from when it was last planned.
     dirty: Changed<F>,
     /// When the first of `dirty` became so.
@@ -133,11 +152,12 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
     /// A pipeline that knows nothing of its target and will read it first.
     pub(crate) fn new(planner: P, settings: P::Settings, min_period: Duration, now: Instant) -> Self {
         Self {
-            table: Table::default(),
+            table: Arc::default(),
             planner,
             settings,
             held: Held::Unknown { reason: Reason::Start, not_before: now },
             work: Work::Nothing,
+            ahead: None,
             dirty: Changed::default(),
             dirty_since: None,
             asked_since: None,
@@ -169,9 +189,10 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         health_check_port: Option<u16>,
         now: Instant,
     ) -> bool {
+        let table = Arc::make_mut(&mut self.table);
         let changed = Changed {
-            frontends: self.table.set_service(name, frontends),
-            health_check_ports: self.table.set_health_check_port(name, health_check_port),
+            frontends: table.set_service(name, frontends),
+            health_check_ports: table.set_health_check_port(name, health_check_port),
         };
         if changed.is_empty() {
             return false;
@@ -187,7 +208,11 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
 
     /// What changed about conflicts between Services since this was last asked.
     pub(crate) fn take_conflict_changes(&mut self) -> Vec<ConflictChange<F>> {
-        self.table.take_conflict_changes()
+        if self.table.has_conflict_changes() {
+            Arc::make_mut(&mut self.table).take_conflict_changes()
+        } else {
+            Vec::new()
+        }
     }
 
     /// Takes in settings.
@@ -246,8 +271,9 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
     pub(crate) fn pending_since(&self) -> Option<Instant> {
         let under_way = match &self.work {
             Work::Applying(flight) => Some(flight.since),
+            Work::Planning(planning) => planning.since,
             Work::Reading { touched, .. } => touched.map(|touched| touched.since),
-            Work::Nothing => None,
+            Work::Nothing | Work::ReadingAhead => None,
         };
         let waiting = [under_way, self.dirty_since, self.asked_since, self.failing_since];
         let touched = self.touched.map(|touched| touched.since);
@@ -319,7 +345,8 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
             Work::Applying(flight) => {
                 matches!(&flight.scope, Scope::Changes(changed) if changed.frontends.contains(key))
             }
-            Work::Nothing | Work::Reading { .. } => false,
+            Work::Planning(planning) => planning.changed.frontends.contains(key),
+            Work::Nothing | Work::Reading { .. } | Work::ReadingAhead => false,
         };
         self.is_known() && !in_flight && !self.dirty.frontends.contains(key) && !self.retries.has(key)
     }
@@ -341,7 +368,12 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
 
     /// Whether all that is known is in the target.
     pub(crate) fn is_settled(&self) -> bool {
-        matches!(self.work, Work::Nothing | Work::Reading { .. })
+        let makes_nothing = match &self.work {
+            Work::Nothing | Work::Reading { .. } | Work::ReadingAhead => true,
+            Work::Planning(planning) => planning.changed.is_empty(),
+            Work::Applying(_) => false,
+        };
+        makes_nothing
             && self.is_known()
             && self.dirty.is_empty()
             && self.retries.len() == 0

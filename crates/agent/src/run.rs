@@ -156,7 +156,8 @@ impl Agent {
         mut inputs: Inputs<E, R>,
         mut questions: UnboundedReceiver<Question>,
     ) -> Result<(), StartError> {
-        let wake = self.wake.clone();
+        let (wake, begun) = (self.wake.clone(), Instant::now());
+        self.families.iter_mut().try_for_each(|family| family.read_ahead(begun))?;
         loop {
             let deadline = self.deadline();
             let is_busy = !self.touched.is_empty();

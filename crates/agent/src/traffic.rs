@@ -29,10 +29,10 @@ impl Traffic {
         self.ports.get(service).map_or(self.nothing(), |port| port.flow)
     }
 
-    /// What went to an endpoint of a Service port.
-    pub fn to(&self, service: &ServicePortName, endpoint: &SocketAddr) -> Flow {
-        let port = self.ports.get(service);
-        port.and_then(|port| port.endpoints.get(endpoint)).copied().unwrap_or(self.nothing())
+    /// What went to an endpoint of a Service port; `None` where that is not known.
+    pub fn to(&self, service: &ServicePortName, endpoint: &SocketAddr) -> Option<Flow> {
+        let Some(port) = self.ports.get(service) else { return Some(self.nothing()) };
+        port.is_by_endpoint.then(|| port.endpoints.get(endpoint).copied().unwrap_or(self.nothing()))
     }
 
     fn nothing(&self) -> Flow {
@@ -47,7 +47,9 @@ pub struct PortTraffic {
     pub flow: Flow,
     /// The part of that which counters said when they were first read: what was counted before this program.
     pub found: Counters,
-    /// By endpoint, those of former endpoints as well as far as they are still known.
+    /// New flows are counted by endpoint too, not only for all of them together.
+    pub is_by_endpoint: bool,
+    /// By endpoint, those of former endpoints as well as far as they are still known. Empty unless that is counted.
     pub endpoints: BTreeMap<SocketAddr, Flow>,
 }
 
@@ -177,7 +179,11 @@ impl Account {
 
     fn publish(&self, seconds: Option<f64>) -> PortTraffic {
         let mut endpoints: BTreeMap<SocketAddr, (Counters, Counters)> = BTreeMap::new();
-        for ((endpoint, _), line) in &self.lines {
+        let is_of_all = |((endpoint, _), line): (&(Option<SocketAddr>, u64), &Line)| {
+            endpoint.is_none() && line.total.connections > 0
+        };
+        let is_by_endpoint = !self.lines.iter().any(is_of_all);
+        for ((endpoint, _), line) in self.lines.iter().filter(|_| is_by_endpoint) {
             if let Some(endpoint) = endpoint {
                 let sums = endpoints.entry(*endpoint).or_default();
                 *sums = (sums.0.plus(line.total), sums.1.plus(line.grown));
@@ -187,6 +193,7 @@ impl Account {
         PortTraffic {
             flow: flow((self.total, self.grown())),
             found: self.found,
+            is_by_endpoint,
             endpoints: endpoints.into_iter().map(|(endpoint, sums)| (endpoint, flow(sums))).collect(),
         }
     }
@@ -271,6 +278,18 @@ mod tests {
     fn a_counter_that_was_gone_for_long_is_another_one() {
         let traffic = after(&[vec![meter(1, 1, 1, 30)], vec![], vec![], vec![], vec![meter(1, 1, 1, 31)]]);
         assert_eq!(connections(&traffic, 1), 61);
+    }
+
+    /// As in large tables. What an endpoint has had before is no share of what is counted since.
+    #[test]
+    fn where_only_all_is_counted_no_share_is_told() {
+        let of_all = |n| Meter { endpoint: None, ..meter(1, 1, 9, n) };
+        let (known, unknown) =
+            (after(&[vec![meter(1, 1, 1, 30)]]), after(&[vec![meter(1, 1, 1, 30)], vec![of_all(5)]]));
+        assert_eq!(known.to(&service(1), &endpoint(1)).map(|flow| flow.total.connections), Some(30));
+        assert_eq!(known.to(&service(2), &endpoint(1)).map(|flow| flow.total.connections), Some(0));
+        assert_eq!((connections(&unknown, 1), unknown.to(&service(1), &endpoint(1))), (35, None));
+        assert!(unknown.ports[&service(1)].endpoints.is_empty());
     }
 
     #[test]

@@ -13,7 +13,28 @@ use tokio::time::Instant;
 #[derive(Debug)]
 pub(crate) enum Job<T: Target> {
     Read,
+    /// Something that needs no target.
+    Work(Task),
     Apply(Vec<T::Step>),
+}
+
+/// What is done on the thread for whoever has made it, who hears of it by a way of their own.
+pub(crate) struct Task(Box<dyn FnOnce() + Send>);
+
+impl Task {
+    pub(crate) fn new(work: impl FnOnce() + Send + 'static) -> Self {
+        Self(Box::new(work))
+    }
+
+    pub(crate) fn run(self) {
+        (self.0)();
+    }
+}
+
+impl std::fmt::Debug for Task {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Task")
+    }
 }
 
 /// What came of it.
@@ -22,6 +43,8 @@ pub(crate) enum Answer<T: Target> {
     /// There was no way to the target: nothing was done.
     NotOpened(T::Error),
     Read(Reading<T::Found, T::Error>),
+    /// The task has ended, maybe by a panic.
+    Worked,
     Applied(Applied<T>),
 }
 
@@ -99,26 +122,37 @@ fn perform<T: Target>(
     yields: &dyn Fn() -> bool,
 ) -> Answer<T> {
     let lost = lost(&job);
-    let work = AssertUnwindSafe(|| {
-        let mut target = match slot.take().map_or_else(|| open(), Ok) {
-            Ok(target) => target,
-            Err(error) => return Answer::NotOpened(error),
-        };
-        let answer = match job {
-            Job::Read => Answer::Read(target.read()),
-            Job::Apply(steps) => Answer::Applied(target.apply(steps, yields)),
-        };
-        if can_go_on(&answer) {
-            *slot = Some(target);
+    let work = AssertUnwindSafe(|| match job {
+        Job::Work(task) => {
+            task.run();
+            Answer::Worked
         }
-        answer
+        Job::Read => with_target(open, slot, |target| Answer::Read(target.read())),
+        Job::Apply(steps) => with_target(open, slot, |target| Answer::Applied(target.apply(steps, yields))),
     });
     catch_unwind(work).unwrap_or_else(|_| lost())
+}
+
+fn with_target<T: Target>(
+    open: &OpenTarget<T>,
+    slot: &mut Option<T>,
+    work: impl FnOnce(&mut T) -> Answer<T>,
+) -> Answer<T> {
+    let mut target = match slot.take().map_or_else(|| open(), Ok) {
+        Ok(target) => target,
+        Err(error) => return Answer::NotOpened(error),
+    };
+    let answer = work(&mut target);
+    if can_go_on(&answer) {
+        *slot = Some(target);
+    }
+    answer
 }
 
 fn can_go_on<T: Target>(answer: &Answer<T>) -> bool {
     match answer {
         Answer::NotOpened(_) | Answer::Read(Reading::Failed(_)) => false,
+        Answer::Worked => true,
         Answer::Read(Reading::Whole(_) | Reading::Unstable | Reading::NotReadable) => true,
         Answer::Applied(applied) => applied.is_usable,
     }
@@ -129,15 +163,18 @@ fn lost<T: Target>(job: &Job<T>) -> impl FnOnce() -> Answer<T> + use<T> {
     /// Of which kind the job is, without its content.
     enum Lost {
         Read,
+        Work,
         Apply(usize),
     }
     let lost = match job {
         Job::Read => Lost::Read,
+        Job::Work(_) => Lost::Work,
         Job::Apply(steps) => Lost::Apply(steps.len()),
     };
     let unknown = || T::outcome_unknown("a panic");
     move || match lost {
         Lost::Read => Answer::Read(Reading::Failed(unknown())),
+        Lost::Work => Answer::Worked,
         Lost::Apply(n_steps) => {
             let results = std::iter::repeat_with(|| Err(unknown())).take(n_steps).collect();
             Answer::Applied(Applied { results, kernel_time: None, is_usable: false })

@@ -42,10 +42,10 @@ impl ElementChanges {
     ) {
         let mut old = by_map(old);
         for (map, wanted) in by_map(new) {
-            self.map(map, &old.remove(&map).unwrap_or_default(), wanted);
+            self.map(map, old.remove(&map).unwrap_or_default().iter(), wanted);
         }
         for (map, gone) in old {
-            self.map(map, &gone, Vec::new());
+            self.map(map, gone.iter(), Vec::new());
         }
     }
 
@@ -66,8 +66,13 @@ impl ElementChanges {
     }
 
     /// The difference between two sorted lists of a map's elements.
-    pub(crate) fn map(&mut self, map: Map, found: &[Element], wanted: Vec<Element>) {
-        let mut found = found.iter().peekable();
+    pub(crate) fn map<'a>(
+        &mut self,
+        map: Map,
+        found: impl Iterator<Item = &'a Element>,
+        wanted: Vec<Element>,
+    ) {
+        let mut found = found.peekable();
         for element in wanted {
             while let Some(extra) = found.next_if(|found| found.key < element.key) {
                 self.delete(map, extra.key);

@@ -11,7 +11,7 @@ use crate::pools::{PoolKey, Previous};
 use crate::priority::{POOL, parse_endpoint};
 
 /// Protocol and number.
-type Pool = (u8, u32);
+pub(crate) type Pool = (u8, u32);
 
 /// What is found.
 pub(crate) struct FoundPools<F: Family> {
@@ -61,40 +61,47 @@ fn comment_of_clients(found: &Ruleset, number: u32) -> Option<Box<str>> {
 
 /// What is in the slots, directly or by the endpoint's number.
 fn found_slots<F: Family>(found: &Ruleset) -> HashMap<Pool, Previous<F>, FxBuildHasher> {
-    let mut by_pool: HashMap<Pool, Previous<F>, FxBuildHasher> = HashMap::default();
-    for (pool, slot, data) in slots(found, Map::Endpoints) {
-        let previous = by_pool.entry(pool).or_default();
-        // Behind a gap, numbers no longer are positions; the difference will tell.
-        if u32::try_from(previous.slots.len()) == Ok(slot) {
-            previous.slots.extend(parse_socket::<F>(&data));
+    let mut previous: HashMap<Pool, Previous<F>, FxBuildHasher> = HashMap::default();
+    for (pool, elements) in by_pool(elements(found, Map::Endpoints)) {
+        let mut sockets = Vec::with_capacity(elements.len());
+        for (slot, data) in slots(elements) {
+            // Behind a gap, numbers no longer are positions; the difference will tell.
+            if u32::try_from(sockets.len()) == Ok(slot) {
+                sockets.extend(parse_socket::<F>(data));
+            }
         }
+        previous.insert(pool, Previous { slots: sockets, ..Previous::default() });
     }
     let endpoints: HashMap<Pool, Socket<F>, FxBuildHasher> = elements(found, Map::AffinityEndpoints)
         .iter()
         .filter_map(|element| Some((parse_pool(&element.key)?, parse_socket::<F>(value(element)?)?)))
         .collect();
-    for (pool, slot, data) in slots(found, Map::AffinitySlots) {
-        let previous = by_pool.entry(pool).or_default();
-        let Some(bits) = data.reader().index() else { continue };
-        let (number, of_pool) = parse_endpoint(bits);
-        let endpoint = endpoints.get(&(pool.0, bits)).filter(|_| of_pool == pool.1);
-        if let Some(socket) = endpoint.filter(|_| u32::try_from(previous.slots.len()) == Ok(slot)) {
-            previous.slots.push(*socket);
-            previous.endpoint_numbers.push(number);
+    for (pool, elements) in by_pool(elements(found, Map::AffinitySlots)) {
+        let previous = previous.entry(pool).or_default();
+        for (slot, data) in slots(elements) {
+            let Some(bits) = data.reader().index() else { continue };
+            let (number, of_pool) = parse_endpoint(bits);
+            let endpoint = endpoints.get(&(pool.0, bits)).filter(|_| of_pool == pool.1);
+            if let Some(socket) = endpoint.filter(|_| u32::try_from(previous.slots.len()) == Ok(slot)) {
+                previous.slots.push(*socket);
+                previous.endpoint_numbers.push(number);
+            }
         }
     }
-    by_pool
+    previous
 }
 
-/// The elements of a map of slots, sorted.
-fn slots(found: &Ruleset, map: Map) -> Vec<(Pool, u32, Bytes)> {
-    let mut slots: Vec<_> = elements(found, map)
-        .iter()
-        .filter_map(|element| {
-            let (pool, slot) = parse_slot(&element.key)?;
-            Some((pool, slot, *value(element)?))
-        })
-        .collect();
+/// The elements of a map of slots, which are sorted by key, pool by pool.
+pub(crate) fn by_pool(elements: &[Element]) -> impl Iterator<Item = (Pool, &[Element])> {
+    let pool = |element: &Element| parse_slot(&element.key).map(|(pool, _)| pool);
+    let pools = elements.chunk_by(move |a, b| pool(a) == pool(b));
+    pools.filter_map(move |elements| Some((pool(elements.first()?)?, elements)))
+}
+
+/// What is in the slots of a pool, in their order. Not that of keys, which have numbers in the host's byte order.
+fn slots(elements: &[Element]) -> Vec<(u32, &Bytes)> {
+    let slots = elements.iter().filter_map(|element| Some((parse_slot(&element.key)?.1, value(element)?)));
+    let mut slots: Vec<_> = slots.collect();
     slots.sort_unstable();
     slots
 }

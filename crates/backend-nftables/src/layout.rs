@@ -196,22 +196,86 @@ impl Map {
                 (frontend_key(by_node_port), SetData::None)
             }
         };
-        let set = Set::new(self.name(), key, data);
-        Arc::new(if Self::COUNTED.contains(&self) { set.counted() } else { set })
+        Arc::new(Set::new(self.name(), key, data))
     }
 
-    /// Those whose elements count what is theirs: new flows to an endpoint (only the first packet of a flow gets there),
-    /// packets that are refused, and packets that are dropped. The counters are part of no rule and of no element, so nothing
-    /// compares them.
-    pub(crate) const COUNTED: [Self; 7] = [
+    /// The set or map as it is to be declared. Elements of some count what is theirs: new flows (only the first packet of a flow
+    /// gets there), packets that are refused, and packets that are dropped. The counters are part of no rule and of no element, so
+    /// nothing compares them.
+    pub(crate) fn declared(self, counters: FlowCounters) -> Arc<Set> {
+        let set = self.set();
+        if self.is_counted(counters) { Arc::new(Arc::unwrap_or_clone(set).counted()) } else { set }
+    }
+
+    fn is_counted(self, counters: FlowCounters) -> bool {
+        match self {
+            Self::Endpoints | Self::AffinityEndpoints => counters == FlowCounters::OfEndpoints,
+            Self::Frontends(..) => counters == FlowCounters::OfFrontends,
+            Self::SourceDropped | Self::Rejected(_) | Self::Dropped(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Those that are counted, whichever flow counters there are.
+    pub(crate) const COUNTED: [Self; 11] = [
         Self::Endpoints,
         Self::AffinityEndpoints,
+        Self::Frontends(Traffic::Any, false),
+        Self::Frontends(Traffic::Any, true),
+        Self::Frontends(Traffic::Internal, false),
+        Self::Frontends(Traffic::Internal, true),
         Self::SourceDropped,
         Self::Rejected(false),
         Self::Rejected(true),
         Self::Dropped(false),
         Self::Dropped(true),
     ];
+}
+
+/// Whose elements count new flows. A counter takes the kernel memory for each processor, and a good part of the time in which an
+/// element is loaded and read back; so a large table counts by Service alone.
+///
+/// Counters are part of a map's declaration, which can't be altered in place. So what a table was made with stays, however
+/// many endpoints come and go: only a table that is written as a whole anyway has the choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FlowCounters {
+    /// Those of endpoints.
+    OfEndpoints,
+    /// Those of frontends: how a Service's flows are shared among its endpoints is not known.
+    OfFrontends,
+}
+
+impl FlowCounters {
+    /// Tables with more endpoints than this, those of all pools together, do not count by endpoint.
+    const MOST_ENDPOINTS: usize = 10_000;
+
+    /// What a table of so many endpoints is made with. Where proxies carry flows, which they count themselves, frontends see
+    /// these as well.
+    pub(crate) fn for_new(balancer: &Balancer, endpoints: usize) -> Self {
+        if endpoints > Self::MOST_ENDPOINTS && Self::OfFrontends.suits(balancer) {
+            Self::OfFrontends
+        } else {
+            Self::OfEndpoints
+        }
+    }
+
+    /// Whether nothing would be counted twice.
+    pub(crate) fn suits(self, balancer: &Balancer) -> bool {
+        match (self, balancer) {
+            (Self::OfEndpoints, _) | (Self::OfFrontends, Balancer::Rules | Balancer::Ipvs { .. }) => true,
+            (Self::OfFrontends, Balancer::Proxies(_)) => false,
+        }
+    }
+
+    /// What a table was made with, as far as that can be told from one map.
+    pub(crate) fn of(found: &Ruleset) -> Option<Self> {
+        let is_counted = |map: Map| found.sets.get(&map.name()).map(|state| state.set.is_counted);
+        match (is_counted(Map::Endpoints), is_counted(Map::Frontends(Traffic::Any, false))) {
+            (None, None) => None,
+            (Some(false) | None, Some(true)) => Some(Self::OfFrontends),
+            _ => Some(Self::OfEndpoints),
+        }
+    }
 }
 
 /// One element of one map.

@@ -13,7 +13,7 @@ use nft::{Bytes, Counts};
 use rustc_hash::FxBuildHasher;
 
 use crate::found::value;
-use crate::layout::{Map, parse_pool, parse_slot, parse_socket};
+use crate::layout::{Map, Traffic, parse_pool, parse_slot, parse_socket};
 use crate::plan::Backend;
 use crate::pools::{Pool, PoolKey};
 use crate::priority::parse_endpoint;
@@ -21,41 +21,65 @@ use crate::priority::parse_endpoint;
 /// Pools by number.
 type ByNumber<'a, F> = HashMap<u32, (&'a PoolKey, &'a Pool<F>), FxBuildHasher>;
 
+/// A set or map whose elements are frontends'.
+struct OfFrontends {
+    map: Map,
+    by_node_port: bool,
+    /// Tells apart the counters that one frontend may have in turns.
+    way: u64,
+    /// What a packet counts as.
+    counters: fn(u64) -> Counters,
+}
+
+const OF_FRONTENDS: [OfFrontends; 9] = {
+    const fn of(map: Map, by_node_port: bool, way: u64, counters: fn(u64) -> Counters) -> OfFrontends {
+        OfFrontends { map, by_node_port, way, counters }
+    }
+    [
+        of(Map::Rejected(false), false, 0, refused),
+        of(Map::Rejected(true), true, 0, refused),
+        of(Map::Dropped(false), false, 0, dropped),
+        of(Map::Dropped(true), true, 0, dropped),
+        of(Map::SourceDropped, false, 1, dropped),
+        of(Map::Frontends(Traffic::Any, false), false, 2, Counters::connections),
+        of(Map::Frontends(Traffic::Any, true), true, 2, Counters::connections),
+        of(Map::Frontends(Traffic::Internal, false), false, 3, Counters::connections),
+        of(Map::Frontends(Traffic::Internal, true), true, 3, Counters::connections),
+    ]
+};
+
+fn refused(packets: u64) -> Counters {
+    Counters { refused: packets, ..Counters::default() }
+}
+
+fn dropped(packets: u64) -> Counters {
+    Counters { dropped: packets, ..Counters::default() }
+}
+
 impl<F: Family> Backend<F> {
     /// The counters that are somebody's.
     pub(crate) fn whose(&self, counts: &Counts) -> Vec<Meter> {
-        let of = |map: Map| counts.get(&map.name()).into_iter().flatten();
-        let pools: ByNumber<'_, F> = if counts.is_empty() {
+        let of = |map: Map| counts.get(&map.name()).map_or(&[][..], |counts| counts);
+        let (by_slot, by_number) = (of(Map::Endpoints), of(Map::AffinityEndpoints));
+        let pools: ByNumber<'_, F> = if by_slot.is_empty() && by_number.is_empty() {
             HashMap::default()
         } else {
             self.pools().map(|(key, pool)| (pool.number, (key, pool))).collect()
         };
-        let in_slots = of(Map::Endpoints).filter_map(|count| in_slot(&pools, count));
-        let by_number = of(Map::AffinityEndpoints).filter_map(|count| by_endpoint_number(&pools, count));
-        let turned_away = [false, true].into_iter().flat_map(|by_node_port| {
-            let refused = of(Map::Rejected(by_node_port)).filter_map(move |count| {
-                let counters = Counters { refused: count.packets, ..Counters::default() };
-                self.turned_away(by_node_port, count, counters)
-            });
-            let dropped = of(Map::Dropped(by_node_port)).filter_map(move |count| {
-                let counters = Counters { dropped: count.packets, ..Counters::default() };
-                self.turned_away(by_node_port, count, counters)
-            });
-            refused.chain(dropped)
+        let by_slot = by_slot.iter().filter_map(|count| in_slot(&pools, count));
+        let by_number = by_number.iter().filter_map(|count| by_endpoint_number(&pools, count));
+        let by_frontend = OF_FRONTENDS.iter().flat_map(|kind| {
+            let counts = of(kind.map).iter();
+            counts.filter_map(|count| self.of_frontend(kind, count))
         });
-        let by_source = of(Map::SourceDropped).filter_map(|count| {
-            let counters = Counters { dropped: count.packets, ..Counters::default() };
-            let meter = self.turned_away(false, count, counters)?;
-            // The same address may have been without local endpoints, with a counter of its own.
-            Some(Meter { id: meter.id ^ 1, ..meter })
-        });
-        in_slots.chain(by_number).chain(turned_away).chain(by_source).collect()
+        by_slot.chain(by_number).chain(by_frontend).collect()
     }
 
-    fn turned_away(&self, by_node_port: bool, count: &Count, counters: Counters) -> Option<Meter> {
-        let key = parse_frontend::<F>(&count.element.key, by_node_port)?;
+    fn of_frontend(&self, kind: &OfFrontends, count: &Count) -> Option<Meter> {
+        let key = parse_frontend::<F>(&count.element.key, kind.by_node_port)?;
         let service = self.held_service(&key)?.clone();
-        Some(Meter { service, endpoint: None, id: id(&count.element.key), counters })
+        let id = id(&count.element.key) ^ kind.way;
+        Some(Meter { service, endpoint: None, id, counters: (kind.counters)(count.packets) })
     }
 }
 

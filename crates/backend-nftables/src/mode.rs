@@ -1,7 +1,8 @@
 //! The mode as the event loop sees it.
 
 use mode::{
-    Applied, Cause, Meter, NeedsReading, PlanOf, Planner, Reading, Rule, Settled, StepResults, Target,
+    Applied, Cause, Meter, NeedsReading, PlanOf, PlanWhole, Planner, Reading, Rule, Settled, StepResults,
+    Target,
 };
 use model::{Changed, Extent, Family, FrontendKey, RuleSettings, Table};
 use netlink::NetlinkError;
@@ -32,6 +33,7 @@ impl Target for NftablesTarget {
     /// What elements counted.
     type Counted = Counts;
     type Error = NetlinkError;
+    const READS_AHEAD: bool = true;
 
     fn apply(&mut self, steps: Vec<Transaction>, _yields: &dyn Fn() -> bool) -> Applied<Self> {
         let mut applied = Applied { results: Vec::with_capacity(1), kernel_time: None, is_usable: true };
@@ -76,6 +78,8 @@ impl<F: Family> Planner<F> for Backend<F> {
     type Settings = Config;
     type Target = NftablesTarget;
     type Held = Outcome<F>;
+    const PLAN_WHOLE: Option<PlanWhole<Self, F>> =
+        Some(|table, settings, cause| Planner::plan(&Self::new(Config::default()), table, settings, cause));
 
     fn settings(&self, rules: &RuleSettings) -> Config {
         rules.clone()

@@ -47,6 +47,11 @@ impl<F: Family> Default for Held<F> {
 }
 
 impl<F: Family> Held<F> {
+    /// How many endpoints all pools have together.
+    pub(crate) fn endpoint_count(&self) -> usize {
+        self.pools.values().map(Pool::endpoint_count).sum()
+    }
+
     pub(crate) fn set_pool(&mut self, key: PoolKey, pool: Option<Pool<F>>) {
         let number = pool.as_ref().map(|pool| pool.number);
         let old = match pool {

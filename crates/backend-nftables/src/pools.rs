@@ -7,12 +7,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use model::{
-    Affinity, Balancer, Destination, Family, Frontend, ServicePortName, TrafficPolicy, Uid, assign_slots,
+    Affinity, Balancer, Destination, Family, Frontend, Protocol, ServicePortName, TrafficPolicy, Uid,
+    assign_slots,
 };
 use nft::{Bytes, Data, Element, Verdict};
 
 use crate::frontend::Programmed;
-use crate::layout::{Map, MapElement, Socket, affinity_name, cut_comment, destination_bytes, pool_bytes};
+use crate::layout::{
+    Map, MapElement, Socket, affinity_name, cut_comment, destination_bytes, parse_slot, pool_bytes,
+};
 use crate::priority::{self, ChoiceChain, MAX_AFFINITY_ENDPOINTS, MAX_ENDPOINTS, Slots};
 
 /// Which pool: that of a Service port, by traffic policy.
@@ -125,6 +128,10 @@ impl<F: Family> Pool<F> {
         }
     }
 
+    pub(crate) fn endpoint_count(&self) -> usize {
+        self.slots.len()
+    }
+
     pub(crate) fn slots(&self) -> Slots {
         Slots::for_endpoints(count(self.slots.len()))
     }
@@ -150,25 +157,48 @@ impl<F: Family> Pool<F> {
 
     /// All elements of a pool.
     pub(crate) fn elements(&self, key: &PoolKey) -> impl Iterator<Item = MapElement> {
+        self.elements_of_slots(key).chain(self.elements_of_all(key))
+    }
+
+    /// Those that are of one slot each.
+    pub(crate) fn elements_of_slots(&self, key: &PoolKey) -> impl Iterator<Item = MapElement> {
+        let protocol = key.service.protocol;
+        (0..self.slots.len()).flat_map(move |slot| self.of_slot(protocol, slot))
+    }
+
+    /// Those that are not of one slot.
+    pub(crate) fn elements_of_all(&self, key: &PoolKey) -> impl Iterator<Item = MapElement> {
         let pool = pool_bytes(key.service.protocol, self.number);
         let data = Data::Value(Bytes::new().index(count(self.slots.len())));
         let size = MapElement::new(Map::Pools, Element { key: pool, data, comment: Some(key.comment()) });
-        let slots = self.slots.iter().enumerate();
-        let by_slot = slots.flat_map(move |(idx, destination)| {
-            let (slot, endpoint) = (pool.index(count(idx)), destination_bytes(destination));
-            match &self.affinity {
-                None => [Some(MapElement::value(Map::Endpoints, slot, endpoint)), None],
-                Some(clients) => {
-                    let number = priority::endpoint(clients.endpoint_numbers[idx], self.number);
-                    let key = pool_bytes(key.service.protocol, number);
-                    [
-                        Some(MapElement::value(Map::AffinitySlots, slot, Bytes::new().index(number))),
-                        Some(MapElement::value(Map::AffinityEndpoints, key, endpoint)),
-                    ]
-                }
+        self.affinity_chain().into_iter().chain([size])
+    }
+
+    fn of_slot(&self, protocol: Protocol, slot: usize) -> impl Iterator<Item = MapElement> + use<F> {
+        let key = pool_bytes(protocol, self.number).index(count(slot));
+        let endpoint = destination_bytes(&self.slots[slot]);
+        let elements = match &self.affinity {
+            None => [Some(MapElement::value(Map::Endpoints, key, endpoint)), None],
+            Some(clients) => {
+                let number = priority::endpoint(clients.endpoint_numbers[slot], self.number);
+                let by_number = pool_bytes(protocol, number);
+                [
+                    Some(MapElement::value(Map::AffinitySlots, key, Bytes::new().index(number))),
+                    Some(MapElement::value(Map::AffinityEndpoints, by_number, endpoint)),
+                ]
             }
-        });
-        by_slot.flatten().chain(self.affinity_chain()).chain([size])
+        };
+        elements.into_iter().flatten()
+    }
+
+    /// Whether these, found in [`Map::Endpoints`], are all its elements there, and each is right.
+    pub(crate) fn has_exactly(&self, protocol: Protocol, found: &[Element]) -> bool {
+        let is_right = |element: &Element| {
+            let slot = parse_slot(&element.key).and_then(|(_, slot)| usize::try_from(slot).ok());
+            let wanted = slot.filter(|slot| *slot < self.slots.len());
+            wanted.is_some_and(|slot| self.of_slot(protocol, slot).all(|wanted| wanted.element == *element))
+        };
+        self.affinity.is_none() && found.len() == self.slots.len() && found.iter().all(is_right)
     }
 
     fn affinity_chain(&self) -> Option<MapElement> {

@@ -1,20 +1,21 @@
 //! From whatever the kernel holds to what it should hold: start-up, recovery after a failure, and audits.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use model::{Balancer, Extent, Family, Table};
-use nft::{Name, Op, Ruleset, Transaction};
+use nft::{Element, Name, Op, Ruleset, Transaction};
+use rustc_hash::FxBuildHasher;
 
 use crate::affinity::Clients;
 use crate::chains::{self, ChainSpec};
 use crate::config::Config;
 use crate::counted::CountedChanges;
 use crate::elements::{ElementChanges, by_map};
-use crate::found::FoundPools;
+use crate::found::{self, FoundPools};
 use crate::frontend::Programmed;
-use crate::layout::{Map, MapElement, address_bytes, hairpin_bytes, table_name};
+use crate::layout::{FlowCounters, Map, MapElement, address_bytes, hairpin_bytes, parse_slot, table_name};
 use crate::plan::{Backend, Held, Outcome, Plan};
-use crate::pools::{PoolKey, PoolUses};
+use crate::pools::{Pool, PoolKey, PoolUses};
 use crate::priority::POOL;
 
 impl<F: Family> Backend<F> {
@@ -40,22 +41,27 @@ impl<F: Family> Backend<F> {
         }
         let nothing = Ruleset::default();
         let held = wanted(table, &config.balancer, found.unwrap_or(&nothing));
-        difference(ops, kept.unwrap_or(&nothing), config, &held);
+        let counters = kept.and_then(FlowCounters::of);
+        let counters =
+            counters.unwrap_or_else(|| FlowCounters::for_new(&config.balancer, held.endpoint_count()));
+        difference(ops, kept.unwrap_or(&nothing), config, counters, &held);
         Plan { transaction, outcome: Outcome::Whole { held: Box::new(held), config: config.clone() } }
     }
 }
 
 /// Whether the table can be brought right without deleting a set or a base chain, which can't be altered in place.
 fn can_be_kept<F: Family>(found: &Ruleset, config: &Config) -> bool {
+    let counters = FlowCounters::of(found).unwrap_or(FlowCounters::OfEndpoints);
     let sets = Map::all(&config.balancer).iter().all(|map| {
         let state = found.sets.get(&map.name());
-        state.is_none_or(|state| state.matches(&map.set()))
+        state.is_none_or(|state| state.matches(&map.declared(counters)))
     });
     let fixed = chains::fixed::<F>(config);
-    sets && fixed.iter().all(|chain| {
-        let state = found.chains.get(&chain.name);
-        state.is_none_or(|state| state.base == chain.base)
-    })
+    sets && counters.suits(&config.balancer)
+        && fixed.iter().all(|chain| {
+            let state = found.chains.get(&chain.name);
+            state.is_none_or(|state| state.base == chain.base)
+        })
 }
 
 /// What is to be held: pools take their numbers and slots from those that are found under their names.
@@ -84,13 +90,20 @@ fn wanted<F: Family>(table: &Table<F>, balancer: &Balancer, found: &Ruleset) -> 
 }
 
 /// Everything that makes `found` into what `held` says, in an order that is right at every step.
-fn difference<F: Family>(ops: &mut Vec<Op>, found: &Ruleset, config: &Config, held: &Held<F>) {
+fn difference<F: Family>(
+    ops: &mut Vec<Op>,
+    found: &Ruleset,
+    config: &Config,
+    counters: FlowCounters,
+    held: &Held<F>,
+) {
     let clients = || held.pools.values().filter_map(Clients::of);
     let chains = chains::all::<F>(config, clients().map(Clients::chain));
     if *found == Ruleset::default() || found.dormant {
         ops.push(Op::AddTable);
     }
-    let sets = || Map::all(&config.balancer).into_iter().map(Map::set).chain(clients().map(Clients::set));
+    let declared = || Map::all(&config.balancer).into_iter().map(|map| map.declared(counters));
+    let sets = || declared().chain(clients().map(Clients::set));
     ops.extend(sets().filter(|set| !found.sets.contains_key(&set.name)).map(Op::AddSet));
     add_chains(ops, found, &chains, |chain| chain.base.is_none());
     set_rules::<F>(ops, found, &chains, |chain| chain.base.is_none());
@@ -136,14 +149,36 @@ fn element_difference<F: Family>(found: &Ruleset, balancer: &Balancer, held: &He
     let closed_ips = counted.closed_ips.keys().map(|addr| (closed_ips, address_bytes::<F>(addr)));
     let members = hairpins.chain(closed_ips).map(|(map, key)| MapElement::member(map, key));
     let frontends = held.frontends.iter().flat_map(|(key, programmed)| programmed.elements(key));
-    let pools = held.pools.iter().flat_map(|(key, pool)| pool.elements(key));
-    let mut wanted = by_map(frontends.chain(pools).chain(members).chain(chains::choice_elements()));
+    let elements = |map: Map| found.sets.get(&map.name()).map_or(&[][..], |state| &state.elements);
+    let right = pools_found_right(elements(Map::Endpoints), held);
+    let is_right =
+        |key: &PoolKey, pool: &Pool<F>| right.contains(&(key.service.protocol.number(), pool.number));
+    let of_all = held.pools.iter().flat_map(|(key, pool)| pool.elements_of_all(key));
+    let wrong = held.pools.iter().filter(|(key, pool)| !is_right(key, pool));
+    let of_slots = wrong.flat_map(|(key, pool)| pool.elements_of_slots(key));
+    let mut wanted =
+        by_map(frontends.chain(of_all).chain(of_slots).chain(members).chain(chains::choice_elements()));
     let mut changes = ElementChanges::default();
     for map in Map::all(balancer) {
-        let found = found.sets.get(&map.name()).map_or(&[][..], |state| &state.elements);
+        let found = elements(map).iter().filter(|element| {
+            let pool = (map == Map::Endpoints && !right.is_empty()).then(|| parse_slot(&element.key));
+            !pool.flatten().is_some_and(|(pool, _)| right.contains(&pool))
+        });
         changes.map(map, found, wanted.remove(&map).unwrap_or_default());
     }
     changes
+}
+
+/// The pools of whose endpoints nothing differs: nearly all in most cases, and with them go nearly all elements, of which neither
+/// a list is made nor sorted then.
+fn pools_found_right<F: Family>(found: &[Element], held: &Held<F>) -> HashSet<found::Pool, FxBuildHasher> {
+    let found: HashMap<found::Pool, &[Element], FxBuildHasher> = found::by_pool(found).collect();
+    let is_right = |(key, pool): (&PoolKey, &Pool<F>)| {
+        let id = (key.service.protocol.number(), pool.number);
+        let found = found.get(&id)?;
+        pool.has_exactly(key.service.protocol, found).then_some(id)
+    };
+    held.pools.iter().filter_map(is_right).collect()
 }
 
 /// The table is ours: what we did not write, or do not need any more, goes. A foreign base chain could eat packets, and a counter

@@ -6,15 +6,15 @@ use nft::{Bytes, Data, Name, Ruleset};
 
 use crate::layout::{Map, parse_pool};
 
-/// The keys of a map of slots, if the table is as we left it: for each pool as many slots as it says to have endpoints. None
+/// The keys of a map of slots, if the table is as we left it: for each pool as many slots as it says to have endpoints. `None`
 /// for all other sets, and too few or wrong ones if somebody else has been at the table.
-pub fn slot_keys(set: &Name, smaller: &Ruleset) -> Vec<Bytes> {
+pub fn slot_keys(set: &Name, smaller: &Ruleset) -> Option<Vec<Bytes>> {
     if Map::Endpoints.name() == *set {
-        slots(smaller, false)
+        Some(slots(smaller, false))
     } else if Map::AffinitySlots.name() == *set {
-        slots(smaller, true)
+        Some(slots(smaller, true))
     } else {
-        Vec::new()
+        None
     }
 }
 
@@ -22,7 +22,10 @@ fn slots(smaller: &Ruleset, with_affinity: bool) -> Vec<Bytes> {
     let elements = |map: Map| smaller.sets.get(&map.name()).map_or(&[][..], |state| &state.elements);
     let chains = elements(Map::AffinityChains).iter();
     let with_clients: BTreeSet<u32> = chains.filter_map(|element| element.key.reader().index()).collect();
-    let slots = elements(Map::Pools).iter().flat_map(|element| {
+    // In order, so that what is read by these keys need not be sorted.
+    let mut pools: Vec<_> = elements(Map::Pools).iter().collect();
+    pools.sort_unstable_by_key(|element| element.key);
+    let slots = pools.into_iter().flat_map(|element| {
         let is_asked_for = parse_pool(&element.key)
             .is_some_and(|(_, number)| with_clients.contains(&number) == with_affinity);
         let count = match &element.data {
@@ -88,11 +91,11 @@ mod tests {
         for map in [Map::Endpoints, Map::AffinitySlots] {
             let held: Vec<Bytes> =
                 ruleset.sets[&map.name()].elements.iter().map(|element| element.key).collect();
-            let mut keys = slot_keys(&map.name(), &ruleset);
+            let mut keys = slot_keys(&map.name(), &ruleset).unwrap();
             keys.sort_unstable();
             assert!(held.len() > 50);
             assert_eq!(keys, held);
         }
-        assert_eq!(slot_keys(&Map::Pools.name(), &ruleset), []);
+        assert_eq!(slot_keys(&Map::Pools.name(), &ruleset), None);
     }
 }

@@ -46,7 +46,7 @@ fn a_large_table_reads_the_same_by_key_as_whole() {
     let plan = Backend::<V4>::new(config.clone()).repair(&config, &table, None, Extent::Difference);
     Namespace::new("large").unwrap().run(|| {
         let (mut whole, by_key) = (Nftables::open().unwrap(), Nftables::open().unwrap());
-        let mut by_key = by_key.expecting(slot_keys);
+        let mut by_key = by_key.expecting(slot_keys).with_large_sets_from(50_000);
         whole.apply(&plan.transaction).unwrap();
         let mut check = || {
             let found = by_key.read(Family::Ip, &table_name()).unwrap().whole().unwrap().unwrap();

@@ -93,7 +93,8 @@ pub(crate) fn meter<F: Family>(table: &Table<F>, count: &Count) -> Option<Meter>
 #[cfg(test)]
 pub(crate) mod tests {
     use model::{
-        AddressKind, Destination, EndpointNode, FrontendAddress, FrontendKey, Pool, Protocol, ServicePortName, V4, Verdict,
+        AddressKind, Destination, EndpointNode, FrontendAddress, FrontendKey, Pool, Protocol,
+        ServicePortName, V4, Verdict,
     };
 
     use super::*;

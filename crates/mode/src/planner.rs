@@ -16,7 +16,7 @@ use crate::traffic::Meter;
 ///
 /// The event loop has at most one plan under way. [`Planner::settle`] is called for each plan that was handed over, before
 /// the next one is asked for.
-pub trait Planner<F: Family>: Send + 'static {
+pub trait Planner<F: Family>: Send + Sized + 'static {
     /// As `--proxy-mode` spells it.
     const NAME: &'static str;
     /// Whether [`Planner::shortcomings`] and [`Planner::occupant`] ever say something. Only then they are asked.
@@ -27,6 +27,11 @@ pub trait Planner<F: Family>: Send + 'static {
     type Target: Target;
     /// What will be held if all steps are made; waits in the event loop for their results.
     type Held: Send;
+
+    /// [`Planner::plan`] for [`Cause::Found`] and [`Cause::Anew`], of a planner that needs nothing of what it holds for that. It is
+    /// called on the worker's thread, so that the event loop goes on while a large table is compared. Without it,
+    /// [`Planner::plan`] is asked, and the event loop waits.
+    const PLAN_WHOLE: Option<PlanWhole<Self, F>> = None;
 
     /// The mode's settings, from what all modes are told.
     fn settings(&self, rules: &RuleSettings) -> Self::Settings;
@@ -94,6 +99,13 @@ pub trait Planner<F: Family>: Send + 'static {
 
 /// A planner's plan.
 pub type PlanOf<P, F> = Plan<<<P as Planner<F>>::Target as Target>::Step, <P as Planner<F>>::Held>;
+
+/// See [`Planner::PLAN_WHOLE`].
+pub type PlanWhole<P, F> = fn(
+    &Table<F>,
+    &<P as Planner<F>>::Settings,
+    Cause<'_, F, <<P as Planner<F>>::Target as Target>::Found>,
+) -> Result<PlanOf<P, F>, NeedsReading>;
 
 /// The results of steps, for the planner. Errors are shared with those who tell of them.
 pub type StepResults<T> = Vec<Result<<T as Target>::Receipt, Arc<<T as Target>::Error>>>;

@@ -20,6 +20,10 @@ pub trait Target: Sized + 'static {
     /// Why something failed.
     type Error: Error + Send + Sync + 'static;
 
+    /// Whether it may be read before it is known what is wanted, while lists arrive: what is found is still true some seconds later,
+    /// and a reading takes nothing from anybody.
+    const READS_AHEAD: bool = false;
+
     /// Makes the steps in their order. Which of them go on after a failure is the mode's affair.
     ///
     /// A target whose steps take long asks `yields` between them, and stops when it is true: something else wants to be

@@ -39,6 +39,11 @@ impl<F: Family> Conflicts<F> {
         self.count
     }
 
+    /// Whether something may have changed since that was last taken.
+    pub(crate) fn has_changes(&self) -> bool {
+        !self.changes.is_empty()
+    }
+
     /// Takes note of what became of the claims for a key.
     pub(crate) fn note(&mut self, before: Claims<'_, F>, now: Option<Claims<'_, F>>) {
         let (old_winner, old_losers) = before;

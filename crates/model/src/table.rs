@@ -182,6 +182,11 @@ impl<F: Family> Table<F> {
         self.conflicts.count()
     }
 
+    /// Whether [`Table::take_conflict_changes`] would give any.
+    pub fn has_conflict_changes(&self) -> bool {
+        self.conflicts.has_changes()
+    }
+
     /// What changed about conflicts since this was last asked. What came and went again is not in it.
     pub fn take_conflict_changes(&mut self) -> Vec<ConflictChange<F>> {
         self.conflicts.take()

@@ -133,7 +133,7 @@ fn count(attrs: &Attrs<'_>) -> Option<Count> {
     let counter =
         expression.clone().filter(|_| is_counter(expression)).and_then(|expr| expr.nest(attr::EXPR_DATA));
     let packets = be_u64(counter?.find(attr::COUNTER_PACKETS)?).filter(|packets| *packets > 0)?;
-    Some(Count { element: element(attrs)?, packets })
+    Some(Count { element: ToldElement::new(attrs).element()?, packets })
 }
 
 fn be_u64(payload: &[u8]) -> Option<u64> {
@@ -141,29 +141,58 @@ fn be_u64(payload: &[u8]) -> Option<u64> {
 }
 
 fn listed_element(attrs: &Attrs<'_>) -> Option<ListedElement> {
-    let element = element(attrs)?;
-    if attrs.u32(attr::ELEM_FLAGS).unwrap_or_default() & INTERVAL_END != 0 {
+    let told = ToldElement::new(attrs);
+    let element = told.element()?;
+    if told.flags.and_then(be_u32).unwrap_or_default() & INTERVAL_END != 0 {
         return Some(ListedElement::End(element.key));
     }
-    match attrs.find(attr::ELEM_KEY_END) {
+    match told.key_end {
         Some(end) => Some(ListedElement::Range(element, key(end)?)),
         None => Some(ListedElement::Element(element)),
     }
 }
 
-fn key(bytes: &[u8]) -> Option<Bytes> {
-    Bytes::from_slice(Attrs::new(bytes).find(attr::DATA_VALUE)?)
+/// The attributes of an element that say something of it. Found in one pass, since there may be a million elements.
+#[derive(Default)]
+struct ToldElement<'a> {
+    key: Option<&'a [u8]>,
+    data: Option<&'a [u8]>,
+    userdata: Option<&'a [u8]>,
+    flags: Option<&'a [u8]>,
+    key_end: Option<&'a [u8]>,
 }
 
-/// The catch-all element, which has no key, gets an empty one.
-fn element(attrs: &Attrs<'_>) -> Option<Element> {
-    let key = match attrs.find(attr::ELEM_KEY) {
-        Some(bytes) => key(bytes)?,
-        None => Bytes::new(),
-    };
-    let data = attrs.find(attr::ELEM_DATA).and_then(parse_data).unwrap_or(Data::None);
-    let comment = attrs.find(attr::ELEM_USERDATA).and_then(udata::parse_comment);
-    Some(Element { key, data, comment })
+impl<'a> ToldElement<'a> {
+    fn new(attrs: &Attrs<'a>) -> Self {
+        let mut told = Self::default();
+        for (kind, payload) in attrs.clone() {
+            let place = match kind {
+                attr::ELEM_KEY => &mut told.key,
+                attr::ELEM_DATA => &mut told.data,
+                attr::ELEM_USERDATA => &mut told.userdata,
+                attr::ELEM_FLAGS => &mut told.flags,
+                attr::ELEM_KEY_END => &mut told.key_end,
+                _ => continue,
+            };
+            place.get_or_insert(payload);
+        }
+        told
+    }
+
+    /// The catch-all element, which has no key, gets an empty one.
+    fn element(&self) -> Option<Element> {
+        let key = match self.key {
+            Some(bytes) => key(bytes)?,
+            None => Bytes::new(),
+        };
+        let data = self.data.and_then(parse_data).unwrap_or(Data::None);
+        let comment = self.userdata.and_then(udata::parse_comment);
+        Some(Element { key, data, comment })
+    }
+}
+
+fn key(bytes: &[u8]) -> Option<Bytes> {
+    Bytes::from_slice(Attrs::new(bytes).find(attr::DATA_VALUE)?)
 }
 
 fn parse_data(bytes: &[u8]) -> Option<Data> {

@@ -233,8 +233,14 @@ impl<'a> RulesetReader<'a> {
             kind::NEW_ELEMENT => {
                 let set = attrs.text(attr::ELEM_LIST_SET).and_then(|name| self.ruleset.sets.get_mut(name));
                 if let Some(state) = set {
-                    let ends = self.ends.entry(state.set.name.clone()).or_default();
-                    decode::elements(&attrs).for_each(|listed| add_element(listed, state, ends, self.family));
+                    for listed in decode::elements(&attrs) {
+                        match listed {
+                            ListedElement::End(key) => {
+                                self.ends.entry(state.set.name.clone()).or_default().push(key);
+                            }
+                            listed => add_element(listed, state, self.family),
+                        }
+                    }
                 }
             }
             kind::NEW_CHAIN => self.ruleset.chains.extend(decode::chain(&attrs)),
@@ -327,11 +333,11 @@ impl<'a> RulesetReader<'a> {
 }
 
 /// A range that is no network can't be said in an element, which makes the set foreign.
-fn add_element(listed: ListedElement, state: &mut SetState, ends: &mut Vec<Bytes>, family: Family) {
+fn add_element(listed: ListedElement, state: &mut SetState, family: Family) {
     match listed {
         _ if state.foreign => {}
         ListedElement::Element(element) => state.elements.push(element),
-        ListedElement::End(key) => ends.push(key),
+        ListedElement::End(_) => {}
         ListedElement::Range(element, last) => match element.key.to_network(&last, family) {
             Some(key) => state.elements.push(Element { key, ..element }),
             None => make_foreign(state),

@@ -7,7 +7,8 @@ use mode::{Applied, Cause, PlanOf, Planner, Target};
 use model::{Changed, Family};
 use tokio::time::Instant;
 
-use super::{Held, InFlight, Pipeline, Progress, Reason, Scope, Step, Turn, Work, earliest};
+use super::whole::Whole;
+use super::{Ahead, Held, InFlight, Pipeline, Progress, Reason, Scope, Step, Turn, Work, earliest};
 use crate::worker::Job;
 
 /// From this many failed applies in a row everything is made anew.
@@ -20,6 +21,8 @@ const TOUCHED_PAUSE: Duration = Duration::from_millis(250);
 const AUDIT_EVERY: Duration = Duration::from_mins(10);
 /// Audits take at most one part in so many of the time.
 const AUDIT_SHARE: u32 = 500;
+/// For so long what was read ahead is taken for what is there.
+pub(super) const AHEAD_IS_NEW: Duration = Duration::from_secs(5);
 
 impl<F: Family, P: Planner<F>> Pipeline<F, P> {
     /// When [`Pipeline::next`] should be asked again, if nothing else happens before.
@@ -58,8 +61,14 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
 
     /// The next job for the worker, if there is one to be done now. `random` is from 0 up to 1.
     pub(crate) fn next(&mut self, now: Instant, random: f64) -> Turn<P::Target> {
-        if !matches!(self.work, Work::Nothing) {
-            return (Progress::Working, None);
+        match self.work {
+            Work::Nothing => {}
+            Work::ReadingAhead => {
+                // From now on somebody waits for it.
+                self.work = Work::Reading { reason: Reason::Start, touched: None };
+                return (Progress::Working, None);
+            }
+            Work::Reading { .. } | Work::Planning(_) | Work::Applying(_) => return (Progress::Working, None),
         }
         match self.held {
             Held::Unknown { reason, not_before } if not_before <= now => self.recover(reason, now, random),
@@ -71,21 +80,27 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
     /// Nobody knows what is held: it is read, or, where that leads nowhere, everything is made anew.
     pub(super) fn recover(&mut self, reason: Reason, now: Instant, random: f64) -> Turn<P::Target> {
         let leads_nowhere = self.failures >= REBUILD_AFTER || self.unread >= ANEW_AFTER || !self.is_readable;
-        if !leads_nowhere {
-            return (Progress::Working, Some(self.read(reason, now)));
+        if leads_nowhere {
+            self.attempt = now;
+            return self.plan_whole(Whole::Anew(None), Step::Rebuild(reason), None, now, random);
         }
+        let read = self.read(reason, now);
+        match self.ahead.take() {
+            Some(Ahead { answer, took, at }) if now.saturating_duration_since(at) <= AHEAD_IS_NEW => {
+                self.report(answer, took, now, random)
+            }
+            _ => (Progress::Working, Some(read)),
+        }
+    }
+
+    /// Has the target read once, before it is known what is wanted, where that is worth while.
+    pub(crate) fn read_ahead(&mut self, now: Instant) -> Option<Job<P::Target>> {
+        if !P::Target::READS_AHEAD || !matches!(self.work, Work::Nothing) || self.is_known() {
+            return None;
+        }
+        self.work = Work::ReadingAhead;
         self.attempt = now;
-        match self.plan(Cause::Anew(None)) {
-            Planned::Plan(plan) => {
-                self.begin(plan, Step::Rebuild(reason), Scope::Everything, None, now, random)
-            }
-            Planned::NeedsReading if self.is_readable => (Progress::Working, Some(self.read(reason, now))),
-            Planned::NeedsReading => {
-                let error = P::Target::outcome_unknown("it can't be read, and not be made anew without that");
-                (self.not_planned(error, now, random), None)
-            }
-            Planned::Panicked(error) => (self.not_planned(error, now, random), None),
-        }
+        Some(Job::Read)
     }
 
     /// What is held is known, and what differs from it is planned.
@@ -123,7 +138,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         self.recover(reason, now, random)
     }
 
-    fn read(&mut self, reason: Reason, now: Instant) -> Job<P::Target> {
+    pub(super) fn read(&mut self, reason: Reason, now: Instant) -> Job<P::Target> {
         // What happens from here on may be missing from what is read.
         self.work = Work::Reading { reason, touched: self.touched.take() };
         self.attempt = now;
@@ -214,9 +229,23 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
                 earliest([self.dirty_since.take(), self.asked_since.take(), touched])
             }
         };
+        self.hand_over(plan, step, scope, since.unwrap_or(now), now, now, random)
+    }
+
+    /// Hands over what was planned at some moment from what has been known since another one.
+    #[expect(clippy::too_many_arguments, reason = "moments and a number")]
+    pub(super) fn hand_over(
+        &mut self,
+        plan: PlanOf<P, F>,
+        step: Step,
+        scope: Scope<F>,
+        since: Instant,
+        planned: Instant,
+        now: Instant,
+        random: f64,
+    ) -> Turn<P::Target> {
         let mode::Plan { steps, writes, held } = plan;
-        let since = since.unwrap_or(now);
-        let flight = InFlight { held, step, scope, steps: steps.len(), writes, since, planned: now };
+        let flight = InFlight { held, step, scope, steps: steps.len(), writes, since, planned };
         if steps.is_empty() {
             let nothing = Applied { results: Vec::new(), kernel_time: None, is_usable: true };
             return (self.settle(flight, nothing, now, random), None);

@@ -10,9 +10,10 @@ use model::{Changed, Family, FrontendKey};
 use tokio::time::Instant;
 
 use super::next::{ANEW_AFTER, Planned, REBUILD_AFTER};
+use super::whole::Whole;
 use super::{
-    Done, Failed, Failing, Held, InFlight, Pipeline, Progress, Reason, Scope, Step, Touched, Turn, Work,
-    earliest,
+    Ahead, Done, Failed, Failing, Held, InFlight, Pipeline, Progress, Reason, Scope, Step, Touched, Turn,
+    Work, earliest,
 };
 use crate::backoff::pause;
 use crate::worker::Answer;
@@ -37,6 +38,11 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
             (Answer::NotOpened(error), Work::Reading { reason, touched }) => {
                 self.reading_failed(Some(error), reason, touched, now, random)
             }
+            (answer @ (Answer::Read(_) | Answer::NotOpened(_)), Work::ReadingAhead) => {
+                self.ahead = Some(Ahead { answer, took, at: now });
+                (Progress::Working, None)
+            }
+            (Answer::Worked, Work::Planning(planning)) => self.take_plan(*planning, now, random),
             (Answer::Applied(applied), Work::Applying(flight)) => {
                 (self.settle(*flight, applied, now, random), None)
             }
@@ -65,7 +71,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
                 self.reading_took = took;
                 self.read_at = now;
                 self.unread = 0;
-                self.compare(&found, reason, touched, now, random)
+                self.compare(found, reason, touched, now, random)
             }
             Reading::Unstable => self.reading_failed(None, reason, touched, now, random),
             Reading::Failed(error) => self.reading_failed(Some(error), reason, touched, now, random),
@@ -81,27 +87,20 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         }
     }
 
-    fn compare(
+    pub(super) fn compare(
         &mut self,
-        found: &Found<F, P>,
+        found: Found<F, P>,
         reason: Reason,
         touched: Option<Touched>,
         now: Instant,
         random: f64,
     ) -> Turn<P::Target> {
-        let (cause, step) = if self.failures >= REBUILD_AFTER {
-            (Cause::Anew(Some(found)), Step::Rebuild(reason))
+        let (whole, step) = if self.failures >= REBUILD_AFTER {
+            (Whole::Anew(Some(found)), Step::Rebuild(reason))
         } else {
-            (Cause::Found(found), Step::Repair(reason))
+            (Whole::Found(found), Step::Repair(reason))
         };
-        match self.plan(cause) {
-            Planned::Plan(plan) => self.begin(plan, step, Scope::Everything, since(touched), now, random),
-            Planned::NeedsReading => {
-                let error = P::Target::outcome_unknown("what was read tells nothing");
-                (self.not_planned(error, now, random), None)
-            }
-            Planned::Panicked(error) => (self.not_planned(error, now, random), None),
-        }
+        self.plan_whole(whole, step, since(touched), now, random)
     }
 
     /// A reading came to nothing: what is held is as known, or unknown, as before.
@@ -119,6 +118,15 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         if is_hopeless && !self.is_known() && self.unread < ANEW_AFTER {
             // Another reading would fail too.
             self.unread = ANEW_AFTER;
+            if P::PLAN_WHOLE.is_some() {
+                return self.plan_whole(
+                    Whole::Anew(None),
+                    Step::Rebuild(reason),
+                    since(touched),
+                    now,
+                    random,
+                );
+            }
             if let Planned::Plan(plan) = self.plan(Cause::Anew(None)) {
                 let step = Step::Rebuild(reason);
                 return self.begin(plan, step, Scope::Everything, since(touched), now, random);

@@ -77,10 +77,27 @@ impl Bench {
     }
 
     fn next(&mut self, second: u64) -> Option<Job<NftablesTarget>> {
-        self.pipeline.next(self.at(second), 0.0).1
+        let (_, job) = self.pipeline.next(self.at(second), 0.0);
+        self.planned(second, job)
     }
 
     fn report(&mut self, second: u64, answer: Answer<NftablesTarget>) -> Option<Job<NftablesTarget>> {
+        let job = self.hand_in(second, answer);
+        self.planned(second, job)
+    }
+
+    /// What follows once a plan of everything has been made, if that is what comes next.
+    fn planned(&mut self, second: u64, job: Option<Job<NftablesTarget>>) -> Option<Job<NftablesTarget>> {
+        match job {
+            Some(Job::Work(task)) => {
+                task.run();
+                self.hand_in(second, Answer::Worked)
+            }
+            job => job,
+        }
+    }
+
+    fn hand_in(&mut self, second: u64, answer: Answer<NftablesTarget>) -> Option<Job<NftablesTarget>> {
         let (_, job) = self.pipeline.report(answer, Duration::ZERO, self.at(second), 0.0);
         job
     }
@@ -234,6 +251,82 @@ fn at_most_one_sync_begins_in_a_period() {
     assert!(bench.next(20).is_some());
     bench.applied(20);
     bench.waits_since(None);
+}
+
+/// A plan of everything is of the table as it stood then; what changes meanwhile comes next, and waits for that.
+#[test]
+fn what_changes_while_everything_is_planned_is_planned_next() {
+    let mut bench = Bench::new();
+    bench.change(1, 1);
+    assert!(bench.next(2).is_some_and(|job| matches!(job, Job::Read)));
+    let Some(Job::Work(task)) = bench.hand_in(3, Answer::Read(Reading::Whole(None))) else {
+        panic!("a plan")
+    };
+    bench.change(4, 2);
+    bench.waits_since(Some(1));
+    assert!(bench.next(5).is_none());
+    task.run();
+    let Some(Job::Apply(steps)) = bench.hand_in(6, Answer::Worked) else { panic!("everything") };
+    assert!(steps[0].to_string().contains("10.244.0.1 "), "{}", steps[0]);
+    bench.waits_since(Some(1));
+    bench.applied(7);
+    bench.waits_since(Some(4));
+    let Some(Job::Apply(steps)) = bench.next(8) else { panic!("the change") };
+    assert!(steps[0].to_string().contains("10.244.0.2 "), "{}", steps[0]);
+    bench.applied(9);
+    bench.waits_since(None);
+}
+
+/// As after a panic: what it had taken up still waits, and is made with the next one.
+#[test]
+fn a_plan_of_everything_that_comes_to_nothing_is_made_again() {
+    let mut bench = Bench::new();
+    bench.change(1, 1);
+    assert!(bench.next(2).is_some_and(|job| matches!(job, Job::Read)));
+    let Some(Job::Work(task)) = bench.hand_in(3, Answer::Read(Reading::Whole(None))) else {
+        panic!("a plan")
+    };
+    drop(task);
+    assert!(bench.hand_in(4, Answer::Worked).is_none());
+    bench.waits_since(Some(1));
+    assert!(bench.next(10).is_some_and(|job| matches!(job, Job::Read)));
+    assert!(bench.report(11, Answer::Read(Reading::Whole(None))).is_some());
+    bench.applied(12);
+    bench.waits_since(None);
+}
+
+#[test]
+fn what_was_read_ahead_serves_the_start_unless_it_is_old() {
+    for (wanted, is_new) in [(3, true), (60, false)] {
+        let mut bench = Bench::new();
+        let now = bench.at(0);
+        assert!(bench.pipeline.read_ahead(now).is_some_and(|job| matches!(job, Job::Read)));
+        assert!(bench.pipeline.read_ahead(now).is_none(), "once");
+        assert!(bench.hand_in(1, Answer::Read(Reading::Whole(None))).is_none());
+        bench.change(2, 1);
+        let job = bench.next(wanted);
+        assert_eq!(matches!(job, Some(Job::Apply(_))), is_new);
+        assert_eq!(matches!(job, Some(Job::Read)), !is_new);
+    }
+}
+
+#[test]
+fn a_reading_ahead_that_is_waited_for_is_like_any_other() {
+    let mut bench = Bench::new();
+    let now = bench.at(0);
+    assert!(bench.pipeline.read_ahead(now).is_some());
+    assert!(bench.next(2).is_none());
+    assert!(
+        bench.report(3, Answer::Read(Reading::Whole(None))).is_some_and(|job| matches!(job, Job::Apply(_)))
+    );
+    // And one that comes to nothing before that is a failure only then.
+    let mut bench = Bench::new();
+    assert!(bench.pipeline.read_ahead(now).is_some());
+    assert!(bench.hand_in(1, Answer::Read(Reading::Failed(refused()))).is_none());
+    bench.waits_since(None);
+    assert!(bench.next(2).is_none());
+    bench.waits_since(Some(2));
+    assert!(bench.next(4).is_some_and(|job| matches!(job, Job::Read)));
 }
 
 /// No way to the kernel: nothing was done, so that nothing has become unknown.

@@ -30,8 +30,8 @@ pub(crate) fn port<F: Family>(
     };
     let endpoint = |explained: EndpointExplanation<F>| {
         let address = SocketAddr::new(explained.address.into(), explained.port);
-        let traffic = known.map(|known| traffic(known, known.to(&service, &address)));
-        Endpoint { out: out(outages, &service, address), ..endpoint(explained, address, traffic) }
+        let told = known.and_then(|known| Some(traffic(known, known.to(&service, &address)?)));
+        Endpoint { out: out(outages, &service, address), ..endpoint(explained, address, told) }
     };
     Port {
         service_port: explained.port.to_string(),

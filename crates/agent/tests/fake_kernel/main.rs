@@ -18,12 +18,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agent::{Input, Settings, StartError, Telemetry};
-use backend_nftables::{Backend, Config, table_name};
+use backend_nftables::{Backend, Config, NftablesTarget, table_name};
 use common::{Given, difference, nftables_target, of_nftables, served, service, settings, slice};
 use fakes::conntrack::{FakeConntrack, flow};
 use fakes::kernel::{FakeKernel, Fault};
 use metrics::NftablesMetrics;
-use mode::Touch;
+use mode::{Planner, Touch};
 use model::{Change, Kind, Object, ObjectName, Protocol, Store, Touched, V4};
 use netlink::NetlinkError;
 use nft::Kernel;
@@ -60,10 +60,18 @@ impl Bench {
         open: impl Fn() -> Result<K, NetlinkError> + Send + Sync + 'static,
         settings: Settings,
     ) -> Self {
+        Self::start_planning(kernel, open, settings, Backend::<V4>::new(Config::default()))
+    }
+
+    fn start_planning<K: Kernel + 'static>(
+        kernel: &FakeKernel,
+        open: impl Fn() -> Result<K, NetlinkError> + Send + Sync + 'static,
+        settings: Settings,
+        planner: impl Planner<V4, Target = NftablesTarget>,
+    ) -> Self {
         let (inputs, receiver) = channel(1024);
         let (conntrack, given, telemetry) = (FakeConntrack::new(), Given::default(), common::telemetry());
         let of_mode = of_nftables(&telemetry.metrics);
-        let planner = Backend::<V4>::new(Config::default());
         let family = served(planner, nftables_target(open), &conntrack, &given, Box::new(of_mode.clone()));
         let agent = tokio::spawn(agent::run(vec![family], settings, telemetry.clone(), receiver, Some));
         Self {

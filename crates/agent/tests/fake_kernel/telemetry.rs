@@ -1,5 +1,6 @@
 //! What the agent tells of itself.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
@@ -16,10 +17,25 @@ use super::*;
 struct Slow {
     kernel: FakeKernel,
     permissions: Arc<Mutex<mpsc::Receiver<()>>>,
+    asked: Arc<AtomicUsize>,
+}
+
+/// Where permissions are given.
+struct Permit {
+    sender: mpsc::Sender<()>,
+    /// How many were asked for.
+    asked: Arc<AtomicUsize>,
+}
+
+impl Permit {
+    fn send(&self, permission: ()) -> Result<(), mpsc::SendError<()>> {
+        self.sender.send(permission)
+    }
 }
 
 impl Kernel for Slow {
     fn apply(&mut self, tx: &Transaction) -> Result<Applied, NetlinkError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
         self.permissions.lock().unwrap().recv().unwrap();
         self.kernel.apply(tx)
     }
@@ -34,10 +50,15 @@ impl Kernel for Slow {
 }
 
 impl Bench {
-    fn start_slow(kernel: &FakeKernel) -> (Self, mpsc::Sender<()>) {
-        let (permit, permissions) = mpsc::channel();
+    fn start_slow(kernel: &FakeKernel) -> (Self, Permit) {
+        let (sender, permissions) = mpsc::channel();
+        let permit = Permit { sender, asked: Arc::default() };
+        let asked = permit.asked.clone();
         let (connection, permissions) = (kernel.clone(), Arc::new(Mutex::new(permissions)));
-        let open = move || Ok(Slow { kernel: connection.clone(), permissions: permissions.clone() });
+        let open = move || {
+            let (kernel, permissions) = (connection.clone(), permissions.clone());
+            Ok(Slow { kernel, permissions, asked: asked.clone() })
+        };
         (Self::start_on(kernel, open), permit)
     }
 
@@ -56,7 +77,7 @@ async fn what_waits_is_known_until_the_kernel_has_it() {
     assert_eq!(bench.pending_since(), None, "nothing is expected before all is listed");
     bench.apply(service(1)).await;
     bench.listed().await;
-    bench.until("the first sync", |bench| bench.pending_since().is_some()).await;
+    bench.until("the first sync", |_| permit.asked.load(Ordering::SeqCst) == 1).await;
     let first = bench.pending_since().unwrap();
     let report = bench.telemetry.health.lock().report(first + Duration::from_mins(1));
     assert!(!report.healthy && !report.started, "a kernel that does not answer shows: {report:?}");

@@ -2,7 +2,6 @@
 
 use std::sync::mpsc;
 
-use backend_nftables::NftablesTarget;
 use model::{ObjectName, Protocol, ServicePortName};
 use netlink::NetlinkError;
 use nft::{Applied, Bytes, Counts, Data, Name, Reading, Transaction};

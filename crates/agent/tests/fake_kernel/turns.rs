@@ -4,7 +4,10 @@ use std::net::Ipv4Addr;
 
 use agent::snapshot::{AddressState, Usage, Wanted};
 use agent::{Pods, StartError};
-use model::{Kind, Node, Object};
+use backend_nftables::Outcome;
+use mode::{Cause, NeedsReading, PlanOf, PlanWhole, Settled, StepResults};
+use model::{FrontendKey, Kind, Node, Object, RuleSettings, Table};
+use nft::Ruleset;
 use tokio::time::Instant;
 
 use super::common::{NODE, plain_service};
@@ -41,12 +44,61 @@ fn node(zone: &str) -> Object {
     })
 }
 
-/// Whatever goes wrong around it, the loop does a limited piece of work in a turn.
+/// Mode nftables, which counts plans of everything: those that were made on the worker's thread, and those for which the event
+/// loop had to wait.
+struct Counting(Backend<V4>);
+
+static ON_WORKER: Mutex<usize> = Mutex::new(0);
+static ON_LOOP: Mutex<usize> = Mutex::new(0);
+
+impl Planner<V4> for Counting {
+    const NAME: &'static str = "nftables";
+    type Settings = Config;
+    type Target = NftablesTarget;
+    type Held = Outcome<V4>;
+    const PLAN_WHOLE: Option<PlanWhole<Self, V4>> = Some(|table, settings, cause| {
+        let is_on_worker = std::thread::current().name() == Some("kernel-ip");
+        *if is_on_worker { &ON_WORKER } else { &ON_LOOP }.lock().unwrap() += 1;
+        Backend::<V4>::PLAN_WHOLE.unwrap()(table, settings, cause)
+    });
+
+    fn settings(&self, rules: &RuleSettings) -> Config {
+        self.0.settings(rules)
+    }
+
+    fn held_settings(&self) -> Option<&Config> {
+        self.0.held_settings()
+    }
+
+    fn plan(
+        &self,
+        table: &Table<V4>,
+        settings: &Config,
+        cause: Cause<'_, V4, Option<Ruleset>>,
+    ) -> Result<PlanOf<Self, V4>, NeedsReading> {
+        if matches!(cause, Cause::Found(_) | Cause::Anew(_)) {
+            *ON_LOOP.lock().unwrap() += 1;
+        }
+        Planner::plan(&self.0, table, settings, cause)
+    }
+
+    fn settle(&mut self, held: Outcome<V4>, results: StepResults<NftablesTarget>) -> Settled<V4> {
+        self.0.settle(held, results)
+    }
+
+    fn rules(&self, key: &FrontendKey<V4>) -> Vec<mode::Rule> {
+        self.0.rules(key)
+    }
+}
+
+/// Whatever goes wrong around it, the loop does a limited piece of work in a turn: it looks at some Services, and never compares
+/// the whole table.
 #[tokio::test]
 async fn turns_are_bounded_under_every_fault() {
     let faults = [1, 4, 12, 16, 105].map(Fault::Errno).into_iter().chain([Fault::AnswerLost, Fault::Panic]);
     let kernel = FakeKernel::new();
-    let mut bench = Bench::start(&kernel);
+    let (connection, planner) = (kernel.clone(), Counting(Backend::new(Config::default())));
+    let mut bench = Bench::start_planning(&kernel, move || Ok(connection.clone()), settings(), planner);
     bench.send(listing(Kind::Service, (0..SERVICES).map(many).collect())).await;
     bench.send(listing(Kind::EndpointSlice, (0..SERVICES).map(|n| endpoints(n, 1)).collect())).await;
     bench.listed().await;
@@ -69,6 +121,8 @@ async fn turns_are_bounded_under_every_fault() {
     let turns = &bench.telemetry.metrics.loop_turn;
     eprintln!("longest turn: {:?}; most Services in one: {}", turns.longest(), turns.most_services());
     assert!(turns.most_services() <= 256, "{}", turns.most_services());
+    let (on_worker, on_loop) = (*ON_WORKER.lock().unwrap(), *ON_LOOP.lock().unwrap());
+    assert!(on_worker > 7 && on_loop == 0, "{on_worker} on the worker, {on_loop} on the loop");
 }
 
 impl Bench {

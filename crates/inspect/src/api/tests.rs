@@ -93,7 +93,12 @@ fn published() -> agent::Published {
     };
     let traffic = |endpoint: &str, connections, refused| {
         let endpoints = [(endpoint.parse().unwrap(), flow(connections, 0))].into();
-        let port = PortTraffic { flow: flow(connections, refused), found: Counters::default(), endpoints };
+        let port = PortTraffic {
+            flow: flow(connections, refused),
+            found: Counters::default(),
+            is_by_endpoint: true,
+            endpoints,
+        };
         let ports = [(service.clone(), port)].into();
         Arc::new(Traffic {
             ports,
