@@ -120,7 +120,7 @@ fn act(
         Action::InitOnly => prepare::set_host(config),
         Action::Serve => {
             prepare::before_serving(config)?;
-            takeover::give_up_privileges(config.mode);
+            takeover::give_up_privileges(&config);
             // Threads keep the privileges that they were started with.
             log.start_writing().context(LOG_THREAD)?;
             let (command_line, own, log) = (command_line.clone(), config.clone(), log.clone());
