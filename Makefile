@@ -11,7 +11,7 @@ RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux /etc/protocol
 BPF_TOOLS := clang-14:clang-14 llvm-objdump-14:llvm-14
 TEST_TOOLS := $(RUN_TOOLS) $(BPF_TOOLS) iptables:iptables ipset:ipset conntrack:conntrack tmux:tmux h2load:nghttp2-client
 
-.PHONY: demo bpf test guest-test guest-smoke kernels neighbours windows windows-check check package-check page-check kubectl-check image release install bench bench-http bench-questions conformance fuzz fmt docs-files
+.PHONY: demo bpf test ebpf-memory guest-test guest-smoke kernels neighbours windows windows-check check package-check page-check kubectl-check image release install bench bench-http bench-questions conformance fuzz fmt docs-files
 
 ## Three pods, a Service and a client in namespaces of their own; nothing is left behind.
 demo:
@@ -28,6 +28,10 @@ bpf:
 test:
 	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS)
 	$(CARGO) test --workspace --locked
+
+## Maps that the kernel has no memory for: as root, with cgroups of version 1 for memory.
+ebpf-memory:
+	$(CARGO) test --locked -p backend-ebpf --test socket -- --ignored
 
 ## Tests that need IPVS, dummy devices or SCTP, in a guest whose kernel has them, emulated by QEMU: half an hour, and several times that on
 ## a machine that does much else. What passed is not run again until a program or the kernel is another one, so that a run that was

@@ -46,13 +46,17 @@ ALWAYS_INLINE int read_frontend(const volatile struct frontend *found, u32 check
 	copy->count = found->count;
 	copy->flags = found->flags;
 	copy->epoch = found->epoch;
+	copy->pool = found->pool;
 	return found->check == check;
 }
 
-/* One of a frontend's slots, each as likely as any other. An extent that was given to another pool has another epoch. */
-ALWAYS_INLINE u64 choose_slot(const struct map *slots, const struct frontend *frontend)
+/*
+ * One of a frontend's slots, each as likely as any other if all numbers of 32 bits are. An extent that was given to another pool has
+ * another epoch.
+ */
+ALWAYS_INLINE u64 choose_slot(const struct map *slots, const struct frontend *frontend, u32 number)
 {
-	u32 idx = frontend->base + (u32)(((u64)random_u32() * frontend->count) >> 32);
+	u32 idx = frontend->base + (u32)(((u64)number * frontend->count) >> 32);
 	volatile u64 *place = map_lookup(slots, &idx);
 	u64 slot;
 
@@ -60,6 +64,22 @@ ALWAYS_INLINE u64 choose_slot(const struct map *slots, const struct frontend *fr
 		return NO_SLOT;
 	slot = *place;
 	return SLOT_EXTENT_EPOCH(slot) == frontend->epoch ? slot : NO_SLOT;
+}
+
+/* For a socket and an address always the same, so that threads that send to it for the first time choose alike. */
+ALWAYS_INLINE u32 number_of(struct socket_address *ctx, u32 check)
+{
+	u64 cookie = socket_cookie(ctx);
+	u32 mixed = ((u32)cookie ^ (u32)(cookie >> 32) ^ check) * CHECK_FACTOR;
+
+	mixed = (mixed ^ mixed >> 15) * 0x85ebca6bU;
+	mixed = (mixed ^ mixed >> 13) * 0xc2b2ae35U;
+	return mixed ^ mixed >> 16;
+}
+
+ALWAYS_INLINE int is_connected(const struct socket_address *ctx)
+{
+	return ctx->sk && ctx->sk->state == CONNECTED;
 }
 
 /* Atomic: whoever is interrupted between reading and writing would take back what others have counted meanwhile. */

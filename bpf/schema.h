@@ -18,8 +18,10 @@ struct frontend {
 	u32 count;
 	u16 flags;
 	u16 epoch;
+	/* Of what it has endpoints: as long as that is the same, datagrams may go on to the endpoint that they went to before. */
+	u32 pool;
 };
-SIZE(struct frontend, 16);
+SIZE(struct frontend, 20);
 
 /* Sockets outside of the host's network namespace are not translated: their packets have to be masqueraded. */
 #define FRONTEND_HOST_ONLY 1
@@ -49,7 +51,7 @@ struct meta {
 };
 SIZE(struct meta, 64);
 
-/* By number of the endpoint: connections that were translated to it. */
+/* By number of the endpoint: connections that were translated to it, and sockets that began to send it datagrams. */
 struct counter {
 	u64 translated;
 };
@@ -80,6 +82,38 @@ struct original4 {
 };
 SIZE(struct original4, 16);
 
+/* What the agent is told of a socket that keeps it. */
+struct told4 {
+	u64 cookie;
+	struct original4 original;
+};
+SIZE(struct told4, 24);
+
+/* To which addresses of Services a socket can send datagrams without the rules. */
+#define DATAGRAM_PLACES 4
+
+/* Where the datagrams to an address go. `endpoint_port` 0: to none. */
+struct datagram4 {
+	u32 address;
+	u32 endpoint;
+	u16 port;
+	u16 endpoint_port;
+	/* The endpoint by number, with its epoch, as a member of the pool. */
+	u32 number;
+	u32 pool;
+	u16 epoch;
+	u16 zero;
+};
+SIZE(struct datagram4, 24);
+
+/* In the socket. Several threads may send at once. */
+struct datagrams4 {
+	struct bpf_spin_lock lock;
+	u32 zero;
+	struct datagram4 places[DATAGRAM_PLACES];
+};
+SIZE(struct datagrams4, 104);
+
 struct address6 {
 	u32 words[4];
 };
@@ -109,5 +143,30 @@ struct original6 {
 	u32 zero;
 };
 SIZE(struct original6, 40);
+
+struct told6 {
+	u64 cookie;
+	struct original6 original;
+};
+SIZE(struct told6, 48);
+
+struct datagram6 {
+	struct address6 address;
+	struct address6 endpoint;
+	u16 port;
+	u16 endpoint_port;
+	u32 number;
+	u32 pool;
+	u16 epoch;
+	u16 zero;
+};
+SIZE(struct datagram6, 48);
+
+struct datagrams6 {
+	struct bpf_spin_lock lock;
+	u32 zero;
+	struct datagram6 places[DATAGRAM_PLACES];
+};
+SIZE(struct datagrams6, 200);
 
 #endif

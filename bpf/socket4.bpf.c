@@ -4,10 +4,12 @@
  *
  * connect: the address of a Service becomes that of an endpoint, and the socket keeps what it was.
  * getpeername: it is shown again.
+ * sendmsg, recvmsg: the same for datagrams whose address is given with each. A socket sends what is for one Service to one
+ * endpoint.
  */
 #include "balance.h"
 
-extern const struct map frontends4, slots4, endpoints4, node_addresses4, original4, counters4, meta4;
+extern const struct map frontends4, slots4, endpoints4, node_addresses4, original4, datagrams4, counters4, meta4;
 
 #define LOOPBACK4 0x0100007f
 
@@ -17,9 +19,9 @@ ALWAYS_INLINE u32 check_of(u32 address, u16 port)
 }
 
 /* A frontend at the address, or else, with address 0, one of the node's ports. */
-ALWAYS_INLINE int find(u32 address, u16 port, int host, struct frontend *copy)
+ALWAYS_INLINE int find(u32 address, u16 port, u8 protocol, int host, struct frontend *copy)
 {
-	struct key4 key = { .address = address, .port = port, .protocol = TCP };
+	struct key4 key = { .address = address, .port = port, .protocol = protocol };
 	struct frontend *frontend = map_lookup(&frontends4, &key);
 	u32 *node;
 
@@ -44,15 +46,36 @@ ALWAYS_INLINE int keep(struct socket_address *ctx, const struct original4 *origi
 	return 1;
 }
 
+/* The frontend that serves the address for this socket. */
+ALWAYS_INLINE int find_for(struct socket_address *ctx, const struct meta *meta, u32 address, u16 port, u8 protocol,
+			   struct frontend *frontend)
+{
+	int host;
+
+	if (!meta->on)
+		return 0;
+	host = is_host(ctx, meta);
+	return find(address, port, protocol, host, frontend) && (host || !(frontend->flags & FRONTEND_HOST_ONLY));
+}
+
+/* Where an endpoint is, unless its place was given to another one meanwhile. */
+ALWAYS_INLINE int read_endpoint(u32 id, u16 epoch, struct endpoint4 *endpoint)
+{
+	volatile u64 *place = map_lookup(&endpoints4, &id);
+
+	if (!place)
+		return 0;
+	*(u64 *)endpoint = *place;
+	return endpoint->epoch == epoch;
+}
+
 /* Chooses an endpoint and keeps the original in the socket. False: the address stays. */
 ALWAYS_INLINE int translate(struct socket_address *ctx, struct original4 *original)
 {
 	struct meta *meta = switched_on(&meta4);
-	struct endpoint4 *place, endpoint;
+	struct endpoint4 endpoint;
 	struct frontend frontend;
 	u64 slot;
-	u32 id;
-	int host;
 
 	if (!meta)
 		return 0;
@@ -61,26 +84,16 @@ ALWAYS_INLINE int translate(struct socket_address *ctx, struct original4 *origin
 		original->endpoint_port = (u16)meta->canary_port;
 		return keep(ctx, original);
 	}
-	if (!meta->on)
+	if (!find_for(ctx, meta, original->address, original->port, (u8)ctx->protocol, &frontend))
 		return 0;
-	host = is_host(ctx, meta);
-	if (!find(original->address, original->port, host, &frontend) || (frontend.flags & FRONTEND_HOST_ONLY && !host))
-		return 0;
-	slot = choose_slot(&slots4, &frontend);
-	if (slot == NO_SLOT)
-		return 0;
-	id = SLOT_ENDPOINT(slot);
-	place = map_lookup(&endpoints4, &id);
-	if (!place)
-		return 0;
-	*(u64 *)&endpoint = *(volatile u64 *)place;
-	if (endpoint.epoch != SLOT_ENDPOINT_EPOCH(slot))
+	slot = choose_slot(&slots4, &frontend, random_u32());
+	if (slot == NO_SLOT || !read_endpoint(SLOT_ENDPOINT(slot), SLOT_ENDPOINT_EPOCH(slot), &endpoint))
 		return 0;
 	original->endpoint = endpoint.address;
 	original->endpoint_port = endpoint.port;
 	if (!keep(ctx, original))
 		return 0;
-	count(&counters4, id);
+	count(&counters4, SLOT_ENDPOINT(slot));
 	return 1;
 }
 
@@ -107,6 +120,154 @@ ALWAYS_INLINE void show_original(struct socket_address *ctx, u32 *address, u32 *
 	*shown = 1;
 }
 
+/* Whether datagrams to this address go to an endpoint already; fills in to which one. */
+ALWAYS_INLINE int recall(struct socket_address *ctx, struct datagram4 *datagram)
+{
+	struct datagrams4 *kept = ctx->sk ? storage_get(&datagrams4, ctx->sk, NULL, 0) : NULL;
+	int n, found = 0;
+
+	if (!kept)
+		return 0;
+	lock(&kept->lock);
+#pragma unroll
+	for (n = 0; n < DATAGRAM_PLACES; n++) {
+		const struct datagram4 *place = &kept->places[n];
+
+		if (!found && place->endpoint_port && place->address == datagram->address && place->port == datagram->port) {
+			*datagram = *place;
+			found = 1;
+		}
+	}
+	unlock(&kept->lock);
+	return found;
+}
+
+/*
+ * Keeps in the socket where datagrams to this address go. False: they go to too many, or the endpoint has those of another Service,
+ * and nobody could tell whose its answers are.
+ */
+ALWAYS_INLINE int remember(struct socket_address *ctx, const struct datagram4 *datagram)
+{
+	struct datagrams4 *kept = ctx->sk ? storage_get(&datagrams4, ctx->sk, NULL, STORAGE_CREATE) : NULL;
+	struct datagram4 *own = NULL;
+	int n, is_ambiguous = 0;
+
+	if (!kept)
+		return 0;
+	lock(&kept->lock);
+#pragma unroll
+	for (n = DATAGRAM_PLACES - 1; n >= 0; n--) {
+		struct datagram4 *place = &kept->places[n];
+
+		if (!place->endpoint_port)
+			own = own ? own : place;
+		else if (place->address == datagram->address && place->port == datagram->port)
+			own = place;
+		else if (place->endpoint == datagram->endpoint && place->endpoint_port == datagram->endpoint_port)
+			is_ambiguous = 1;
+	}
+	if (own && !is_ambiguous)
+		*own = *datagram;
+	unlock(&kept->lock);
+	return own && !is_ambiguous;
+}
+
+/* Where a datagram goes. False: the address stays. */
+ALWAYS_INLINE int route(struct socket_address *ctx, struct datagram4 *datagram)
+{
+	struct meta *meta = switched_on(&meta4);
+	struct endpoint4 endpoint;
+	struct frontend frontend;
+	u64 slot;
+
+	if (!meta)
+		return 0;
+	if (is_canary(ctx, meta)) {
+		datagram->endpoint = LOOPBACK4;
+		datagram->endpoint_port = (u16)meta->canary_port;
+		return remember(ctx, datagram);
+	}
+	if (!find_for(ctx, meta, datagram->address, datagram->port, UDP, &frontend))
+		return 0;
+	if (recall(ctx, datagram) && datagram->pool == frontend.pool &&
+	    read_endpoint(datagram->number, datagram->epoch, &endpoint) &&
+	    endpoint.address == datagram->endpoint && endpoint.port == datagram->endpoint_port)
+		return 1;
+	slot = choose_slot(&slots4, &frontend, number_of(ctx, check_of(datagram->address, datagram->port)));
+	if (slot == NO_SLOT || !read_endpoint(SLOT_ENDPOINT(slot), SLOT_ENDPOINT_EPOCH(slot), &endpoint))
+		return 0;
+	datagram->endpoint = endpoint.address;
+	datagram->endpoint_port = endpoint.port;
+	datagram->number = SLOT_ENDPOINT(slot);
+	datagram->pool = frontend.pool;
+	datagram->epoch = endpoint.epoch;
+	if (!remember(ctx, datagram))
+		return 0;
+	count(&counters4, datagram->number);
+	return 1;
+}
+
+/* Whoever names an endpoint itself wants to see its own answers. */
+ALWAYS_INLINE void named_directly(struct socket_address *ctx, u32 address, u16 port)
+{
+	struct datagrams4 *kept = ctx->sk ? storage_get(&datagrams4, ctx->sk, NULL, 0) : NULL;
+	int n;
+
+	if (!kept)
+		return;
+	lock(&kept->lock);
+#pragma unroll
+	for (n = 0; n < DATAGRAM_PLACES; n++) {
+		struct datagram4 *place = &kept->places[n];
+
+		if (place->endpoint == address && place->endpoint_port == port)
+			place->endpoint_port = 0;
+	}
+	unlock(&kept->lock);
+}
+
+/*
+ * A socket that has a peer hears of that alone, so what it sends goes there or is left to the rules. Those of IPv6 come here with
+ * each datagram to an address of IPv4, also if it is not given with it.
+ */
+ALWAYS_INLINE void send_to_peer(struct socket_address *ctx)
+{
+	const struct original4 *kept = ctx->sk ? storage_get(&original4, ctx->sk, NULL, 0) : NULL;
+
+	if (!kept || !kept->endpoint_port || kept->address != ctx->user_ip4 || kept->port != (u16)ctx->user_port)
+		return;
+	ctx->user_ip4 = kept->endpoint;
+	ctx->user_port = kept->endpoint_port;
+}
+
+/* Shows as sender whom the socket has sent to. */
+ALWAYS_INLINE void show_sender(struct socket_address *ctx, u32 *address, u32 *port, int *shown)
+{
+	struct datagrams4 *kept;
+	int n;
+
+	*shown = 0;
+	if (is_connected(ctx)) {
+		show_original(ctx, address, port, shown);
+		return;
+	}
+	kept = ctx->sk ? storage_get(&datagrams4, ctx->sk, NULL, 0) : NULL;
+	if (!kept)
+		return;
+	lock(&kept->lock);
+#pragma unroll
+	for (n = 0; n < DATAGRAM_PLACES; n++) {
+		const struct datagram4 *place = &kept->places[n];
+
+		if (!*shown && place->endpoint == *address && place->endpoint_port == (u16)*port) {
+			*address = place->address;
+			*port = place->port;
+			*shown = 1;
+		}
+	}
+	unlock(&kept->lock);
+}
+
 ALWAYS_INLINE int is_mapped(const struct socket_address *ctx)
 {
 	return !ctx->user_ip6[0] && !ctx->user_ip6[1] && ctx->user_ip6[2] == 0xffff0000;
@@ -117,7 +278,7 @@ int kp_connect4(struct socket_address *ctx)
 {
 	struct original4 original = { .address = ctx->user_ip4, .port = (u16)ctx->user_port };
 
-	if (ctx->protocol != TCP)
+	if (ctx->protocol != TCP && ctx->protocol != UDP)
 		return PASS;
 	if (translate(ctx, &original)) {
 		ctx->user_ip4 = original.endpoint;
@@ -133,7 +294,7 @@ int kp_connect4in6(struct socket_address *ctx)
 {
 	struct original4 original = { .address = ctx->user_ip6[3], .port = (u16)ctx->user_port };
 
-	if (ctx->protocol != TCP)
+	if (ctx->protocol != TCP && ctx->protocol != UDP)
 		return PASS;
 	if (is_mapped(ctx) && translate(ctx, &original)) {
 		ctx->user_ip6[3] = original.endpoint;
@@ -172,6 +333,72 @@ int kp_peername4in6(struct socket_address *ctx)
 		ctx->user_port = port;
 	}
 	return PASS;
+}
+
+/* Also for what IPv6 sockets send to addresses of IPv4. */
+SECTION("sendmsg4")
+int kp_sendmsg4(struct socket_address *ctx)
+{
+	struct datagram4 datagram = { .address = ctx->user_ip4, .port = (u16)ctx->user_port };
+
+	if (ctx->protocol != UDP)
+		return PASS;
+	if (is_connected(ctx)) {
+		send_to_peer(ctx);
+		return PASS;
+	}
+	if (route(ctx, &datagram)) {
+		ctx->user_ip4 = datagram.endpoint;
+		ctx->user_port = datagram.endpoint_port;
+	} else {
+		named_directly(ctx, ctx->user_ip4, (u16)ctx->user_port);
+	}
+	return PASS;
+}
+
+SECTION("recvmsg4")
+int kp_recvmsg4(struct socket_address *ctx)
+{
+	u32 address = ctx->user_ip4, port = ctx->user_port;
+	int shown;
+
+	show_sender(ctx, &address, &port, &shown);
+	if (shown) {
+		ctx->user_ip4 = address;
+		ctx->user_port = port;
+	}
+	return PASS;
+}
+
+SECTION("recvmsg6")
+int kp_recvmsg4in6(struct socket_address *ctx)
+{
+	u32 address = ctx->user_ip6[3], port = ctx->user_port;
+	int shown;
+
+	if (!is_mapped(ctx))
+		return PASS;
+	show_sender(ctx, &address, &port, &shown);
+	if (shown) {
+		ctx->user_ip6[3] = address;
+		ctx->user_port = port;
+	}
+	return PASS;
+}
+
+/* Tells the agent of the sockets of UDP of a network namespace that were sent to an endpoint when they connected. */
+SECTION("iter")
+int kp_kept4(struct each_socket *ctx)
+{
+	const struct original4 *kept = ctx->sk ? storage_get(&original4, ctx->sk, NULL, 0) : NULL;
+	struct told4 told;
+
+	if (!kept || !kept->endpoint_port)
+		return 0;
+	told.cookie = cookie_of(ctx->sk);
+	told.original = *kept;
+	write_out(ctx->iteration->out, &told, sizeof(told));
+	return 0;
 }
 
 SECTION("license") const char terms[] = "Dual MIT/GPL";

@@ -2,7 +2,7 @@
 /* Connections over IPv6, but for mapped addresses, which are those of IPv4. See socket4.bpf.c. */
 #include "balance.h"
 
-extern const struct map frontends6, slots6, endpoints6, node_addresses6, original6, counters6, meta6;
+extern const struct map frontends6, slots6, endpoints6, node_addresses6, original6, datagrams6, counters6, meta6;
 
 #define LOOPBACK6 ((struct address6){ { 0, 0, 0, 0x01000000 } })
 
@@ -14,10 +14,10 @@ ALWAYS_INLINE u32 check_of(const struct address6 *address, u16 port)
 }
 
 /* A frontend at the address, or else, with address 0, one of the node's ports. */
-ALWAYS_INLINE int find(const struct original6 *original, int host, struct frontend *copy)
+ALWAYS_INLINE int find(const struct address6 *address, u16 port, u8 protocol, int host, struct frontend *copy)
 {
-	struct key6 key = { .address = original->address, .port = original->port, .protocol = TCP };
-	struct key6 any = { .port = original->port, .protocol = TCP };
+	struct key6 key = { .address = *address, .port = port, .protocol = protocol };
+	struct key6 any = { .port = port, .protocol = protocol };
 	struct frontend *frontend = map_lookup(&frontends6, &key);
 	u32 *node;
 
@@ -30,20 +30,37 @@ ALWAYS_INLINE int find(const struct original6 *original, int host, struct fronte
 	return node && (host || !(*node & NODE_ADDRESS_HOST_ONLY));
 }
 
-/* Where an endpoint is, unless its place was given to another one meanwhile. */
-ALWAYS_INLINE int read_endpoint(u64 slot, struct original6 *original)
+/* The frontend that serves the address for this socket. */
+ALWAYS_INLINE int find_for(struct socket_address *ctx, const struct meta *meta, const struct address6 *address, u16 port,
+			   u8 protocol, struct frontend *frontend)
 {
-	u32 id = SLOT_ENDPOINT(slot);
+	int host;
+
+	if (!meta->on)
+		return 0;
+	host = is_host(ctx, meta);
+	return find(address, port, protocol, host, frontend) && (host || !(frontend->flags & FRONTEND_HOST_ONLY));
+}
+
+/* Where an endpoint is, unless its place was given to another one meanwhile. */
+ALWAYS_INLINE int read_endpoint(u32 id, u16 epoch, struct address6 *address, u16 *port)
+{
 	volatile struct endpoint6 *place = map_lookup(&endpoints6, &id);
 	int n;
 
-	if (!place || place->epoch != SLOT_ENDPOINT_EPOCH(slot))
+	if (!place || place->epoch != epoch)
 		return 0;
 #pragma unroll
 	for (n = 0; n < 4; n++)
-		original->endpoint.words[n] = place->address.words[n];
-	original->endpoint_port = place->port;
-	return place->epoch == SLOT_ENDPOINT_EPOCH(slot);
+		address->words[n] = place->address.words[n];
+	*port = place->port;
+	return place->epoch == epoch;
+}
+
+ALWAYS_INLINE int is_same(const struct address6 *a, const struct address6 *b)
+{
+	return !((a->words[0] ^ b->words[0]) | (a->words[1] ^ b->words[1]) | (a->words[2] ^ b->words[2]) |
+		 (a->words[3] ^ b->words[3]));
 }
 
 /* Keeps in the socket where it wanted to go. False: there is no memory for it. */
@@ -63,7 +80,6 @@ ALWAYS_INLINE int translate(struct socket_address *ctx, struct original6 *origin
 	struct meta *meta = switched_on(&meta6);
 	struct frontend frontend;
 	u64 slot;
-	int host;
 
 	if (!meta)
 		return 0;
@@ -72,13 +88,12 @@ ALWAYS_INLINE int translate(struct socket_address *ctx, struct original6 *origin
 		original->endpoint_port = (u16)meta->canary_port;
 		return keep(ctx, original);
 	}
-	if (!meta->on)
+	if (!find_for(ctx, meta, &original->address, original->port, (u8)ctx->protocol, &frontend))
 		return 0;
-	host = is_host(ctx, meta);
-	if (!find(original, host, &frontend) || (frontend.flags & FRONTEND_HOST_ONLY && !host))
-		return 0;
-	slot = choose_slot(&slots6, &frontend);
-	if (slot == NO_SLOT || !read_endpoint(slot, original) || !keep(ctx, original))
+	slot = choose_slot(&slots6, &frontend, random_u32());
+	if (slot == NO_SLOT ||
+	    !read_endpoint(SLOT_ENDPOINT(slot), SLOT_ENDPOINT_EPOCH(slot), &original->endpoint, &original->endpoint_port) ||
+	    !keep(ctx, original))
 		return 0;
 	count(&counters6, SLOT_ENDPOINT(slot));
 	return 1;
@@ -91,6 +106,157 @@ ALWAYS_INLINE void forget(struct socket_address *ctx)
 
 	if (kept)
 		kept->endpoint_port = 0;
+}
+
+/* Whether datagrams to this address go to an endpoint already; fills in to which one. */
+ALWAYS_INLINE int recall(struct socket_address *ctx, struct datagram6 *datagram)
+{
+	struct datagrams6 *kept = ctx->sk ? storage_get(&datagrams6, ctx->sk, NULL, 0) : NULL;
+	int n, found = 0;
+
+	if (!kept)
+		return 0;
+	lock(&kept->lock);
+#pragma unroll
+	for (n = 0; n < DATAGRAM_PLACES; n++) {
+		const struct datagram6 *place = &kept->places[n];
+
+		if (!found && place->endpoint_port && place->port == datagram->port &&
+		    is_same(&place->address, &datagram->address)) {
+			*datagram = *place;
+			found = 1;
+		}
+	}
+	unlock(&kept->lock);
+	return found;
+}
+
+/* Keeps in the socket where datagrams to this address go; see there. */
+ALWAYS_INLINE int remember(struct socket_address *ctx, const struct datagram6 *datagram)
+{
+	struct datagrams6 *kept = ctx->sk ? storage_get(&datagrams6, ctx->sk, NULL, STORAGE_CREATE) : NULL;
+	struct datagram6 *own = NULL;
+	int n, is_ambiguous = 0;
+
+	if (!kept)
+		return 0;
+	lock(&kept->lock);
+#pragma unroll
+	for (n = DATAGRAM_PLACES - 1; n >= 0; n--) {
+		struct datagram6 *place = &kept->places[n];
+
+		if (!place->endpoint_port)
+			own = own ? own : place;
+		else if (place->port == datagram->port && is_same(&place->address, &datagram->address))
+			own = place;
+		else if (place->endpoint_port == datagram->endpoint_port && is_same(&place->endpoint, &datagram->endpoint))
+			is_ambiguous = 1;
+	}
+	if (own && !is_ambiguous)
+		*own = *datagram;
+	unlock(&kept->lock);
+	return own && !is_ambiguous;
+}
+
+/* Where a datagram goes. False: the address stays. */
+ALWAYS_INLINE int route(struct socket_address *ctx, struct datagram6 *datagram)
+{
+	struct meta *meta = switched_on(&meta6);
+	struct address6 address;
+	struct frontend frontend;
+	u64 slot;
+	u16 port;
+
+	if (!meta)
+		return 0;
+	if (is_canary(ctx, meta)) {
+		datagram->endpoint = LOOPBACK6;
+		datagram->endpoint_port = (u16)meta->canary_port;
+		return remember(ctx, datagram);
+	}
+	if (!find_for(ctx, meta, &datagram->address, datagram->port, UDP, &frontend))
+		return 0;
+	if (recall(ctx, datagram) && datagram->pool == frontend.pool &&
+	    read_endpoint(datagram->number, datagram->epoch, &address, &port) && port == datagram->endpoint_port &&
+	    is_same(&address, &datagram->endpoint))
+		return 1;
+	slot = choose_slot(&slots6, &frontend, number_of(ctx, check_of(&datagram->address, datagram->port)));
+	if (slot == NO_SLOT || !read_endpoint(SLOT_ENDPOINT(slot), SLOT_ENDPOINT_EPOCH(slot), &datagram->endpoint,
+					      &datagram->endpoint_port))
+		return 0;
+	datagram->number = SLOT_ENDPOINT(slot);
+	datagram->pool = frontend.pool;
+	datagram->epoch = SLOT_ENDPOINT_EPOCH(slot);
+	if (!remember(ctx, datagram))
+		return 0;
+	count(&counters6, datagram->number);
+	return 1;
+}
+
+/* Whoever names an endpoint itself wants to see its own answers. */
+ALWAYS_INLINE void named_directly(struct socket_address *ctx, const struct address6 *address, u16 port)
+{
+	struct datagrams6 *kept = ctx->sk ? storage_get(&datagrams6, ctx->sk, NULL, 0) : NULL;
+	int n;
+
+	if (!kept)
+		return;
+	lock(&kept->lock);
+#pragma unroll
+	for (n = 0; n < DATAGRAM_PLACES; n++) {
+		struct datagram6 *place = &kept->places[n];
+
+		if (place->endpoint_port == port && is_same(&place->endpoint, address))
+			place->endpoint_port = 0;
+	}
+	unlock(&kept->lock);
+}
+
+/* The address that the socket has sent to, if answers from this one are for that. */
+ALWAYS_INLINE int find_sender(struct socket_address *ctx, struct address6 *address, u16 *port)
+{
+	struct datagrams6 *kept = ctx->sk ? storage_get(&datagrams6, ctx->sk, NULL, 0) : NULL;
+	int n, found = 0;
+
+	if (!kept)
+		return 0;
+	lock(&kept->lock);
+#pragma unroll
+	for (n = 0; n < DATAGRAM_PLACES; n++) {
+		const struct datagram6 *place = &kept->places[n];
+
+		if (!found && place->endpoint_port == *port && is_same(&place->endpoint, address)) {
+			*address = place->address;
+			*port = place->port;
+			found = 1;
+		}
+	}
+	unlock(&kept->lock);
+	return found;
+}
+
+/* Where the socket wanted to connect to, if this is where it is connected. */
+ALWAYS_INLINE int find_original(struct socket_address *ctx, struct address6 *address, u16 *port)
+{
+	struct original6 *kept = ctx->sk ? storage_get(&original6, ctx->sk, NULL, 0) : NULL;
+
+	if (!kept || !kept->endpoint_port || kept->endpoint_port != *port || !is_same(&kept->endpoint, address))
+		return 0;
+	*address = kept->address;
+	*port = kept->port;
+	return 1;
+}
+
+/* Where the socket was connected to, if this is where it wanted to. */
+ALWAYS_INLINE int find_endpoint(struct socket_address *ctx, struct address6 *address, u16 *port)
+{
+	struct original6 *kept = ctx->sk ? storage_get(&original6, ctx->sk, NULL, 0) : NULL;
+
+	if (!kept || !kept->endpoint_port || kept->port != *port || !is_same(&kept->address, address))
+		return 0;
+	*address = kept->endpoint;
+	*port = kept->endpoint_port;
+	return 1;
 }
 
 ALWAYS_INLINE int is_mapped(const struct socket_address *ctx)
@@ -122,7 +288,7 @@ int kp_connect6(struct socket_address *ctx)
 {
 	struct original6 original = { .address = address_of(ctx), .port = (u16)ctx->user_port };
 
-	if (ctx->protocol != TCP)
+	if (ctx->protocol != TCP && ctx->protocol != UDP)
 		return PASS;
 	if (!is_mapped(ctx) && translate(ctx, &original))
 		set_address(ctx, &original.endpoint, original.endpoint_port);
@@ -134,16 +300,62 @@ int kp_connect6(struct socket_address *ctx)
 SECTION("getpeername6")
 int kp_peername6(struct socket_address *ctx)
 {
-	struct original6 *kept = ctx->sk ? storage_get(&original6, ctx->sk, NULL, 0) : NULL;
 	struct address6 peer = address_of(ctx);
+	u16 port = (u16)ctx->user_port;
 
-	if (!kept || !kept->endpoint_port || kept->endpoint_port != (u16)ctx->user_port)
-		return PASS;
-	if (kept->endpoint.words[0] != peer.words[0] || kept->endpoint.words[1] != peer.words[1] ||
-	    kept->endpoint.words[2] != peer.words[2] || kept->endpoint.words[3] != peer.words[3])
-		return PASS;
-	set_address(ctx, &kept->address, kept->port);
+	if (find_original(ctx, &peer, &port))
+		set_address(ctx, &peer, port);
 	return PASS;
+}
+
+SECTION("sendmsg6")
+int kp_sendmsg6(struct socket_address *ctx)
+{
+	struct datagram6 datagram = { .address = address_of(ctx), .port = (u16)ctx->user_port };
+	struct address6 named = datagram.address;
+	u16 port = datagram.port;
+
+	if (ctx->protocol != UDP || is_mapped(ctx))
+		return PASS;
+	/* A socket that has a peer hears of that alone, so what it sends goes there or is left to the rules. */
+	if (is_connected(ctx)) {
+		if (find_endpoint(ctx, &named, &port))
+			set_address(ctx, &named, port);
+		return PASS;
+	}
+	if (route(ctx, &datagram))
+		set_address(ctx, &datagram.endpoint, datagram.endpoint_port);
+	else
+		named_directly(ctx, &named, port);
+	return PASS;
+}
+
+SECTION("recvmsg6")
+int kp_recvmsg6(struct socket_address *ctx)
+{
+	struct address6 sender = address_of(ctx);
+	u16 port = (u16)ctx->user_port;
+
+	if (is_mapped(ctx))
+		return PASS;
+	if (is_connected(ctx) ? find_original(ctx, &sender, &port) : find_sender(ctx, &sender, &port))
+		set_address(ctx, &sender, port);
+	return PASS;
+}
+
+/* Tells the agent of the sockets of UDP of a network namespace that were sent to an endpoint when they connected. */
+SECTION("iter")
+int kp_kept6(struct each_socket *ctx)
+{
+	const struct original6 *kept = ctx->sk ? storage_get(&original6, ctx->sk, NULL, 0) : NULL;
+	struct told6 told;
+
+	if (!kept || !kept->endpoint_port)
+		return 0;
+	told.cookie = cookie_of(ctx->sk);
+	told.original = *kept;
+	write_out(ctx->iteration->out, &told, sizeof(told));
+	return 0;
 }
 
 SECTION("license") const char terms[] = "Dual MIT/GPL";

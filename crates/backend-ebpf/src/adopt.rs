@@ -10,6 +10,13 @@ use crate::extents::order_for;
 use crate::served::{PoolName, Served, Socket};
 use crate::state::{Held, Numbered, State};
 
+/// Numbers that are somebody's.
+#[derive(Default)]
+struct Taken {
+    endpoints: BTreeSet<u32>,
+    pools: BTreeSet<u32>,
+}
+
 impl<F: Family> State<F> {
     /// The state that these contents are, as far as it is wanted. What else is in the maps counts as free; [`State::set_all`]
     /// removes it. `None`: they contradict themselves, and can't be had.
@@ -20,13 +27,17 @@ impl<F: Family> State<F> {
         }
         let mut state = Self::empty(capacity);
         state.epoch = last_epoch(&contents);
-        let mut taken = BTreeSet::new();
+        state.last_pool = contents.frontends.values().map(|value| value.pool).max().unwrap_or_default();
+        let mut taken = Taken::default();
         for (key, served) in wanted {
             if let Some(value) = contents.frontends.get(key) {
                 state.adopt_frontend(&contents, (key, value), served, &mut taken)?;
             }
         }
-        state.free.endpoints.retain(|number| !taken.contains(number));
+        let is_there = |number: u32| contents.endpoints.get(number as usize).is_some_and(Option::is_some);
+        state.unclaimed =
+            (0..capacity.endpoints).filter(|n| is_there(*n) && !taken.endpoints.contains(n)).collect();
+        state.free.endpoints.retain(|number| !taken.endpoints.contains(number) && !is_there(*number));
         let name_at: BTreeMap<u32, &PoolName> =
             state.pools.iter().map(|(name, pool)| (pool.base, name)).collect();
         let strangers = contents.frontends.iter().filter(|(key, _)| !state.served.contains_key(key));
@@ -41,11 +52,11 @@ impl<F: Family> State<F> {
         contents: &Contents<F>,
         (key, value): (&FrontendKey<F>, &FrontendValue),
         served: &Served<F>,
-        taken: &mut BTreeSet<u32>,
+        taken: &mut Taken,
     ) -> Option<()> {
         if let Some(pool) = self.pools.get_mut(&served.pool) {
-            let same = (pool.base, pool.epoch, pool.endpoints.len())
-                == (value.base, value.epoch, value.count as usize);
+            let same = (pool.base, pool.epoch, pool.number, pool.endpoints.len())
+                == (value.base, value.epoch, value.pool, value.count as usize);
             if same {
                 pool.users.insert(*key);
                 self.served.insert(*key, (served.pool.clone(), value.host_only));
@@ -56,18 +67,23 @@ impl<F: Family> State<F> {
         let numbers = numbers_of(contents, value)?;
         // Two pools in one place, or two Services with one endpoint's number, are what changed while nobody was there: addresses
         // have gone to another Service, or a policy is another one. The second is set anew.
-        if self.is_claimed(&served.pool.0, &numbers, taken) || !self.take_extent(value) {
+        let is_claimed = taken.pools.contains(&value.pool)
+            || self.is_claimed(&served.pool.0, &numbers, &taken.endpoints)
+            || !self.take_extent(value);
+        if is_claimed {
             return Some(());
         }
+        taken.pools.insert(value.pool);
         let own = self.endpoints.entry(served.pool.0.clone()).or_default();
         for (socket, number) in &numbers {
             own.entry(*socket).or_insert(Numbered { number: *number, references: 0 }).references += 1;
-            taken.insert(*number);
+            taken.endpoints.insert(*number);
         }
         let pool = Held {
             base: value.base,
             order: order_for(value.count as usize),
             epoch: value.epoch,
+            number: value.pool,
             endpoints: numbers.into_iter().map(|(socket, _)| socket).collect(),
             users: BTreeSet::from([*key]),
         };

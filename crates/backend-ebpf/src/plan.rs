@@ -5,7 +5,7 @@ use std::time::Duration;
 use mode::{
     Cause, Meter, NeedsReading, Plan, PlanOf, Planner, Rule, RuleCount, Settled, StepResults, Target,
 };
-use model::{Changed, Family, FrontendKey, Protocol, RuleSettings, Table};
+use model::{Changed, Family, FrontendKey, RuleSettings, Table};
 use tokio::time::Instant;
 
 use crate::path::Condition;
@@ -68,7 +68,7 @@ impl<F: Family, R: Planner<F>> EbpfPlanner<F, R> {
         settings: &Settings<R::Settings>,
         changed: &Changed<F>,
     ) -> Option<Change<F>> {
-        let keys = changed.frontends.iter().filter(|key| key.protocol == Protocol::Tcp);
+        let keys = changed.frontends.iter().filter(|key| self.options.serve(key.protocol));
         let served = |key: &FrontendKey<F>| {
             table.get(key).and_then(|frontend| Served::of(frontend, &settings.own, &self.options))
         };

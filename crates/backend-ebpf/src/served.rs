@@ -17,6 +17,19 @@ pub struct Options {
     /// Ports that are left to the rules: those of clients inside the kernel (NFS, SMB, iSCSI, Ceph), which older kernels have
     /// keep the endpoint's address instead of the Service's, so that they come back to an endpoint that is gone.
     pub excluded_ports: BTreeSet<u16>,
+    /// UDP is served, too.
+    pub datagrams: bool,
+}
+
+impl Options {
+    /// Whether frontends of this protocol can be served.
+    pub(crate) fn serve(&self, protocol: Protocol) -> bool {
+        match protocol {
+            Protocol::Tcp => true,
+            Protocol::Udp => self.datagrams,
+            Protocol::Sctp => false,
+        }
+    }
 }
 
 /// An endpoint's address and port.
@@ -42,11 +55,11 @@ pub struct Served<F: Family> {
 impl<F: Family> Served<F> {
     /// How the programs are to serve a frontend; `None`: the rules do alone.
     ///
-    /// They serve TCP, without affinity and without source ranges, since both ask for the client's address, which a socket gets
+    /// They serve TCP, and UDP if asked to, without affinity and without source ranges, since both ask for the client's address, which a socket gets
     /// only afterwards. Frontends without endpoints are refused or dropped by the rules. The clients of this node take the short
     /// cut where there is one.
     pub fn of(frontend: &Frontend<F>, settings: &RuleSettings, options: &Options) -> Option<Self> {
-        let is_simple = frontend.key.protocol == Protocol::Tcp
+        let is_simple = options.serve(frontend.key.protocol)
             && !settings.balancer.leaves_to_proxies(frontend)
             && frontend.affinity.is_none()
             && frontend.allowed_sources.is_none()

@@ -23,8 +23,26 @@ pub struct State<F: Family> {
     pub(crate) epoch: u16,
     /// Pools whose extents elements refer to that are not theirs, and that the next change removes.
     pub(crate) shared: BTreeSet<PoolName>,
-    /// The epochs that endpoints had in former maps. A counter is known by them, and goes on in these.
-    former_epochs: BTreeMap<ServicePortName, BTreeMap<Socket<F>, u16>>,
+    /// Endpoints in the maps that nobody has, and that the next change takes away.
+    pub(crate) unclaimed: Vec<u32>,
+    /// The last number that was given to a pool.
+    pub(crate) last_pool: u32,
+    former: Former<F>,
+}
+
+/// What was in former maps, and is to be the same in new ones.
+#[derive(Clone, Debug)]
+struct Former<F: Family> {
+    /// Numbers of endpoints, where there is room for them, and epochs. A counter is known by the epoch, and goes on; a socket's
+    /// datagrams go on by both.
+    endpoints: BTreeMap<ServicePortName, BTreeMap<Socket<F>, (Option<u32>, u16)>>,
+    pools: BTreeMap<PoolName, u32>,
+}
+
+impl<F: Family> Default for Former<F> {
+    fn default() -> Self {
+        Self { endpoints: BTreeMap::new(), pools: BTreeMap::new() }
+    }
 }
 
 /// The extent of a pool.
@@ -33,6 +51,8 @@ pub(crate) struct Held<F: Family> {
     pub(crate) base: u32,
     pub(crate) order: u32,
     pub(crate) epoch: u16,
+    /// Another one for each pool that is not the same.
+    pub(crate) number: u32,
     /// By slot.
     pub(crate) endpoints: Box<[Socket<F>]>,
     pub(crate) users: BTreeSet<FrontendKey<F>>,
@@ -114,11 +134,14 @@ impl<F: Family> State<F> {
             },
             epoch: 0,
             shared: BTreeSet::new(),
-            former_epochs: BTreeMap::new(),
+            unclaimed: Vec::new(),
+            last_pool: 0,
+            former: Former::default(),
         }
     }
 
-    /// What is wanted, in new maps that have room for it, and which endpoints have other numbers there. They keep their epochs.
+    /// What is wanted, in new maps that have room for it, and which endpoints have which numbers there. They keep their epochs, and
+    /// their numbers where there is room.
     ///
     /// # Errors
     /// There is no room however large the maps are.
@@ -128,13 +151,22 @@ impl<F: Family> State<F> {
     ) -> Result<(Self, Vec<Renumbered>), Outgrown> {
         let mut state = Self::empty(capacity_for(wanted));
         let Some(before) = before else { return state.set_all(wanted).map(|_| (state, Vec::new())) };
-        state.epoch = before.epoch;
+        (state.epoch, state.last_pool) = (before.epoch, before.last_pool);
+        state.former.pools = before.pools.iter().map(|(name, pool)| (name.clone(), pool.number)).collect();
+        let mut kept = BTreeSet::new();
         for counted in before.counted() {
-            let of_service = state.former_epochs.entry(counted.service.clone()).or_default();
-            of_service.insert(counted.socket, counted.epoch);
+            let number = Some(counted.number).filter(|number| *number < state.contents.capacity.endpoints);
+            let of_service = state.former.endpoints.entry(counted.service.clone()).or_default();
+            of_service.insert(counted.socket, (number, counted.epoch));
+            kept.extend(number);
         }
+        state.free.endpoints.retain(|number| !kept.contains(number));
         state.set_all(wanted)?;
-        state.former_epochs.clear();
+        state.former = Former::default();
+        for own in state.endpoints.values().flat_map(BTreeMap::values) {
+            kept.remove(&own.number);
+        }
+        state.free.endpoints.extend(kept);
         let renumbered = before.counted().filter_map(|counted| {
             let to = state.endpoints.get(counted.service)?.get(&counted.socket)?.number;
             Some(Renumbered { from: counted.number, to })
@@ -188,7 +220,7 @@ impl<F: Family> State<F> {
             slots: Vec::new(),
             dirty: change.keys().copied().collect(),
             left: std::mem::take(&mut self.shared),
-            freed_endpoints: Vec::new(),
+            freed_endpoints: std::mem::take(&mut self.unclaimed),
             freed_extents: Vec::new(),
         };
         for (key, served) in change {
@@ -202,7 +234,9 @@ impl<F: Family> State<F> {
         self.remove_unused(&mut work);
         let frontends = self.frontend_writes(&work.dirty)?;
         self.release(&work);
-        let writes: Vec<Write<F>> = work.endpoints.into_iter().chain(work.slots).chain(frontends).collect();
+        let gone = work.freed_endpoints.into_iter().map(Write::RemoveEndpoint);
+        let set = work.endpoints.into_iter().chain(work.slots);
+        let writes: Vec<Write<F>> = set.chain(frontends).chain(gone).collect();
         let is_within = writes.iter().all(|write| self.contents.make(write));
         if is_within { Ok(writes) } else { Err(Outgrown) }
     }
@@ -230,8 +264,16 @@ impl<F: Family> State<F> {
         let Some(served) = served else { return left };
         let left = left.filter(|name| *name != served.pool);
         self.served.insert(*key, (served.pool.clone(), served.host_only));
-        let none = || Held { base: 0, order: 0, epoch: 0, endpoints: Box::default(), users: BTreeSet::new() };
-        self.pools.entry(served.pool.clone()).or_insert_with(none).users.insert(*key);
+        if !self.pools.contains_key(&served.pool) {
+            let former = self.former.pools.get(&served.pool).copied();
+            let number = former.unwrap_or_else(|| self.next_pool());
+            let (endpoints, users) = (Box::default(), BTreeSet::new());
+            let none = Held { base: 0, order: 0, epoch: 0, number, endpoints, users };
+            self.pools.insert(served.pool.clone(), none);
+        }
+        if let Some(pool) = self.pools.get_mut(&served.pool) {
+            pool.users.insert(*key);
+        }
         left
     }
 
@@ -294,9 +336,12 @@ impl<F: Family> State<F> {
             numbered.references += 1;
             return Ok(());
         }
-        let number = self.free.endpoints.pop_front().ok_or(Outgrown)?;
-        let former = self.former_epochs.get(service).and_then(|own| own.get(&socket)).copied();
-        let epoch = former.unwrap_or_else(|| self.next_epoch());
+        let former = self.former.endpoints.get(service).and_then(|own| own.get(&socket)).copied();
+        let number = match former {
+            Some((Some(number), _)) => number,
+            _ => self.free.endpoints.pop_front().ok_or(Outgrown)?,
+        };
+        let epoch = former.map_or_else(|| self.next_epoch(), |(_, epoch)| epoch);
         let write = Write::Endpoint(number, Endpoint { address: socket.address, port: socket.port, epoch });
         self.contents.make(&write);
         work.endpoints.push(write);
@@ -362,6 +407,7 @@ impl<F: Family> State<F> {
             count: u32::try_from(pool.endpoints.len()).ok()?,
             host_only: *host_only,
             epoch: pool.epoch,
+            pool: pool.number,
         })
     }
 
@@ -371,6 +417,11 @@ impl<F: Family> State<F> {
         for (base, order) in &work.freed_extents {
             self.free.extents.give(*base, *order);
         }
+    }
+
+    fn next_pool(&mut self) -> u32 {
+        self.last_pool = self.last_pool.wrapping_add(1).max(1);
+        self.last_pool
     }
 
     fn next_epoch(&mut self) -> u16 {

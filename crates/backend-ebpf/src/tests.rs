@@ -92,6 +92,22 @@ fn check_exact(contents: &Contents<V4>, wanted: &AllServed) {
         assert_eq!(choices(contents, value), endpoints(wanted, *key), "{key:?} {value}");
         assert_eq!(value.host_only, wanted[key].host_only);
     }
+    // A socket's datagrams go on to an endpoint for as long as it is there, so what nobody has any more is not.
+    let had: BTreeSet<u32> = contents
+        .frontends
+        .values()
+        .flat_map(|value| &contents.slots[value.base as usize..][..value.count as usize])
+        .map(|slot| slot.endpoint)
+        .collect();
+    let there: BTreeSet<u32> =
+        (0..).zip(&contents.endpoints).filter_map(|(n, endpoint)| endpoint.map(|_| n)).collect();
+    assert_eq!(there, had);
+    // Frontends whose pool is the same have the same number, and no others.
+    let pools: BTreeSet<_> =
+        contents.frontends.iter().map(|(key, value)| (value.pool, &wanted[key].pool)).collect();
+    let numbers: BTreeSet<u32> = pools.iter().map(|(number, _)| *number).collect();
+    let names: BTreeSet<_> = pools.iter().map(|(_, name)| *name).collect();
+    assert_eq!((pools.len(), pools.len()), (numbers.len(), names.len()), "{pools:?}");
 }
 
 fn capacity(slots: u32) -> Capacity {
@@ -191,6 +207,37 @@ proptest! {
         }
     }
 
+    /// So that sockets' datagrams go on to where they went.
+    #[test]
+    fn what_stays_has_the_same_numbers_in_new_maps(changes in changes(), others in changes()) {
+        let (mut state, mut wanted) = (State::<V4>::empty(capacity(256)), AllServed::new());
+        for (number, service) in &changes {
+            let change = change(&mut wanted, *number, service);
+            state.change(&change).unwrap();
+        }
+        for (number, service) in others.iter().take(2) {
+            drop(change(&mut wanted, *number, service));
+        }
+        let (mut new, renumbered) = State::in_new_maps(Some(&state), &wanted).unwrap();
+        prop_assert!(renumbered.iter().all(|renumbered| renumbered.from == renumbered.to));
+        check_exact(new.contents(), &wanted);
+        let of = |state: &State<V4>| -> BTreeMap<_, _> {
+            state.counted().map(|it| ((it.service.clone(), it.socket), (it.number, it.epoch))).collect()
+        };
+        let (before, after) = (of(&state), of(&new));
+        prop_assert!(after.iter().all(|(name, found)| before.get(name).is_none_or(|known| known == found)));
+        for (key, value) in &new.contents().frontends {
+            let has_same = state.pools.get(&wanted[key].pool).is_none_or(|pool| pool.number == value.pool);
+            prop_assert!(has_same, "{key:?}");
+        }
+        // And all else is free.
+        for (number, service) in others.iter().skip(2) {
+            let change = change(&mut wanted, *number, service);
+            new.change(&change).unwrap();
+            check_exact(new.contents(), &wanted);
+        }
+    }
+
     #[test]
     fn what_outgrows_the_maps_fits_into_new_ones(changes in changes()) {
         let (mut state, mut wanted) = (State::<V4>::empty(capacity(16)), AllServed::new());
@@ -243,7 +290,7 @@ fn the_work_is_that_of_the_change() {
     assert_eq!(writes(&all(0..10)).len(), 10 + 10 + 2, "endpoints, slots, frontends");
     assert_eq!(
         writes(&all(1..11)),
-        ["endpoint 10@12 = 10.244.0.10:8080", "slot 0@11 = 10@12"],
+        ["endpoint 10@12 = 10.244.0.10:8080", "slot 0@11 = 10@12", "remove endpoint 0"],
         "one is replaced"
     );
     assert_eq!(
@@ -251,7 +298,8 @@ fn the_work_is_that_of_the_change() {
         [
             "slot 0@11 = 9@10",
             "frontend 10.96.0.1 port 80/TCP = 0+9@11",
-            "frontend 10.96.0.2 port 80/TCP = 0+9@11"
+            "frontend 10.96.0.2 port 80/TCP = 0+9@11",
+            "remove endpoint 10"
         ],
         "one is gone"
     );

@@ -369,6 +369,19 @@ const OTHER_MODES: &[Flag] = &[
     )
     .placeholder("DIR"),
     field(
+        "ebpf-udp",
+        "ebpf.udp",
+        Target::Bool(|given, on| given.file.ebpf.udp = on),
+        "Mode ebpf serves UDP at the socket, too; a socket that is connected to an endpoint that goes is ended",
+    ),
+    field(
+        "ebpf-netns-dir",
+        "ebpf.netnsDir",
+        Target::Text(|given, path| given.file.ebpf.netns_dir = Some(path)),
+        "With --ebpf-udp: a directory with the network namespaces of pods by name. Without it /run/netns",
+    )
+    .placeholder("DIR"),
+    field(
         "service-proxying-annotated",
         "serviceProxying.annotated",
         Target::Bool(|given, on| given.file.service_proxying.annotated = on),

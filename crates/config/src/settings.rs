@@ -217,6 +217,10 @@ pub struct Ebpf {
     pub cgroup_root: PathBuf,
     /// A file system of type `bpf`, for what outlives the process.
     pub bpffs: PathBuf,
+    /// UDP is served, too.
+    pub udp: bool,
+    /// Where network namespaces of pods have names: connected sockets whose endpoint is gone are ended there.
+    pub netns_dir: PathBuf,
 }
 
 /// `conntrack`. Time-outs are whole seconds, rounded up, as the kernel's are.

@@ -206,6 +206,10 @@ object! {
         cgroup_root: Option<String> = "cgroupRoot" omitempty,
         /// A file system of type `bpf`; empty means `/sys/fs/bpf`.
         bpffs: Option<String> = "bpffs" omitempty,
+        /// UDP is served, too.
+        udp: bool = "udp" omitempty,
+        /// Where network namespaces of pods have names; empty means `/run/netns`.
+        netns_dir: Option<String> = "netnsDir" omitempty,
     }
 }
 

@@ -353,6 +353,8 @@ fn ebpf(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> Ebpf {
     Ebpf {
         cgroup_root: directory("ebpf.cgroupRoot", file.ebpf.cgroup_root.as_ref(), "/sys/fs/cgroup"),
         bpffs: directory("ebpf.bpffs", file.ebpf.bpffs.as_ref(), "/sys/fs/bpf"),
+        udp: file.ebpf.udp,
+        netns_dir: directory("ebpf.netnsDir", file.ebpf.netns_dir.as_ref(), "/run/netns"),
     }
 }
 

@@ -57,6 +57,7 @@ fn every_file_is_taken_without_a_word() {
     let expected = [
         ("kustomize/base/config.conf", Mode::NfTables),
         ("kustomize/overlays/ebpf/config.conf", Mode::Ebpf),
+        ("kustomize/overlays/ebpf-udp/config.conf", Mode::Ebpf),
         ("kustomize/overlays/example/config.conf", Mode::NfTables),
         ("kustomize/overlays/iptables/config.conf", Mode::IpTables),
         ("kustomize/overlays/pod-monitor/config.conf", Mode::NfTables),

@@ -53,7 +53,8 @@ pub trait FastPath<F: Family>: Send {
     /// It can't be read.
     fn look_up(&mut self, key: &FrontendKey<F>) -> Result<Option<Explained<F>>, FastPathError>;
 
-    /// How many connections were translated to the endpoint of this number, since it has it. A load from memory.
+    /// How many connections were translated to the endpoint of this number, since it has it, and how many sockets began to send it
+    /// datagrams. A load from memory.
     fn translated(&self, endpoint: u32) -> u64;
 }
 

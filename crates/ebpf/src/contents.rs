@@ -30,6 +30,8 @@ pub struct Contents<F: Family> {
 pub enum Write<F: Family> {
     /// Sets an endpoint that no slot refers to, and its counter to 0.
     Endpoint(u32, Endpoint<F>),
+    /// Takes away an endpoint that no slot refers to any more.
+    RemoveEndpoint(u32),
     /// Sets a slot.
     Slot(u32, Slot),
     /// Sets a frontend.
@@ -61,6 +63,10 @@ impl<F: Family> Contents<F> {
             Write::Endpoint(id, endpoint) => {
                 let Some(place) = self.endpoints.get_mut(index(id)) else { return false };
                 *place = Some(endpoint);
+            }
+            Write::RemoveEndpoint(id) => {
+                let Some(place) = self.endpoints.get_mut(index(id)) else { return false };
+                *place = None;
             }
             Write::Slot(position, slot) => {
                 let Some(place) = self.slots.get_mut(index(position)) else { return false };
@@ -112,6 +118,7 @@ impl<F: Family> fmt::Display for Write<F> {
                     std::net::SocketAddr::new(address, endpoint.port)
                 )
             }
+            Self::RemoveEndpoint(id) => write!(f, "remove endpoint {id}"),
             Self::Slot(position, slot) => {
                 write!(f, "slot {position}@{} = {}@{}", slot.extent_epoch, slot.endpoint, slot.endpoint_epoch)
             }
@@ -133,7 +140,7 @@ impl<F: Family> fmt::Display for Write<F> {
 
 impl fmt::Display for FrontendValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { base, count, host_only, epoch } = self;
+        let Self { base, count, host_only, epoch, pool: _ } = self;
         write!(f, "{base}+{count}@{epoch}")?;
         if *host_only { f.write_str(", for the host only") } else { Ok(()) }
     }

@@ -15,14 +15,16 @@ mod listing;
 mod maps;
 mod program;
 mod schema;
+mod sockets;
 
 pub use border::{Explained, FastPath, FastPathError, FastPathRemoval, Renumbered, VerifierLog};
 pub use contents::{Contents, Write};
 pub use instruction::{Instruction, Line};
 pub use listing::{LICENSE, SOURCE};
 pub use maps::{Capacity, MapKind, MapName, MapSpec, SCHEMA};
-pub use program::{Hook, Program, programs};
+pub use program::{Hook, Program, programs, told_program};
 pub use schema::{
     Endpoint, FrontendValue, META_WORDS, Meta, Slot, decode_address, decode_key, encode_address, encode_key,
     endpoint_words,
 };
+pub use sockets::{Told, TranslatedSocket, list_request, original, read_told, socket_family};

@@ -3,7 +3,7 @@
 use model::IpFamily;
 
 /// Counts up with every change of what is in the maps. Maps of another schema are not adopted, but replaced.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// For how much a family's maps have room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub enum MapName {
     NodeAddresses,
     /// Where a socket wanted to go, in the socket. It outlives the other maps.
     Original,
+    /// Where a socket sends the datagrams to some addresses, in the socket. It outlives the other maps, too.
+    Datagrams,
     /// Translated connections by number of the endpoint.
     Counters,
     /// One entry: see [`crate::Meta`].
@@ -47,6 +49,8 @@ pub enum MapKind {
     MappedArray,
     /// `BPF_MAP_TYPE_SK_STORAGE`
     SocketStorage,
+    /// The same; each value begins with a `struct bpf_spin_lock`.
+    LockedSocketStorage,
 }
 
 impl MapKind {
@@ -57,7 +61,7 @@ impl MapKind {
         match self {
             Self::Hash => (1, NO_PREALLOC),
             Self::MappedArray => (2, MMAPABLE),
-            Self::SocketStorage => (24, NO_PREALLOC),
+            Self::SocketStorage | Self::LockedSocketStorage => (24, NO_PREALLOC),
         }
     }
 }
@@ -76,7 +80,7 @@ pub struct MapSpec {
 }
 
 impl MapName {
-    /// All but the one in sockets.
+    /// All but those in sockets.
     pub const OF_GENERATION: [Self; 6] =
         [Self::Frontends, Self::Slots, Self::Endpoints, Self::NodeAddresses, Self::Counters, Self::Meta];
 
@@ -88,6 +92,7 @@ impl MapName {
             Self::Endpoints => "endpoints",
             Self::NodeAddresses => "node_addresses",
             Self::Original => "original",
+            Self::Datagrams => "datagrams",
             Self::Counters => "counters",
             Self::Meta => "meta",
         }
@@ -96,7 +101,7 @@ impl MapName {
     /// The map that the source calls so, such as `slots4`.
     pub fn in_source(name: &str) -> Option<Self> {
         let stem = name.strip_suffix(['4', '6'])?;
-        let all = Self::OF_GENERATION.into_iter().chain([Self::Original]);
+        let all = Self::OF_GENERATION.into_iter().chain([Self::Original, Self::Datagrams]);
         all.into_iter().find(|map| map.as_str() == stem)
     }
 
@@ -105,7 +110,7 @@ impl MapName {
         let (kind, [key, of_v4, of_v6], entries) = match self {
             Self::Frontends => {
                 let key = if family == IpFamily::V4 { 8 } else { 20 };
-                (MapKind::Hash, [key, 16, 16], capacity.frontends)
+                (MapKind::Hash, [key, 20, 20], capacity.frontends)
             }
             Self::Slots => (MapKind::MappedArray, [4, 8, 8], capacity.slots),
             Self::Endpoints => (MapKind::MappedArray, [4, 8, 24], capacity.endpoints),
@@ -114,6 +119,7 @@ impl MapName {
                 (MapKind::Hash, [key, 4, 4], NODE_ADDRESSES)
             }
             Self::Original => (MapKind::SocketStorage, [4, 16, 40], 0),
+            Self::Datagrams => (MapKind::LockedSocketStorage, [4, 104, 200], 0),
             Self::Counters => (MapKind::MappedArray, [4, 8, 8], capacity.endpoints),
             Self::Meta => (MapKind::MappedArray, [4, 64, 64], 1),
         };

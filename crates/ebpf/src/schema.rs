@@ -44,6 +44,9 @@ pub struct FrontendValue {
     pub host_only: bool,
     /// All slots of the extent have it.
     pub epoch: u16,
+    /// Of what it has endpoints, by number: as long as that is the same, a socket's datagrams go on to the endpoint that they went to
+    /// before.
+    pub pool: u32,
 }
 
 /// `CHECK_FACTOR`
@@ -52,12 +55,13 @@ const HOST_ONLY: u16 = 1;
 
 impl FrontendValue {
     /// Its bytes in the element with this key.
-    pub fn encode<F: Family>(&self, key: &FrontendKey<F>) -> [u8; 16] {
+    pub fn encode<F: Family>(&self, key: &FrontendKey<F>) -> [u8; 20] {
         let flags = if self.host_only { HOST_ONLY } else { 0 };
-        let mut bytes = [0; 16];
+        let mut bytes = [0; 20];
         let numbers = [check::<F>(key), self.base, self.count];
         bytes[..12].copy_from_slice(numbers.map(u32::to_ne_bytes).as_flattened());
-        bytes[12..].copy_from_slice([flags, self.epoch].map(u16::to_ne_bytes).as_flattened());
+        bytes[12..16].copy_from_slice([flags, self.epoch].map(u16::to_ne_bytes).as_flattened());
+        bytes[16..].copy_from_slice(&self.pool.to_ne_bytes());
         bytes
     }
 
@@ -66,7 +70,8 @@ impl FrontendValue {
         let number = |at| read::<4>(bytes, at).map(u32::from_ne_bytes);
         let half = |at| read::<2>(bytes, at).map(u16::from_ne_bytes);
         let host_only = half(12)? & HOST_ONLY != 0;
-        let value = Self { base: number(4)?, count: number(8)?, host_only, epoch: half(14)? };
+        let (base, count, epoch, pool) = (number(4)?, number(8)?, half(14)?, number(16)?);
+        let value = Self { base, count, host_only, epoch, pool };
         (value.encode(key) == bytes).then_some(value)
     }
 }
@@ -224,7 +229,7 @@ mod tests {
         assert_eq!(decode_key::<F>(&bytes), Some(key));
         let [base, count] = numbers;
         let [flag, epoch] = halves;
-        let value = FrontendValue { base, count, host_only: flag % 2 == 1, epoch };
+        let value = FrontendValue { base, count, host_only: flag % 2 == 1, epoch, pool: base ^ count };
         assert_eq!(FrontendValue::decode(&key, &value.encode(&key)), Some(value));
         let other = FrontendKey { port: port.wrapping_add(1), ..key };
         assert_eq!(FrontendValue::decode(&other, &value.encode(&key)), None);

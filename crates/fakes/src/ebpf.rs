@@ -1,10 +1,10 @@
 //! Programs and maps in memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ::ebpf::{Contents, Endpoint, Explained, FastPath, FastPathError, Renumbered, Write};
-use model::{Family, FrontendKey};
+use model::{Family, FrontendAddress, FrontendKey, Protocol};
 
 /// What is in memory instead of the kernel: shared by those who open it, as pins are.
 #[derive(Debug)]
@@ -174,4 +174,30 @@ impl<F: Family> FastPath<F> for FakePrograms<F> {
     fn translated(&self, endpoint: u32) -> u64 {
         self.lock().translated.get(&endpoint).copied().unwrap_or_default()
     }
+}
+
+/// What the programs that translate may do with a socket that names this address, while they are switched on: the addresses of which
+/// they choose one. It is the one that was named where they leave it to the rules.
+pub fn destinations<F: Family>(
+    maps: &Contents<F>,
+    is_host: bool,
+    protocol: Protocol,
+    (address, port): (F::Addr, u16),
+) -> BTreeSet<(F::Addr, u16)> {
+    let key = |address| FrontendKey { address, protocol, port };
+    let of_node = || {
+        let is_for_host = maps.node_addresses.get(&address)?;
+        maps.frontends.get(&key(FrontendAddress::Node)).filter(|_| is_host || !is_for_host)
+    };
+    let frontend = maps.frontends.get(&key(FrontendAddress::Ip(address))).or_else(of_node);
+    let Some(frontend) = frontend.filter(|frontend| is_host || !frontend.host_only) else {
+        return BTreeSet::from([(address, port)]);
+    };
+    let choose = |n: u32| {
+        let slot = maps.slots.get(usize::try_from(frontend.base.checked_add(n)?).ok()?)?;
+        let endpoint = (*maps.endpoints.get(usize::try_from(slot.endpoint).ok()?)?)?;
+        let is_current = slot.extent_epoch == frontend.epoch && slot.endpoint_epoch == endpoint.epoch;
+        is_current.then_some((endpoint.address, endpoint.port))
+    };
+    (0..frontend.count).map(|n| choose(n).unwrap_or((address, port))).collect()
 }

@@ -47,6 +47,8 @@ pub enum Privilege {
     RawSockets,
     /// `CAP_BPF`, for programs in the kernel.
     Programs,
+    /// That, and `CAP_SYS_ADMIN`, for sockets in other network namespaces.
+    ProgramsAndNamespaces,
 }
 
 /// Keeps `CAP_NET_ADMIN`, if the process has it, and gives up all other capabilities for good, also for programs that it
@@ -61,6 +63,9 @@ pub fn drop_privileges(also: Option<Privilege>) -> Vec<PrivilegeError> {
         None => NEEDED,
         Some(Privilege::RawSockets) => NEEDED.union(CapabilitySet::NET_RAW),
         Some(Privilege::Programs) => NEEDED.union(CapabilitySet::BPF),
+        Some(Privilege::ProgramsAndNamespaces) => {
+            NEEDED.union(CapabilitySet::BPF).union(CapabilitySet::SYS_ADMIN)
+        }
     };
     // Last what the others need: to narrow the bounding set takes CAP_SETPCAP.
     let steps: [(&'static str, Step); 4] = [

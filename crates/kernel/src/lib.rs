@@ -21,7 +21,10 @@ mod xtables;
 
 pub use crate::conntrack::{FlowLookup, Flows};
 pub use crate::device::VirtualDevice;
-pub use crate::ebpf::{Bpf, FastPathPlace, Gate, KernelFastPath, remove_fast_path};
+pub use crate::ebpf::{
+    Bpf, Endings, EndingsError, FastPathPlace, FlowsAndSockets, Gate, KernelFastPath, TellEnded,
+    remove_fast_path,
+};
 pub use crate::ipvs::{KernelIpvs, SchedulerError, check_scheduler};
 pub use crate::netlink::{Netlink, Protocol, Refusal};
 pub use clock::is_clock_synchronized;

@@ -22,6 +22,8 @@ pub enum Protocol {
     Generic,
     /// `NETLINK_ROUTE`: devices, addresses.
     Route,
+    /// `NETLINK_SOCK_DIAG`: sockets.
+    SocketDiag,
 }
 
 /// Why the kernel refused one of many messages.
@@ -58,6 +60,7 @@ impl Netlink {
             Protocol::Netfilter => libc::NETLINK_NETFILTER,
             Protocol::Generic => libc::NETLINK_GENERIC,
             Protocol::Route => libc::NETLINK_ROUTE,
+            Protocol::SocketDiag => libc::NETLINK_SOCK_DIAG,
         };
         let socket = Socket::open_protocol(protocol).and_then(explained);
         let socket = socket.map_err(|source| NetlinkError::Open { source })?;

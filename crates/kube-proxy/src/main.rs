@@ -123,7 +123,7 @@ fn act(
         Action::Serve => {
             let limits = Limits::default();
             prepare::before_serving(config, &limits)?;
-            takeover::give_up_privileges(config.mode);
+            takeover::give_up_privileges(config);
             // Threads keep the privileges that they were started with.
             log.start_writing().context(LOG_THREAD)?;
             let (command_line, own, log) = (command_line.clone(), config.clone(), log.clone());

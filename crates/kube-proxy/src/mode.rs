@@ -61,9 +61,10 @@ pub(crate) fn unusable(mode: Mode) -> Option<String> {
 }
 
 /// What a mode goes on needing besides `CAP_NET_ADMIN`.
-pub(crate) fn privilege(mode: Mode) -> Option<Privilege> {
-    match mode {
+pub(crate) fn privilege(config: &Config) -> Option<Privilege> {
+    match config.mode {
         Mode::IpTables => Some(Privilege::RawSockets),
+        Mode::Ebpf if config.ebpf.udp => Some(Privilege::ProgramsAndNamespaces),
         Mode::Ebpf => Some(Privilege::Programs),
         Mode::NfTables | Mode::Ipvs | Mode::Userspace | Mode::Kernelspace => None,
     }

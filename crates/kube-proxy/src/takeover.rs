@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use agent::{OldRulesGone, TakeOver, with_causes};
-use config::{Config, Mode};
+use config::Config;
 use ebpf::FastPathRemoval;
 use host::{Report, Root};
 use model::IpFamily;
@@ -168,8 +168,8 @@ fn remove_fast_path(bpffs: &Path, what: FastPathRemoval) -> bool {
 }
 
 /// Keeps only the capabilities that are needed as long as the program runs. To be called before there is a second thread.
-pub(crate) fn give_up_privileges(mode: Mode) {
-    for failure in host::drop_privileges(mode::privilege(mode)) {
+pub(crate) fn give_up_privileges(config: &Config) {
+    for failure in host::drop_privileges(mode::privilege(config)) {
         debug!(err = with_causes(&failure), "a privilege stays");
     }
 }

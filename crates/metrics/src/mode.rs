@@ -131,8 +131,12 @@ pub struct EbpfMetrics {
     pub rules: NftablesMetrics,
     /// 1: connections are translated at the socket.
     pub active: IntGauge,
+    /// 1: UDP is served at the socket, too.
+    pub udp: IntGauge,
     /// Frontends that are.
     pub frontends: IntGauge,
+    /// Connected sockets of UDP that were ended, since their endpoint was gone.
+    pub ended_sockets: IntCounter,
     /// Writes to maps.
     pub map_writes: IntCounter,
     /// Times that all maps were made anew.
@@ -148,6 +152,12 @@ impl EbpfMetrics {
         let (registrar, labels) = (&metrics.registrar, &["ip_family"]);
         let active =
             registrar.gauges("kubeproxy_ebpf_active", "1: connections are translated at the socket", labels);
+        let udp = registrar.gauges("kubeproxy_ebpf_udp", "1: UDP is served at the socket, too", labels);
+        let ended_sockets = registrar.counters(
+            "kubeproxy_ebpf_ended_sockets_total",
+            "Connected sockets of UDP that were ended, since their endpoint was gone",
+            labels,
+        );
         let frontends =
             registrar.gauges("kubeproxy_ebpf_frontends", "Frontends that are served at the socket", labels);
         let map_writes = registrar.counters("kubeproxy_ebpf_map_writes_total", "Writes to maps", labels);
@@ -166,6 +176,8 @@ impl EbpfMetrics {
             Self {
                 rules: rules(family),
                 active: active.with_label_values(&[name]),
+                udp: udp.with_label_values(&[name]),
+                ended_sockets: ended_sockets.with_label_values(&[name]),
                 frontends: frontends.with_label_values(&[name]),
                 map_writes: map_writes.with_label_values(&[name]),
                 map_rebuilds: map_rebuilds.with_label_values(&[name]),

@@ -88,6 +88,7 @@ pub struct Cluster {
     mode: ProxyMode,
     socket_site: Option<SocketSite>,
     is_proxying: bool,
+    has_datagrams: bool,
     dir: TempDir,
     kubeconfig: PathBuf,
 }
@@ -122,6 +123,7 @@ impl Cluster {
             mode: ProxyMode::Nftables,
             socket_site: None,
             is_proxying: false,
+            has_datagrams: false,
             dir,
             kubeconfig,
         })
@@ -153,6 +155,23 @@ impl Cluster {
     #[must_use]
     pub fn proxying(self) -> Self {
         Self { is_proxying: true, ..self }
+    }
+
+    /// The same cluster, whose proxy serves UDP at the socket, too: it finds the namespaces of the node's pods by name.
+    ///
+    /// # Errors
+    /// They can't be given names.
+    pub fn with_datagrams(self) -> anyhow::Result<Self> {
+        std::fs::create_dir(self.netns_dir())?;
+        for pod in self.lab.pods() {
+            std::os::unix::fs::symlink(pod.path(), self.netns_dir().join(pod.name()))?;
+        }
+        Ok(Self { has_datagrams: true, ..self })
+    }
+
+    /// Where the namespaces of the node's pods have names.
+    pub fn netns_dir(&self) -> PathBuf {
+        self.dir().join("netns")
     }
 
     /// The mode of its proxy.
@@ -209,12 +228,16 @@ impl Cluster {
                 path(site.bpffs()),
             ]
         });
+        let datagrams = self.has_datagrams.then(|| {
+            ["--ebpf-udp".to_owned(), "--ebpf-netns-dir".to_owned(), self.netns_dir().display().to_string()]
+        });
         let proxying = self.is_proxying.then(|| "--service-proxying-annotated".to_owned());
         ["--kubeconfig", &kubeconfig, "--hostname-override", NODE, "--proxy-mode", mode, "-v", "2"]
             .into_iter()
             .chain(["--cluster-cidr", CLUSTER_CIDR])
             .map(str::to_owned)
             .chain(site)
+            .chain(datagrams.into_iter().flatten())
             .chain(proxying)
             .collect()
     }

@@ -222,3 +222,70 @@ fn a_full_map_serves_all_that_is_in_it_and_refused_growth_leaves_all_to_the_rule
     assert!(some().chain([ROOM]).all(answers));
     server.stop(&site.node, "127.0.0.1");
 }
+
+/// A cgroup of version 1 that has a limit of memory, with the thread that made it inside; threads that it starts are inside, too. Maps
+/// that they make count.
+struct MemoryLimit(std::path::PathBuf);
+
+impl MemoryLimit {
+    const ROOT: &str = "/sys/fs/cgroup/memory";
+
+    fn enter(bytes: u64) -> Self {
+        let dir = format!("{}/kube-proxy-test-{}", Self::ROOT, std::process::id());
+        std::fs::create_dir(&dir).unwrap_or_else(|error| panic!("make {dir}: {error}"));
+        let limit = Self(dir.into());
+        limit.write("memory.limit_in_bytes", &bytes.to_string());
+        limit.write("tasks", &thread());
+        limit
+    }
+
+    fn lift(&self) {
+        self.write("memory.limit_in_bytes", "-1");
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.0.join(name), text).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+}
+
+fn thread() -> String {
+    let link = std::fs::read_link("/proc/thread-self").unwrap();
+    link.file_name().unwrap().to_string_lossy().into_owned()
+}
+
+impl Drop for MemoryLimit {
+    fn drop(&mut self) {
+        drop(std::fs::write(format!("{}/tasks", Self::ROOT), thread()));
+        drop(std::fs::remove_dir(&self.0));
+    }
+}
+
+#[test]
+#[ignore = "needs cgroups of version 1 for memory: `make ebpf-memory`"]
+fn a_kernel_that_has_no_memory_for_larger_maps_leaves_all_to_the_rules_and_that_is_told() {
+    let site = Site::new();
+    let server = Server::start(&site.node, "127.0.0.1", "web");
+    let mut path = site.path::<V4>(&Bpf::default());
+    apply(&site, &mut path, &services(4, server.port));
+    let answers = || ask(&site.node, (vip(0), 80).into()).is_ok();
+    assert!(answers());
+    // Twelve megabytes of maps.
+    let many = |n: u32| (Ipv4Addr::from(0x0af4_0000 + n / 1000), 1000 + u16::try_from(n % 1000).unwrap());
+    let many: Vec<(Ipv4Addr, u16)> = (0..200_000).map(many).collect();
+    let endpoint = (Ipv4Addr::LOCALHOST, server.port);
+    let large = all(vec![
+        frontend("s-0", FrontendAddress::Ip(vip(0)), 80, &[endpoint]),
+        frontend("many", FrontendAddress::Ip(vip(9)), 80, &many),
+    ]);
+    let limit = MemoryLimit::enter(6 << 20);
+    let Condition::Off(why) = site.node.run(|| change(&mut path, &large)) else { panic!("it has grown") };
+    assert!(why.contains("Cannot allocate memory"), "{why}");
+    assert!(!answers(), "there are no rules here");
+    // What there was before fits as ever.
+    apply(&site, &mut path, &services(4, server.port));
+    assert!(answers());
+    limit.lift();
+    apply(&site, &mut path, &large);
+    assert!(answers());
+    server.stop(&site.node, "127.0.0.1");
+}

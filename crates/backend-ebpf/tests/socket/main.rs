@@ -4,6 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod counting;
+mod datagrams;
+mod differential;
+mod endings;
 mod faults;
 mod parity;
 mod programs;

@@ -30,10 +30,17 @@ fn write<F: Family>((kind, a, b): (u8, u8, u16)) -> Write<F> {
             Slot { endpoint: u32::from(b % 8), extent_epoch: b, endpoint_epoch: b.rotate_left(3) },
         ),
         2 => {
-            let value = FrontendValue { base: u32::from(a), count: 1, host_only: b % 2 == 0, epoch: b };
+            let value = FrontendValue {
+                base: u32::from(a),
+                count: 1,
+                host_only: b % 2 == 0,
+                epoch: b,
+                pool: b.into(),
+            };
             Write::Frontend(key, value)
         }
         3 => Write::RemoveFrontend(key),
+        6 => Write::RemoveEndpoint(u32::from(a % 10)),
         4 => Write::NodeAddress(node, b % 2 == 0),
         _ => Write::RemoveNodeAddress(node),
     }
@@ -43,7 +50,7 @@ fn runs_alike<F: Family>() {
     let site = Site::new();
     let real = KernelFastPath::<F>::open(site.place(), Bpf::default()).unwrap();
     let real = RefCell::new(real);
-    let writes = proptest::collection::vec((0u8..6, 0u8..20, any::<u16>()), 0..80);
+    let writes = proptest::collection::vec((0u8..7, 0u8..20, any::<u16>()), 0..80);
     let config = Config { cases: 64, failure_persistence: None, ..Config::default() };
     let outcome = TestRunner::new(config).run(&writes, |writes| {
         let fake = FakePrograms::<F>::default();

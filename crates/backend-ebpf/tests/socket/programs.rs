@@ -1,16 +1,18 @@
 //! Programs against a model of them: whatever is in the maps, each connection goes where the model says.
 //!
 //! The kernel offers no `BPF_PROG_TEST_RUN` for programs at sockets' addresses (it says `ENOTSUPP`), so what goes in is a real
-//! `connect`, and what comes out is where it arrives and what the socket shows. In each namespace all addresses are its own, and
+//! `connect` or `sendto`, and what comes out is where it arrives and what the socket shows. In each namespace all addresses are its own, and
 //! somebody listens on all ports in question, so every connection arrives somewhere.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use ebpf::{Capacity, Contents, Endpoint, FastPath as _, FrontendValue, Slot};
+use fakes::ebpf::destinations;
 use kernel::{Bpf, KernelFastPath};
 use lab::Namespace;
 use model::{Family, FrontendAddress, FrontendKey, Protocol, V4, V6};
@@ -19,13 +21,12 @@ use proptest::test_runner::{Config, TestRunner};
 
 use crate::site::{Site, namespace};
 
-const CAPACITY: Capacity = Capacity { frontends: 16, slots: 16, endpoints: 8 };
+const CAPACITY: Capacity = Capacity { frontends: 32, slots: 16, endpoints: 8 };
 const PORTS: [u16; 3] = [7001, 7002, 7003];
 const ADDRESSES: u8 = 4;
 
 /// The addresses of a family, all of them everywhere.
 trait Everywhere: Family {
-    const RANGE: &'static str;
     const ANY: IpAddr;
 
     fn address(n: u8) -> Self::Addr;
@@ -35,7 +36,6 @@ trait Everywhere: Family {
 }
 
 impl Everywhere for V4 {
-    const RANGE: &'static str = "10.64.0.0/16";
     const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
     fn address(n: u8) -> Ipv4Addr {
@@ -48,7 +48,6 @@ impl Everywhere for V4 {
 }
 
 impl Everywhere for V6 {
-    const RANGE: &'static str = "fd00:64::/64";
     const ANY: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
     fn address(n: u8) -> Ipv6Addr {
@@ -58,33 +57,6 @@ impl Everywhere for V6 {
     fn names(address: Ipv6Addr) -> Vec<IpAddr> {
         vec![address.into()]
     }
-}
-
-/// What `kp_connect4`, `kp_connect4in6` and `kp_connect6` may do: the addresses of which they choose one. It is the one that was
-/// named where they leave the connection to the rules.
-fn destinations<F: Family>(
-    maps: &Contents<F>,
-    is_on: bool,
-    is_host: bool,
-    (address, port): (F::Addr, u16),
-) -> BTreeSet<(F::Addr, u16)> {
-    let as_named = BTreeSet::from([(address, port)]);
-    let key = |address| FrontendKey { address, protocol: Protocol::Tcp, port };
-    let of_node = || {
-        let is_for_host = maps.node_addresses.get(&address)?;
-        maps.frontends.get(&key(FrontendAddress::Node)).filter(|_| is_host || !is_for_host)
-    };
-    let frontend = maps.frontends.get(&key(FrontendAddress::Ip(address))).or_else(of_node);
-    let Some(frontend) = frontend.filter(|frontend| is_on && (is_host || !frontend.host_only)) else {
-        return as_named;
-    };
-    let choose = |n: u32| {
-        let slot = maps.slots.get((frontend.base + n) as usize)?;
-        let endpoint = (*maps.endpoints.get(slot.endpoint as usize)?)?;
-        let is_current = slot.extent_epoch == frontend.epoch && slot.endpoint_epoch == endpoint.epoch;
-        is_current.then_some((endpoint.address, endpoint.port))
-    };
-    (0..frontend.count).map(|n| choose(n).unwrap_or((address, port))).collect()
 }
 
 /// Anything that maps can hold, consistent or not.
@@ -106,10 +78,12 @@ fn contents<F: Everywhere>() -> impl Strategy<Value = Contents<F>> {
     });
     let slots = proptest::collection::vec(slot, 16);
     let at = prop_oneof![1 => Just(FrontendAddress::Node), 2 => address().prop_map(FrontendAddress::Ip)];
-    let key = (at, port()).prop_map(|(address, port)| FrontendKey { address, protocol: Protocol::Tcp, port });
+    let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)];
+    let key =
+        (at, protocol, port()).prop_map(|(address, protocol, port)| FrontendKey { address, protocol, port });
     let value = (0u32..18, 1u32..5, proptest::bool::weighted(0.25), epoch())
-        .prop_map(|(base, count, host_only, epoch)| FrontendValue { base, count, host_only, epoch });
-    let frontends = proptest::collection::btree_map(key, value, 4..12);
+        .prop_map(|(base, count, host_only, epoch)| FrontendValue { base, count, host_only, epoch, pool: 1 });
+    let frontends = proptest::collection::btree_map(key, value, 6..20);
     let node_addresses = proptest::collection::btree_map(address(), any::<bool>(), 0..3);
     (endpoints, slots, frontends, node_addresses).prop_map(|(endpoints, slots, frontends, node_addresses)| {
         Contents { capacity: CAPACITY, frontends, slots, endpoints, node_addresses, unreadable: 0 }
@@ -125,7 +99,10 @@ struct Everybody<'a> {
 
 impl<'a> Everybody<'a> {
     fn listen<F: Everywhere>(namespace: &'a Namespace) -> Self {
-        namespace.exec("ip", &["route", "add", "local", F::RANGE, "dev", "lo"]).unwrap();
+        for n in 0..ADDRESSES {
+            let address: IpAddr = F::address(n).into();
+            namespace.exec("ip", &["address", "add", &address.to_string(), "dev", "lo"]).unwrap();
+        }
         let ends = Arc::new(AtomicBool::new(false));
         for port in PORTS {
             let listener = namespace.run(|| TcpListener::bind((F::ANY, port)).unwrap());
@@ -138,6 +115,7 @@ impl<'a> Everybody<'a> {
                 }
             });
         }
+        answer_datagrams::<F>(namespace, &ends);
         Self { namespace, ends, any: F::ANY }
     }
 }
@@ -153,24 +131,95 @@ impl Drop for Everybody<'_> {
     }
 }
 
-/// Where connections to each address and port arrive, by what was named, and what their sockets show.
-fn connect_everywhere<F: Everywhere>(from: &Namespace) -> BTreeMap<SocketAddr, (SocketAddr, SocketAddr)> {
-    let ask = |to: SocketAddr| {
-        let mut stream = TcpStream::connect(to).unwrap();
-        let (mut text, shown) = (String::new(), stream.peer_addr().unwrap());
-        stream.read_to_string(&mut text).unwrap();
-        (to, (text.parse().unwrap(), shown))
+/// A thread for each address and port, which tells who sends where that was.
+fn answer_datagrams<F: Everywhere>(namespace: &Namespace, ends: &Arc<AtomicBool>) {
+    for (n, port) in (0..ADDRESSES).flat_map(|n| PORTS.map(|port| (n, port))) {
+        let at = SocketAddr::new(F::address(n).into(), port);
+        let socket = namespace.run(|| UdpSocket::bind(at).unwrap());
+        socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let ends = ends.clone();
+        std::thread::spawn(move || {
+            while !ends.load(Ordering::SeqCst) {
+                if let Ok((_, from)) = socket.recv_from(&mut [0; 1]) {
+                    drop(socket.send_to(at.to_string().as_bytes(), from));
+                }
+            }
+        });
+    }
+}
+
+/// A way to reach somebody.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Connection,
+    /// From a socket that has no peer.
+    Datagram,
+    /// From a socket that is connected.
+    ConnectedDatagram,
+}
+
+impl Way {
+    fn protocol(self) -> Protocol {
+        match self {
+            Self::Connection => Protocol::Tcp,
+            Self::Datagram | Self::ConnectedDatagram => Protocol::Udp,
+        }
+    }
+
+    /// Where it arrives, and whom the socket shows.
+    fn ask(self, to: SocketAddr) -> (SocketAddr, SocketAddr) {
+        match self {
+            Self::Connection => {
+                let mut stream = TcpStream::connect(to).unwrap();
+                let (mut text, shown) = (String::new(), stream.peer_addr().unwrap());
+                stream.read_to_string(&mut text).unwrap();
+                (text.parse().unwrap(), shown)
+            }
+            Self::Datagram => {
+                let socket = datagram_socket(to);
+                socket.send_to(b"?", to).unwrap();
+                answer(&socket)
+            }
+            Self::ConnectedDatagram => {
+                let socket = datagram_socket(to);
+                socket.connect(to).unwrap();
+                assert_eq!(socket.peer_addr().unwrap(), to);
+                socket.send(b"?").unwrap();
+                answer(&socket)
+            }
+        }
+    }
+}
+
+fn datagram_socket(to: SocketAddr) -> UdpSocket {
+    let any: IpAddr = match to {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
+    let socket = UdpSocket::bind((any, 0)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    socket
+}
+
+fn answer(socket: &UdpSocket) -> (SocketAddr, SocketAddr) {
+    let mut text = [0; 256];
+    let (len, from) = socket.recv_from(&mut text).unwrap();
+    (String::from_utf8_lossy(&text[..len]).parse().unwrap(), from)
+}
+
+/// Where what goes to each address and port arrives, by way and by what was named, and what the sockets show.
+fn ask_everywhere<F: Everywhere>(from: &Namespace) -> Vec<(Way, SocketAddr, (SocketAddr, SocketAddr))> {
     let names = (0..ADDRESSES).flat_map(|n| F::names(F::address(n)));
     let all = names.flat_map(|name| PORTS.map(|port| SocketAddr::new(name, port)));
-    from.run(|| all.map(ask).collect())
+    let ways = [Way::Connection, Way::Datagram, Way::ConnectedDatagram];
+    from.run(|| all.flat_map(|to| ways.map(|way| (way, to, way.ask(to)))).collect())
 }
 
 fn goes_where_the_model_says<F: Everywhere>() {
     let site = Site::new();
     let (node, pod) = (&site.node, namespace("pod"));
     let _listeners = [node, &pod].map(Everybody::listen::<F>);
-    let mut path = KernelFastPath::<F>::open(site.place(), Bpf::default()).unwrap();
+    let mut path = KernelFastPath::<F>::open(site.place(), Bpf::default()).unwrap().with_datagrams().unwrap();
     let config = Config { cases: 48, failure_persistence: None, ..Config::default() };
     let mut n_translated = 0;
     let mut check = |maps: Contents<F>, is_on: bool| {
@@ -178,12 +227,16 @@ fn goes_where_the_model_says<F: Everywhere>() {
         node.run(|| path.prove()).unwrap();
         path.switch(is_on);
         for (from, is_host) in [(node, true), (&pod, false)] {
-            for (named, (arrived, shown)) in connect_everywhere::<F>(from) {
-                prop_assert_eq!(shown, named, "what the socket shows");
+            for (way, named, (arrived, shown)) in ask_everywhere::<F>(from) {
+                prop_assert_eq!(shown, named, "what the socket shows, {:?}", way);
                 let address = F::narrow(named.ip().to_canonical()).unwrap();
-                let allowed = destinations(&maps, is_on, is_host, (address, named.port()));
+                let allowed = if is_on {
+                    destinations(&maps, is_host, way.protocol(), (address, named.port()))
+                } else {
+                    BTreeSet::from([(address, named.port())])
+                };
                 let found = (F::narrow(arrived.ip()).unwrap(), arrived.port());
-                prop_assert!(allowed.contains(&found), "{} from {:?}: {:?}", named, is_host, found);
+                prop_assert!(allowed.contains(&found), "{:?} {} from {:?}: {:?}", way, named, is_host, found);
                 n_translated += usize::from(found != (address, named.port()));
             }
         }
@@ -199,11 +252,11 @@ fn goes_where_the_model_says<F: Everywhere>() {
 }
 
 #[test]
-fn connections_over_ipv4_go_where_the_model_says() {
+fn what_goes_over_ipv4_goes_where_the_model_says() {
     goes_where_the_model_says::<V4>();
 }
 
 #[test]
-fn connections_over_ipv6_go_where_the_model_says() {
+fn what_goes_over_ipv6_goes_where_the_model_says() {
     goes_where_the_model_says::<V6>();
 }

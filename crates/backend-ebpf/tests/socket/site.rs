@@ -39,9 +39,22 @@ impl Site {
 
     /// Programs and maps of this place, opened in the node's namespace whenever they are used there.
     pub(crate) fn path<F: Family>(&self, bpf: &Bpf) -> SocketPath<F> {
+        self.path_with(bpf, Ok)
+    }
+
+    /// The same, with programs for datagrams.
+    pub(crate) fn datagram_path<F: Family>(&self, bpf: &Bpf) -> SocketPath<F> {
+        self.path_with(bpf, KernelFastPath::with_datagrams)
+    }
+
+    fn path_with<F: Family>(
+        &self,
+        bpf: &Bpf,
+        with: fn(KernelFastPath<F>) -> Result<KernelFastPath<F>, FastPathError>,
+    ) -> SocketPath<F> {
         let (place, bpf) = (self.place(), bpf.clone());
         let open = move || {
-            let opened = KernelFastPath::<F>::open(place.clone(), bpf.clone())?;
+            let opened = with(KernelFastPath::<F>::open(place.clone(), bpf.clone())?)?;
             Ok(Box::new(opened) as Box<dyn FastPath<F>>)
         };
         let addresses = || Ok(BTreeSet::from([IpAddr::from([10, 0, 0, 1]), [127, 0, 0, 1].into()]));
@@ -139,8 +152,30 @@ pub(crate) fn frontend<F: Family>(
     )
 }
 
+/// The same for UDP.
+pub(crate) fn datagram_frontend<F: Family>(
+    name: &str,
+    address: F::Addr,
+    endpoints: &[(F::Addr, u16)],
+) -> Frontend<F> {
+    let mut frontend = frontend(name, FrontendAddress::Ip(address), 53, endpoints);
+    (frontend.key.protocol, frontend.service.protocol) = (Protocol::Udp, Protocol::Udp);
+    frontend.flow_endpoints = frontend.pool.endpoints().into();
+    frontend
+}
+
 /// Everything of these frontends.
 pub(crate) fn all<F: Family>(frontends: Vec<Frontend<F>>) -> Change<F> {
+    Change::All(Wanted::of(&table(frontends), &RuleSettings::default(), &Options::default()))
+}
+
+/// The same, also those of UDP.
+pub(crate) fn all_with_datagrams<F: Family>(frontends: Vec<Frontend<F>>) -> Change<F> {
+    let options = Options { datagrams: true, ..Options::default() };
+    Change::All(Wanted::of(&table(frontends), &RuleSettings::default(), &options))
+}
+
+fn table<F: Family>(frontends: Vec<Frontend<F>>) -> Table<F> {
     let mut table = Table::default();
     for frontend in frontends {
         let service = frontend.service.service.clone();
@@ -148,7 +183,7 @@ pub(crate) fn all<F: Family>(frontends: Vec<Frontend<F>>) -> Change<F> {
         own.push(frontend);
         table.set_service(&service, own);
     }
-    Change::All(Wanted::of(&table, &RuleSettings::default(), &Options::default()))
+    table
 }
 
 /// Makes a change, again while programs that another test has just begun to start hold the maps' lock.

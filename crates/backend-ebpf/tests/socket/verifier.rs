@@ -8,17 +8,22 @@ use crate::site::Site;
 
 /// Instructions that the verifier may look at, by program. Its own limit is 1,000,000; how many it needs differs a little from
 /// kernel to kernel. A change that needs more has to be looked at.
-const STEPS: [(&str, usize); 6] = [
+const STEPS: [(&str, usize); 11] = [
     ("kp_peername4", 60),
     ("kp_peername4in6", 60),
+    ("kp_recvmsg4", 800),
+    ("kp_recvmsg4in6", 800),
     ("kp_connect4", 400),
     ("kp_connect4in6", 400),
+    ("kp_sendmsg4", 4000),
     ("kp_peername6", 80),
+    ("kp_recvmsg6", 800),
     ("kp_connect6", 800),
+    ("kp_sendmsg6", 8000),
 ];
 
 fn steps<F: Family>(site: &Site) -> Vec<(&'static str, usize)> {
-    let mut path = KernelFastPath::<F>::open(site.place(), Bpf::default()).unwrap();
+    let mut path = KernelFastPath::<F>::open(site.place(), Bpf::default()).unwrap().with_datagrams().unwrap();
     let capacity = Capacity { frontends: 4, slots: 4, endpoints: 4 };
     path.rebuild(&Contents::empty(capacity), &[]).unwrap();
     let parse = |log: String| -> usize {

@@ -126,6 +126,11 @@ impl<F: Family> Generation<F> {
         let addresses = || self.required(MapName::NodeAddresses);
         let made: io::Result<()> = match write {
             Write::Endpoint(id, endpoint) => self.write_endpoint(*id, endpoint),
+            Write::RemoveEndpoint(id) => {
+                let words = endpoint_words(F::FAMILY);
+                let last = index(*id).saturating_mul(words) + words - 1;
+                if self.endpoints.store(last, 0) { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) }
+            }
             Write::Slot(position, slot) => {
                 let is_there = self.slots.store(index(*position), slot.word());
                 if is_there { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) }

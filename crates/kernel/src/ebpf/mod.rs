@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! BPFFS/kube-proxy/ipv4/links/kp_connect4     one for each program; an update replaces the program behind it
-//!                      /original-1            what sockets keep, for programs of any generation
-//!                      /2-7/frontends, ...    maps of a generation: schema and number
+//!                      /original-1, ...       what sockets keep, for programs of any generation
+//!                      /3-7/frontends, ...    maps of a generation: schema and number
 //! ```
 //!
 //! A generation is made beside the one in force, filled, and marked complete; then the programs behind the links are replaced, and
@@ -16,6 +16,7 @@ mod generation;
 mod mapped;
 #[cfg(test)]
 mod neighbours;
+mod sockets;
 mod sys;
 
 use std::fs::{self, File};
@@ -26,14 +27,15 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use ebpf::{
-    Capacity, Contents, Explained, FastPath, FastPathError, FastPathRemoval, Hook, Instruction, MapName,
-    Meta, Program, Renumbered, SCHEMA, VerifierLog, Write, programs,
+    Capacity, Contents, Explained, FastPath, FastPathError, FastPathRemoval, Hook, Instruction, MapKind,
+    MapName, Meta, Program, Renumbered, SCHEMA, VerifierLog, Write, programs,
 };
 use model::{Family, FrontendKey, IpFamily};
 use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, FsType, statfs};
 
-use canary::Canary;
+use canary::{Canary, Kind};
 use generation::Generation;
+pub use sockets::{Endings, EndingsError, FlowsAndSockets, TellEnded};
 use sys::Map;
 pub use sys::{Bpf, Gate};
 
@@ -56,12 +58,15 @@ pub struct KernelFastPath<F: Family> {
     _lock: File,
     cgroup: File,
     original: Map,
+    /// `None`: no program is run for datagrams.
+    datagrams: Option<Map>,
     generation: Option<Generation<F>>,
     family: PhantomData<F>,
 }
 
-/// Counts up with every change of what sockets keep.
+/// They count up with every change of what sockets keep.
 const ORIGINAL: &str = "original-1";
+const DATAGRAMS: &str = "datagrams-1";
 const LINKS: &str = "links";
 
 fn refused<O: ToString>(action: &'static str, object: O) -> impl FnOnce(io::Error) -> FastPathError {
@@ -98,12 +103,25 @@ impl<F: Family> KernelFastPath<F> {
         let dir = family_dir(&place.bpffs, F::FAMILY);
         fs::create_dir_all(dir.join(LINKS)).map_err(refused("make", dir.display()))?;
         let lock = lock(&dir)?;
-        let opened = File::open(&place.cgroup_root)
-            .map_err(refused("open", place.cgroup_root.display()))
-            .and_then(|cgroup| Ok((cgroup, open_original::<F>(&bpf, &dir.join(ORIGINAL))?)));
+        let opened =
+            File::open(&place.cgroup_root).map_err(refused("open", place.cgroup_root.display())).and_then(
+                |cgroup| Ok((cgroup, open_in_sockets::<F>(&bpf, MapName::Original, &dir.join(ORIGINAL))?)),
+            );
         // What an earlier process left would go on to endpoints of its time.
         let (cgroup, original) = opened.inspect_err(|_| stop_translation(&bpf, &dir, F::FAMILY))?;
-        Ok(Self { bpf, place, dir, _lock: lock, cgroup, original, generation: None, family: PhantomData })
+        let (datagrams, generation, family) = (None, None, PhantomData);
+        Ok(Self { bpf, place, dir, _lock: lock, cgroup, original, datagrams, generation, family })
+    }
+
+    /// With programs that are run for each datagram of UDP whose address is given with it, and for its answer.
+    ///
+    /// # Errors
+    /// The kernel refuses what they keep in sockets.
+    pub fn with_datagrams(mut self) -> Result<Self, FastPathError> {
+        let opened = open_in_sockets::<F>(&self.bpf, MapName::Datagrams, &self.dir.join(DATAGRAMS));
+        let opened = opened.inspect_err(|_| stop_translation(&self.bpf, &self.dir, F::FAMILY))?;
+        self.datagrams = Some(opened);
+        Ok(self)
     }
 
     /// Loads each program as it is now and gives the verifier's statistics.
@@ -111,7 +129,7 @@ impl<F: Family> KernelFastPath<F> {
     /// # Errors
     /// One can't be loaded, or there are no maps.
     pub fn verify(&self) -> Result<Vec<(&'static str, String)>, FastPathError> {
-        let verified = programs(F::FAMILY).iter().map(|program| Ok((program.name, self.load(program)?.1)));
+        let verified = self.programs().map(|program| Ok((program.name, self.load(program)?.1)));
         verified.collect()
     }
 
@@ -120,6 +138,7 @@ impl<F: Family> KernelFastPath<F> {
         let descriptor = |name: &str| {
             let map = match MapName::in_source(name) {
                 Some(MapName::Original) => Some(&self.original),
+                Some(MapName::Datagrams) => self.datagrams.as_ref(),
                 Some(name) => generation.map(name),
                 None => None,
             };
@@ -129,7 +148,8 @@ impl<F: Family> KernelFastPath<F> {
         for line in program.lines {
             code.extend(line.instructions(descriptor)?);
         }
-        let loaded = self.bpf.load_program(program.name, program.hook.attach_type(), &code);
+        let loaded =
+            self.bpf.load_program(program.name, sys::Kind::SocketAddress(program.hook.attach_type()), &code);
         loaded.map_err(|(source, log)| FastPathError::Program {
             program: program.name,
             log: VerifierLog(last_lines(&log)),
@@ -137,8 +157,20 @@ impl<F: Family> KernelFastPath<F> {
         })
     }
 
+    /// What is not wanted any more translates no more; what shows where datagrams came from stays, for those that are on their way.
     fn link_all(&self) -> Result<(), FastPathError> {
-        programs(F::FAMILY).iter().try_for_each(|program| self.link(program))
+        self.programs().try_for_each(|program| self.link(program))?;
+        let is_unwanted = |program: &&Program| self.datagrams.is_none() && program.hook.is_for_datagrams();
+        for program in programs(F::FAMILY).iter().filter(is_unwanted).filter(|it| it.hook.translates()) {
+            stop(&self.bpf, &self.dir.join(LINKS).join(program.name));
+        }
+        Ok(())
+    }
+
+    /// Those that are to run.
+    fn programs(&self) -> impl Iterator<Item = &'static Program> + use<'_, F> {
+        let is_wanted = |program: &&Program| self.datagrams.is_some() || !program.hook.is_for_datagrams();
+        programs(F::FAMILY).iter().filter(is_wanted)
     }
 
     /// Removes the maps that no program uses any more.
@@ -218,11 +250,11 @@ impl<F: Family> KernelFastPath<F> {
         }
     }
 
-    fn fly(&self, to: std::net::SocketAddr) -> Result<(), FastPathError> {
+    fn fly(&self, to: std::net::SocketAddr, kind: Kind) -> Result<(), FastPathError> {
         let unproven =
             |what: String| FastPathError::Unproven { to, what, cgroup: self.place.cgroup_root.clone() };
         let failed = |error: io::Error| unproven(format!("can't be made: {error}"));
-        let Some(canary) = Canary::new(F::FAMILY, to).map_err(failed)? else { return Ok(()) };
+        let Some(canary) = Canary::new(F::FAMILY, to, kind).map_err(failed)? else { return Ok(()) };
         let (cookie, port) = (canary.cookie().map_err(failed)?, canary.port_be().map_err(failed)?);
         self.store_meta(Meta::CanaryPort, port);
         self.store_meta(Meta::CanarySocket, cookie);
@@ -281,7 +313,10 @@ impl<F: Family> FastPath<F> for KernelFastPath<F> {
 
     fn prove(&mut self) -> Result<(), FastPathError> {
         for to in canary::destinations(F::FAMILY) {
-            self.fly(to)?;
+            self.fly(to, Kind::Connection)?;
+            if self.datagrams.is_some() {
+                self.fly(to, Kind::Datagram)?;
+            }
         }
         if let Some(generation) = &self.generation {
             generation.set_meta(Meta::HostNetns, generation.meta(Meta::CanaryNetns));
@@ -303,29 +338,34 @@ fn check_capacity(capacity: &Capacity) -> Result<(), FastPathError> {
 }
 
 /// What sockets keep: made once, and there for every generation.
-fn open_original<F: Family>(bpf: &Bpf, path: &Path) -> Result<Map, FastPathError> {
+fn open_in_sockets<F: Family>(bpf: &Bpf, name: MapName, path: &Path) -> Result<Map, FastPathError> {
     let failed = |action| refused(action, path.display());
     if let Some(found) = bpf.pinned(path).map_err(failed("open"))? {
         return Map::new(bpf, found).map_err(failed("look at"));
     }
     // Of no matter for a map without a limit.
     let capacity = Capacity { frontends: 0, slots: 0, endpoints: 0 };
-    let spec = MapName::Original.spec(F::FAMILY, &capacity);
-    let types = bpf.load_btf(&btf::of_value(spec.value_bytes)).map_err(failed("load the types of"))?;
-    let made = bpf.create_map("kp_original", &spec, Some(types.as_fd())).map_err(failed("make"))?;
+    let spec = name.spec(F::FAMILY, &capacity);
+    let is_locked = spec.kind == MapKind::LockedSocketStorage;
+    let types = btf::of_value(spec.value_bytes, is_locked);
+    let types = bpf.load_btf(&types).map_err(failed("load the types of"))?;
+    let title = format!("kp_{}", name.as_str());
+    let made = bpf.create_map(&title, &spec, Some(types.as_fd())).map_err(failed("make"))?;
     bpf.pin(made.as_fd(), path).map_err(failed("pin"))?;
     Map::new(bpf, made).map_err(failed("look at"))
 }
 
 /// Takes away what translates, whatever maps it uses. Best effort: without privileges nothing else could be done either.
 fn stop_translation(bpf: &Bpf, dir: &Path, family: IpFamily) {
-    for path in translating(dir, family) {
-        // Without its pin alone, the program would go on for a moment, beside one that is attached anew.
-        if let Ok(Some(link)) = bpf.pinned(&path) {
-            drop(bpf.detach_link(link.as_fd()));
-        }
-        drop(fs::remove_file(path));
+    translating(dir, family).for_each(|path| stop(bpf, &path));
+}
+
+fn stop(bpf: &Bpf, path: &Path) {
+    // Without its pin alone, the program would go on for a moment, beside one that is attached anew.
+    if let Ok(Some(link)) = bpf.pinned(path) {
+        drop(bpf.detach_link(link.as_fd()));
     }
+    drop(fs::remove_file(path));
 }
 
 /// Links of programs that translate.
@@ -404,8 +444,8 @@ fn paths(dir: &Path, family: IpFamily, what: FastPathRemoval) -> Vec<PathBuf> {
         paths.push(links.clone());
     }
     for child in children(dir).into_iter().filter(|child| *child != links) {
-        let is_original = child.file_name().is_some_and(|name| name == ORIGINAL);
-        if all || !is_original {
+        let is_in_sockets = child.file_name().is_some_and(|name| name == ORIGINAL || name == DATAGRAMS);
+        if all || !is_in_sockets {
             paths.extend(children(&child));
             paths.push(child);
         }

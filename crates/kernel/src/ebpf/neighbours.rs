@@ -33,7 +33,9 @@ impl Site {
         let op = |code, immediate| Instruction { code, dst: 0, src: 0, offset: 0, immediate };
         // r0 = 1; exit
         let code = [op(0xb7, 1), op(0x95, 0)];
-        let (stranger, _) = Bpf::default().load_program("stranger", connect(), &code).unwrap();
+        let (stranger, _) = Bpf::default()
+            .load_program("stranger", super::sys::Kind::SocketAddress(connect()), &code)
+            .unwrap();
         Bpf::default().attach(stranger.as_fd(), cgroup.as_fd(), connect(), flags).unwrap();
         Self { node, place, cgroup, stranger }
     }

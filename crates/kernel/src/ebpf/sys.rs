@@ -58,6 +58,7 @@ enum Command {
     MapLookupBatch = 24,
     LinkCreate = 28,
     LinkUpdate = 29,
+    IterationCreate = 33,
     LinkDetach = 34,
 }
 
@@ -82,6 +83,7 @@ impl Command {
             Self::MapLookupBatch => "BPF_MAP_LOOKUP_BATCH",
             Self::LinkCreate => "BPF_LINK_CREATE",
             Self::LinkUpdate => "BPF_LINK_UPDATE",
+            Self::IterationCreate => "BPF_ITER_CREATE",
             Self::LinkDetach => "BPF_LINK_DETACH",
         }
     }
@@ -155,8 +157,28 @@ pub(crate) struct LinkInfo {
     pub(crate) attach_type: u32,
 }
 
-/// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`
-const SOCKET_ADDRESS: u32 = 18;
+/// What a program is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`, at a hook (`enum bpf_attach_type`).
+    SocketAddress(u32),
+    /// `BPF_PROG_TYPE_TRACING` at `BPF_TRACE_ITER`: is run for each of what the function with this number in the kernel's types is
+    /// called for.
+    Iteration(u32),
+}
+
+impl Kind {
+    /// Type, where it is attached, and the number of a function, or 0.
+    fn numbers(self) -> [u32; 3] {
+        match self {
+            Self::SocketAddress(attach_type) => [18, attach_type, 0],
+            Self::Iteration(function) => [26, TRACE_ITERATION, function],
+        }
+    }
+}
+
+/// `BPF_TRACE_ITER`
+const TRACE_ITERATION: u32 = 28;
 /// `BPF_LOG_STATS`, and the verifier's reasons: `BPF_LOG_LEVEL1`.
 const LOG_STATISTICS: u32 = 4;
 const LOG_REASONS: u32 = 1;
@@ -318,7 +340,7 @@ impl Bpf {
     pub(crate) fn load_program(
         &self,
         name: &str,
-        attach_type: u32,
+        kind: Kind,
         instructions: &[Instruction],
     ) -> Result<(OwnedFd, String), (io::Error, String)> {
         let code: Vec<u8> = instructions.iter().flat_map(|instruction| instruction.bytes()).collect();
@@ -327,8 +349,9 @@ impl Bpf {
             let size = len(&log);
             let licence = CString::new(ebpf::LICENSE).map_err(io::Error::from);
             let loaded = licence.and_then(|licence| {
+                let [number, attach_type, function] = kind.numbers();
                 let mut attr = Attr::new()
-                    .number(0, SOCKET_ADDRESS)
+                    .number(0, number)
                     .number(4, len(instructions))
                     .reads(8, &code)
                     .reads(16, licence.as_bytes_with_nul())
@@ -336,7 +359,8 @@ impl Bpf {
                     .number(28, size)
                     .writes(32, &mut log)
                     .name(48, name)
-                    .number(68, attach_type);
+                    .number(68, attach_type)
+                    .number(108, function);
                 // SAFETY: the numbers are those of the instructions and of the log's bytes; the licence ends with a zero.
                 unsafe { self.open(Command::ProgramLoad, &mut attr) }
             });
@@ -380,6 +404,23 @@ impl Bpf {
         let mut attr = Attr::new().descriptor(0, program).descriptor(4, cgroup).number(8, attach_type);
         // SAFETY: it points to nothing.
         unsafe { self.open(Command::LinkCreate, &mut attr) }
+    }
+
+    /// Makes a program ready to be run with [`Bpf::iterate`].
+    pub(crate) fn create_iteration(&self, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+        let mut attr = Attr::new().descriptor(0, program).number(8, TRACE_ITERATION);
+        // SAFETY: it points to nothing.
+        unsafe { self.open(Command::LinkCreate, &mut attr) }
+    }
+
+    /// Runs it for each of what there is in the network namespace of the calling thread; gives what it has written.
+    pub(crate) fn iterate(&self, iteration: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+        let mut attr = Attr::new().descriptor(0, iteration);
+        // SAFETY: it points to nothing.
+        let file = unsafe { self.open(Command::IterationCreate, &mut attr) }?;
+        let mut written = Vec::new();
+        io::Read::read_to_end(&mut std::fs::File::from(file), &mut written)?;
+        Ok(written)
     }
 
     /// Takes a program off at once; Linux 5.9.

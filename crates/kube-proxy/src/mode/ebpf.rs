@@ -3,16 +3,17 @@
 use std::collections::BTreeSet;
 use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
 use ::mode::{OpenTarget, Rule, Touch, Touches};
-use agent::{FamilyMode, ServedFamily, Settings, with_causes};
+use agent::{FamilyMode, OpenConntrack, ServedFamily, Settings, with_causes};
 use backend_ebpf::{Condition, EbpfPlanner, EbpfTarget, Options, PLACE, SocketPath, Statistics, share};
 use backend_nftables::{Backend, NftablesTarget};
 use config::Config;
 use host::Root;
-use kernel::{Bpf, FastPathPlace, KernelFastPath};
+use kernel::{Bpf, Endings, FastPathPlace, KernelFastPath};
 use metrics::{EbpfMetrics, Metrics};
 use model::{Family, FrontendKey, IpFamily, V4, V6};
 use tracing::{info, warn};
@@ -36,7 +37,14 @@ pub(super) fn serve(
     let take_overs = TakeOvers::new(config, Leftovers::OtherModes, families).but_fast_path();
     let ebpf = &config.ebpf;
     let place = FastPathPlace { cgroup_root: ebpf.cgroup_root.clone(), bpffs: ebpf.bpffs.clone() };
-    let shared = Shared { place, options: options(), period: settings.sync_period, limits: limits.clone() };
+    let namespaces = ebpf.udp.then(|| ebpf.netns_dir.clone());
+    let shared = Shared {
+        place,
+        namespaces,
+        options: options(),
+        period: settings.sync_period,
+        limits: limits.clone(),
+    };
     let family = |family: &IpFamily| match family {
         IpFamily::V4 => proxying.beside(shared.served::<V4>(observer(*family), &take_overs)),
         IpFamily::V6 => proxying.beside(shared.served::<V6>(observer(*family), &take_overs)),
@@ -54,12 +62,14 @@ fn options() -> Options {
     let version = host::kernel_release(&Root::default()).and_then(|release| host::kernel_version(&release));
     let is_new = version.is_some_and(|version| version >= CLIENTS_KEEP_ADDRESS);
     let excluded_ports = if is_new { BTreeSet::new() } else { BTreeSet::from(KERNEL_CLIENTS) };
-    Options { excluded_ports }
+    Options { excluded_ports, datagrams: false }
 }
 
 /// What both families have.
 struct Shared {
     place: FastPathPlace,
+    /// Where namespaces of pods have names, if UDP is asked for.
+    namespaces: Option<PathBuf>,
     options: Options,
     /// `syncPeriod`: how often the programs are proven.
     period: Duration,
@@ -74,17 +84,16 @@ impl Shared {
         metrics: EbpfMetrics,
         take_overs: &TakeOvers,
     ) -> FamilyMode<F, EbpfPlanner<F, Backend<F>>> {
-        let path = self.path::<F>(metrics.clone());
+        let datagrams = self.proven_endings::<F>();
+        metrics.udp.set(i64::from(datagrams.is_some()));
+        let path = self.path::<F>(datagrams.is_some(), metrics.clone());
+        let options = Options { datagrams: datagrams.is_some(), ..self.options.clone() };
         let (opened, explained, watched, period) = (path.clone(), path.clone(), path, self.period);
         let rules = Backend::new(backend_nftables::Config::default());
         let open: OpenTarget<EbpfTarget<F, NftablesTarget>> =
             Arc::new(move || Ok(EbpfTarget::new(nftables::open::<F>()?, opened.clone())));
         FamilyMode {
-            planner: EbpfPlanner::new(
-                rules,
-                self.options.clone(),
-                Box::new(move |key| explain(&explained, key)),
-            ),
+            planner: EbpfPlanner::new(rules, options, Box::new(move |key| explain(&explained, key))),
             meter: Some(open.clone()),
             open,
             watch: Some(Box::new(move |touches| {
@@ -92,17 +101,18 @@ impl Shared {
                 spawn_watch(move || nftables::watch(nft::Family::from(F::FAMILY), &of_rules));
                 spawn_watch(move || watch(&watched, period, &touches));
             })),
-            flows: Some(Arc::new(|| Ok(Box::new(kernel::Flows::open()?)))),
+            flows: Some(Self::flows(datagrams, &metrics)),
             take_over: Some(take_overs.of(F::FAMILY)),
             observer: Box::new(metrics),
             family: PhantomData,
         }
     }
 
-    fn path<F: Family>(&self, metrics: EbpfMetrics) -> SharedPath<F> {
+    fn path<F: Family>(&self, has_datagrams: bool, metrics: EbpfMetrics) -> SharedPath<F> {
         let place = self.place.clone();
         let open = move || {
             let opened = KernelFastPath::<F>::open(place.clone(), Bpf::default())?;
+            let opened = if has_datagrams { opened.with_datagrams()? } else { opened };
             Ok(Box::new(opened) as Box<dyn ebpf::FastPath<F>>)
         };
         share(SocketPath::new(
@@ -110,6 +120,33 @@ impl Shared {
             Box::new(addresses),
             Box::new(tell(F::FAMILY, metrics, self.limits.clone())),
         ))
+    }
+}
+
+impl Shared {
+    /// What ends connected sockets of UDP. Without that UDP is left to the rules: such a socket would send
+    /// to an endpoint that is gone for as long as its program likes.
+    fn proven_endings<F: Family>(&self) -> Option<Arc<Endings>> {
+        match Endings::proven::<F>(&self.place.bpffs, self.namespaces.as_ref()?) {
+            Ok(endings) => Some(Arc::new(endings)),
+            Err(error) => {
+                let why = with_causes(&error);
+                warn!(ipFamily = %F::FAMILY, why, "UDP is not served at the socket; the rules serve it");
+                None
+            }
+        }
+    }
+
+    /// Tracked flows, and sockets beside them.
+    fn flows(endings: Option<Arc<Endings>>, metrics: &EbpfMetrics) -> OpenConntrack {
+        let ended = metrics.ended_sockets.clone();
+        Arc::new(move || {
+            let flows = Box::new(kernel::Flows::open()?);
+            let Some(endings) = endings.clone() else { return Ok(flows) };
+            let ended = ended.clone();
+            let tell = Box::new(move |count| ended.inc_by(count));
+            Ok(Box::new(kernel::FlowsAndSockets::new(flows, endings, tell)))
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use agent::with_causes;
-use config::{Config, Mode};
+use config::Config;
 use hns::Hns;
 use tracing::{error, info};
 
@@ -27,4 +27,4 @@ pub(crate) fn clean_up(config: &Config) -> anyhow::Result<()> {
 }
 
 /// Windows has no capabilities to give up.
-pub(crate) fn give_up_privileges(_mode: Mode) {}
+pub(crate) fn give_up_privileges(_config: &Config) {}

@@ -14,6 +14,7 @@ mod bad_input;
 mod commands;
 mod config_file;
 mod ebpf;
+mod ebpf_udp;
 mod edges;
 mod events;
 mod explain;

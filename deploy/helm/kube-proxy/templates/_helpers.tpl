@@ -18,6 +18,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if or .Values.ebpf.access (eq .Values.config.mode "ebpf") }}yes{{ end }}
 {{- end }}
 
+{{/* Not empty where sockets of pods are to be ended, which takes their network namespaces. */}}
+{{- define "kube-proxy.ebpf-udp" -}}
+{{- if and (eq .Values.config.mode "ebpf") (dig "ebpf" "udp" false .Values.config) }}yes{{ end }}
+{{- end }}
+
 {{/* The configuration. The host's cgroups are not where the container has its own. */}}
 {{- define "kube-proxy.config" -}}
 {{- $config := deepCopy .Values.config -}}
@@ -65,6 +70,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - name: cgroup
   mountPath: /run/kube-proxy/cgroup
   readOnly: true
+{{- end }}
+{{- if include "kube-proxy.ebpf-udp" . }}
+- name: netns
+  mountPath: /run/netns
+  readOnly: true
+  mountPropagation: HostToContainer
 {{- end }}
 {{- with .Values.extraVolumeMounts }}
 {{ toYaml . }}
