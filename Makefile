@@ -4,6 +4,8 @@ CARGO ?= cargo
 empty :=
 comma := ,
 export PATH := $(PATH):/usr/sbin:/sbin
+# Most tests wait for packets or for time to pass, so more of them at a time than there are processors.
+export RUST_TEST_THREADS ?= 4
 
 BUILD_TOOLS := cc:gcc cc:libc6-dev
 # netbase: without it nft shows the numbers of protocols, not their names.
