@@ -13,9 +13,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use mode::{Meter, Planner, Rule, RuleCount, Target};
-use model::{Changed, ConflictChange, Family, Frontend, FrontendKey, Protocol, ServiceName, Table};
+use model::{Changed, ConflictChange, Family, Frontend, FrontendKey, ServiceName, Table};
 use tokio::time::Instant;
 
+use crate::flows;
 use crate::retries::Retries;
 
 pub(crate) use progress::{Done, Failed, Failing, Progress, Reason, Step, Turn};
@@ -156,7 +157,8 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         }
         self.dirty_since.get_or_insert(now);
         self.dirty.extend(&changed);
-        self.stale_flows.extend(changed.frontends.iter().filter(|key| key.protocol != Protocol::Tcp));
+        let table = &self.table;
+        self.stale_flows.extend(changed.frontends.iter().filter(|key| flows::may_be_stale(table, key)));
         true
     }
 

@@ -17,6 +17,8 @@ pub(crate) const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(crate) const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 /// Annotation on Services that ask for a proxy on each node: the policy by which it is to choose endpoints.
 pub(crate) const ANNOTATION_PROXYING: &str = "kube-proxy/proxying";
+/// Annotation on Services that ask for connections to endpoints that are gone to be reset.
+pub(crate) const ANNOTATION_RESET_CONNECTIONS: &str = "kube-proxy/reset-connections";
 /// Annotation on slices: when the change happened that they come from.
 pub(crate) const ANNOTATION_TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// Of a Service: Windows nodes leave the destination as it is on the way to endpoints.
@@ -289,6 +291,7 @@ impl<'a> Labels<'a> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Annotations<'a> {
     pub(crate) proxying: Option<Text<'a>>,
+    pub(crate) resets_connections: Text<'a>,
     pub(crate) initial_events_end: bool,
     pub(crate) trigger_time: Text<'a>,
     pub(crate) preserves_destination: bool,
@@ -301,6 +304,7 @@ impl<'a> Annotations<'a> {
             ANNOTATION_INITIAL_EVENTS_END => self.initial_events_end = &*value == "true",
             ANNOTATION_TRIGGER_TIME => self.trigger_time = value,
             ANNOTATION_PROXYING => self.proxying = Some(value),
+            ANNOTATION_RESET_CONNECTIONS => self.resets_connections = value,
             ANNOTATION_PRESERVE_DESTINATION => self.preserves_destination = &*value == "true",
             _ => {}
         }

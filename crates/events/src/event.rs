@@ -36,6 +36,14 @@ pub enum Reason {
     NotOnThisPlatform,
     /// An object, or a part of it, can't be used.
     InvalidObject,
+    /// A Service has external IPs that the configuration does not allow.
+    ExternalIPNotAllowed,
+    /// The startup taint could not be taken away from the Node.
+    FailedToRemoveStartupTaint,
+    /// The canary's Service does not answer although an endpoint of it does.
+    CanaryFailed,
+    /// That is over.
+    CanaryAnswers,
     /// The configuration file was changed to something that can't be used.
     InvalidConfiguration,
 }
@@ -61,7 +69,7 @@ impl EventType {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 15] = [
         Self::Starting,
         Self::FailedToStartProxierHealthcheck,
         Self::FailedToStartMetricServer,
@@ -72,6 +80,10 @@ impl Reason {
         Self::FrontendConflict,
         Self::NotOnThisPlatform,
         Self::InvalidObject,
+        Self::ExternalIPNotAllowed,
+        Self::FailedToRemoveStartupTaint,
+        Self::CanaryFailed,
+        Self::CanaryAnswers,
         Self::InvalidConfiguration,
     ];
 
@@ -88,6 +100,10 @@ impl Reason {
             Self::FrontendConflict => "FrontendConflict",
             Self::NotOnThisPlatform => "NotOnThisPlatform",
             Self::InvalidObject => "InvalidObject",
+            Self::ExternalIPNotAllowed => "ExternalIPNotAllowed",
+            Self::FailedToRemoveStartupTaint => "FailedToRemoveStartupTaint",
+            Self::CanaryFailed => "CanaryFailed",
+            Self::CanaryAnswers => "CanaryAnswers",
             Self::InvalidConfiguration => "InvalidConfiguration",
         }
     }
@@ -103,7 +119,10 @@ impl Reason {
             Self::FailedToSyncProxyRules
             | Self::SyncedProxyRules
             | Self::FrontendConflict
-            | Self::NotOnThisPlatform => "SyncProxyRules",
+            | Self::NotOnThisPlatform
+            | Self::ExternalIPNotAllowed => "SyncProxyRules",
+            Self::FailedToRemoveStartupTaint => "RemoveTaint",
+            Self::CanaryFailed | Self::CanaryAnswers => "Probe",
             Self::InvalidObject => "Decode",
             Self::InvalidConfiguration => "ReloadConfiguration",
         }
@@ -112,14 +131,20 @@ impl Reason {
     /// `type`.
     pub fn event_type(self) -> EventType {
         match self {
-            Self::Starting | Self::SyncedProxyRules => EventType::Normal,
+            Self::Starting | Self::SyncedProxyRules | Self::CanaryAnswers => EventType::Normal,
             _ => EventType::Warning,
         }
     }
 
     /// Whether all nodes see the same, so that one event is enough for all.
     pub fn is_same_everywhere(self) -> bool {
-        matches!(self, Self::FrontendConflict | Self::NotOnThisPlatform | Self::InvalidObject)
+        matches!(
+            self,
+            Self::FrontendConflict
+                | Self::NotOnThisPlatform
+                | Self::InvalidObject
+                | Self::ExternalIPNotAllowed
+        )
     }
 }
 

@@ -133,6 +133,8 @@ pub struct Service {
     pub health_check_node_port: Option<u16>,
     /// The policy by which proxies on each node are to choose endpoints, if the Service asks for such.
     pub proxying: Option<Policy>,
+    /// Annotation `kube-proxy/reset-connections: "true"`: connections to endpoints that are gone are to be reset.
+    pub resets_connections: bool,
     /// Annotation `preserve-destination: "true"`, which only nodes that run Windows honour.
     pub preserves_destination: bool,
 }
@@ -153,6 +155,7 @@ impl Service {
             external_policy: TrafficPolicy::Cluster,
             health_check_node_port: None,
             proxying: None,
+            resets_connections: false,
             preserves_destination: false,
         }
     }
@@ -300,6 +303,8 @@ pub struct Node {
     pub is_deleting: bool,
     /// A taint with the key `ToBeDeletedByClusterAutoscaler`, whatever its value and effect: the autoscaler drains the node.
     pub is_scaled_down: bool,
+    /// The keys of `spec.taints`, in their order there; a key may be there twice, with different effects.
+    pub taints: Box<[Name]>,
 }
 
 impl Node {

@@ -7,6 +7,7 @@ mod explain;
 mod health_check;
 mod no_local;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -31,11 +32,37 @@ pub struct ThisNode {
     /// Its zone, for topology hints.
     pub zone: Option<Name>,
     /// Its primary address of each family, for the exception to source ranges.
-    pub addresses: Box<[std::net::IpAddr]>,
-    /// `externalIPs` are not served (feature gate `AllowServiceExternalIPs`, KEP-5707).
-    pub ignores_external_ips: bool,
+    pub addresses: Box<[IpAddr]>,
+    /// Which `externalIPs` are served.
+    pub external_ips: ExternalIps,
+    /// Services may ask for connections to endpoints that are gone to be reset.
+    pub resets_connections: bool,
     /// HNS serves, as on Windows: annotation `preserve-destination` counts, and flows of TCP need their endpoints to be kept.
     pub served_by_hns: bool,
+}
+
+/// Which `externalIPs` of Services are served. Whoever may write a Service may claim any address with them, and so get what the nodes and
+/// their pods send there (CVE-2020-8554).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ExternalIps {
+    /// All, as upstream.
+    #[default]
+    All,
+    /// None (feature gate `AllowServiceExternalIPs`, KEP-5707).
+    None,
+    /// Those in these ranges; never empty.
+    Within(Arc<[IpNet]>),
+}
+
+impl ExternalIps {
+    /// Whether an address is served.
+    pub fn serves(&self, address: IpAddr) -> bool {
+        match self {
+            Self::All => true,
+            Self::None => false,
+            Self::Within(ranges) => ranges.iter().any(|range| range.contains(&address)),
+        }
+    }
 }
 
 impl ThisNode {
@@ -44,7 +71,14 @@ impl ThisNode {
         let primary = |family| object.and_then(|node| node.primary_address(family));
         let addresses = IpFamily::ALL.into_iter().filter_map(primary).collect();
         let zone = object.and_then(|node| node.zone.clone());
-        Self { name, zone, addresses, ignores_external_ips: false, served_by_hns: false }
+        Self {
+            name,
+            zone,
+            addresses,
+            external_ips: ExternalIps::All,
+            resets_connections: false,
+            served_by_hns: false,
+        }
     }
 }
 
@@ -58,7 +92,10 @@ pub fn frontends<F: Family>(node: &ThisNode, entry: &ServiceEntry) -> Vec<Fronte
         let candidates = endpoints::gather::<F>(node, port, &entry.slices);
         let policy = Policies::new(node, service, port, &addresses);
         let choice = endpoints::choose(node, &candidates, policy.needs_cluster(), policy.needs_local());
+        let resets_connections =
+            node.resets_connections && service.resets_connections && port.protocol == Protocol::Tcp;
         let flow_endpoints = match port.protocol {
+            Protocol::Tcp if resets_connections => endpoints::all(&candidates).into_iter().collect(),
             Protocol::Tcp if !node.served_by_hns => Arc::default(),
             Protocol::Tcp | Protocol::Udp | Protocol::Sctp => {
                 endpoints::serving(&candidates).into_iter().collect()
@@ -69,13 +106,16 @@ pub fn frontends<F: Family>(node: &ThisNode, entry: &ServiceEntry) -> Vec<Fronte
             service,
             port,
             &addresses,
-            &Pools::new(service, choice, flow_endpoints, policy.preserves_destination),
+            &Pools {
+                resets_connections,
+                ..Pools::new(service, choice, flow_endpoints, policy.preserves_destination)
+            },
         );
     }
     frontends
 }
 
-fn own<F: Family>(addresses: &[std::net::IpAddr]) -> impl Iterator<Item = F::Addr> {
+fn own<F: Family>(addresses: &[IpAddr]) -> impl Iterator<Item = F::Addr> {
     addresses.iter().filter_map(|addr| F::narrow(*addr))
 }
 
@@ -92,7 +132,9 @@ impl<F: Family> Addresses<F> {
     fn new(node: &ThisNode, service: &Service) -> Option<Self> {
         Some(Self {
             cluster_ip: own::<F>(&service.cluster_ips).next()?,
-            external_ips: own::<F>(&service.external_ips).filter(|_| !node.ignores_external_ips).collect(),
+            external_ips: own::<F>(&service.external_ips)
+                .filter(|addr| node.external_ips.serves((*addr).into()))
+                .collect(),
             load_balancer_ips: own::<F>(&service.load_balancer_ips).collect(),
             allowed_sources: allowed_sources::<F>(node, service),
         })
@@ -150,6 +192,7 @@ struct Pools<F: Family> {
     short_cut: Option<Pool<F>>,
     external_masquerade: Masquerade,
     flow_endpoints: Arc<[Destination<F>]>,
+    resets_connections: bool,
 }
 
 impl<F: Family> Pools<F> {
@@ -177,6 +220,7 @@ impl<F: Family> Pools<F> {
             short_cut: (is_local && choice.has_any).then_some(cluster.clone()),
             external_masquerade: if is_local { Masquerade::Never } else { Masquerade::Always },
             flow_endpoints,
+            resets_connections: false,
         }
     }
 }
@@ -199,6 +243,7 @@ fn port_frontends<F: Family>(
         proxying: service.proxying,
         app_protocol: port.app_protocol,
         flow_endpoints: pools.flow_endpoints.clone(),
+        resets_connections: pools.resets_connections,
         ..Frontend::new(cluster_ip, AddressKind::ClusterIp, name.clone(), pools.internal.clone())
     });
     let external = |kind, key, allowed_sources| Frontend {
@@ -210,6 +255,7 @@ fn port_frontends<F: Family>(
         masquerade: pools.external_masquerade,
         allowed_sources,
         flow_endpoints: pools.flow_endpoints.clone(),
+        resets_connections: pools.resets_connections,
         ..Frontend::new(key, kind, name.clone(), pools.external.clone())
     };
     let ip = |addr: &F::Addr| key(FrontendAddress::Ip(*addr), port.port);

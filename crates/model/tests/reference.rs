@@ -201,6 +201,7 @@ fn service() -> impl Strategy<Value = Object> {
                 external_policy,
                 health_check_node_port: None,
                 proxying: None,
+                resets_connections: false,
                 preserves_destination: false,
             })
         },
@@ -244,6 +245,7 @@ fn node() -> impl Strategy<Value = Object> {
             pod_cidrs: Box::default(),
             is_deleting: false,
             is_scaled_down: false,
+            taints: Box::default(),
         })
     })
 }

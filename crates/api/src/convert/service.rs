@@ -43,6 +43,7 @@ pub(super) fn convert(
         uid: Uid::parse(&raw.metadata.uid),
         health_check_node_port: health_check_node_port(spec, external_policy, notes),
         proxying: proxying(raw, notes),
+        resets_connections: resets_connections(raw, notes),
         preserves_destination: raw.metadata.annotations.preserves_destination,
         name,
     }))
@@ -58,6 +59,19 @@ fn proxying(raw: &raw::Service<'_>, notes: &mut Notes) -> Option<Policy> {
         notes.add(format_args!("metadata.annotations[{}]", raw::ANNOTATION_PROXYING), reason);
     }
     policy
+}
+
+/// Whether the Service wants connections to endpoints that are gone to be reset; not, if it says neither yes nor no.
+fn resets_connections(raw: &raw::Service<'_>, notes: &mut Notes) -> bool {
+    match &*raw.metadata.annotations.resets_connections {
+        "true" => true,
+        "" | "false" => false,
+        other => {
+            let path = format_args!("metadata.annotations[{}]", raw::ANNOTATION_RESET_CONNECTIONS);
+            notes.add(path, format!("{} is neither \"true\" nor \"false\"", quoted(other)));
+            false
+        }
+    }
 }
 
 fn ignored(raw: &raw::Service<'_>) -> Option<IgnoreReason> {

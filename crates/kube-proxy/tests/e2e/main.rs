@@ -26,6 +26,7 @@ mod matrix;
 mod mode_switch;
 mod neighbours;
 mod odd;
+mod operation;
 mod packets;
 mod permissions;
 mod sctp;
