@@ -34,5 +34,6 @@ mod status;
 mod support;
 mod takeover;
 mod traffic;
+mod upgrade;
 mod userspace;
 mod watch;
