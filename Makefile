@@ -101,7 +101,7 @@ upgrade-test:
 cluster:
 	@scripts/setup podman:podman runc:runc debootstrap:debootstrap python3:python3 kubectl:kubernetes-client openssl:openssl git:git $(RUN_TOOLS) sysctl:procps
 	@python3 -c 'import yaml' 2>/dev/null || scripts/setup the-python-module-yaml:python3-yaml
-	$(if $(KUBERNETES_BIN),KUBERNETES_BIN='$(KUBERNETES_BIN)') scripts/cluster $(CLUSTER_ARGS)
+	CARGO='$(CARGO)' $(if $(KUBERNETES_BIN),KUBERNETES_BIN='$(KUBERNETES_BIN)') scripts/cluster $(CLUSTER_ARGS)
 
 ## What CI runs: format, lints, borders between crates, documentation, licences, tests, and what is in deploy/. Among the tests, what a change costs is counted at two
 ## sizes (crates/agent/tests/cost.rs); where valgrind is installed, instructions too.
