@@ -13,7 +13,7 @@ RUN_TOOLS := ip:iproute2 nft:nftables curl:curl unshare:util-linux /etc/protocol
 BPF_TOOLS := clang-14:clang-14 llvm-objdump-14:llvm-14
 TEST_TOOLS := $(RUN_TOOLS) $(BPF_TOOLS) iptables:iptables ipset:ipset conntrack:conntrack tmux:tmux h2load:nghttp2-client
 
-.PHONY: demo bpf test ebpf-memory guest-test guest-smoke kernels neighbours windows windows-check check package-check page-check kubectl-check image release install bench bench-http bench-questions conformance fuzz fmt docs-files
+.PHONY: demo bpf test ebpf-memory guest-test guest-smoke kernels neighbours windows windows-check check package-check page-check kubectl-check image release install upgrade-test cluster bench bench-http bench-questions conformance fuzz fmt docs-files
 
 ## Three pods, a Service and a client in namespaces of their own; nothing is left behind.
 demo:
@@ -43,7 +43,7 @@ GUEST_TOOLS := qemu-system-x86_64:qemu-system-x86 depmod:kmod cpio:cpio mke2fs:e
 guest-test:
 	@scripts/setup $(BUILD_TOOLS) $(GUEST_TOOLS)
 	CARGO='$(CARGO)' scripts/guest test --timeout 1800 --per-boot 8 --report docs/guest-test.md \
-		kernel/ipvs fakes/ipvs_parity kube-proxy/e2e:ignored,-neighbours::,-userspace::,-matrix::userspace::
+		kernel/ipvs fakes/ipvs_parity kube-proxy/e2e:ignored,-neighbours::,-upgrade::,-userspace::,-matrix::userspace::
 
 ## The packet contract of every mode, and programs at the socket, with Debian's kernels in the guest. The results are in docs/kernels.md.
 KERNELS ?= 5.10 6.1 6.12 7
@@ -95,6 +95,19 @@ windows-check:
 neighbours:
 	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS)
 	$(CARGO) test --locked -p kube-proxy --test e2e -- --include-ignored --test-threads 2 neighbours::
+
+## From an earlier version (FROM=tag or commit; without it the last release) to this one and back, under load. Builds both; the results are in
+## docs/upgrades.md.
+upgrade-test:
+	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS) git:git python3:python3
+	CARGO='$(CARGO)' scripts/upgrade-test
+
+## A cluster on this machine, and restarts, kills, changes of the ConfigMap and of the mode under load; as root. With KUBERNETES_BIN=/folder, the control plane is
+## the real one of that folder. Builds the images unless CLUSTER_ARGS="--program FILE". The results are in docs/cluster.md.
+cluster:
+	@scripts/setup podman:podman runc:runc debootstrap:debootstrap python3:python3 kubectl:kubernetes-client openssl:openssl git:git $(RUN_TOOLS) sysctl:procps
+	@python3 -c 'import yaml' 2>/dev/null || scripts/setup the-python-module-yaml:python3-yaml
+	CARGO='$(CARGO)' $(if $(KUBERNETES_BIN),KUBERNETES_BIN='$(KUBERNETES_BIN)') scripts/cluster $(CLUSTER_ARGS)
 
 ## What CI runs: format, lints, borders between crates, documentation, licences, tests, and what is in deploy/. Among the tests, what a change costs is counted at two
 ## sizes (crates/agent/tests/cost.rs); where valgrind is installed, instructions too.

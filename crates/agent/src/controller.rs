@@ -270,7 +270,7 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
     fn sweep(&mut self, cluster: &Cluster<'_>, now: Instant) -> Result<(), StartError> {
         let keys = self.pipeline.take_ready_flows();
         let Some(sweeps) = self.sweeps.as_mut() else { return Ok(()) };
-        sweeps.want(keys);
+        sweeps.want(keys, now);
         if !self.was_synced {
             return Ok(());
         }
@@ -383,7 +383,7 @@ impl<F: Family, P: Planner<F>> FamilyController for Controller<F, P> {
                 }
                 Some(Event::OldRulesGone) => {
                     if let Some(sweeps) = &mut self.sweeps {
-                        sweeps.want_all(self.pipeline.table());
+                        sweeps.want_all(self.pipeline.table(), now);
                     }
                 }
                 None => return Ok(has_freed),

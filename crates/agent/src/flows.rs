@@ -1,10 +1,15 @@
 //! Tracked flows that the rules would no longer make: UDP and SCTP flows stay where they are for as long as their client
 //! sends, so those to an endpoint that is gone have to be forgotten. Off the way of changes to the kernel's rules.
 //!
+//! Connections of TCP end by themselves, unless their endpoint went without a word, as with its node: then the client sends
+//! into the void until it gives up, a quarter of an hour later. Where a Service asks for it, they are forgotten too. The
+//! client's next packet then looks like that of a new flow, goes to an endpoint that is there, and that one answers with RST, since it knows
+//! of no such connection; the sequence number is the client's own, so that it believes it.
+//!
 //! What upstream does in `pkg/proxy/conntrack/cleanup.go`, without its gaps: Services without endpoints, deleted Services,
 //! changes of a Service alone, and SCTP count too; flows through a node port count only if they were sent to the node.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
@@ -55,7 +60,8 @@ impl Sweep {
             let socket = |d: &model::Destination<F>| SocketAddr::new(d.address.into(), d.port);
             Expected::Answers(frontend.flow_endpoints.iter().map(socket).collect())
         };
-        let targets = keys.into_iter().map(|key| (target(key), expected(key))).collect();
+        let keys = keys.into_iter().filter(|key| may_be_stale(table, key));
+        let targets = keys.map(|key| (target(key), expected(key))).collect();
         Self {
             family: F::FAMILY.into(),
             targets,
@@ -72,9 +78,13 @@ impl Sweep {
             let is_to_node = self.node_addresses.contains(&dst);
             is_to_node.then(|| self.targets.get(&(None, flow.protocol, port))).flatten()
         };
+        let is_tcp = flow.protocol == Protocol::Tcp.number();
         match by_address.or_else(by_node_port) {
-            Some(Expected::Answers(answers)) => !answers.contains(&flow.answered_by()),
+            Some(Expected::Answers(answers)) => {
+                !answers.contains(&flow.answered_by()) && (flow.is_dnat() || !is_tcp)
+            }
             Some(Expected::Gone) => flow.is_dnat(),
+            None if is_tcp => false,
             None => flow.is_dnat() && self.all_of.iter().any(|range| range.contains(&dst)),
         }
     }
@@ -82,14 +92,14 @@ impl Sweep {
     /// The passes over the table that find all of them: one for each target, or one for each protocol where that is less
     /// work.
     fn filters(&self) -> Vec<Filter> {
-        let protocols = [Protocol::Udp, Protocol::Sctp].map(Protocol::number);
-        let pass = |protocol| Filter::new(self.family, protocol);
-        if !self.all_of.is_empty() {
-            // Of a protocol that no Service has any more, too: there may have been one.
-            return protocols.map(pass).into();
-        }
-        if self.targets.len() > MAX_NARROW_PASSES {
-            let is_concerned = |protocol: &u8| self.targets.keys().any(|target| target.1 == *protocol);
+        let protocols = [Protocol::Udp, Protocol::Sctp, Protocol::Tcp].map(Protocol::number);
+        let is_concerned = |protocol: &u8| {
+            // Of a protocol that no Service has any more, too: there may have been one. Not of TCP, which is looked at only on demand.
+            let is_of_all = !self.all_of.is_empty() && *protocol != Protocol::Tcp.number();
+            is_of_all || self.targets.keys().any(|target| target.1 == *protocol)
+        };
+        if !self.all_of.is_empty() || self.targets.len() > MAX_NARROW_PASSES {
+            let pass = |protocol| Filter::new(self.family, protocol);
             return protocols.into_iter().filter(is_concerned).map(pass).collect();
         }
         let narrow = |(address, protocol, port): &Target| {
@@ -119,6 +129,11 @@ impl Sweep {
 const DELETED: &str = "deleted flows";
 /// A pass walks the whole table whatever it looks for: about 30 ms for 100,000 flows.
 const MAX_NARROW_PASSES: usize = 4;
+
+/// Whether flows to a frontend may be stale after a change of it: not those of TCP, unless the Service asks for that.
+pub(crate) fn may_be_stale<F: Family>(table: &Table<F>, key: &FrontendKey<F>) -> bool {
+    key.protocol != Protocol::Tcp || table.get(key).is_some_and(|frontend| frontend.resets_connections)
+}
 
 fn target<F: Family>(key: &FrontendKey<F>) -> Target {
     let address = match key.address {
@@ -196,12 +211,16 @@ pub(crate) fn thread_name(family: IpFamily) -> &'static str {
 /// what shares the processor with it waits.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long an endpoint of TCP has to be gone before its connections are. It goes for a moment when its slice is written anew as another
+/// one. Counted from the last change of the Service's endpoints.
+pub(crate) const GONE_FOR_GOOD: Duration = Duration::from_secs(10);
+
 /// One family's sweeps: what is due, and what is under way.
 #[derive(Debug)]
 pub(crate) struct Sweeps<F: Family> {
     sweeper: Sweeper,
-    /// Frontends whose flows may be stale.
-    due: BTreeSet<FrontendKey<F>>,
+    /// Frontends whose flows may be stale, and from when on they are looked at.
+    due: BTreeMap<FrontendKey<F>, Instant>,
     /// All flows to Services are to be looked at, also those to addresses that no Service has (any more).
     all_due: bool,
     under_way: Option<UnderWay<F>>,
@@ -225,28 +244,32 @@ impl<F: Family> Sweeps<F> {
         now: Instant,
     ) -> std::io::Result<Self> {
         let sweeper = Sweeper::start(F::FAMILY, open, report)?;
-        Ok(Self { sweeper, due: BTreeSet::new(), all_due: true, under_way: None, not_before: now })
+        Ok(Self { sweeper, due: BTreeMap::new(), all_due: true, under_way: None, not_before: now })
     }
 
     /// The flows of these frontends may be stale.
-    pub(crate) fn want(&mut self, keys: BTreeSet<FrontendKey<F>>) {
-        self.due.extend(keys);
+    pub(crate) fn want(&mut self, keys: impl IntoIterator<Item = FrontendKey<F>>, now: Instant) {
+        let due = |key: &FrontendKey<F>| match key.protocol {
+            Protocol::Tcp => now + GONE_FOR_GOOD,
+            Protocol::Udp | Protocol::Sctp => now,
+        };
+        self.due.extend(keys.into_iter().map(|key| (key, due(&key))));
     }
 
     /// Has all flows looked at again.
-    pub(crate) fn want_all(&mut self, table: &Table<F>) {
+    pub(crate) fn want_all(&mut self, table: &Table<F>, now: Instant) {
         let keys = table.iter().map(|frontend| frontend.key);
-        self.due.extend(keys.filter(|key| key.protocol != Protocol::Tcp));
+        self.want(keys.filter(|key| may_be_stale(table, key)), now);
         self.all_due = true;
     }
 
     /// When [`Sweeps::next`] has something to do.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        (self.is_due() && self.under_way.is_none()).then_some(self.not_before)
-    }
-
-    fn is_due(&self) -> bool {
-        self.all_due || !self.due.is_empty()
+        if self.under_way.is_some() {
+            return None;
+        }
+        let first = self.due.values().min().copied();
+        if self.all_due { Some(self.not_before) } else { first.map(|first| first.max(self.not_before)) }
     }
 
     /// Begins a sweep if one is due. `service_cidrs`: what a sweep of all flows takes for addresses of Services. False: the
@@ -261,7 +284,8 @@ impl<F: Family> Sweeps<F> {
         if self.deadline().is_none_or(|due| due > now) {
             return true;
         }
-        let (keys, is_of_all) = (std::mem::take(&mut self.due), std::mem::take(&mut self.all_due));
+        let keys: BTreeSet<_> = self.due.extract_if(.., |_, due| *due <= now).map(|(key, _)| key).collect();
+        let is_of_all = std::mem::take(&mut self.all_due);
         let all_of = if is_of_all { service_cidrs() } else { Vec::new() };
         let sweep = Sweep::new(table, &keys, node_addresses, all_of);
         self.under_way = Some(UnderWay { keys, is_of_all });
@@ -276,7 +300,7 @@ impl<F: Family> Sweeps<F> {
             Ok(deleted) => *deleted,
             Err(error) => {
                 if let Some(UnderWay { keys, is_of_all }) = under_way {
-                    self.due.extend(keys);
+                    self.due.extend(keys.into_iter().map(|key| (key, now)));
                     self.all_due |= is_of_all;
                 }
                 error.deleted()
@@ -306,6 +330,10 @@ mod tests {
         FrontendKey { address, protocol: Protocol::Udp, port }
     }
 
+    fn tcp(address: &str, port: u16) -> FrontendKey<V4> {
+        FrontendKey { protocol: Protocol::Tcp, ..key(address, port) }
+    }
+
     /// A Service `dns` with these frontends, all answered by `10.244.0.1:53`.
     fn table(keys: &[FrontendKey<V4>]) -> Table<V4> {
         let service = ServicePortName {
@@ -317,6 +345,7 @@ mod tests {
         let frontend = |key: &FrontendKey<V4>| Frontend {
             masquerade: Masquerade::Never,
             flow_endpoints: [endpoint].into(),
+            resets_connections: key.protocol == Protocol::Tcp,
             ..Frontend::new(*key, AddressKind::ClusterIp, service.clone(), Pool::Empty(Verdict::Reject))
         };
         let mut table = Table::default();
@@ -338,6 +367,7 @@ mod tests {
         assert_eq!(deleted, u64::try_from(flows.len() - left.len()).unwrap());
     }
 
+    const TCP: u8 = 6;
     const UDP: u8 = 17;
     const NODE: &str = "192.168.0.7";
 
@@ -391,6 +421,50 @@ mod tests {
         ];
         let ranges = vec!["10.96.0.0/12".parse().unwrap()];
         check(&Sweep::new(&table(&keys), &keys, &node(), ranges), UDP, &flows, &[0, 2, 3]);
+    }
+
+    /// Connections go where they are asked for, and only those that were translated.
+    #[test]
+    fn connections_to_what_is_gone_go_where_the_service_asks() {
+        let keys = [tcp("10.96.0.10", 53), tcp("node", 30053)];
+        let flows = [
+            ("10.96.0.10:53", "10.244.0.1:53"),
+            ("10.96.0.10:53", "10.244.0.2:53"),
+            ("10.96.0.10:53", "10.96.0.10:53"),
+            ("10.96.0.11:53", "10.244.0.2:53"),
+            ("192.168.0.7:30053", "10.244.0.2:53"),
+        ];
+        let ranges = || vec!["10.96.0.0/12".parse().unwrap()];
+        check(&Sweep::new(&table(&keys), &keys, &node(), ranges()), TCP, &flows, &[0, 2, 3]);
+        check(&Sweep::new(&table(&keys), &keys, &node(), Vec::new()), TCP, &flows, &[0, 2, 3]);
+        // The Service is gone, or has never asked: its connections are left alone.
+        check(&Sweep::new(&table(&[]), &keys, &node(), Vec::new()), TCP, &flows, &[0, 1, 2, 3, 4]);
+        assert_eq!(Sweep::new(&table(&[]), &keys, &node(), Vec::new()).filters(), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_wait_until_the_endpoint_is_gone_for_good() {
+        let open: OpenConntrack = Arc::new(|| Ok(Box::new(FakeConntrack::new()) as Box<dyn Conntrack>));
+        let start = Instant::now();
+        let mut sweeps = Sweeps::<V4>::start(open, |_| true, start).unwrap();
+        let keys = [key("10.96.0.10", 53), tcp("10.96.0.10", 53)];
+        let table = table(&keys);
+        let after = |seconds| start + Duration::from_secs(seconds);
+        sweeps.want(keys, start);
+        assert!(sweeps.next(&table, &node(), Vec::new, start));
+        assert_eq!(sweeps.under_way.as_ref().unwrap().keys, BTreeSet::from([keys[0]]));
+        sweeps.take(&Ok(0), start);
+        assert_eq!(sweeps.deadline(), Some(start + GONE_FOR_GOOD));
+        // Another change: everything begins anew.
+        sweeps.want([keys[1]], after(9));
+        assert_eq!(sweeps.deadline(), Some(after(9) + GONE_FOR_GOOD));
+        assert!(sweeps.next(&table, &node(), Vec::new, after(18)));
+        assert!(sweeps.under_way.is_none());
+        assert!(sweeps.next(&table, &node(), Vec::new, after(19)));
+        assert_eq!(sweeps.under_way.as_ref().unwrap().keys, BTreeSet::from([keys[1]]));
+        // It failed: it is tried again after the pause.
+        sweeps.take(&Err(SweepError::Panic), after(20));
+        assert_eq!(sweeps.deadline(), Some(after(20) + SWEEP_PAUSE));
     }
 
     /// The last Service of the protocol went while nobody looked.

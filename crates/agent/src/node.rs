@@ -148,6 +148,7 @@ fn only_address(name: &Name, address: IpAddr) -> Node {
         pod_cidrs: Box::default(),
         is_deleting: false,
         is_scaled_down: false,
+        taints: Box::default(),
     }
 }
 
@@ -172,6 +173,7 @@ mod tests {
             pod_cidrs: pod_cidrs.iter().map(|net| net.parse().unwrap()).collect(),
             is_deleting: false,
             is_scaled_down: false,
+            taints: Box::default(),
         }
     }
 

@@ -15,9 +15,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mode::{EndpointOutage, Meter, Planner, Rule, RuleCount, Target};
-use model::{Changed, ConflictChange, Family, Frontend, FrontendKey, Protocol, ServiceName, Table};
+use model::{Changed, ConflictChange, Family, Frontend, FrontendKey, ServiceName, Table};
 use tokio::time::Instant;
 
+use crate::flows;
 use crate::retries::Retries;
 use crate::worker::Answer;
 
@@ -202,7 +203,8 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         }
         self.dirty_since.get_or_insert(now);
         self.dirty.extend(&changed);
-        self.stale_flows.extend(changed.frontends.iter().filter(|key| key.protocol != Protocol::Tcp));
+        let table = &self.table;
+        self.stale_flows.extend(changed.frontends.iter().filter(|key| flows::may_be_stale(table, key)));
         true
     }
 

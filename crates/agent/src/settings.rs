@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use model::view::ThisNode;
+use model::view::{ExternalIps, ThisNode};
 use model::{
     Balancer, Family, IpFamily, Name, Node, NodePortAddresses, PodSource, ProxyingRules, RuleSettings,
 };
@@ -23,8 +23,10 @@ pub struct Settings {
     pub node_ports: NodePorts,
     /// Serve node ports on 127.0.0.0/8 too, for the node's own processes.
     pub localhost_node_ports: bool,
-    /// Serve `externalIPs` of Services (feature gate `AllowServiceExternalIPs`).
-    pub external_ips: bool,
+    /// Which `externalIPs` of Services are served.
+    pub external_ips: ExternalIps,
+    /// Services may ask for connections to endpoints that are gone to be reset.
+    pub resets_connections: bool,
     /// HNS serves, as on Windows.
     pub served_by_hns: bool,
     /// Which Services ask for proxies.
@@ -77,7 +79,8 @@ impl Settings {
             node_name,
             node_ports: NodePorts::Primary,
             localhost_node_ports: false,
-            external_ips: true,
+            external_ips: ExternalIps::All,
+            resets_connections: false,
             served_by_hns: false,
             proxying: Arc::default(),
             pods: Pods::ClusterCidr(Vec::new()),
@@ -94,8 +97,13 @@ impl Settings {
     /// What decides about Services on this node, given its Node as far as that is known.
     pub(crate) fn this_node(&self, node: Option<&Node>) -> ThisNode {
         let this_node = ThisNode::new(self.node_name.clone(), node);
-        let (ignores_external_ips, served_by_hns) = (!self.external_ips, self.served_by_hns);
-        ThisNode { ignores_external_ips, served_by_hns, proxying: self.proxying.clone(), ..this_node }
+        ThisNode {
+            external_ips: self.external_ips.clone(),
+            resets_connections: self.resets_connections,
+            served_by_hns: self.served_by_hns,
+            proxying: self.proxying.clone(),
+            ..this_node
+        }
     }
 
     /// The rules' settings for one family, given the Node as far as it is known, and the `ServiceCIDR`s.
@@ -170,6 +178,7 @@ mod tests {
             pod_cidrs: ["fd00:10:244::/64", "10.244.0.0/24"].map(|net| net.parse().unwrap()).into(),
             is_deleting: false,
             is_scaled_down: false,
+            taints: Box::default(),
         }
     }
 

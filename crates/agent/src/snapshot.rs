@@ -254,6 +254,8 @@ pub enum AddressState {
         /// That Service's port.
         winner: String,
     },
+    /// It is an external IP that the configuration does not allow.
+    NotAllowed,
 }
 
 /// Something that serves an address.

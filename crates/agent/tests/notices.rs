@@ -34,6 +34,7 @@ fn node(pod_cidrs: &[&str]) -> Object {
         pod_cidrs: pod_cidrs.iter().map(|net| net.parse().unwrap()).collect(),
         is_deleting: false,
         is_scaled_down: false,
+        taints: Box::default(),
     })
 }
 

@@ -23,6 +23,8 @@ pub(crate) const ANNOTATION_LIMITS: &str = "kube-proxy/limits";
 pub(crate) const ANNOTATION_EJECTION: &str = "kube-proxy/ejection";
 /// Of a Service: how proxies ask endpoints whether they serve.
 pub(crate) const ANNOTATION_HEALTH_CHECK: &str = "kube-proxy/health-check";
+/// Annotation on Services that ask for connections to endpoints that are gone to be reset.
+pub(crate) const ANNOTATION_RESET_CONNECTIONS: &str = "kube-proxy/reset-connections";
 /// Annotation on slices: when the change happened that they come from.
 pub(crate) const ANNOTATION_TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// Of a Service: Windows nodes leave the destination as it is on the way to endpoints.
@@ -300,6 +302,7 @@ pub(crate) struct Annotations<'a> {
     pub(crate) limits: Option<Text<'a>>,
     pub(crate) ejection: Option<Text<'a>>,
     pub(crate) health_check: Option<Text<'a>>,
+    pub(crate) resets_connections: Text<'a>,
     pub(crate) initial_events_end: bool,
     pub(crate) trigger_time: Text<'a>,
     pub(crate) preserves_destination: bool,
@@ -315,6 +318,7 @@ impl<'a> Annotations<'a> {
             ANNOTATION_LIMITS => self.limits = Some(value),
             ANNOTATION_EJECTION => self.ejection = Some(value),
             ANNOTATION_HEALTH_CHECK => self.health_check = Some(value),
+            ANNOTATION_RESET_CONNECTIONS => self.resets_connections = value,
             ANNOTATION_PRESERVE_DESTINATION => self.preserves_destination = &*value == "true",
             _ => {}
         }

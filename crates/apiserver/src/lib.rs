@@ -15,6 +15,7 @@ mod config;
 mod error;
 mod faults;
 mod json;
+mod json_patch;
 mod kinds;
 mod kubeconfig;
 mod list;

@@ -88,25 +88,34 @@ pub(super) fn update(
     format: Format,
 ) -> Result<Response<Body>, Status> {
     let value = parse(target, content)?;
-    replace(shared, target, format, |_| value)
+    replace(shared, target, format, |_| Ok(value))
 }
 
-/// Applies an RFC 7386 merge patch. The other kinds of patch get 415.
+/// Applies a merge patch (RFC 7386) or one of operations (RFC 6902). The other kinds of patch get 415.
 pub(super) fn patch(
     shared: &Shared,
     target: &Target,
     content: &Content,
     format: Format,
 ) -> Result<Response<Body>, Status> {
-    if content.media_type != "application/merge-patch+json" {
-        return Err(Status::unsupported_media_type(&content.media_type));
+    let patch = || -> Result<Value, Status> {
+        serde_json::from_slice(&content.bytes).map_err(|e| Status::bad_request(e.to_string()))
+    };
+    match content.media_type.as_str() {
+        "application/merge-patch+json" => {
+            let patch = patch()?;
+            replace(shared, target, format, |mut value| {
+                merge(&mut value, patch);
+                Ok(value)
+            })
+        }
+        "application/json-patch+json" => {
+            let patch = patch()?;
+            let invalid = |reason: String| Status::failure(422, "Invalid", reason);
+            replace(shared, target, format, |value| super::json_patch::apply(value, &patch).map_err(invalid))
+        }
+        other => Err(Status::unsupported_media_type(other)),
     }
-    let patch: Value =
-        serde_json::from_slice(&content.bytes).map_err(|e| Status::bad_request(e.to_string()))?;
-    replace(shared, target, format, |mut value| {
-        merge(&mut value, patch);
-        value
-    })
 }
 
 fn merge(value: &mut Value, patch: Value) {
@@ -132,13 +141,13 @@ fn replace(
     shared: &Shared,
     target: &Target,
     format: Format,
-    change: impl FnOnce(Value) -> Value,
+    change: impl FnOnce(Value) -> Result<Value, Status>,
 ) -> Result<Response<Body>, Status> {
     let not_found = || Status::not_found(target.kind, &target.name);
     let object = shared.change(|store| {
         let old = store.get(target.kind, &target.key()).cloned().ok_or_else(not_found)?;
         let old_value = old.value().ok_or_else(|| Status::fault(500, None))?;
-        let mut value = change(old_value.clone());
+        let mut value = change(old_value.clone())?;
         let expected = value["metadata"]["resourceVersion"].as_str().unwrap_or_default();
         if !expected.is_empty() && expected != old.resource_version.to_string() {
             return Err(Status::conflict(target.kind, &target.name));

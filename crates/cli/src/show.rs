@@ -296,6 +296,10 @@ fn facts(status: &Status, colours: bool) -> Vec<(&'static str, String)> {
         ("health", health),
         ("Services", services_line(status)),
     ];
+    if !status.health.canary.is_empty() {
+        let told = status.health.canary.iter().map(|(family, state)| format!("{family} {state}"));
+        facts.push(("canary", told.collect::<Vec<_>>().join(", ")));
+    }
     if !overview.is_listed {
         facts.push((
             "waits",

@@ -206,6 +206,26 @@ const NODE: &[Flag] = &[
         "How many Service ports have series with --service-metrics=top; without it 50",
     ),
     field(
+        "canary-service",
+        "canary.service",
+        Target::Text(|given, service| given.file.canary.service = service),
+        "A Service to whose cluster IP the proxy connects again and again, to prove that packets find their way",
+    )
+    .placeholder("NAMESPACE/NAME"),
+    field(
+        "canary-period",
+        "canary.period",
+        Target::Duration(|given, period| given.file.canary.period = Some(period)),
+        "Time between two connections of --canary-service; without it 10s",
+    ),
+    field(
+        "startup-taint",
+        "startupTaint",
+        Target::Text(|given, key| given.file.startup_taint = key),
+        "Take the taint with this key away from the Node once Services are served",
+    )
+    .placeholder("KEY"),
+    field(
         "service-metrics-namespaces",
         "serviceMetrics.namespaces",
         Target::List(|given, names| given.file.service_metrics.namespaces = Some(names)),
@@ -275,6 +295,13 @@ const TRAFFIC: &[Flag] = &[
         Target::List(|given, ranges| given.file.node_port_addresses = Some(ranges)),
         "Addresses of the node that serve node ports, or \"primary\": the Node object's first of each family. In mode \
          nftables the default is primary",
+    )
+    .placeholder("CIDR,..."),
+    field(
+        "allowed-external-ips",
+        "allowedExternalIPs",
+        Target::List(|given, ranges| given.file.allowed_external_ips = Some(ranges)),
+        "External IPs of Services that are served; others are left out, with an Event. Without it all are",
     )
     .placeholder("CIDR,..."),
     field(
@@ -386,6 +413,12 @@ const OTHER_MODES: &[Flag] = &[
         "serviceProxying.annotated",
         Target::Bool(|given, on| given.file.service_proxying.annotated = on),
         "Services with annotation kube-proxy/proxying go through workers; modes nftables, ipvs and ebpf",
+    ),
+    field(
+        "connection-reset-annotated",
+        "connectionReset.annotated",
+        Target::Bool(|given, on| given.file.connection_reset.annotated = on),
+        "Connections of Services with annotation kube-proxy/reset-connections to endpoints that are gone are reset",
     ),
     own(
         "userspace-policy",

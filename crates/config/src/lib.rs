@@ -49,7 +49,7 @@ pub use note::{Level, Note};
 pub use platform::Platform;
 pub use quantity::{Quantity, QuantityError};
 pub use settings::{
-    ClientConnection, Config, Conntrack, ContentType, DetectLocal, Ebpf, Ipvs, LogFormat, Logging,
+    Canary, ClientConnection, Config, Conntrack, ContentType, DetectLocal, Ebpf, Ipvs, LogFormat, Logging,
     NodePortAddresses, ServiceMetrics, ServiceSeries, Windows,
 };
 pub use validate::node_name;

@@ -55,6 +55,9 @@ pub struct Config {
     pub detect_local: DetectLocal,
     /// Where node ports are served.
     pub node_port_addresses: NodePortAddresses,
+    /// The ranges that external IPs of Services are served in; empty means all addresses. Feature gate `AllowServiceExternalIPs` counts
+    /// besides.
+    pub allowed_external_ips: Vec<IpNet>,
     /// Whether all traffic to cluster IPs is masqueraded.
     pub masquerade_all: bool,
     /// Number of the packet mark's bit for masquerading, 0 to 31.
@@ -69,6 +72,12 @@ pub struct Config {
     pub service_proxying: Option<ProxyingRules>,
     /// Of a million requests and connections that workers carry, how many have a line in the access log.
     pub access_log_per_million: u32,
+    /// Whether Services may ask for connections to endpoints that are gone to be reset.
+    pub connection_reset: bool,
+    /// The key of a taint of the node that is taken away once Services are served.
+    pub startup_taint: Option<String>,
+    /// A Service by which the proxy proves that packets find their way.
+    pub canary: Option<Canary>,
     /// How workers of mode userspace choose endpoints (`--userspace-policy`).
     pub userspace_policy: Policy,
     /// What mode ebpf needs besides, and what a cleanup looks for.
@@ -122,6 +131,15 @@ pub struct Windows {
     pub run_as_service: bool,
     /// Priority of the process, by the name of a constant of Windows; otherwise it stays as it is.
     pub priority_class: Option<String>,
+}
+
+/// `canary`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Canary {
+    /// The Service.
+    pub service: model::ServiceName,
+    /// The time between two probes; at least a second.
+    pub period: Duration,
 }
 
 /// `serviceMetrics`.

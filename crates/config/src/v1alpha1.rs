@@ -52,6 +52,12 @@ object! {
         service_metrics: ServiceMetrics = "serviceMetrics" omitempty,
         /// Of which Services workers carry flows. Ours.
         service_proxying: ServiceProxying = "serviceProxying" omitempty,
+        /// Of which Services connections to endpoints that are gone are reset. Ours.
+        connection_reset: ConnectionReset = "connectionReset" omitempty,
+        /// The key of a taint of the node that is taken away once Services are served; empty means none. Ours.
+        startup_taint: String = "startupTaint" omitempty,
+        /// A Service by which the proxy proves that packets find their way. Ours.
+        canary: Canary = "canary" omitempty,
         /// How packets are directed; empty means the best there is.
         mode: String = "mode",
         /// Settings of mode iptables; the masquerade fields are also read by mode ipvs.
@@ -72,6 +78,8 @@ object! {
         cluster_cidr: String = "clusterCIDR",
         /// Node addresses that serve node ports: CIDRs, or `primary`.
         node_port_addresses: Option<Vec<String>> = "nodePortAddresses",
+        /// External IPs of Services that may be served: CIDRs; none means all. Ours.
+        allowed_external_ips: Option<Vec<String>> = "allowedExternalIPs" omitempty,
         /// Score for the kernel's out-of-memory killer.
         oom_score_adj: Option<i32> = "oomScoreAdj",
         /// Settings of connection tracking.
@@ -266,6 +274,24 @@ object! {
     LabelSelector {
         /// Labels that an object has to have, all of them.
         match_labels: BTreeMap<String, String> = "matchLabels" omitempty,
+    }
+}
+
+object! {
+    /// `connectionReset`.
+    ConnectionReset {
+        /// Whether connections of Services with annotation `kube-proxy/reset-connections: "true"` are.
+        annotated: bool = "annotated" omitempty,
+    }
+}
+
+object! {
+    /// `canary`.
+    Canary {
+        /// `namespace/name` of the Service; empty means none.
+        service: String = "service" omitempty,
+        /// The time between two probes; absent means 10 s.
+        period: Option<GoDuration> = "period" omitempty,
     }
 }
 

@@ -20,8 +20,8 @@ use crate::listener::{self, ListenerError};
 use crate::mode::Mode;
 use crate::platform::Platform;
 use crate::settings::{
-    ClientConnection, Config, Conntrack, ContentType, DetectLocal, Ebpf, Ipvs, Logging, NodePortAddresses,
-    ServiceMetrics, ServiceSeries, Windows,
+    Canary, ClientConnection, Config, Conntrack, ContentType, DetectLocal, Ebpf, Ipvs, Logging,
+    NodePortAddresses, ServiceMetrics, ServiceSeries, Windows,
 };
 use crate::v1alpha1::{self, KubeProxyConfiguration};
 
@@ -74,6 +74,7 @@ pub(crate) fn config(
         bind_address_hard_fail: file.bind_address_hard_fail,
         enable_profiling: file.enable_profiling,
         node_port_addresses: node_port_addresses(&file, check),
+        allowed_external_ips: allowed_external_ips(&file, check),
         show_hidden_metrics: show_hidden_metrics(&file.show_hidden_metrics_for_version, check),
         detect_local: detect_local(&file, check),
         service_metrics: service_metrics(&file, check),
@@ -88,6 +89,9 @@ pub(crate) fn config(
         ipvs,
         service_proxying,
         access_log_per_million: access_log(&file, check),
+        connection_reset: connection_reset(&file, mode, check),
+        startup_taint: startup_taint(&file, check),
+        canary: canary(&file, check),
         userspace_policy,
         ebpf: ebpf(&file, check),
         windows: windows(&file, own, mode, check),
@@ -191,6 +195,53 @@ fn policy(path: &str, name: &str, check: &mut Check<'_>) -> Policy {
         Policy::default()
     })
 }
+
+/// IPVS has a table of its own, in which nothing is forgotten.
+fn connection_reset(file: &KubeProxyConfiguration, mode: Mode, check: &mut Check<'_>) -> bool {
+    let wanted = file.connection_reset.annotated;
+    if wanted && mode == Mode::Ipvs {
+        let reason = "can't be in mode ipvs; set the sysctl net.ipv4.vs.expire_nodest_conn";
+        check.failed(FieldError::invalid("connectionReset.annotated", &true, reason));
+    }
+    wanted
+}
+
+/// A taint's key is a label's (`validateNodeTaints` in `pkg/apis/core/validation`); it is checked as far as a mistake would not show.
+fn startup_taint(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> Option<String> {
+    let key = file.startup_taint.as_str();
+    let is_key = |char: char| char.is_ascii_alphanumeric() || "-_./".contains(char);
+    if !key.chars().all(is_key) || key.len() > LABEL_KEY_BYTES {
+        let reason =
+            "must be the key of a taint, without value and effect (e.g. example.com/kube-proxy-not-ready)";
+        check.failed(FieldError::invalid("startupTaint", key, reason));
+    }
+    (!key.is_empty()).then(|| key.to_owned())
+}
+
+fn canary(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> Option<Canary> {
+    let said = &file.canary;
+    let period = said.period.unwrap_or(DEFAULT_CANARY_PERIOD);
+    let enough = period.to_std().filter(|period| *period >= SHORTEST_CANARY_PERIOD);
+    if enough.is_none() {
+        check.failed(FieldError::invalid("canary.period", &period, "must be at least 1s"));
+    }
+    if said.service.is_empty() {
+        return None;
+    }
+    let parts = said.service.split_once('/');
+    let parts =
+        parts.filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty() && !name.contains('/'));
+    let Some((namespace, name)) = parts else {
+        check.failed(FieldError::invalid("canary.service", said.service.as_str(), "must be namespace/name"));
+        return None;
+    };
+    Some(Canary { service: model::ObjectName::new(namespace, name), period: enough? })
+}
+
+/// A prefix of 253, a slash, and a name of 63.
+const LABEL_KEY_BYTES: usize = 253 + 1 + 63;
+const DEFAULT_CANARY_PERIOD: GoDuration = GoDuration::from_secs(10);
+const SHORTEST_CANARY_PERIOD: Duration = Duration::from_secs(1);
 
 fn userspace_policy(own: &OwnFlags, mode: Mode, check: &mut Check<'_>) -> Policy {
     const FLAG: &str = "--userspace-policy";
@@ -526,6 +577,10 @@ fn node_port_addresses(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> 
         }
     }
     NodePortAddresses::Within(ranges)
+}
+
+fn allowed_external_ips(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> Vec<IpNet> {
+    check.cidrs("allowedExternalIPs", file.allowed_external_ips.as_deref().unwrap_or_default(), CIDR)
 }
 
 fn detect_local(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> DetectLocal {

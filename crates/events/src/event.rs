@@ -40,6 +40,14 @@ pub enum Reason {
     InvalidObject,
     /// An endpoint gets nothing for now, although Kubernetes says that it serves.
     EndpointEjected,
+    /// A Service has external IPs that the configuration does not allow.
+    ExternalIPNotAllowed,
+    /// The startup taint could not be taken away from the Node.
+    FailedToRemoveStartupTaint,
+    /// The canary's Service does not answer although an endpoint of it does.
+    CanaryFailed,
+    /// That is over.
+    CanaryAnswers,
     /// The configuration file was changed to something that can't be used.
     InvalidConfiguration,
 }
@@ -65,7 +73,7 @@ impl EventType {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 17] = [
         Self::Starting,
         Self::FailedToStartProxierHealthcheck,
         Self::FailedToStartMetricServer,
@@ -78,6 +86,10 @@ impl Reason {
         Self::NotOnThisPlatform,
         Self::InvalidObject,
         Self::EndpointEjected,
+        Self::ExternalIPNotAllowed,
+        Self::FailedToRemoveStartupTaint,
+        Self::CanaryFailed,
+        Self::CanaryAnswers,
         Self::InvalidConfiguration,
     ];
 
@@ -96,6 +108,10 @@ impl Reason {
             Self::NotOnThisPlatform => "NotOnThisPlatform",
             Self::InvalidObject => "InvalidObject",
             Self::EndpointEjected => "EndpointEjected",
+            Self::ExternalIPNotAllowed => "ExternalIPNotAllowed",
+            Self::FailedToRemoveStartupTaint => "FailedToRemoveStartupTaint",
+            Self::CanaryFailed => "CanaryFailed",
+            Self::CanaryAnswers => "CanaryAnswers",
             Self::InvalidConfiguration => "InvalidConfiguration",
         }
     }
@@ -112,7 +128,10 @@ impl Reason {
             | Self::SyncedProxyRules
             | Self::FrontendConflict
             | Self::FrontendTaken
-            | Self::NotOnThisPlatform => "SyncProxyRules",
+            | Self::NotOnThisPlatform
+            | Self::ExternalIPNotAllowed => "SyncProxyRules",
+            Self::FailedToRemoveStartupTaint => "RemoveTaint",
+            Self::CanaryFailed | Self::CanaryAnswers => "Probe",
             Self::InvalidObject => "Decode",
             Self::EndpointEjected => "Balance",
             Self::InvalidConfiguration => "ReloadConfiguration",
@@ -122,14 +141,20 @@ impl Reason {
     /// `type`.
     pub fn event_type(self) -> EventType {
         match self {
-            Self::Starting | Self::SyncedProxyRules => EventType::Normal,
+            Self::Starting | Self::SyncedProxyRules | Self::CanaryAnswers => EventType::Normal,
             _ => EventType::Warning,
         }
     }
 
     /// Whether all nodes see the same, so that one event is enough for all.
     pub fn is_same_everywhere(self) -> bool {
-        matches!(self, Self::FrontendConflict | Self::NotOnThisPlatform | Self::InvalidObject)
+        matches!(
+            self,
+            Self::FrontendConflict
+                | Self::NotOnThisPlatform
+                | Self::InvalidObject
+                | Self::ExternalIPNotAllowed
+        )
     }
 }
 

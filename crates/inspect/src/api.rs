@@ -12,7 +12,7 @@ use http::request::Parts;
 use http::{Method, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
-use metrics::health::{Report, SharedHealth};
+use metrics::health::{CanaryState, Report, SharedHealth};
 use model::{ObjectName, ServiceName};
 use serde::Serialize;
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -333,6 +333,11 @@ fn health(report: &Report, now: Instant) -> Health {
             None => format!("{name}: the event loop does not turn"),
         });
     }
+    for (name, _) in report.canary.iter().filter(|(_, state)| **state == CanaryState::Unreachable) {
+        reasons.push(format!(
+            "{name}: the canary does not answer through its Service, although an endpoint does"
+        ));
+    }
     if !report.node_eligible {
         reasons.push("the Node is unknown, is being deleted, or is drained by the autoscaler".to_owned());
     }
@@ -344,6 +349,11 @@ fn health(report: &Report, now: Instant) -> Health {
         node_eligible: report.node_eligible,
         started: report.started,
         families,
+        canary: report
+            .canary
+            .iter()
+            .map(|(name, state)| (name.to_string(), state.as_str().to_owned()))
+            .collect(),
         reasons,
     }
 }

@@ -40,6 +40,9 @@ pub struct Health {
     pub started: bool,
     /// Each family's own.
     pub families: BTreeMap<String, FamilyHealth>,
+    /// What becomes of connections from the node to the canary's Service, by family: `answers`, `idle`, `endpoints-silent` or
+    /// `unreachable`; empty without a canary.
+    pub canary: BTreeMap<String, String>,
     /// Why it is not healthy or not eligible, in words.
     pub reasons: Vec<String>,
 }

@@ -13,7 +13,8 @@ pub(crate) fn service_row(service: &Service) -> ServiceRow {
     let addresses: Vec<&Address> = ports(service).flat_map(|port| &port.addresses).collect();
     let of = |kinds: &[AddressKind]| {
         let mut ips = Vec::new();
-        for ip in addresses.iter().filter(|a| kinds.contains(&a.kind)).filter_map(|a| a.address) {
+        let is_meant = |a: &&&Address| kinds.contains(&a.kind) && a.state != AddressState::NotAllowed;
+        for ip in addresses.iter().filter(is_meant).filter_map(|a| a.address) {
             if !ips.contains(&ip) {
                 ips.push(ip);
             }

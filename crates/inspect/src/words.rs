@@ -84,6 +84,9 @@ pub fn state(state: &AddressState) -> String {
         AddressState::InForce => String::new(),
         AddressState::Waiting => "not in force yet".to_owned(),
         AddressState::Lost { winner } => format!("not served here: {winner} claims it, too"),
+        AddressState::NotAllowed => {
+            "not served: the configuration does not allow this external IP".to_owned()
+        }
     }
 }
 

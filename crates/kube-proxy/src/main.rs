@@ -1,8 +1,11 @@
 //! `kube-proxy`: reads the command line and the configuration file, and does what they ask for: to serve, or, with a command, to
 //! ask the proxy that serves.
 
+mod canary;
 mod config_file;
 mod endings;
+mod external_ips;
+mod first_sync;
 mod limits;
 mod notices;
 mod plausibility;
@@ -10,6 +13,7 @@ mod rejections;
 mod serve;
 mod servers;
 mod settings;
+mod startup_taint;
 
 // What differs by system: each of these is there twice, with the same face. Linux' are beside this file.
 #[cfg_attr(windows, path = "windows/file_watch.rs")]

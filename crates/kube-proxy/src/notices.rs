@@ -10,6 +10,7 @@ use mode::OutageCause;
 use model::{Change, IpFamily, Kind, Node, Protocol};
 use source::Client;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::watch;
 use tracing::{error, info, trace};
 
 use crate::plausibility::{Checked, Finding, check, primary_family};
@@ -18,7 +19,7 @@ use crate::plausibility::{Checked, Finding, check, primary_family};
 pub(crate) fn outlets(hostname: &str) -> (Notices, Recorder, Listener) {
     let (sender, notices) = unbounded_channel();
     let (recorder, worker) = events::queue(&format!("kube-proxy-{hostname}"));
-    let listener = Listener { notices, recorder: recorder.clone(), worker };
+    let listener = Listener { notices, recorder: recorder.clone(), worker, nodes: watch::Sender::default() };
     (Notices::to(sender), recorder, listener)
 }
 
@@ -27,9 +28,15 @@ pub(crate) struct Listener {
     notices: UnboundedReceiver<Notice>,
     recorder: Recorder,
     worker: Worker,
+    nodes: watch::Sender<Option<Node>>,
 }
 
 impl Listener {
+    /// This node's Node as it is known, now and later; none: there was none yet.
+    pub(crate) fn nodes(&self) -> watch::Receiver<Option<Node>> {
+        self.nodes.subscribe()
+    }
+
     /// Passes on what it hears, for ever; returns only with a reason to end the program. Without a client there is no API, and
     /// events go nowhere.
     pub(crate) async fn run(
@@ -38,7 +45,7 @@ impl Listener {
         node_name: &str,
         checked: &Checked,
     ) -> anyhow::Error {
-        let Self { mut notices, recorder, worker } = self;
+        let Self { mut notices, recorder, worker, nodes } = self;
         if let Some(client) = client {
             tokio::spawn(worker.run(client));
         } else {
@@ -47,6 +54,9 @@ impl Listener {
         let node_name = node_name.to_owned();
         let mut teller = Teller { recorder, node_name, checked, has_started: false, found: None };
         while let Some(notice) = notices.recv().await {
+            if let Notice::Node(node) = &notice {
+                nodes.send_replace(node.clone());
+            }
             if let Err(error) = teller.tell(notice) {
                 return error;
             }
@@ -315,6 +325,7 @@ mod tests {
                 pod_cidrs: Box::default(),
                 is_deleting: false,
                 is_scaled_down: false,
+                taints: Box::default(),
             }))
         };
         let teller = || {

@@ -127,6 +127,7 @@ mod tests {
             pod_cidrs: nets(pod_cidrs).into(),
             is_deleting: false,
             is_scaled_down: false,
+            taints: Box::default(),
         }
     }
 

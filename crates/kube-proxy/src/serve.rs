@@ -7,9 +7,10 @@ use anyhow::Context as _;
 use config::{CommandLine, Config};
 use events::Recorder;
 use metrics::SourceMetrics;
-use model::{IpFamily, Kind};
-use source::{Source, SourceEvent};
-use tokio::sync::mpsc;
+use model::view::ExternalIps;
+use model::{IpFamily, Kind, Node};
+use source::{Client, Source, SourceEvent};
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::config_file::ConfigFile;
@@ -17,7 +18,9 @@ use crate::endings::Endings;
 use crate::limits::Limits;
 use crate::rejections::Rejections;
 use crate::servers::Noted;
-use crate::{mode, notices, platform, servers, service_manager, settings};
+use crate::{
+    canary, external_ips, mode, notices, platform, servers, service_manager, settings, startup_taint,
+};
 
 /// Events that may wait between the source and the agent.
 const EVENTS: usize = 4096;
@@ -63,8 +66,10 @@ pub(crate) async fn serve(
     log.on_loss(Box::new(move |records| lost.inc_by(records)));
     let metrics = telemetry.metrics.clone();
     let mut source = start_source(config, &node_name, &version, metrics.source.clone(), events_tx).await?;
+    start_on_demand(config, source.client(), &node_name, listener.nodes(), &telemetry, &recorder);
     notices::log_watches();
-    let read = |event| read_event(event, &recorder, &noted.rejections);
+    let allowed = settings::external_ips(config);
+    let read = |event| read_event(event, &recorder, &noted.rejections, &allowed);
     let tell = |usable: Result<(), &str>| notices::tell_config_file(usable, &metrics, &recorder, &node_name);
     let file_changed = async {
         match file {
@@ -98,6 +103,26 @@ pub(crate) async fn serve(
     outcome
 }
 
+/// Starts what operators may ask for besides.
+fn start_on_demand(
+    config: &Config,
+    client: Option<Client>,
+    node_name: &str,
+    nodes: watch::Receiver<Option<Node>>,
+    telemetry: &Telemetry,
+    recorder: &Recorder,
+) {
+    if let (Some(key), Some(client)) = (config.startup_taint.clone(), client) {
+        let (telemetry, recorder) = (telemetry.clone(), recorder.clone());
+        let task = startup_taint::keep_away(key, client, node_name.to_owned(), nodes, telemetry, recorder);
+        tokio::spawn(task);
+    }
+    if let Some(wanted) = config.canary.clone() {
+        let (telemetry, recorder) = (telemetry.clone(), recorder.clone());
+        tokio::spawn(canary::probe(wanted, telemetry, node_name.to_owned(), recorder));
+    }
+}
+
 /// Serves in the mode that was chosen.
 async fn run(
     config: &Config,
@@ -127,10 +152,20 @@ async fn start_source(
 }
 
 /// What an event means to the agent; what is only for people is told here.
-fn read_event(event: SourceEvent, recorder: &Recorder, rejections: &Rejections) -> Option<Input> {
+fn read_event(
+    event: SourceEvent,
+    recorder: &Recorder,
+    rejections: &Rejections,
+    allowed: &ExternalIps,
+) -> Option<Input> {
     match event {
         SourceEvent::Change(change) => {
             notices::log_change(&change);
+            for (rejection, event) in external_ips::not_allowed(&change, allowed) {
+                warn!(%rejection, "left out an external IP that is not allowed");
+                rejections.add(&rejection);
+                recorder.send(event);
+            }
             rejections.follow(&change);
             return Some(Input::Change(change));
         }

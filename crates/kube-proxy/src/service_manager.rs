@@ -8,6 +8,8 @@ use sd_notify::NotifyState;
 use tokio::time::Instant;
 use tracing::warn;
 
+use crate::first_sync;
+
 /// The environment's word for where the service manager listens.
 const SOCKET: &str = "NOTIFY_SOCKET";
 
@@ -17,7 +19,7 @@ pub(crate) async fn follow(telemetry: &Telemetry) {
         return std::future::pending().await;
     }
     tell(&[NotifyState::Status("waiting for the API server and the first rules")]).await;
-    wait_until_served(telemetry).await;
+    first_sync::wait(telemetry).await;
     tell(&[NotifyState::Ready, NotifyState::Status("serving")]).await;
     keep_alive(telemetry, sd_notify::watchdog_enabled()).await;
 }
@@ -32,15 +34,6 @@ async fn tell(states: &'static [NotifyState<'static>]) {
     let sent = tokio::task::spawn_blocking(|| sd_notify::notify(states)).await;
     if let Ok(Err(error)) = sent {
         warn!(%error, "can't tell the service manager");
-    }
-}
-
-async fn wait_until_served(telemetry: &Telemetry) {
-    let mut news = telemetry.generation.subscribe();
-    while !telemetry.health.lock().report(Instant::now()).started {
-        if news.changed().await.is_err() {
-            return std::future::pending().await;
-        }
     }
 }
 

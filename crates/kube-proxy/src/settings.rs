@@ -7,6 +7,7 @@ use agent::{NodePorts, Notices, Pods, Settings};
 use config::{Config, DetectLocal, Mode, NodePortAddresses};
 use ipnet::{IpNet, Ipv4Net};
 use logs::Vmodule;
+use model::view::ExternalIps;
 use model::{IpFamily, ProxyingRules};
 use source::{ApiConfig, ContentType, Timings};
 
@@ -56,7 +57,8 @@ pub(crate) fn agent(config: &Config, node_name: &str, notices: Notices) -> Setti
     Settings {
         node_ports: node_ports(config),
         localhost_node_ports: serves_localhost(config),
-        external_ips: config.gates.enabled(config::ALLOW_SERVICE_EXTERNAL_IPS),
+        external_ips: external_ips(config),
+        resets_connections: config.connection_reset,
         served_by_hns: config.mode == Mode::Kernelspace,
         proxying: Arc::new(proxying(config)),
         pods: pods(config),
@@ -68,6 +70,17 @@ pub(crate) fn agent(config: &Config, node_name: &str, notices: Notices) -> Setti
         notices,
         release_memory: platform::release_memory,
         ..Settings::new(node_name.into())
+    }
+}
+
+/// Which external IPs are served: none if the gate says so, whatever is allowed.
+pub(crate) fn external_ips(config: &Config) -> ExternalIps {
+    if !config.gates.enabled(config::ALLOW_SERVICE_EXTERNAL_IPS) {
+        ExternalIps::None
+    } else if config.allowed_external_ips.is_empty() {
+        ExternalIps::All
+    } else {
+        ExternalIps::Within(config.allowed_external_ips.as_slice().into())
     }
 }
 

@@ -40,6 +40,36 @@ pub struct Health {
     families: BTreeMap<IpFamily, Family>,
     beat: Option<Instant>,
     node_is_eligible: bool,
+    canary: BTreeMap<IpFamily, CanaryState>,
+}
+
+/// What becomes of connections from the node to the canary's Service, in one family. It says nothing of health: whoever restarts the proxy
+/// would mend nothing by that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CanaryState {
+    /// An endpoint answers.
+    Answers,
+    /// There is no such Service, it has no cluster IP that is served, or no endpoint that takes new flows.
+    Idle,
+    /// No endpoint answers, neither through the Service nor asked by itself.
+    EndpointsSilent,
+    /// An endpoint answers when it is asked by itself, but not through the Service.
+    Unreachable,
+}
+
+impl CanaryState {
+    /// Every state.
+    pub const ALL: [Self; 4] = [Self::Answers, Self::Idle, Self::EndpointsSilent, Self::Unreachable];
+
+    /// How it is called in answers of the health server and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Answers => "answers",
+            Self::Idle => "idle",
+            Self::EndpointsSilent => "endpoints-silent",
+            Self::Unreachable => "unreachable",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +91,8 @@ pub struct Report {
     pub node_eligible: bool,
     /// Each family's own.
     pub families: BTreeMap<IpFamily, FamilyReport>,
+    /// What becomes of the canary, where there is one.
+    pub canary: BTreeMap<IpFamily, CanaryState>,
 }
 
 /// The health of one family.
@@ -84,7 +116,13 @@ impl Report {
 impl Health {
     /// Healthy, with no family yet. `timeout`: how long a change may wait, upstream's `2 * syncPeriod`.
     pub fn new(timeout: Duration) -> Self {
-        Self { timeout, families: BTreeMap::new(), beat: None, node_is_eligible: false }
+        Self {
+            timeout,
+            families: BTreeMap::new(),
+            beat: None,
+            node_is_eligible: false,
+            canary: BTreeMap::new(),
+        }
     }
 
     /// A family is served from now on.
@@ -118,6 +156,11 @@ impl Health {
         self.node_is_eligible = eligible;
     }
 
+    /// What became of the canary.
+    pub fn set_canary(&mut self, family: IpFamily, state: CanaryState) {
+        self.canary.insert(family, state);
+    }
+
     /// The health now.
     pub fn report(&self, now: Instant) -> Report {
         let too_old = |since: Option<Instant>| {
@@ -136,6 +179,7 @@ impl Health {
             started: !families.is_empty() && self.families.values().all(|family| family.was_synced),
             node_eligible: self.node_is_eligible,
             families,
+            canary: self.canary.clone(),
         }
     }
 }

@@ -22,7 +22,7 @@ mod turn;
 use std::sync::{Mutex, PoisonError};
 
 use model::IpFamily;
-use prometheus::{IntCounter, IntGauge};
+use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use tokio::time::Instant;
 
 pub use family::FamilyMetrics;
@@ -85,6 +85,7 @@ pub struct Metrics {
     pub log_records_lost: IntCounter,
     /// 1 while the configuration file, as it is now, can be used; 0 while the one before stays in force.
     pub config_file_usable: IntGauge,
+    canary_probes: IntCounterVec,
     /// The way to the API server.
     pub source: SourceMetrics,
     /// Turns of the event loop.
@@ -177,6 +178,11 @@ impl Metrics {
             "0 while the configuration file was changed to something that can't be used, else 1",
         );
         config_file_usable.set(1);
+        let canary_probes = registrar.counters(
+            "kubeproxy_canary_probes_total",
+            "Connections to the canary's Service, by what became of them",
+            &["ip_family", "result"],
+        );
         register_static(&registrar, options);
         let source = SourceMetrics::register(&registrar);
         let process = Mutex::new(ProcessMetrics::register(&registrar));
@@ -189,11 +195,26 @@ impl Metrics {
             health_answers,
             log_records_lost,
             config_file_usable,
+            canary_probes,
             source,
             loop_turn,
             traffic,
             slis: Slis::default(),
             process,
+        }
+    }
+
+    /// The probes of the canary in a family, by result; on the page from the first call on.
+    pub fn canary(&self, family: IpFamily) -> impl Fn(health::CanaryState) + Send + use<> {
+        let family = family.to_string();
+        let counter = |state: &health::CanaryState| {
+            (*state, self.canary_probes.with_label_values(&[family.as_str(), state.as_str()]))
+        };
+        let counters: Vec<_> = health::CanaryState::ALL.iter().map(counter).collect();
+        move |came_to| {
+            for (_, counter) in counters.iter().filter(|(state, _)| *state == came_to) {
+                counter.inc();
+            }
         }
     }
 

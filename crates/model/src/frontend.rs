@@ -181,8 +181,11 @@ pub struct Frontend<F: Family> {
     pub allowed_sources: Option<Arc<[IpNet]>>,
     /// The endpoints that existing flows may stay with, which are all that serve, whatever policies and hints say: of UDP and SCTP,
     /// and of TCP where HNS serves. Flows to others have to be forgotten, or they would go nowhere for as long as their client sends. Sorted;
-    /// empty for TCP elsewhere, whose flows end by themselves.
+    /// empty for TCP elsewhere, whose flows end by themselves; unless
+    /// `resets_connections` is set: then all that there are, in whatever condition.
     pub flow_endpoints: Arc<[Destination<F>]>,
+    /// Of TCP: connections to endpoints that are gone are to be reset.
+    pub resets_connections: bool,
     /// Endpoints see the frontend's address, not their own, as the destination (annotation `preserve-destination`). Only where HNS
     /// serves ([`ThisNode::served_by_hns`](crate::view::ThisNode::served_by_hns)).
     pub preserves_destination: bool,
@@ -212,6 +215,7 @@ impl<F: Family> Frontend<F> {
             },
             allowed_sources: None,
             flow_endpoints: Arc::default(),
+            resets_connections: false,
             preserves_destination: false,
             health_check_port: None,
         }

@@ -139,6 +139,8 @@ pub struct Service {
     pub proxying: Option<Policy>,
     /// What proxies are to do against harm, if the Service asks for anything.
     pub resilience: Option<Arc<Resilience>>,
+    /// Annotation `kube-proxy/reset-connections: "true"`: connections to endpoints that are gone are to be reset.
+    pub resets_connections: bool,
     /// Annotation `preserve-destination: "true"`, which only nodes that run Windows honour.
     pub preserves_destination: bool,
 }
@@ -161,6 +163,7 @@ impl Service {
             labels: Box::default(),
             proxying: None,
             resilience: None,
+            resets_connections: false,
             preserves_destination: false,
         }
     }
@@ -308,6 +311,8 @@ pub struct Node {
     pub is_deleting: bool,
     /// A taint with the key `ToBeDeletedByClusterAutoscaler`, whatever its value and effect: the autoscaler drains the node.
     pub is_scaled_down: bool,
+    /// The keys of `spec.taints`, in their order there; a key may be there twice, with different effects.
+    pub taints: Box<[Name]>,
 }
 
 impl Node {

@@ -7,6 +7,7 @@ mod explain;
 mod health_check;
 mod no_local;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use balance::Policy;
@@ -33,13 +34,39 @@ pub struct ThisNode {
     /// Its zone, for topology hints.
     pub zone: Option<Name>,
     /// Its primary address of each family, for the exception to source ranges.
-    pub addresses: Box<[std::net::IpAddr]>,
-    /// `externalIPs` are not served (feature gate `AllowServiceExternalIPs`, KEP-5707).
-    pub ignores_external_ips: bool,
+    pub addresses: Box<[IpAddr]>,
+    /// Which `externalIPs` are served.
+    pub external_ips: ExternalIps,
+    /// Services may ask for connections to endpoints that are gone to be reset.
+    pub resets_connections: bool,
     /// HNS serves, as on Windows: annotation `preserve-destination` counts, and flows of TCP need their endpoints to be kept.
     pub served_by_hns: bool,
     /// Which Services ask for proxies.
     pub proxying: Arc<ProxyingRules>,
+}
+
+/// Which `externalIPs` of Services are served. Whoever may write a Service may claim any address with them, and so get what the nodes and
+/// their pods send there (CVE-2020-8554).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ExternalIps {
+    /// All, as upstream.
+    #[default]
+    All,
+    /// None (feature gate `AllowServiceExternalIPs`, KEP-5707).
+    None,
+    /// Those in these ranges; never empty.
+    Within(Arc<[IpNet]>),
+}
+
+impl ExternalIps {
+    /// Whether an address is served.
+    pub fn serves(&self, address: IpAddr) -> bool {
+        match self {
+            Self::All => true,
+            Self::None => false,
+            Self::Within(ranges) => ranges.iter().any(|range| range.contains(&address)),
+        }
+    }
 }
 
 impl ThisNode {
@@ -63,7 +90,10 @@ pub fn frontends<F: Family>(node: &ThisNode, entry: &ServiceEntry) -> Vec<Fronte
         let candidates = endpoints::gather::<F>(node, port, &entry.slices);
         let policy = Policies::new(node, service, port, &addresses);
         let choice = endpoints::choose(node, &candidates, policy.needs_cluster(), policy.needs_local());
+        let resets_connections =
+            node.resets_connections && service.resets_connections && port.protocol == Protocol::Tcp;
         let flow_endpoints = match port.protocol {
+            Protocol::Tcp if resets_connections => endpoints::all(&candidates).into_iter().collect(),
             Protocol::Tcp if !node.served_by_hns => Arc::default(),
             Protocol::Tcp | Protocol::Udp | Protocol::Sctp => {
                 endpoints::serving(&candidates).into_iter().collect()
@@ -74,13 +104,17 @@ pub fn frontends<F: Family>(node: &ThisNode, entry: &ServiceEntry) -> Vec<Fronte
             service,
             port,
             &addresses,
-            &Pools { proxying, ..Pools::new(service, choice, flow_endpoints, policy.preserves_destination) },
+            &Pools {
+                proxying,
+                resets_connections,
+                ..Pools::new(service, choice, flow_endpoints, policy.preserves_destination)
+            },
         );
     }
     frontends
 }
 
-fn own<F: Family>(addresses: &[std::net::IpAddr]) -> impl Iterator<Item = F::Addr> {
+fn own<F: Family>(addresses: &[IpAddr]) -> impl Iterator<Item = F::Addr> {
     addresses.iter().filter_map(|addr| F::narrow(*addr))
 }
 
@@ -97,7 +131,9 @@ impl<F: Family> Addresses<F> {
     fn new(node: &ThisNode, service: &Service) -> Option<Self> {
         Some(Self {
             cluster_ip: own::<F>(&service.cluster_ips).next()?,
-            external_ips: own::<F>(&service.external_ips).filter(|_| !node.ignores_external_ips).collect(),
+            external_ips: own::<F>(&service.external_ips)
+                .filter(|addr| node.external_ips.serves((*addr).into()))
+                .collect(),
             load_balancer_ips: own::<F>(&service.load_balancer_ips).collect(),
             allowed_sources: allowed_sources::<F>(node, service),
         })
@@ -157,6 +193,7 @@ struct Pools<F: Family> {
     flow_endpoints: Arc<[Destination<F>]>,
     /// How proxies are to choose among them, if they are asked for.
     proxying: Option<Policy>,
+    resets_connections: bool,
 }
 
 impl<F: Family> Pools<F> {
@@ -185,6 +222,7 @@ impl<F: Family> Pools<F> {
             external_masquerade: if is_local { Masquerade::Never } else { Masquerade::Always },
             flow_endpoints,
             proxying: None,
+            resets_connections: false,
         }
     }
 }
@@ -208,6 +246,7 @@ fn port_frontends<F: Family>(
         resilience: service.resilience.clone(),
         app_protocol: port.app_protocol,
         flow_endpoints: pools.flow_endpoints.clone(),
+        resets_connections: pools.resets_connections,
         ..Frontend::new(cluster_ip, AddressKind::ClusterIp, name.clone(), pools.internal.clone())
     });
     let external = |kind, key, allowed_sources| Frontend {
@@ -220,6 +259,7 @@ fn port_frontends<F: Family>(
         masquerade: pools.external_masquerade,
         allowed_sources,
         flow_endpoints: pools.flow_endpoints.clone(),
+        resets_connections: pools.resets_connections,
         ..Frontend::new(key, kind, name.clone(), pools.external.clone())
     };
     let ip = |addr: &F::Addr| key(FrontendAddress::Ip(*addr), port.port);

@@ -241,6 +241,7 @@ fn node() -> impl Strategy<Value = Object> {
             pod_cidrs: Box::default(),
             is_deleting: false,
             is_scaled_down: false,
+            taints: Box::default(),
         })
     })
 }

@@ -40,6 +40,7 @@ fn node(version: u8) -> Object {
         pod_cidrs: Box::default(),
         is_deleting: false,
         is_scaled_down: false,
+        taints: Box::default(),
     })
 }
 

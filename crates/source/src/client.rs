@@ -28,6 +28,8 @@ pub enum Method {
     Create,
     /// `PATCH` of an object, with a merge patch (RFC 7386).
     MergePatch,
+    /// `PATCH` of an object, with a patch of operations (RFC 6902), all of which are made or none.
+    JsonPatch,
 }
 
 /// Why something was not written, or perhaps not.
@@ -90,6 +92,7 @@ fn request(method: Method, path: &str, body: Vec<u8>) -> Result<http::Request<Ve
     let (method, content_type) = match method {
         Method::Create => (http::Method::POST, "application/json"),
         Method::MergePatch => (http::Method::PATCH, "application/merge-patch+json"),
+        Method::JsonPatch => (http::Method::PATCH, "application/json-patch+json"),
     };
     http::Request::builder()
         .method(method)

@@ -62,6 +62,8 @@ struct Body {
     healthy: bool,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     status: BTreeMap<String, FamilyBody>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    canary: BTreeMap<String, &'static str>,
 }
 
 #[derive(Serialize)]
@@ -96,6 +98,7 @@ fn body(report: &Report, ok: bool, healthy: bool, node_eligible: Option<bool>, n
         node_eligible,
         healthy,
         status: status.collect(),
+        canary: report.canary.iter().map(|(family, state)| (family.to_string(), state.as_str())).collect(),
     };
     serde_json::to_string(&body).unwrap_or_default()
 }
@@ -109,7 +112,7 @@ fn time(time: Option<SystemTime>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use metrics::health::FamilyReport;
+    use metrics::health::{CanaryState, FamilyReport};
     use model::IpFamily;
     use std::time::Duration;
 
@@ -122,7 +125,7 @@ mod tests {
         let family = |last_updated| FamilyReport { last_updated, healthy, pending_since: None };
         let families =
             [(IpFamily::V6, family(at(600_000_000))), (IpFamily::V4, family(at(500_000_000)))].into();
-        Report { healthy, started, node_eligible, families }
+        Report { healthy, started, node_eligible, families, canary: BTreeMap::new() }
     }
 
     const NOW: &str = "2026-01-02T03:04:05.999000001Z";
@@ -144,6 +147,14 @@ mod tests {
     }
 
     #[test]
+    fn a_canary_is_told_and_changes_nothing_else() {
+        let canary = [(IpFamily::V4, CanaryState::Unreachable), (IpFamily::V6, CanaryState::Answers)].into();
+        let (ok, body) = livez(&Report { canary, ..report(true, true, true) }, at(0));
+        assert!(ok);
+        assert!(body.ends_with(r#""canary":{"IPv4":"unreachable","IPv6":"answers"}}"#), "{body}");
+    }
+
+    #[test]
     fn an_ineligible_node_is_no_fault_of_the_proxy() {
         check_healthz(
             &report(true, true, false),
@@ -156,7 +167,9 @@ mod tests {
 
     #[test]
     fn before_the_start_there_is_no_time() {
-        let none = Report { healthy: true, started: false, node_eligible: false, families: BTreeMap::new() };
+        let families = BTreeMap::new();
+        let none =
+            Report { healthy: true, started: false, node_eligible: false, families, canary: BTreeMap::new() };
         let zero = "0001-01-01T00:00:00Z";
         check_healthz(
             &none,

@@ -5,8 +5,8 @@ use std::time::Duration;
 use backend_nftables::{Backend, Config, NftablesTarget, NodePortAddresses};
 use mode::{Applied, Reading};
 use model::{
-    AddressKind, Destination, EndpointNode, FrontendAddress, Masquerade, ObjectName, Pool, ServicePortName,
-    V4, Verdict,
+    AddressKind, Destination, EndpointNode, FrontendAddress, Masquerade, ObjectName, Pool, Protocol,
+    ServicePortName, V4, Verdict,
 };
 use netlink::NetlinkError;
 

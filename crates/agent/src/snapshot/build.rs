@@ -17,7 +17,7 @@ use crate::traffic::{Flow, Rates};
 /// A port with what is known besides its explanation: its addresses and what went through.
 pub(crate) fn port<F: Family>(
     explained: PortExplanation<F>,
-    addresses: Vec<Address>,
+    mut addresses: Vec<Address>,
     affinity_seconds: Option<u64>,
     proxying: Option<String>,
     outages: &[EndpointOutage],
@@ -33,6 +33,13 @@ pub(crate) fn port<F: Family>(
         let told = known.and_then(|known| Some(traffic(known, known.to(&service, &address)?)));
         Endpoint { out: out(outages, &service, address), ..endpoint(explained, address, told) }
     };
+    addresses.extend(explained.unserved.iter().map(|address| Address {
+        kind: AddressKind::ExternalIp,
+        address: Some((*address).into()),
+        port: explained.port_number,
+        state: AddressState::NotAllowed,
+        rules: Vec::new(),
+    }));
     Port {
         service_port: explained.port.to_string(),
         protocol: explained.port.protocol.to_string(),

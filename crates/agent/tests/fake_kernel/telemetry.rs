@@ -233,6 +233,7 @@ fn node(is_deleting: bool) -> Object {
         pod_cidrs: Box::default(),
         is_deleting,
         is_scaled_down: false,
+        taints: Box::default(),
     })
 }
 

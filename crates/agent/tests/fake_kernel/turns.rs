@@ -41,6 +41,7 @@ fn node(zone: &str) -> Object {
         pod_cidrs: Box::default(),
         is_deleting: false,
         is_scaled_down: false,
+        taints: Box::default(),
     })
 }
 

@@ -21,7 +21,8 @@ pub(super) fn convert_node(
     let pod_cidrs = pod_cidrs(&raw.spec, notes).into();
     let is_deleting = raw.metadata.deletion_timestamp.0;
     let is_scaled_down = raw.spec.taints.iter().any(|taint| &*taint.key == raw::TAINT_SCALED_DOWN);
-    Ok(Object::Node(Node { name, zone, addresses, pod_cidrs, is_deleting, is_scaled_down }))
+    let taints = raw.spec.taints.iter().map(|taint| interner.intern(&taint.key)).collect();
+    Ok(Object::Node(Node { name, zone, addresses, pod_cidrs, is_deleting, is_scaled_down, taints }))
 }
 
 /// Internal addresses in order, then external ones. Host names are not resolved.

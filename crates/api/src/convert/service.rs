@@ -49,6 +49,7 @@ pub(super) fn convert(
         labels: labels(&raw.metadata.labels, interner).into(),
         proxying: proxying(raw, notes),
         resilience: resilience(&raw.metadata.annotations, notes),
+        resets_connections: resets_connections(raw, notes),
         preserves_destination: raw.metadata.annotations.preserves_destination,
         name,
     }))
@@ -93,6 +94,19 @@ fn annotation<T>(
         Err(reason) => {
             notes.add(format_args!("metadata.annotations[{name}]"), reason.to_string());
             None
+        }
+    }
+}
+
+/// Whether the Service wants connections to endpoints that are gone to be reset; not, if it says neither yes nor no.
+fn resets_connections(raw: &raw::Service<'_>, notes: &mut Notes) -> bool {
+    match &*raw.metadata.annotations.resets_connections {
+        "true" => true,
+        "" | "false" => false,
+        other => {
+            let path = format_args!("metadata.annotations[{}]", raw::ANNOTATION_RESET_CONNECTIONS);
+            notes.add(path, format!("{} is neither \"true\" nor \"false\"", quoted(other)));
+            false
         }
     }
 }

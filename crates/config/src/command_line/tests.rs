@@ -39,7 +39,10 @@ fn fields_and_their_flags_agree_on_the_path() {
             || path.starts_with("ebpf.")
             || path.starts_with("serviceMetrics.")
             || path.starts_with("serviceProxying.")
-            || ["featureGates", "logging.vmodule", "inspectSocket"].contains(&path);
+            || path.starts_with("connectionReset.")
+            || path.starts_with("canary.")
+            || ["featureGates", "logging.vmodule", "inspectSocket", "allowedExternalIPs", "startupTaint"]
+                .contains(&path);
         assert!(paths.contains_key(path) || omitted_when_empty, "--{}: {path}", flag.name);
     }
 }

@@ -438,7 +438,7 @@ function explained(service, counts) {
 
 function addressRow(port, address) {
   const text = address.address ? bracketed(address.address, address.port) : `node port ${address.port}`;
-  const states = { inForce: ["in force", "good"], waiting: ["not in force yet", "warn"], lost: [`not served: ${address.state.winner} has it`, "bad"] };
+  const states = { inForce: ["in force", "good"], waiting: ["not in force yet", "warn"], lost: [`not served: ${address.state.winner} has it`, "bad"], notAllowed: ["not served: not an allowed external IP", "bad"] };
   const [word, tone] = states[address.state.state] ?? [address.state.state, ""];
   const to = address.address ? `#/packet?destination=${encodeURIComponent(text)}&protocol=${port.protocol}` : null;
   return [h("code", null, text), KIND[address.kind] ?? address.kind, chip(word, tone), to ? h("a", { href: to }, "follow a packet") : ""];

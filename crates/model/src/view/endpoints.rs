@@ -71,6 +71,11 @@ impl Candidate<'_> {
     }
 }
 
+/// All endpoints, in whatever condition.
+pub(super) fn all<F: Family>(candidates: &Candidates<'_, F>) -> BTreeSet<Destination<F>> {
+    select(candidates, |_| true)
+}
+
 /// The endpoints that existing flows may stay with.
 pub(super) fn serving<F: Family>(candidates: &Candidates<'_, F>) -> BTreeSet<Destination<F>> {
     select(candidates, |candidate| candidate.conditions.ready || candidate.conditions.serving)

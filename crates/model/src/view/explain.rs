@@ -1,7 +1,7 @@
 //! Why new flows to a Service go where they go on this node, as values: worked out on demand by the functions that decide.
 
 use super::endpoints::{self, Basis, Candidate, List};
-use super::{Addresses, Policies, ThisNode};
+use super::{Addresses, Policies, ThisNode, own};
 use crate::{Conditions, Family, Service, ServiceEntry, ServicePort, ServicePortName, TrafficPolicy};
 
 /// What this node makes of a Service in one family.
@@ -20,10 +20,14 @@ pub enum Explanation<F: Family> {
 pub struct PortExplanation<F: Family> {
     /// The port.
     pub port: ServicePortName,
+    /// Its number.
+    pub port_number: u16,
     /// The endpoints for each policy that the Service uses, with the addresses that it governs.
     pub lists: Vec<ListExplanation>,
     /// All endpoints, by address and port.
     pub endpoints: Vec<EndpointExplanation<F>>,
+    /// `externalIPs` that are not served, since [`ThisNode::external_ips`] does not have them.
+    pub unserved: Vec<F::Addr>,
 }
 
 /// The endpoints that flows are balanced over under a policy.
@@ -123,8 +127,12 @@ fn explain_port<F: Family>(
             port: port.name.clone(),
             protocol: port.protocol,
         },
+        port_number: port.port,
         lists: lists.collect(),
         endpoints: endpoints.collect(),
+        unserved: own::<F>(&service.external_ips)
+            .filter(|addr| !node.external_ips.serves((*addr).into()))
+            .collect(),
     }
 }
 

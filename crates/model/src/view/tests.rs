@@ -302,15 +302,27 @@ fn external_and_load_balancer_addresses_of_the_family_are_served() {
 }
 
 #[test]
-fn external_ips_may_be_ignored() {
+fn external_ips_are_served_as_far_as_they_are_allowed() {
     let service = Service {
-        external_ips: [ip("203.0.113.1")].into(),
+        external_ips: ["203.0.113.1", "198.51.100.7"].map(ip).into(),
         ..service(&["10.96.0.10"], &[("", Protocol::Tcp, 80, None)])
     };
     let entry = ServiceEntry { service: Some(Box::new(service)), ..ServiceEntry::default() };
-    let n_frontends = |node: &ThisNode| frontends::<V4>(node, &entry).len();
-    assert_eq!(n_frontends(&this_node()), 2);
-    assert_eq!(n_frontends(&ThisNode { ignores_external_ips: true, ..this_node() }), 1);
+    let check = |external_ips: ExternalIps, served: &[&str], unserved: &[&str]| {
+        let node = ThisNode { external_ips, ..this_node() };
+        let frontends = frontends::<V4>(&node, &entry);
+        let external = frontends.iter().filter(|frontend| frontend.kind == AddressKind::ExternalIp);
+        let addresses = external.map(|frontend| frontend.key.address);
+        let expected: Vec<_> = served.iter().map(|addr| FrontendAddress::Ip(addr.parse().unwrap())).collect();
+        assert_eq!(addresses.collect::<Vec<_>>(), expected);
+        let Explanation::Ports(ports) = explain::<V4>(&node, Some(&entry)) else { panic!("it has ports") };
+        let left_out: Vec<_> = ports[0].unserved.iter().map(ToString::to_string).collect();
+        assert_eq!(left_out, unserved);
+    };
+    let ranges = ["198.51.100.0/24", "fd00::/8"].map(|range| range.parse().unwrap());
+    check(ExternalIps::All, &["203.0.113.1", "198.51.100.7"], &[]);
+    check(ExternalIps::None, &[], &["203.0.113.1", "198.51.100.7"]);
+    check(ExternalIps::Within(ranges.into()), &["198.51.100.7"], &["203.0.113.1"]);
 }
 
 #[track_caller]
