@@ -157,7 +157,9 @@ fn what_was_deleted_behind_our_back_is_noticed_and_made_again() {
     // Our own changes are none of others'.
     assert_eq!(watcher.look(), Ok(None));
     assert_eq!(watcher.look(), Ok(None));
-    world.hns.tamper(|objects| drop(objects.add_network("other", network_type::L2_BRIDGE, &["10.9.0.0/24"])));
+    world.hns.tamper(|objects| {
+        objects.add_network("other", network_type::L2_BRIDGE, &["10.9.0.0/24"]);
+    });
     assert_eq!(watcher.look(), Ok(Some(Doing::Other)), "that is nothing of ours");
 }
 
