@@ -152,8 +152,7 @@ fn with_target<T: Target>(
 fn can_go_on<T: Target>(answer: &Answer<T>) -> bool {
     match answer {
         Answer::NotOpened(_) | Answer::Read(Reading::Failed(_)) => false,
-        Answer::Worked => true,
-        Answer::Read(Reading::Whole(_) | Reading::Unstable | Reading::NotReadable) => true,
+        Answer::Worked | Answer::Read(Reading::Whole(_) | Reading::Unstable | Reading::NotReadable) => true,
         Answer::Applied(applied) => applied.is_usable,
     }
 }
