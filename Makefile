@@ -55,7 +55,9 @@ KERNEL_SOCKET := verifier::the_verifier_needs_few_steps \
 	translation::a_connection_goes_to_an_endpoint_and_shows_the_service translation::connections_over_ipv6_are_translated_too \
 	translation::node_ports_are_served_at_the_nodes_addresses_only \
 	translation::what_has_to_be_masqueraded_is_translated_for_the_host_alone \
-	translation::what_is_pinned_serves_while_nobody_is_there_and_is_taken_over_without_a_write
+	translation::what_is_pinned_serves_while_nobody_is_there_and_is_taken_over_without_a_write \
+	datagrams::answers_are_those_of_the_service_over_ipv4 datagrams::answers_are_those_of_the_service_over_ipv6 \
+	endings::sockets_of_an_endpoint_that_is_gone_are_ended_in_every_namespace_and_no_others
 joined = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
 kernels:
 	@scripts/setup $(BUILD_TOOLS) $(GUEST_TOOLS)

@@ -35,9 +35,11 @@ pub struct State<F: Family> {
 struct Former<F: Family> {
     /// Numbers of endpoints, where there is room for them, and epochs. A counter is known by the epoch, and goes on; a socket's
     /// datagrams go on by both.
-    endpoints: BTreeMap<ServicePortName, BTreeMap<Socket<F>, (Option<u32>, u16)>>,
+    endpoints: BTreeMap<ServicePortName, FormerNumbers<F>>,
     pools: BTreeMap<PoolName, u32>,
 }
+
+type FormerNumbers<F> = BTreeMap<Socket<F>, (Option<u32>, u16)>;
 
 impl<F: Family> Default for Former<F> {
     fn default() -> Self {

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -89,8 +90,29 @@ pub struct Cluster {
     socket_site: Option<SocketSite>,
     is_proxying: bool,
     has_datagrams: bool,
+    /// Before the directory, which they are in.
+    _named: Vec<NamedNamespace>,
     dir: TempDir,
     kubeconfig: PathBuf,
+}
+
+/// A name of a network namespace, as container runtimes make it. Gone with this.
+#[derive(Debug)]
+struct NamedNamespace(PathBuf);
+
+impl NamedNamespace {
+    fn new(host: &Host, path: PathBuf) -> anyhow::Result<Self> {
+        std::fs::write(&path, "")?;
+        let status = Command::new("mount").arg("--bind").arg(host.path()).arg(&path).status()?;
+        anyhow::ensure!(status.success(), "mount {} at {}", host.name(), path.display());
+        Ok(Self(path))
+    }
+}
+
+impl Drop for NamedNamespace {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("--lazy").arg(&self.0).status());
+    }
 }
 
 impl Cluster {
@@ -124,6 +146,7 @@ impl Cluster {
             socket_site: None,
             is_proxying: false,
             has_datagrams: false,
+            _named: Vec::new(),
             dir,
             kubeconfig,
         })
@@ -163,10 +186,9 @@ impl Cluster {
     /// They can't be given names.
     pub fn with_datagrams(self) -> anyhow::Result<Self> {
         std::fs::create_dir(self.netns_dir())?;
-        for pod in self.lab.pods() {
-            std::os::unix::fs::symlink(pod.path(), self.netns_dir().join(pod.name()))?;
-        }
-        Ok(Self { has_datagrams: true, ..self })
+        let named = |pod: &Host| NamedNamespace::new(pod, self.netns_dir().join(pod.name()));
+        let named = self.lab.pods().iter().map(named).collect::<Result<_, _>>()?;
+        Ok(Self { has_datagrams: true, _named: named, ..self })
     }
 
     /// Where the namespaces of the node's pods have names.

@@ -195,7 +195,7 @@ impl Conntrack for FlowsAndSockets {
 impl Endings {
     /// Ends all that are stale; gives how many.
     fn end_all(&self, stale: &mut dyn FnMut(&Flow) -> bool) -> Result<u64, NetlinkError> {
-        let namespaces = self.open_namespaces();
+        let (namespaces, unopened) = self.open_namespaces();
         let (found, all_found) = channel();
         let (to_end, chosen) = channel();
         std::thread::scope(|scope| {
@@ -209,14 +209,34 @@ impl Endings {
                     break;
                 }
             }
-            walker.join().unwrap_or(Err(NetlinkError::OutcomeUnknown { why: "a panic" }))
+            let ended = walker.join().unwrap_or(Err(NetlinkError::OutcomeUnknown { why: "a panic" }))?;
+            unopened.map_or(Ok(ended), |error| Err(error.besides(ended, ENDED)))
         })
     }
 
-    /// Those that are gone before they are open need nobody.
-    fn open_namespaces(&self) -> Vec<File> {
-        let entries = fs::read_dir(&self.namespaces).into_iter().flatten().flatten();
-        entries.filter_map(|entry| File::open(entry.path()).ok()).collect()
+    /// Those that are gone before they are open need nobody; any other failure is told, too.
+    fn open_namespaces(&self) -> (Vec<File>, Option<NetlinkError>) {
+        let refused = |error: &io::Error| {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            NetlinkError::refused(
+                format!("to open a network namespace in {}", self.namespaces.display()),
+                errno,
+                None,
+            )
+        };
+        let entries = match fs::read_dir(&self.namespaces) {
+            Ok(entries) => entries,
+            Err(error) => return (Vec::new(), Some(refused(&error))),
+        };
+        let (mut opened, mut failure) = (Vec::new(), None);
+        for entry in entries.flatten() {
+            match File::open(entry.path()) {
+                Ok(file) => opened.push(file),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => failure = failure.or(Some(refused(&error))),
+            }
+        }
+        (opened, failure)
     }
 }
 
