@@ -38,7 +38,6 @@ impl AddressWatch {
     }
 
     /// Returns when addresses may have changed.
-    #[expect(clippy::unused_self, reason = "on other systems it is a socket")]
     pub(crate) async fn changed(&self) -> io::Result<()> {
         tokio::time::sleep(POLL).await;
         Ok(())
