@@ -74,8 +74,11 @@ fn note(call: Call, error: Option<&HcnError>) {
     drop(journal.and_then(|mut journal| writeln!(journal, "{handles} {call}{outcome}")));
 }
 
+/// The last number that was given out, and what those stand for that are in use.
+type Numbered<T> = Mutex<(usize, BTreeMap<usize, T>)>;
+
 /// Open objects by the number that stands for a handle.
-static HANDLES: Mutex<(usize, BTreeMap<usize, (Kind, Guid)>)> = Mutex::new((0, BTreeMap::new()));
+static HANDLES: Numbered<(Kind, Guid)> = Mutex::new((0, BTreeMap::new()));
 
 fn new_handle(kind: Kind, id: Guid) -> *mut c_void {
     let (last, open) = &mut *lock(&HANDLES);
@@ -140,7 +143,7 @@ fn answer(result: Result<(), HcnError>, error_place: *mut PWSTR) -> HRESULT {
     let Err(error) = result else { return 0 };
     let document = json!({ "Success": false, "Error": error.text, "ErrorCode": error.code.0 });
     give(&document.to_string(), error_place);
-    if FAILURES.fetch_add(1, Ordering::Relaxed) % 2 == 0 { error.code.0.cast_signed() } else { 0 }
+    if FAILURES.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) { error.code.0.cast_signed() } else { 0 }
 }
 
 fn enumerate(kind: Kind, place: *mut PWSTR) -> Result<(), HcnError> {
@@ -274,7 +277,7 @@ extern "system" fn HNSCall(method: PCWSTR, path: PCWSTR, _body: PCWSTR, response
 type Callback = unsafe extern "system" fn(u32, *const c_void, HRESULT, PCWSTR);
 
 /// Callbacks by number, each with its context as a number.
-static CALLBACKS: Mutex<(usize, BTreeMap<usize, (Callback, usize)>)> = Mutex::new((0, BTreeMap::new()));
+static CALLBACKS: Numbered<(Callback, usize)> = Mutex::new((0, BTreeMap::new()));
 
 #[unsafe(no_mangle)]
 extern "system" fn HcnRegisterServiceCallback(

@@ -19,15 +19,6 @@ impl Limits {
         }
     }
 
-    /// Takes note of a setting of the host that stays as it is.
-    pub(crate) fn note_setting(&self, failure: &dyn std::error::Error) {
-        let why = match failure.source() {
-            Some(cause) => agent::with_causes(cause),
-            None => "it is refused".to_owned(),
-        };
-        self.note(&format!("a setting of the host, {failure}"), Some(why));
-    }
-
     /// All there are now.
     pub(crate) fn all(&self) -> Vec<Limit> {
         let limits = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -22,12 +22,21 @@ pub(crate) fn set_host(config: &Config, limits: &Limits) -> anyhow::Result<()> {
     let localnet = settings::serves_localhost(config).then(|| host::set_route_localnet(&root));
     for failure in applied.failures.into_iter().chain(localnet.and_then(Result::err)) {
         warn!(err = with_causes(&failure), "a setting of the host can't be changed; it stays as it is");
-        limits.note_setting(&failure);
+        note_setting(limits, &failure);
     }
     match config.mode {
         Mode::Ipvs => mode::ipvs::set_host(config, limits),
         Mode::NfTables | Mode::IpTables | Mode::Ebpf | Mode::Userspace | Mode::Kernelspace => Ok(()),
     }
+}
+
+/// Takes note of a setting of the host that stays as it is.
+pub(crate) fn note_setting(limits: &Limits, failure: &dyn std::error::Error) {
+    let why = match failure.source() {
+        Some(cause) => with_causes(cause),
+        None => "it is refused".to_owned(),
+    };
+    limits.note(&format!("a setting of the host, {failure}"), Some(why));
 }
 
 /// Sets what is the host's, and what is this process's.

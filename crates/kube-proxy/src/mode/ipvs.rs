@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use super::nftables;
 use super::userspace::Proxying;
 use crate::limits::Limits;
+use crate::prepare;
 use crate::takeover::{Leftovers, TakeOvers};
 use crate::watching::spawn_watch;
 
@@ -37,7 +38,7 @@ pub(crate) fn set_host(config: &Config, limits: &Limits) -> anyhow::Result<()> {
     }
     for (entry, failure) in applied.warnings {
         warn!(%entry, err = with_causes(&failure), "a setting of the host can't be changed; it stays as it is");
-        limits.note_setting(&failure);
+        prepare::note_setting(limits, &failure);
     }
     Ok(())
 }

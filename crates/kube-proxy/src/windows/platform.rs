@@ -13,7 +13,7 @@ use config::{Config, Mode, ModeSupport};
 use hcn::Mac;
 use hns::process;
 use model::IpFamily;
-use network_interface::{NetworkInterface, NetworkInterfaceConfig as _};
+use network_interface::{Addr, NetworkInterface, NetworkInterfaceConfig as _};
 
 use crate::mode;
 use crate::serve::Ended;
@@ -32,6 +32,7 @@ pub(crate) fn own_command(_arguments: &[String]) -> Option<ExitCode> {
 }
 
 /// How many files and connections the process may have open: more than anybody wants.
+#[expect(clippy::unnecessary_wraps, reason = "other systems may not tell")]
 pub(crate) fn descriptor_limit() -> Option<u64> {
     Some(u64::from(u16::MAX))
 }
@@ -55,7 +56,7 @@ pub(crate) fn families() -> Vec<IpFamily> {
 /// The addresses of this host's interfaces.
 pub(crate) fn addresses() -> io::Result<Vec<IpAddr>> {
     let interfaces = NetworkInterface::show().map_err(io::Error::other)?;
-    Ok(interfaces.into_iter().flat_map(|found| found.addr).map(|address| address.ip()).collect())
+    Ok(interfaces.into_iter().flat_map(|found| found.addr).map(Addr::ip).collect())
 }
 
 /// The hardware addresses of this host's adapters, by their addresses.

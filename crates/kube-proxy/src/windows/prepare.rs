@@ -16,6 +16,7 @@ pub(crate) fn set_host(_config: &Config, _limits: &Limits) -> anyhow::Result<()>
 }
 
 /// Sets what is this process's.
+#[expect(clippy::unnecessary_wraps, reason = "other systems may lack privileges")]
 pub(crate) fn before_serving(config: &Config, limits: &Limits) -> anyhow::Result<()> {
     let Some(class) = &config.windows.priority_class else { return Ok(()) };
     match platform::set_priority_class(class) {

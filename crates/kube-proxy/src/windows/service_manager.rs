@@ -5,7 +5,7 @@ use agent::Telemetry;
 
 /// Follows the program's state, for ever.
 pub(crate) async fn follow(_telemetry: &Telemetry) {
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// The program is ending.
