@@ -20,7 +20,7 @@ const KEEP: [Port; 1] =
 const ASKING: &str = "10.96.0.20";
 const SILENT: &str = "10.96.0.21";
 /// Ten seconds until an endpoint is gone for good, and as many until the client sends again what was not acknowledged.
-const RESET: Duration = Duration::from_secs(60);
+const RESET: Duration = Duration::from_mins(1);
 
 #[test]
 fn clients_of_a_dead_endpoint_are_reset_in_mode_nftables() {
