@@ -113,6 +113,7 @@ cluster:
 
 ## What CI runs: format, lints, borders between crates, documentation, licences, tests, and what is in deploy/. Among the tests, what a change costs is counted at two
 ## sizes (crates/agent/tests/cost.rs); where valgrind is installed, instructions too.
+WINDOWS_RUN := $(if $(filter 0,$(shell id -u))$(shell command -v wine),windows)
 check: package-check
 	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS)
 	$(CARGO) fmt --all --check
@@ -122,9 +123,8 @@ check: package-check
 	command -v cargo-deny >/dev/null || $(CARGO) install --locked --debug cargo-deny
 	$(CARGO) deny --all-features check licenses bans sources
 	INSTA_UPDATE=no $(CARGO) test --workspace --locked --no-fail-fast
-	$(MAKE) guest-smoke
-	$(MAKE) windows-check
-	if command -v wine >/dev/null || test "$$(id -u)" = 0; then $(MAKE) windows; else echo "check: without wine nothing runs for Windows"; fi
+	@echo 'check: the guest, which has one processor, beside what is for Windows'
+	@$(MAKE) guest-smoke & guest=$$!; $(MAKE) windows-check $(WINDOWS_RUN); windows=$$?; wait $$guest && exit $$windows
 
 ## HTTP by request between clients and servers that are not ours: gRPC and WebSocket of PyPI. Not part of `check`, since it asks PyPI.
 conformance:

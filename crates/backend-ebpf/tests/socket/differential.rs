@@ -124,7 +124,7 @@ fn frontends(n: u8, service: &Service, protocol: Protocol) -> Vec<Frontend<V4>> 
     let cluster = pool(service.endpoints, service.when_empty);
     let frontend = |kind, address, port, masquerade| Frontend {
         masquerade,
-        affinity: service.has_affinity.then(|| Affinity { timeout: Duration::from_secs(60), service: None }),
+        affinity: service.has_affinity.then(|| Affinity { timeout: Duration::from_mins(1), service: None }),
         ..Frontend::new(FrontendKey { address, protocol, port }, kind, name.clone(), cluster.clone())
     };
     let ip = FrontendAddress::Ip;
@@ -216,10 +216,6 @@ fn tracer(table: &Table<V4>, settings: &RuleSettings) -> Tracer {
     Tracer::new(ruleset, nft::Family::Ip, [NODE.into()])
 }
 
-fn addresses() -> Result<BTreeSet<IpAddr>, String> {
-    Ok(BTreeSet::from([NODE.into(), Ipv4Addr::LOCALHOST.into()]))
-}
-
 fn wanted(table: &Table<V4>, settings: &RuleSettings) -> Change<V4> {
     Change::All(Wanted::of(table, settings, &Options { datagrams: true, ..Options::default() }))
 }
@@ -229,6 +225,7 @@ fn maps(table: &Table<V4>, settings: &RuleSettings) -> Contents<V4> {
     let programs = FakePrograms::<V4>::default();
     let opened = programs.clone();
     let open = Box::new(move || Ok(opened.open()));
+    let addresses = || Ok(BTreeSet::from([NODE.into(), Ipv4Addr::LOCALHOST.into()]));
     let mut path = SocketPath::new(open, Box::new(addresses), Box::new(|_, _| ()));
     assert_eq!(path.change(&wanted(table, settings)), Condition::On);
     programs.contents().unwrap()
@@ -282,7 +279,7 @@ impl Nodes {
             EchoServer::start(pod, pod.name(), &[(PORT, Mode::Line), (PORT, Mode::Udp)]).unwrap()
         };
         let servers = pods.map(start).into();
-        assert_eq!(pods.map(|pod| pod.ip4()), ENDPOINTS);
+        assert_eq!(pods.map(Host::ip4), ENDPOINTS);
         assert_eq!((lab.node().ip4(), lab.pod(2).ip4()), (NODE, POD));
         let rules = lab.node().run(kernel::Nftables::open).unwrap();
         Self { lab, site, _servers: servers, rules }
