@@ -191,8 +191,7 @@ mod tests {
     #[test]
     fn readings_are_rare_and_take_little_of_the_time() {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
-        let mut rhythm = Rhythm::default();
-        rhythm.first = Some(start);
+        let mut rhythm = Rhythm { first: Some(start), ..Rhythm::default() };
         assert!(!rhythm.begin_if_due(start - second), "not while the start goes on");
         assert!(rhythm.begin_if_due(start), "the first one");
         assert!(!rhythm.begin_if_due(start + 100 * second), "one at a time");

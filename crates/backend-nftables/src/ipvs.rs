@@ -8,7 +8,7 @@
 //!   postrouting as in mode nftables. Flows that IPVS directs have no translation by rules, so conntrack's status says nothing;
 //! - what the host itself sends to a Service's address has that address as its source as well, since it is local: it is always
 //!   masqueraded;
-//! - a proxy of this node that has a [lease](crate::lease) has the flows of its Services before IPVS sees them;
+//! - a proxy of this node that has a [lease] has the flows of its Services before IPVS sees them;
 //! - the other ports of such addresses would be those of the host, and are closed;
 //! - internal flows that take the short cut of `externalTrafficPolicy: Local` have another choice of endpoints than others of
 //!   the same address, which no virtual server can have. Rules direct them, before IPVS sees them.

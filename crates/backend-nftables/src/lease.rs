@@ -1,4 +1,4 @@
-//! The lease that a proxy of this node has on flows ([`Balancer::Proxies`](model::Balancer::Proxies)).
+//! The lease that a proxy of this node has on flows ([`Balancer::Proxies`]).
 //!
 //! All frontends have what they have where rules choose endpoints. Those that a proxy is to serve have a bit more in the number that
 //! their packets get as priority; a packet with that bit goes to the proxy's listener, if maps `proxies` and `internal-proxies`

@@ -190,7 +190,7 @@ mod tests {
     fn a_share_of_failures_ejects_if_there_were_enough_attempts() {
         let mut outliers = Outliers::default();
         let report = |outliers: &mut Outliers, n: u64, now| {
-            outliers.report(&SETTINGS, endpoint(1), n % 2 == 0, MANY, now)
+            outliers.report(&SETTINGS, endpoint(1), n.is_multiple_of(2), MANY, now)
         };
         for n in 0..9 {
             assert_eq!(report(&mut outliers, n, at(n)), None);

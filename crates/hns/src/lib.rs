@@ -1,4 +1,4 @@
-//! Windows' edge: HNS by its C interface (`computenetwork.dll`, `vmcompute.dll`, loaded when [`Hns::load`] wants them) behind the trait `hcn::Hcn`, its notifications
+//! Windows' edge: HNS by its C interface (`computenetwork.dll`, `vmcompute.dll`, loaded when `Hns::load` wants them) behind the trait `hcn::Hcn`, its notifications
 //! (`Subscription`), and what Windows tells of this process (`process`). With `kernel`, which is Linux' edge, the only
 //! crate with unsafe code; on other systems it is empty.
 //!

@@ -358,7 +358,7 @@ impl Nodes {
         let mut seen = BTreeSet::new();
         // One of three is not met in 200 tries never.
         for _ in 0..200 {
-            seen.insert(self.ask(client, protocol, to, limit));
+            seen.insert(felt((client, protocol), self.ask(client, protocol, to, limit)));
             if seen.len() >= most || !seen.is_subset(expected) {
                 break;
             }
@@ -431,7 +431,7 @@ fn has_affinity(services: &[Service], to: (Ipv4Addr, u16)) -> bool {
     (0u8..).zip(services).any(|(n, service)| is_of(n) && service.has_affinity)
 }
 
-/// A host's own datagram fails inside the call in the same way, whether it is refused or dropped.
+/// A host's own datagram may fail inside the call whether it is refused or dropped; not where its packet is looked at on the way in.
 fn felt(by: (Client, Protocol), seen: Seen) -> Seen {
     match (by, seen) {
         ((Client::Node, Protocol::Udp), Seen::Refused) => Seen::Dropped,

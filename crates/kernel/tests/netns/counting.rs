@@ -137,6 +137,7 @@ fn ports() -> Arc<Set> {
 }
 
 /// Of these one has gone, so that those behind it have to be asked for one by one.
+#[expect(clippy::unnecessary_wraps, reason = "the type of what tells keys")]
 fn likely_keys(_set: &Name, others: &nft::Ruleset) -> Option<Vec<Bytes>> {
     let ports = others.sets.get(&ports().name).map_or(&[][..], |state| &state.elements);
     let ports = ports.iter().filter_map(|port| port.key.reader().port());
