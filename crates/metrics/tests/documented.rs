@@ -83,6 +83,7 @@ fn metrics(mode: Mode) -> Metrics {
     };
     let traffic = FamilyTraffic { family: IpFamily::V4, total: counted, services: vec![service] };
     metrics.traffic.follow(Box::new(move || vec![traffic.clone()]), ServiceSeries::default());
+    drop(metrics.canary(IpFamily::V4));
     metrics.slis.record("ping", "healthz", true);
     metrics
 }

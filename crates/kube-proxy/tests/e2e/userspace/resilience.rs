@@ -71,10 +71,13 @@ fn pods(numbers: &[usize]) -> BTreeSet<String> {
 fn check_seen(cluster: &Cluster, cause: &str, why: &str) {
     let node = cluster.lab.node();
     let endpoint = cluster.endpoints(false)[0].ip;
-    let explained = told(node, &["explain", "service", "default/resilient"]);
-    let line =
-        explained.lines().find(|line| line.contains(&format!("endpoint {endpoint}:"))).unwrap_or_default();
-    assert!(line.contains("gets nothing for now") && line.contains(why), "{explained}");
+    let explained = || told(node, &["explain", "service", "default/resilient"]);
+    let is_explained = || {
+        let explained = explained();
+        let mut lines = explained.lines().filter(|line| line.contains(&format!("endpoint {endpoint}:")));
+        lines.any(|line| line.contains("gets nothing for now") && line.contains(why))
+    };
+    assert!(wait_until(PATIENCE, is_explained), "{}", explained());
     let listed = told(node, &["list", "endpoints", "resilient"]);
     let out: Vec<&str> = listed.lines().filter(|line| line.contains(" Out ")).collect();
     assert!(matches!(&*out, [line] if line.contains(&endpoint.to_string())), "{listed}");
@@ -117,8 +120,8 @@ fn an_endpoint_whose_answers_fail_is_ejected_and_people_see_it() {
 /// Of all Services, and of each.
 #[test]
 fn requests_are_counted_with_their_codes_and_times() {
-    let cluster = cluster(1, 0);
-    let fails = serve(cluster.lab.pod(0), 0);
+    let cluster = cluster(2, 0);
+    let fails: Vec<_> = (0..2).map(|n| serve(cluster.lab.pod(n), n)).collect();
     apply(&cluster, json!({}));
     apply_web(&cluster);
     let arguments = [cluster.arguments(), vec!["--service-metrics=all".to_owned()]].concat();
@@ -131,7 +134,7 @@ fn requests_are_counted_with_their_codes_and_times() {
         .run(|| TcpStream::connect((ip(SERVICE), 80)))
         .is_ok()));
     met(&cluster);
-    fails.store(true, Ordering::Relaxed);
+    fails.iter().for_each(|fails| fails.store(true, Ordering::Relaxed));
     met(&cluster);
     let metrics = SocketAddr::from(([127, 0, 0, 1], 10249));
     let page = || wait_for_answer(cluster.lab.node(), metrics, "/metrics", 200, PATIENCE).body;
@@ -166,13 +169,13 @@ fn an_endpoint_whose_health_check_fails_gets_nothing_until_it_succeeds() {
 
 #[test]
 fn what_a_service_asks_for_and_nobody_understands_has_an_event() {
-    let cluster = cluster(1, 0);
-    serve(cluster.lab.pod(0), 0);
+    let cluster = cluster(2, 0);
+    (0..2).for_each(|n| drop(serve(cluster.lab.pod(n), n)));
     apply(&cluster, json!({ "kube-proxy/limits": "connections=many", "kube-proxy/health-check": "icmp" }));
     apply_web(&cluster);
     let _proxy = start(&cluster);
     wait_for_capture(&cluster, true);
-    assert_eq!(met(&cluster), pods(&[0]));
+    assert_eq!(met(&cluster), pods(&[0, 1]));
     let told = |what: &str| {
         let events = cluster.api.list(Kind::Event);
         events.iter().any(|event| {
