@@ -139,11 +139,12 @@ fn requests_are_counted_with_their_codes_and_times() {
     let metrics = SocketAddr::from(([127, 0, 0, 1], 10249));
     let page = || wait_for_answer(cluster.lab.node(), metrics, "/metrics", 200, PATIENCE).body;
     let own = "ip_family=\"IPv4\",namespace=\"default\",port=\"web\",service=\"resilient\"";
+    let timed = "ip_family=\"IPv4\",namespace=\"default\",service=\"resilient\",port=\"web\"";
     let wanted = [
         "kubeproxy_requests_total{code=\"2xx\",ip_family=\"IPv4\"} 12".to_owned(),
         "kubeproxy_requests_total{code=\"5xx\",ip_family=\"IPv4\"} 12".to_owned(),
         format!("kubeproxy_service_requests_total{{code=\"5xx\",{own}}} 12"),
-        format!("kubeproxy_service_request_duration_seconds_count{{{own}}} 24"),
+        format!("kubeproxy_service_request_duration_seconds_count{{{timed}}} 24"),
     ];
     let are_told = || wanted.iter().all(|line| page().lines().any(|found| found == line));
     assert!(wait_until(PATIENCE, are_told), "{}", page());
