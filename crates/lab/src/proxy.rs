@@ -4,6 +4,7 @@ use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -20,6 +21,7 @@ use crate::Namespace;
 pub struct Proxy {
     child: Child,
     log: Arc<Mutex<Log>>,
+    reader: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -64,15 +66,15 @@ impl Proxy {
 
     fn new(mut child: Child) -> Self {
         let log = Arc::new(Mutex::new(Log::default()));
-        if let Some(stderr) = child.stderr.take() {
+        let reader = child.stderr.take().map(|stderr| {
             let sink = log.clone();
             std::thread::spawn(move || {
                 for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                     sink.lock().unwrap_or_else(PoisonError::into_inner).lines.push(line);
                 }
-            });
-        }
-        Self { child, log }
+            })
+        });
+        Self { child, log, reader }
     }
 
     /// The process's number.
@@ -85,10 +87,16 @@ impl Proxy {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).lines.clone()
     }
 
-    /// Waits until a line of the log contains the text; false when the time is over or the program ended without it.
+    /// Waits until a line of the log contains the text; false when the time is over or the program, with all that wrote to its log,
+    /// ended without it.
     pub fn wait_for_log(&mut self, text: &str, limit: Duration) -> bool {
         let found = |this: &Self| this.log().iter().any(|line| line.contains(text));
-        wait_until(limit, || found(self) || !self.is_running()) && found(self)
+        wait_until(limit, || found(self) || !self.is_running() && self.is_read()) && found(self)
+    }
+
+    /// Whether its log is read to the end.
+    fn is_read(&self) -> bool {
+        self.reader.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     /// Whether it runs still.
