@@ -88,7 +88,7 @@ windows:
 		$(CARGO) test --locked -p kube-proxy --test windows -- --ignored
 	WINEPREFIX=$(CURDIR)/target/windows/wine wineserver -k || true
 
-## Whether the program compiles for Windows, and lints of what is there alone; part of `check`.
+## Whether the program compiles for Windows, and lints of what is there alone; part of `check` where nothing can be run.
 windows-check:
 	@scripts/setup $(BUILD_TOOLS)
 	CARGO='$(CARGO)' scripts/windows lint --locked -p kube-proxy -p hns --bins --lib --examples
@@ -113,7 +113,8 @@ cluster:
 
 ## What CI runs: format, lints, borders between crates, documentation, licences, tests, and what is in deploy/. Among the tests, what a change costs is counted at two
 ## sizes (crates/agent/tests/cost.rs); where valgrind is installed, instructions too.
-WINDOWS_RUN := $(if $(filter 0,$(shell id -u))$(shell command -v wine),windows)
+# With wine, which root can have, the program for Windows is also run.
+WINDOWS := $(if $(filter 0,$(shell id -u))$(shell command -v wine),windows,windows-check)
 check: package-check
 	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS)
 	$(CARGO) fmt --all --check
@@ -123,8 +124,8 @@ check: package-check
 	command -v cargo-deny >/dev/null || $(CARGO) install --locked --debug cargo-deny
 	$(CARGO) deny --all-features check licenses bans sources
 	INSTA_UPDATE=no $(CARGO) test --workspace --locked --no-fail-fast
-	@echo 'check: the guest, which has one processor, beside what is for Windows'
-	@$(MAKE) guest-smoke & guest=$$!; $(MAKE) windows-check $(WINDOWS_RUN); windows=$$?; wait $$guest && exit $$windows
+	$(MAKE) guest-smoke
+	$(MAKE) $(WINDOWS)
 
 ## HTTP by request between clients and servers that are not ours: gRPC and WebSocket of PyPI. Not part of `check`, since it asks PyPI.
 conformance:
