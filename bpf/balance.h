@@ -82,6 +82,12 @@ ALWAYS_INLINE int is_connected(const struct socket_address *ctx)
 	return ctx->sk && ctx->sk->state == CONNECTED;
 }
 
+/* An address of IPv4 as ::ffff:10.96.0.1. */
+ALWAYS_INLINE int is_mapped(const struct socket_address *ctx)
+{
+	return !ctx->user_ip6[0] && !ctx->user_ip6[1] && ctx->user_ip6[2] == 0xffff0000;
+}
+
 /* Atomic: whoever is interrupted between reading and writing would take back what others have counted meanwhile. */
 ALWAYS_INLINE void count(const struct map *counters, u32 endpoint)
 {

@@ -106,71 +106,33 @@ ALWAYS_INLINE void forget(struct socket_address *ctx)
 		kept->endpoint_port = 0;
 }
 
-ALWAYS_INLINE void show_original(struct socket_address *ctx, u32 *address, u32 *port, int *shown)
+/* Where the socket wanted to connect to, if this is where it is connected. */
+ALWAYS_INLINE int find_original(struct socket_address *ctx, u32 *address, u16 *port)
 {
 	struct original4 *kept = ctx->sk ? storage_get(&original4, ctx->sk, NULL, 0) : NULL;
 
-	*shown = 0;
-	if (!kept || !kept->endpoint_port)
-		return;
-	if (kept->endpoint != *address || kept->endpoint_port != (u16)*port)
-		return;
+	if (!kept || !kept->endpoint_port || kept->endpoint != *address || kept->endpoint_port != *port)
+		return 0;
 	*address = kept->address;
 	*port = kept->port;
-	*shown = 1;
+	return 1;
 }
 
-/* Whether datagrams to this address go to an endpoint already; fills in to which one. */
-ALWAYS_INLINE int recall(struct socket_address *ctx, struct datagram4 *datagram)
+ALWAYS_INLINE int has_address(const struct datagram4 *place, const u32 *address, u16 port)
 {
-	struct datagrams4 *kept = ctx->sk ? storage_get(&datagrams4, ctx->sk, NULL, 0) : NULL;
-	int n, found = 0;
-
-	if (!kept)
-		return 0;
-	lock(&kept->lock);
-#pragma unroll
-	for (n = 0; n < DATAGRAM_PLACES; n++) {
-		const struct datagram4 *place = &kept->places[n];
-
-		if (!found && place->endpoint_port && place->address == datagram->address && place->port == datagram->port) {
-			*datagram = *place;
-			found = 1;
-		}
-	}
-	unlock(&kept->lock);
-	return found;
+	return place->address == *address && place->port == port;
 }
 
-/*
- * Keeps in the socket where datagrams to this address go. False: they go to too many, or the endpoint has those of another Service,
- * and nobody could tell whose its answers are.
- */
-ALWAYS_INLINE int remember(struct socket_address *ctx, const struct datagram4 *datagram)
+ALWAYS_INLINE int has_endpoint(const struct datagram4 *place, const u32 *address, u16 port)
 {
-	struct datagrams4 *kept = ctx->sk ? storage_get(&datagrams4, ctx->sk, NULL, STORAGE_CREATE) : NULL;
-	struct datagram4 *own = NULL;
-	int n, is_ambiguous = 0;
-
-	if (!kept)
-		return 0;
-	lock(&kept->lock);
-#pragma unroll
-	for (n = DATAGRAM_PLACES - 1; n >= 0; n--) {
-		struct datagram4 *place = &kept->places[n];
-
-		if (!place->endpoint_port)
-			own = own ? own : place;
-		else if (place->address == datagram->address && place->port == datagram->port)
-			own = place;
-		else if (place->endpoint == datagram->endpoint && place->endpoint_port == datagram->endpoint_port)
-			is_ambiguous = 1;
-	}
-	if (own && !is_ambiguous)
-		*own = *datagram;
-	unlock(&kept->lock);
-	return own && !is_ambiguous;
+	return place->endpoint == *address && place->endpoint_port == port;
 }
+
+#define ADDRESS u32
+#define DATAGRAM datagram4
+#define DATAGRAMS datagrams4
+#define DATAGRAMS_OF_SOCKETS datagrams4
+#include "datagrams.h"
 
 /* Where a datagram goes. False: the address stays. */
 ALWAYS_INLINE int route(struct socket_address *ctx, struct datagram4 *datagram)
@@ -207,25 +169,6 @@ ALWAYS_INLINE int route(struct socket_address *ctx, struct datagram4 *datagram)
 	return 1;
 }
 
-/* Whoever names an endpoint itself wants to see its own answers. */
-ALWAYS_INLINE void named_directly(struct socket_address *ctx, u32 address, u16 port)
-{
-	struct datagrams4 *kept = ctx->sk ? storage_get(&datagrams4, ctx->sk, NULL, 0) : NULL;
-	int n;
-
-	if (!kept)
-		return;
-	lock(&kept->lock);
-#pragma unroll
-	for (n = 0; n < DATAGRAM_PLACES; n++) {
-		struct datagram4 *place = &kept->places[n];
-
-		if (place->endpoint == address && place->endpoint_port == port)
-			place->endpoint_port = 0;
-	}
-	unlock(&kept->lock);
-}
-
 /*
  * A socket that has a peer hears of that alone, so what it sends goes there or is left to the rules. Those of IPv6 come here with
  * each datagram to an address of IPv4, also if it is not given with it.
@@ -240,37 +183,10 @@ ALWAYS_INLINE void send_to_peer(struct socket_address *ctx)
 	ctx->user_port = kept->endpoint_port;
 }
 
-/* Shows as sender whom the socket has sent to. */
-ALWAYS_INLINE void show_sender(struct socket_address *ctx, u32 *address, u32 *port, int *shown)
+/* The address that is shown as sender of what arrives. */
+ALWAYS_INLINE int find_shown(struct socket_address *ctx, u32 *address, u16 *port)
 {
-	struct datagrams4 *kept;
-	int n;
-
-	*shown = 0;
-	if (is_connected(ctx)) {
-		show_original(ctx, address, port, shown);
-		return;
-	}
-	kept = ctx->sk ? storage_get(&datagrams4, ctx->sk, NULL, 0) : NULL;
-	if (!kept)
-		return;
-	lock(&kept->lock);
-#pragma unroll
-	for (n = 0; n < DATAGRAM_PLACES; n++) {
-		const struct datagram4 *place = &kept->places[n];
-
-		if (!*shown && place->endpoint == *address && place->endpoint_port == (u16)*port) {
-			*address = place->address;
-			*port = place->port;
-			*shown = 1;
-		}
-	}
-	unlock(&kept->lock);
-}
-
-ALWAYS_INLINE int is_mapped(const struct socket_address *ctx)
-{
-	return !ctx->user_ip6[0] && !ctx->user_ip6[1] && ctx->user_ip6[2] == 0xffff0000;
+	return is_connected(ctx) ? find_original(ctx, address, port) : find_sender(ctx, address, port);
 }
 
 SECTION("connect4")
@@ -308,11 +224,10 @@ int kp_connect4in6(struct socket_address *ctx)
 SECTION("getpeername4")
 int kp_peername4(struct socket_address *ctx)
 {
-	u32 address = ctx->user_ip4, port = ctx->user_port;
-	int shown;
+	u32 address = ctx->user_ip4;
+	u16 port = (u16)ctx->user_port;
 
-	show_original(ctx, &address, &port, &shown);
-	if (shown) {
+	if (find_original(ctx, &address, &port)) {
 		ctx->user_ip4 = address;
 		ctx->user_port = port;
 	}
@@ -322,13 +237,12 @@ int kp_peername4(struct socket_address *ctx)
 SECTION("getpeername6")
 int kp_peername4in6(struct socket_address *ctx)
 {
-	u32 address = ctx->user_ip6[3], port = ctx->user_port;
-	int shown;
+	u32 address = ctx->user_ip6[3];
+	u16 port = (u16)ctx->user_port;
 
 	if (!is_mapped(ctx))
 		return PASS;
-	show_original(ctx, &address, &port, &shown);
-	if (shown) {
+	if (find_original(ctx, &address, &port)) {
 		ctx->user_ip6[3] = address;
 		ctx->user_port = port;
 	}
@@ -351,7 +265,9 @@ int kp_sendmsg4(struct socket_address *ctx)
 		ctx->user_ip4 = datagram.endpoint;
 		ctx->user_port = datagram.endpoint_port;
 	} else {
-		named_directly(ctx, ctx->user_ip4, (u16)ctx->user_port);
+		u32 named = ctx->user_ip4;
+
+		named_directly(ctx, &named, (u16)ctx->user_port);
 	}
 	return PASS;
 }
@@ -359,11 +275,10 @@ int kp_sendmsg4(struct socket_address *ctx)
 SECTION("recvmsg4")
 int kp_recvmsg4(struct socket_address *ctx)
 {
-	u32 address = ctx->user_ip4, port = ctx->user_port;
-	int shown;
+	u32 address = ctx->user_ip4;
+	u16 port = (u16)ctx->user_port;
 
-	show_sender(ctx, &address, &port, &shown);
-	if (shown) {
+	if (find_shown(ctx, &address, &port)) {
 		ctx->user_ip4 = address;
 		ctx->user_port = port;
 	}
@@ -373,13 +288,12 @@ int kp_recvmsg4(struct socket_address *ctx)
 SECTION("recvmsg6")
 int kp_recvmsg4in6(struct socket_address *ctx)
 {
-	u32 address = ctx->user_ip6[3], port = ctx->user_port;
-	int shown;
+	u32 address = ctx->user_ip6[3];
+	u16 port = (u16)ctx->user_port;
 
 	if (!is_mapped(ctx))
 		return PASS;
-	show_sender(ctx, &address, &port, &shown);
-	if (shown) {
+	if (find_shown(ctx, &address, &port)) {
 		ctx->user_ip6[3] = address;
 		ctx->user_port = port;
 	}

@@ -108,55 +108,21 @@ ALWAYS_INLINE void forget(struct socket_address *ctx)
 		kept->endpoint_port = 0;
 }
 
-/* Whether datagrams to this address go to an endpoint already; fills in to which one. */
-ALWAYS_INLINE int recall(struct socket_address *ctx, struct datagram6 *datagram)
+ALWAYS_INLINE int has_address(const struct datagram6 *place, const struct address6 *address, u16 port)
 {
-	struct datagrams6 *kept = ctx->sk ? storage_get(&datagrams6, ctx->sk, NULL, 0) : NULL;
-	int n, found = 0;
-
-	if (!kept)
-		return 0;
-	lock(&kept->lock);
-#pragma unroll
-	for (n = 0; n < DATAGRAM_PLACES; n++) {
-		const struct datagram6 *place = &kept->places[n];
-
-		if (!found && place->endpoint_port && place->port == datagram->port &&
-		    is_same(&place->address, &datagram->address)) {
-			*datagram = *place;
-			found = 1;
-		}
-	}
-	unlock(&kept->lock);
-	return found;
+	return place->port == port && is_same(&place->address, address);
 }
 
-/* Keeps in the socket where datagrams to this address go; see there. */
-ALWAYS_INLINE int remember(struct socket_address *ctx, const struct datagram6 *datagram)
+ALWAYS_INLINE int has_endpoint(const struct datagram6 *place, const struct address6 *address, u16 port)
 {
-	struct datagrams6 *kept = ctx->sk ? storage_get(&datagrams6, ctx->sk, NULL, STORAGE_CREATE) : NULL;
-	struct datagram6 *own = NULL;
-	int n, is_ambiguous = 0;
-
-	if (!kept)
-		return 0;
-	lock(&kept->lock);
-#pragma unroll
-	for (n = DATAGRAM_PLACES - 1; n >= 0; n--) {
-		struct datagram6 *place = &kept->places[n];
-
-		if (!place->endpoint_port)
-			own = own ? own : place;
-		else if (place->port == datagram->port && is_same(&place->address, &datagram->address))
-			own = place;
-		else if (place->endpoint_port == datagram->endpoint_port && is_same(&place->endpoint, &datagram->endpoint))
-			is_ambiguous = 1;
-	}
-	if (own && !is_ambiguous)
-		*own = *datagram;
-	unlock(&kept->lock);
-	return own && !is_ambiguous;
+	return place->endpoint_port == port && is_same(&place->endpoint, address);
 }
+
+#define ADDRESS struct address6
+#define DATAGRAM datagram6
+#define DATAGRAMS datagrams6
+#define DATAGRAMS_OF_SOCKETS datagrams6
+#include "datagrams.h"
 
 /* Where a datagram goes. False: the address stays. */
 ALWAYS_INLINE int route(struct socket_address *ctx, struct datagram6 *datagram)
@@ -193,48 +159,6 @@ ALWAYS_INLINE int route(struct socket_address *ctx, struct datagram6 *datagram)
 	return 1;
 }
 
-/* Whoever names an endpoint itself wants to see its own answers. */
-ALWAYS_INLINE void named_directly(struct socket_address *ctx, const struct address6 *address, u16 port)
-{
-	struct datagrams6 *kept = ctx->sk ? storage_get(&datagrams6, ctx->sk, NULL, 0) : NULL;
-	int n;
-
-	if (!kept)
-		return;
-	lock(&kept->lock);
-#pragma unroll
-	for (n = 0; n < DATAGRAM_PLACES; n++) {
-		struct datagram6 *place = &kept->places[n];
-
-		if (place->endpoint_port == port && is_same(&place->endpoint, address))
-			place->endpoint_port = 0;
-	}
-	unlock(&kept->lock);
-}
-
-/* The address that the socket has sent to, if answers from this one are for that. */
-ALWAYS_INLINE int find_sender(struct socket_address *ctx, struct address6 *address, u16 *port)
-{
-	struct datagrams6 *kept = ctx->sk ? storage_get(&datagrams6, ctx->sk, NULL, 0) : NULL;
-	int n, found = 0;
-
-	if (!kept)
-		return 0;
-	lock(&kept->lock);
-#pragma unroll
-	for (n = 0; n < DATAGRAM_PLACES; n++) {
-		const struct datagram6 *place = &kept->places[n];
-
-		if (!found && place->endpoint_port == *port && is_same(&place->endpoint, address)) {
-			*address = place->address;
-			*port = place->port;
-			found = 1;
-		}
-	}
-	unlock(&kept->lock);
-	return found;
-}
-
 /* Where the socket wanted to connect to, if this is where it is connected. */
 ALWAYS_INLINE int find_original(struct socket_address *ctx, struct address6 *address, u16 *port)
 {
@@ -257,11 +181,6 @@ ALWAYS_INLINE int find_endpoint(struct socket_address *ctx, struct address6 *add
 	*address = kept->endpoint;
 	*port = kept->endpoint_port;
 	return 1;
-}
-
-ALWAYS_INLINE int is_mapped(const struct socket_address *ctx)
-{
-	return !ctx->user_ip6[0] && !ctx->user_ip6[1] && ctx->user_ip6[2] == 0xffff0000;
 }
 
 /* The kernel lets a word of an address be read and written, and not more. */

@@ -5,7 +5,7 @@
 use crate::instruction::{Line, map, op};
 
 /// SHA-256 of the source.
-pub const SOURCE: &str = "5487dfb5e60ebf894db71f3f2b098a8d3c71721ac52ad5898e76986ce2623020";
+pub const SOURCE: &str = "23ecfa045c2abb12ea312f5f1d5d3d75a7154e7a9f9715aeb3948ac6d48129aa";
 
 /// What the kernel is told.
 pub const LICENSE: &str = "Dual MIT/GPL";

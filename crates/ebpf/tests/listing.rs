@@ -27,7 +27,7 @@ const FLAGS: [&str; 10] = [
 ];
 /// In the order of the listing.
 const SOURCES: [&str; 2] = ["socket4.bpf.c", "socket6.bpf.c"];
-const HEADERS: [&str; 3] = ["balance.h", "kernel.h", "schema.h"];
+const HEADERS: [&str; 4] = ["balance.h", "datagrams.h", "kernel.h", "schema.h"];
 /// `BPF_LD | BPF_DW | BPF_IMM`
 const LOAD_WIDE: u8 = 0x18;
 
