@@ -134,7 +134,9 @@ fn requests_are_counted_with_their_codes_and_times() {
         .run(|| TcpStream::connect((ip(SERVICE), 80)))
         .is_ok()));
     met(&cluster);
-    fails.iter().for_each(|fails| fails.store(true, Ordering::Relaxed));
+    for fails in &fails {
+        fails.store(true, Ordering::Relaxed);
+    }
     met(&cluster);
     let metrics = SocketAddr::from(([127, 0, 0, 1], 10249));
     let page = || wait_for_answer(cluster.lab.node(), metrics, "/metrics", 200, PATIENCE).body;
