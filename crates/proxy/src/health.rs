@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
-use crate::table::Endpoint;
+use crate::pool::Endpoint;
 
 /// Endpoints that are asked at a time, of all Services: each takes an open file.
 static AT_A_TIME: Semaphore = Semaphore::const_new(32);

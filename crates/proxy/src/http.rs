@@ -7,7 +7,8 @@ use http_proxy::{Answer, Client, NoTurn, Upstream};
 use tokio::net::TcpStream;
 
 use crate::frame::Protocol;
-use crate::table::{Flow, LivePool, Traffic};
+use crate::pool::{Flow, LivePool};
+use crate::table::Traffic;
 use crate::worker::Shared;
 
 /// Carries the requests of a client's connection.

@@ -14,6 +14,7 @@ pub mod frame;
 mod handover;
 mod health;
 mod http;
+mod pool;
 mod relay;
 mod table;
 mod tally;

@@ -15,8 +15,9 @@ use tracing::{debug, warn};
 
 use crate::frame::Protocol;
 use crate::http;
+use crate::pool::{Flow, LivePool};
 use crate::relay::relay;
-use crate::table::{Flow, LivePool, Traffic};
+use crate::table::Traffic;
 use crate::worker::{Closing, Shared};
 
 /// Endpoints that are tried for one connection.

@@ -15,7 +15,8 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::frame::Protocol;
-use crate::table::{Flow, LivePool, Traffic};
+use crate::pool::{Flow, LivePool};
+use crate::table::Traffic;
 use crate::worker::{Closing, Shared};
 
 /// Datagrams of one client that may wait; more are dropped.
