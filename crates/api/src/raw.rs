@@ -302,7 +302,7 @@ pub(crate) struct Annotations<'a> {
     pub(crate) limits: Option<Text<'a>>,
     pub(crate) ejection: Option<Text<'a>>,
     pub(crate) health_check: Option<Text<'a>>,
-    pub(crate) resets_connections: Text<'a>,
+    pub(crate) resets_connections: Option<Text<'a>>,
     pub(crate) initial_events_end: bool,
     pub(crate) trigger_time: Text<'a>,
     pub(crate) preserves_destination: bool,
@@ -318,7 +318,7 @@ impl<'a> Annotations<'a> {
             ANNOTATION_LIMITS => self.limits = Some(value),
             ANNOTATION_EJECTION => self.ejection = Some(value),
             ANNOTATION_HEALTH_CHECK => self.health_check = Some(value),
-            ANNOTATION_RESET_CONNECTIONS => self.resets_connections = value,
+            ANNOTATION_RESET_CONNECTIONS => self.resets_connections = Some(value),
             ANNOTATION_PRESERVE_DESTINATION => self.preserves_destination = &*value == "true",
             _ => {}
         }

@@ -1,11 +1,12 @@
 //! Services.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use balance::{Ejection, HealthCheck, InvalidText, Limits, Policy, Resilience};
+use balance::{Ejection, HealthCheck, Limits, Policy, Resilience};
 use ipnet::IpNet;
 use model::{
     AppProtocol, Interner, IpFamily, Label, Object, ObjectName, Service, ServicePort, TrafficPolicy, Uid,
@@ -26,7 +27,7 @@ pub(super) fn convert(
     interner: &mut Interner,
     notes: &mut Notes,
 ) -> Converted {
-    let spec = &raw.spec;
+    let (spec, annotations) = (&raw.spec, &raw.metadata.annotations);
     if let Some(reason) = ignored(raw) {
         return Err(Refusal::Ignore(reason));
     }
@@ -47,10 +48,10 @@ pub(super) fn convert(
         uid: Uid::parse(&raw.metadata.uid),
         health_check_node_port: health_check_node_port(spec, external_policy, notes),
         labels: labels(&raw.metadata.labels, interner).into(),
-        proxying: proxying(raw, notes),
-        resilience: resilience(&raw.metadata.annotations, notes),
-        resets_connections: resets_connections(raw, notes),
-        preserves_destination: raw.metadata.annotations.preserves_destination,
+        proxying: annotation(raw::ANNOTATION_PROXYING, annotations.proxying.as_ref(), named_policy, notes),
+        resilience: resilience(annotations, notes),
+        resets_connections: resets_connections(annotations, notes),
+        preserves_destination: annotations.preserves_destination,
         name,
     }))
 }
@@ -61,19 +62,7 @@ fn labels(raw: &raw::Labels<'_>, interner: &mut Interner) -> Vec<Label> {
     by_key.into_iter().map(|(key, value)| (interner.intern(key), interner.intern(value))).collect()
 }
 
-/// The policy that the Service wants proxies to have. One that nobody knows takes only itself away: the kernel serves.
-fn proxying(raw: &raw::Service<'_>, notes: &mut Notes) -> Option<Policy> {
-    let name = raw.metadata.annotations.proxying.as_deref()?;
-    let policy = Policy::named(name);
-    if policy.is_none() {
-        let known = Policy::ALL.map(Policy::as_str).join(", ");
-        let reason = format!("{} is no policy; there are {known}", quoted(name));
-        notes.add(format_args!("metadata.annotations[{}]", raw::ANNOTATION_PROXYING), reason);
-    }
-    policy
-}
-
-/// What proxies are to do against harm. An annotation that makes no sense takes only itself away.
+/// What proxies are to do against harm.
 fn resilience(raw: &raw::Annotations<'_>, notes: &mut Notes) -> Option<Arc<Resilience>> {
     let limits = annotation(raw::ANNOTATION_LIMITS, raw.limits.as_ref(), Limits::parse, notes);
     let ejection = annotation(raw::ANNOTATION_EJECTION, raw.ejection.as_ref(), Ejection::parse, notes);
@@ -83,10 +72,11 @@ fn resilience(raw: &raw::Annotations<'_>, notes: &mut Notes) -> Option<Arc<Resil
     (!resilience.is_none()).then(|| Arc::new(resilience))
 }
 
-fn annotation<T>(
+/// What an annotation says. One that makes no sense takes only itself away.
+fn annotation<T, E: fmt::Display>(
     name: &str,
     text: Option<&raw::Text<'_>>,
-    parse: fn(&str) -> Result<T, InvalidText>,
+    parse: fn(&str) -> Result<T, E>,
     notes: &mut Notes,
 ) -> Option<T> {
     match parse(text?) {
@@ -98,16 +88,24 @@ fn annotation<T>(
     }
 }
 
-/// Whether the Service wants connections to endpoints that are gone to be reset; not, if it says neither yes nor no.
-fn resets_connections(raw: &raw::Service<'_>, notes: &mut Notes) -> bool {
-    match &*raw.metadata.annotations.resets_connections {
-        "true" => true,
-        "" | "false" => false,
-        other => {
-            let path = format_args!("metadata.annotations[{}]", raw::ANNOTATION_RESET_CONNECTIONS);
-            notes.add(path, format!("{} is neither \"true\" nor \"false\"", quoted(other)));
-            false
-        }
+fn named_policy(name: &str) -> Result<Policy, String> {
+    Policy::named(name).ok_or_else(|| {
+        let known = Policy::ALL.map(Policy::as_str).join(", ");
+        format!("{} is no policy; there are {known}", quoted(name))
+    })
+}
+
+/// Not, if it says neither yes nor no.
+fn resets_connections(raw: &raw::Annotations<'_>, notes: &mut Notes) -> bool {
+    let text = raw.resets_connections.as_ref();
+    annotation(raw::ANNOTATION_RESET_CONNECTIONS, text, yes_or_no, notes).unwrap_or_default()
+}
+
+fn yes_or_no(text: &str) -> Result<bool, String> {
+    match text {
+        "true" => Ok(true),
+        "" | "false" => Ok(false),
+        other => Err(format!("{} is neither \"true\" nor \"false\"", quoted(other))),
     }
 }
 
