@@ -41,7 +41,8 @@ impl Requests {
     }
 
     fn change(&self, pool: &str, change: impl FnOnce(&mut Sums)) {
-        let Some(port) = service_port(pool) else { return };
+        let Some((namespace, service, port)) = service_port(pool) else { return };
+        let port = (namespace.to_owned(), service.to_owned(), port.to_owned());
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() < MAX_KNOWN || known.contains_key(&port) {
             change(known.entry(port).or_default());
@@ -54,12 +55,13 @@ impl Requests {
     }
 }
 
-/// Whose a pool is, by its name; both traffic policies are the same Service port's.
-fn service_port(pool: &str) -> Option<ServicePort> {
+/// Whose a pool is, by its name ([`pool_names`](crate::routes::pool_names)): namespace, name, and the port's name. Both traffic policies
+/// are the same Service port's.
+pub(crate) fn service_port(pool: &str) -> Option<(&str, &str, &str)> {
     let (namespace, rest) = pool.split_once('/')?;
     let (name, _protocol) = rest.split_once('/')?;
     let (service, port) = name.split_once(':').unwrap_or((name, ""));
-    Some((namespace.to_owned(), service.to_owned(), port.to_owned()))
+    Some((namespace, service, port))
 }
 
 #[cfg(test)]

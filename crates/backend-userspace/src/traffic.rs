@@ -10,6 +10,7 @@ use model::{Family, Frontend, ObjectName, Table};
 use proxy::frame::{Count, Counts};
 use rustc_hash::FxBuildHasher;
 
+use crate::requests::service_port;
 use crate::routes::pool_names;
 
 /// What a family's workers have told, those that are no more too. Clones are of the same.
@@ -70,8 +71,7 @@ impl Carried {
 
 /// A frontend of the Service port whose pool this is.
 pub(crate) fn frontend_of_pool<'t, F: Family>(table: &'t Table<F>, pool: &str) -> Option<&'t Frontend<F>> {
-    let (namespace, rest) = pool.split_once('/')?;
-    let name = rest.split(['/', ':']).next()?;
+    let (namespace, name, _port) = service_port(pool)?;
     let owner = ObjectName::new(namespace, name);
     table.of_service(&owner).find(|frontend| pool_names(&frontend.service).iter().any(|own| own == pool))
 }

@@ -123,7 +123,7 @@ impl Limits {
     /// A name is unknown or twice there, or a value is no number of 1 to 1,000,000; 0 is one for `retries` alone.
     pub fn parse(text: &str) -> Result<Self> {
         let mut limits = Self::default();
-        for (name, value) in Pairs::of(text)? {
+        for (name, value) in pairs(text)? {
             let (place, least) = match name {
                 "connections" => (&mut limits.connections, 1),
                 "pending" => (&mut limits.pending, 1),
@@ -149,7 +149,7 @@ impl Ejection {
         if text == "on" {
             return Ok(ejection);
         }
-        for (name, value) in Pairs::of(text)? {
+        for (name, value) in pairs(text)? {
             match name {
                 "failures" => ejection.failures = number(name, value, 0, MOST)?,
                 "share" => ejection.share = number(name, value.strip_suffix('%').unwrap_or(value), 0, 100)?,
@@ -191,8 +191,8 @@ impl HealthCheck {
         let seconds = Duration::from_secs;
         let mut check =
             Self { probe, port: None, interval: seconds(10), timeout: seconds(2), failures: 3, successes: 2 };
-        let pairs = if text.contains(',') { Pairs::of(rest)? } else { Vec::new() };
-        for (name, value) in pairs {
+        let said = if text.contains(',') { pairs(rest)? } else { Vec::new() };
+        for (name, value) in said {
             match (name, &mut check.probe) {
                 ("path", Probe::Http(path)) => *path = self::path(value)?,
                 ("service", Probe::Grpc(service)) => *service = grpc_service(value)?,
@@ -225,35 +225,33 @@ const LEAST_INTERVAL: Duration = Duration::from_millis(100);
 const MOST_BYTES: usize = 1024;
 
 fn path(text: &str) -> Result<String> {
-    let is_sound =
-        text.starts_with('/') && text.len() <= MOST_BYTES && text.bytes().all(|byte| byte.is_ascii_graphic());
-    is_sound.then(|| text.to_owned()).ok_or_else(|| InvalidText(format!("{} is no path", quoted(text))))
+    sound(text, "path", text.starts_with('/'))
 }
 
 fn grpc_service(text: &str) -> Result<String> {
-    let is_sound = text.len() <= MOST_BYTES && text.bytes().all(|byte| byte.is_ascii_graphic());
-    is_sound
-        .then(|| text.to_owned())
-        .ok_or_else(|| InvalidText(format!("{} is no service of gRPC", quoted(text))))
+    sound(text, "service of gRPC", true)
 }
 
-struct Pairs;
+/// A short text that goes into a request as it is.
+fn sound(text: &str, what: &str, begins_well: bool) -> Result<String> {
+    let is_sound =
+        begins_well && text.len() <= MOST_BYTES && text.bytes().all(|byte| byte.is_ascii_graphic());
+    is_sound.then(|| text.to_owned()).ok_or_else(|| InvalidText(format!("{} is no {what}", quoted(text))))
+}
 
-impl Pairs {
-    /// The pairs of a list, none of them twice.
-    fn of(text: &str) -> Result<Vec<(&str, &str)>> {
-        let mut pairs: Vec<(&str, &str)> = Vec::new();
-        for item in text.split(',') {
-            let pair = item.trim().split_once('=');
-            let (name, value) =
-                pair.ok_or_else(|| InvalidText(format!("{} is not of the form name=value", quoted(item))))?;
-            if pairs.iter().any(|(known, _)| *known == name) {
-                return Err(InvalidText(format!("{name} is there twice")));
-            }
-            pairs.push((name, value));
+/// The pairs of a list, none of them twice.
+fn pairs(text: &str) -> Result<Vec<(&str, &str)>> {
+    let mut pairs: Vec<(&str, &str)> = Vec::new();
+    for item in text.split(',') {
+        let pair = item.trim().split_once('=');
+        let (name, value) =
+            pair.ok_or_else(|| InvalidText(format!("{} is not of the form name=value", quoted(item))))?;
+        if pairs.iter().any(|(known, _)| *known == name) {
+            return Err(InvalidText(format!("{name} is there twice")));
         }
-        Ok(pairs)
+        pairs.push((name, value));
     }
+    Ok(pairs)
 }
 
 fn unknown(name: &str, known: &str) -> InvalidText {
