@@ -159,12 +159,12 @@ struct Rhythm {
 impl Rhythm {
     /// `None`: at once, or not before the one under way is over.
     fn due(&self) -> Option<Instant> {
-        let Some((at, took)) = self.last else {
-            return self.first.filter(|_| !self.is_reading && !self.is_wanted);
-        };
         if self.is_reading {
             return None;
         }
+        let Some((at, took)) = self.last else {
+            return self.first.filter(|_| !self.is_wanted);
+        };
         let (pause, share) =
             if self.is_wanted { (EVERY_WHEN_WANTED, SHARE_WHEN_WANTED) } else { (EVERY, SHARE) };
         Some(at + pause.max(took.saturating_mul(share)))

@@ -121,9 +121,7 @@ impl Shared {
             Box::new(tell(F::FAMILY, metrics, self.limits.clone())),
         ))
     }
-}
 
-impl Shared {
     /// What ends connected sockets of UDP. Without that UDP is left to the rules: such a socket would send
     /// to an endpoint that is gone for as long as its program likes.
     fn proven_endings<F: Family>(&self) -> Option<Arc<Endings>> {

@@ -76,7 +76,7 @@ fn links(cluster: &Cluster) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).collect()
 }
 
-pub(crate) fn tear_out(cluster: &Cluster) {
+fn tear_out(cluster: &Cluster) {
     for link in links(cluster) {
         fs::remove_file(link).unwrap();
     }
@@ -108,12 +108,27 @@ fn the_contract_holds_where_no_program_can_be_had() {
 }
 
 /// Ends what another thread does, also when the test fails.
-pub(crate) struct End<'a>(pub(crate) &'a AtomicBool);
+struct End<'a>(&'a AtomicBool);
 
 impl Drop for End<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::SeqCst);
     }
+}
+
+/// Holds the contract while somebody tears the programs out all the time.
+pub(crate) fn check_contract_while_torn_out(cluster: &Cluster) {
+    let ends = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ends.load(Ordering::SeqCst) {
+                tear_out(cluster);
+                std::thread::sleep(Duration::from_millis(700));
+            }
+        });
+        let _end = End(&ends);
+        check_contract(cluster);
+    });
 }
 
 #[test]
@@ -122,17 +137,7 @@ fn the_contract_holds_while_programs_are_torn_out() {
     let _proxy =
         start_with(&cluster, &[("--iptables-sync-period", "1s"), ("--iptables-min-sync-period", "0s")]);
     wait_until_active(&cluster);
-    let ends = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !ends.load(Ordering::SeqCst) {
-                tear_out(&cluster);
-                std::thread::sleep(Duration::from_millis(700));
-            }
-        });
-        let _end = End(&ends);
-        check_contract(&cluster);
-    });
+    check_contract_while_torn_out(&cluster);
     assert!(metric(&cluster, "kubeproxy_ebpf_divergences_total", "IPv4") > 0);
     wait_until_active(&cluster);
 }

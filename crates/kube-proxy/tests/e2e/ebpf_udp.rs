@@ -1,7 +1,6 @@
 //! Mode ebpf with UDP at the socket.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fakes::objects::Endpoint;
@@ -11,7 +10,7 @@ use lab::proxy::wait_until;
 use testkit::cluster::{Cluster, ProxyMode, UDP_PORT};
 use tokio::time::Instant;
 
-use crate::ebpf::{End, metric, start_with, tear_out, wait_until_active};
+use crate::ebpf::{check_contract_while_torn_out, metric, start_with, wait_until_active};
 use crate::matrix::check_contract;
 use crate::support::{PATIENCE, REQUEST, WEB_V4, WEB_V6, apply_endpoints, apply_web, cluster_in, ip, start};
 
@@ -44,17 +43,7 @@ fn the_contract_holds_while_programs_for_datagrams_are_torn_out() {
     let _proxy =
         start_with(&cluster, &[("--iptables-sync-period", "1s"), ("--iptables-min-sync-period", "0s")]);
     wait_until_active(&cluster);
-    let ends = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !ends.load(Ordering::SeqCst) {
-                tear_out(&cluster);
-                std::thread::sleep(Duration::from_millis(700));
-            }
-        });
-        let _end = End(&ends);
-        check_contract(&cluster);
-    });
+    check_contract_while_torn_out(&cluster);
     // What failed again and again is tried again a minute later.
     let is_active = || FAMILIES.iter().all(|family| metric(&cluster, "kubeproxy_ebpf_active", family) == 1);
     assert!(wait_until(Duration::from_mins(3), is_active), "nothing is translated at the socket");
