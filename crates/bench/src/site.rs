@@ -55,7 +55,12 @@ impl Site {
     /// Builds it for a program in this mode, without starting one.
     pub(crate) fn build(world: &World, mode: &str, flavour: Option<Flavour>) -> anyhow::Result<Self> {
         let at_sockets = (mode == EBPF).then(SocketSite::enter).transpose()?;
-        let lab = Lab::new(&LabConfig { pods: SERVERS + 1, node2_pods: 0, ..LabConfig::default() })?;
+        let lab = Lab::new(&LabConfig {
+            pods: SERVERS + 1,
+            node2_pods: 0,
+            time_limit: None,
+            ..LabConfig::default()
+        })?;
         if let Some(flavour) = flavour {
             flavour.mark(lab.node()).context("say which kind of iptables the node has")?;
         }

@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use netlink::NetlinkError;
-use nft::trace::{Traced, Traces, begin, event, messages};
+use nft::trace::{Event, Traced, Traces, begin, event, messages};
 use nft::{Family, Name};
 
 use crate::socket::{Buffer, Channel as _, Socket, SocketOption, Wait};
@@ -16,6 +16,8 @@ use crate::watch::RECEIVE_BYTES;
 pub struct Tracing {
     socket: Socket,
     received: Vec<u8>,
+    /// What happened to packets while this began: one family is traced before the other is.
+    early: Vec<Event>,
 }
 
 /// `NFNLGRP_NFTRACE` (`linux/netfilter/nfnetlink.h`).
@@ -37,7 +39,7 @@ impl Tracing {
             Ok(socket)
         };
         let socket = open().map_err(|source| NetlinkError::Open { source })?;
-        let mut tracing = Self { socket, received: vec![0; RECEIVE_BYTES] };
+        let mut tracing = Self { socket, received: vec![0; RECEIVE_BYTES], early: Vec::new() };
         for family in [Family::Ip, Family::Ip6] {
             tracing.apply(family, table, &begin(family, table, traced, per_second))?;
         }
@@ -54,10 +56,12 @@ impl Tracing {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(source) => return Err(NetlinkError::Receive { source }),
             };
-            let refused = messages(received).filter_map(|message| message.ack()).find(|ack| ack.errno != 0);
-            if let Some(ack) = refused {
-                let object = format!("table {family} {table}, which traces");
-                return Err(NetlinkError::refused(object, ack.errno, ack.message));
+            for message in messages(received) {
+                if let Some(ack) = message.ack().filter(|ack| ack.errno != 0) {
+                    let object = format!("table {family} {table}, which traces");
+                    return Err(NetlinkError::refused(object, ack.errno, ack.message));
+                }
+                self.early.extend(event(&message));
             }
         }
     }
@@ -67,6 +71,9 @@ impl Tracing {
     /// # Errors
     /// The socket failed.
     pub fn wait(&mut self, limit: Duration) -> Result<Traces, NetlinkError> {
+        if !self.early.is_empty() {
+            return Ok(Traces::Events(std::mem::take(&mut self.early)));
+        }
         match self.socket.receive(&mut self.received, Wait::For(limit)) {
             Ok(received) => {
                 Ok(Traces::Events(messages(received).filter_map(|message| event(&message)).collect()))

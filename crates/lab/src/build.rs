@@ -11,6 +11,7 @@ use std::time::Duration;
 use model::IpFamily;
 
 use super::namespace::write_sysctl;
+use super::time_limit::TimeLimit;
 use super::topology::{
     self, Addresses, Config, MAX_PODS, NODE, NODE_PLAN, NODE2, NODE2_PLAN, NodePlan, OUTSIDE,
 };
@@ -83,6 +84,7 @@ pub struct Lab {
     pods: Vec<Host>,
     node2_pods: Vec<Host>,
     switch: Namespace,
+    _time_limit: Option<TimeLimit>,
 }
 
 impl Lab {
@@ -100,6 +102,7 @@ impl Lab {
             switch: make_namespace("switch", topology::SWITCH_SETTINGS)?,
             pods,
             node2_pods,
+            _time_limit: config.time_limit.map(TimeLimit::begin),
         };
         lab.require_conntrack()?;
         lab.connect(config)?;

@@ -34,6 +34,7 @@ mod error;
 mod namespace;
 mod privilege;
 pub mod proxy;
+mod time_limit;
 mod topology;
 
 pub use build::{Host, Lab, Listing};

@@ -1,8 +1,9 @@
 //! The program under test, as a process in a namespace.
 
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -132,6 +133,30 @@ impl Proxy {
             return self.child.wait();
         }
         Err(io::Error::new(io::ErrorKind::TimedOut, "the program has not ended"))
+    }
+}
+
+/// Lines of what a program prints, for readers that don't wait for ever.
+#[derive(Debug)]
+pub struct Lines(Receiver<String>);
+
+impl Lines {
+    /// Reads to the end, in a thread of its own.
+    pub fn of(printed: impl Read + Send + 'static) -> Self {
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(printed).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self(lines)
+    }
+
+    /// The next line; none when there are no more, or none came in time (see [`wait_until`]).
+    pub fn next(&self, limit: Duration) -> Option<String> {
+        self.0.recv_timeout(limit * patience()).ok()
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -21,12 +22,15 @@ pub struct Config {
     /// Add the pods' ranges (`10.244.0.0/16`, `fd00:10:244::/47`) to let `outside` receive answers that are not
     /// masqueraded.
     pub outside_routes: Vec<IpNet>,
+    /// How long the laboratory may live; then the process is ended. The default is half an hour, which no test takes.
+    pub time_limit: Option<Duration>,
 }
 
 impl Default for Config {
     /// Three pods on `node`, two on `node2`, the routes described at the field.
     fn default() -> Self {
-        Self { pods: 3, node2_pods: 2, outside_routes: default_outside_routes() }
+        let time_limit = Some(Duration::from_mins(30));
+        Self { pods: 3, node2_pods: 2, outside_routes: default_outside_routes(), time_limit }
     }
 }
 

@@ -1,13 +1,12 @@
 //! The commands of the same program, on a small cluster that is always the same: what each of them prints.
 
-use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
 
 use apiserver::Auth;
 use fakes::objects::{self, Endpoint};
 use lab::client::Transport;
-use lab::proxy::{Proxy, wait_until};
+use lab::proxy::{Lines, Proxy, wait_until};
 use serde_json::json;
 use testkit::cluster::{Cluster, NODE, NODE2, ProxyMode};
 
@@ -243,14 +242,15 @@ fn watching_goes_on_and_prints_what_differs() {
     let mut command = cluster.lab.node().command(&program().to_string_lossy());
     let command = command.args(["list", "endpoints", "web", "--watch", "-o", "name"]).stdout(Stdio::piped());
     let mut watching = command.spawn().unwrap();
-    let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let lines = Lines::of(watching.stdout.take().unwrap());
     // TCP and UDP, in both families.
-    let begun: Vec<String> = lines.by_ref().take(8).collect();
+    let begun: Vec<String> = (0..8).map_while(|_| lines.next(PATIENCE)).collect();
     let new = Endpoint::ready(ip("10.244.1.99"), NODE2);
     apply_endpoints(&cluster, &[&cluster.endpoints(false)[..], &[new]].concat(), &cluster.endpoints(true));
-    let line = lines.next().unwrap();
+    let line = lines.next(PATIENCE);
     watching.kill().unwrap();
     watching.wait().unwrap();
+    let line = line.expect("a line");
     assert!(line.starts_with("10.244.1.99:") && !begun.contains(&line), "{line} after {begun:#?}");
 }
 

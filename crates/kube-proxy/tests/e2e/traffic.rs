@@ -1,6 +1,5 @@
 //! What goes through Services: counted by the kernel, shown by commands, followed packet by packet.
 
-use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -10,7 +9,7 @@ use apiserver::Kind;
 use fakes::objects::NAMESPACE;
 use lab::Host;
 use lab::client::{FailureClass, Transport};
-use lab::proxy::{Proxy, wait_until};
+use lab::proxy::{Lines, Proxy, wait_until};
 use serde_json::Value;
 use testkit::cluster::{Cluster, ProxyMode};
 
@@ -299,6 +298,10 @@ impl Trace {
         assert!(wait_until(PATIENCE, || traces(cluster)), "it does not trace");
         trace
     }
+
+    fn lines(&mut self) -> Lines {
+        Lines::of(self.0.stdout.take().unwrap())
+    }
 }
 
 impl Drop for Trace {
@@ -318,9 +321,9 @@ fn packets_are_followed_and_nothing_is_left_however_that_ends() {
     apply_web(&cluster);
     let _proxy = start(&cluster);
     let mut trace = Trace::start(&cluster, &["default/web", "-o", "json", "--count", "2"]);
-    let mut lines = BufReader::new(trace.0.stdout.take().unwrap()).lines();
+    let lines = trace.lines();
     connect(&cluster, 1);
-    let packet: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+    let packet: Value = serde_json::from_str(&lines.next(PATIENCE).expect("a line")).unwrap();
     let endpoint = &cluster.endpoints(false)[0];
     assert_eq!(packet["servicePort"], "default/web:line", "{packet}");
     assert_eq!((&packet["protocol"], &packet["verdict"]), (&"TCP".into(), &"passed".into()), "{packet}");
@@ -346,8 +349,7 @@ fn packets_are_followed_and_nothing_is_left_however_that_ends() {
     wait_for(cluster.lab.outside(), Transport::Tcp, web(), &Err(FailureClass::Refused));
     let mut trace = Trace::start(&cluster, &["default/web", "--count", "1"]);
     drop(ask(cluster.lab.outside(), Transport::Tcp, web()));
-    let mut lines = BufReader::new(trace.0.stdout.take().unwrap()).lines();
-    let line = lines.next().unwrap().unwrap();
+    let line = trace.lines().next(PATIENCE).expect("a line");
     assert!(line.ends_with(&format!("-> {WEB_V4}:80: refused: there is no endpoint")), "{line}");
 }
 
