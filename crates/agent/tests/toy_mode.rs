@@ -254,6 +254,10 @@ impl Planner<V4> for Toy {
         Ok(mode::Plan { writes: steps.len(), steps, held })
     }
 
+    fn detached(&self) -> Self {
+        Self { panics: Arc::clone(&self.panics), ..Self::default() }
+    }
+
     fn settle(&mut self, held: Outcome, results: StepResults<ToyTarget>) -> Settled<V4> {
         let mut settled = Settled::done();
         let mut results = results.into_iter();

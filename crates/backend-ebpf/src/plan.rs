@@ -96,6 +96,10 @@ impl<F: Family, R: Planner<F>> EbpfPlanner<F, R> {
     }
 }
 
+fn explains_nothing<F: Family>() -> Explain<F> {
+    Box::new(|_| Vec::new())
+}
+
 type OwnFound<F, R> = <EbpfTarget<F, <R as Planner<F>>::Target> as Target>::Found;
 
 impl<F: Family, R: Planner<F>> Planner<F> for EbpfPlanner<F, R> {
@@ -140,6 +144,15 @@ impl<F: Family, R: Planner<F>> Planner<F> for EbpfPlanner<F, R> {
             }
         };
         Ok(join(maps, rules, settings))
+    }
+
+    fn detached(&self) -> Self {
+        let held = self.held.clone();
+        Self {
+            held,
+            maps: self.maps,
+            ..Self::new(self.rules.detached(), self.options.clone(), explains_nothing())
+        }
     }
 
     fn settle(&mut self, held: Self::Held, results: StepResults<Self::Target>) -> Settled<F> {

@@ -116,6 +116,10 @@ impl<F: Family> Planner<F> for IptablesPlanner<F> {
         Ok(handed_over(plan))
     }
 
+    fn detached(&self) -> Self {
+        Self::new(self.drop_invalid)
+    }
+
     fn settle(&mut self, held: Outcome<F>, results: StepResults<IptablesTarget>) -> Settled<F> {
         if results.iter().any(Result::is_err) {
             return Settled::unknown();

@@ -129,6 +129,10 @@ impl<F: Family, R: Rules<F>> Planner<F> for IpvsPlanner<F, R> {
         Ok(pending.with_rules(rules))
     }
 
+    fn detached(&self) -> Self {
+        Self::new(self.rules.detached(), Arc::clone(&self.options))
+    }
+
     fn settle(&mut self, held: Self::Held, results: StepResults<Self::Target>) -> Settled<F> {
         self.settle_pending(held, results)
     }

@@ -114,6 +114,11 @@ impl<F: Family> Planner<F> for KernelspacePlanner<F> {
         Ok(Plan { steps: pending.steps.clone(), writes: pending.steps.len(), held: pending })
     }
 
+    fn detached(&self) -> Self {
+        let (made, modify_is_broken) = (self.made.clone(), self.modify_is_broken);
+        Self { made, modify_is_broken, ..Self::new(Arc::clone(&self.options)) }
+    }
+
     fn settle(&mut self, held: Pending<F>, results: StepResults<HnsTarget<F>>) -> Settled<F> {
         self.settle_pending(held, &results)
     }

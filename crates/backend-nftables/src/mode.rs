@@ -1,8 +1,7 @@
 //! The mode as the event loop sees it.
 
 use mode::{
-    Applied, Cause, Meter, NeedsReading, PlanOf, PlanWhole, Planner, Reading, Rule, Settled, StepResults,
-    Target,
+    Applied, Cause, Meter, NeedsReading, PlanOf, Planner, Reading, Rule, Settled, StepResults, Target,
 };
 use model::{Changed, Extent, Family, FrontendKey, RuleSettings, Table};
 use netlink::NetlinkError;
@@ -78,8 +77,6 @@ impl<F: Family> Planner<F> for Backend<F> {
     type Settings = Config;
     type Target = NftablesTarget;
     type Held = Outcome<F>;
-    const PLAN_WHOLE: Option<PlanWhole<Self, F>> =
-        Some(|table, settings, cause| Planner::plan(&Self::new(Config::default()), table, settings, cause));
 
     fn settings(&self, rules: &RuleSettings) -> Config {
         rules.clone()
@@ -105,6 +102,10 @@ impl<F: Family> Planner<F> for Backend<F> {
             Cause::Settings | Cause::Woken(_) => return Err(NeedsReading),
         };
         Ok(handed_over(plan))
+    }
+
+    fn detached(&self) -> Self {
+        Self::new(Config::default())
     }
 
     fn settle(&mut self, held: Outcome<F>, results: StepResults<NftablesTarget>) -> Settled<F> {

@@ -143,6 +143,11 @@ impl<F: Family, R: Planner<F>, S: Site + 'static, const ALL: bool> Planner<F>
         Ok(news.around(rules, captures || self.is_capture_due))
     }
 
+    fn detached(&self) -> Self {
+        let (told, is_capture_due) = (self.told.clone(), self.is_capture_due);
+        Self { told, is_capture_due, ..Self::new(self.rules.detached()) }
+    }
+
     fn settle(&mut self, held: Self::Held, results: StepResults<Self::Target>) -> Settled<F> {
         let Pending { rules, told, forgotten, n_steps, captures } = held;
         // Whatever became of it, a worker may have heard of these.

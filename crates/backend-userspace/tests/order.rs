@@ -133,7 +133,7 @@ impl Setup {
             self.planner.plan(table, &settings, Cause::Changed(changed))
         } else {
             let Reading::Whole(found) = self.target.read() else { panic!("the kernel can't be read") };
-            self.planner.plan(table, &settings, Cause::Found(&found))
+            Planner::<V4>::detached(&self.planner).plan(table, &settings, Cause::Found(&found))
         };
         let plan = plan.unwrap();
         let results = self.target.apply(plan.steps, &|| false).results;

@@ -23,7 +23,7 @@ mod traffic;
 pub use observer::{Attempt, Observer, Unobserved};
 pub use outage::{EndpointOutage, OutageCause};
 pub use planner::{
-    Cause, NeedsReading, Plan, PlanOf, PlanWhole, Planner, Rule, RuleCount, Settled, StepResults, everything,
+    Cause, NeedsReading, Plan, PlanOf, Planner, Rule, RuleCount, Settled, StepResults, everything,
 };
 pub use target::{Applied, OpenTarget, Reading, Target};
 pub use touches::{Touch, Touches, Watch};

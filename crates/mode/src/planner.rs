@@ -28,11 +28,6 @@ pub trait Planner<F: Family>: Send + Sized + 'static {
     /// What will be held if all steps are made; waits in the event loop for their results.
     type Held: Send;
 
-    /// [`Planner::plan`] for [`Cause::Found`] and [`Cause::Anew`], of a planner that needs nothing of what it holds for that. It is
-    /// called on the worker's thread, so that the event loop goes on while a large table is compared. Without it,
-    /// [`Planner::plan`] is asked, and the event loop waits.
-    const PLAN_WHOLE: Option<PlanWhole<Self, F>> = None;
-
     /// The mode's settings, from what all modes are told.
     fn settings(&self, rules: &RuleSettings) -> Self::Settings;
 
@@ -50,6 +45,11 @@ pub trait Planner<F: Family>: Send + Sized + 'static {
         settings: &Self::Settings,
         cause: Cause<'_, F, <Self::Target as Target>::Found>,
     ) -> Result<PlanOf<Self, F>, NeedsReading>;
+
+    /// One that plans [`Cause::Found`] and [`Cause::Anew`] as this one does now, and is asked for nothing else: on the worker's thread, so
+    /// that the event loop goes on while a large table is compared. It needs nothing of what is held but what such a plan looks at.
+    #[must_use]
+    fn detached(&self) -> Self;
 
     /// Takes note of what came of a plan's steps: a result for each one that was tried, in their order. Those behind the last
     /// result were not tried. A plan without steps is settled with no results, and holds.
@@ -97,15 +97,15 @@ pub trait Planner<F: Family>: Send + Sized + 'static {
     }
 }
 
+impl<F: Family, R> Cause<'_, F, R> {
+    /// Whether everything is planned: by a [detached](Planner::detached) planner.
+    pub fn is_whole(&self) -> bool {
+        matches!(self, Self::Found(_) | Self::Anew(_))
+    }
+}
+
 /// A planner's plan.
 pub type PlanOf<P, F> = Plan<<<P as Planner<F>>::Target as Target>::Step, <P as Planner<F>>::Held>;
-
-/// See [`Planner::PLAN_WHOLE`].
-pub type PlanWhole<P, F> = fn(
-    &Table<F>,
-    &<P as Planner<F>>::Settings,
-    Cause<'_, F, <<P as Planner<F>>::Target as Target>::Found>,
-) -> Result<PlanOf<P, F>, NeedsReading>;
 
 /// The results of steps, for the planner. Errors are shared with those who tell of them.
 pub type StepResults<T> = Vec<Result<<T as Target>::Receipt, Arc<<T as Target>::Error>>>;

@@ -82,7 +82,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         let leads_nowhere = self.failures >= REBUILD_AFTER || self.unread >= ANEW_AFTER || !self.is_readable;
         if leads_nowhere {
             self.attempt = now;
-            return self.plan_whole(Whole::Anew(None), Step::Rebuild(reason), None, now, random);
+            return self.plan_whole(Whole::Anew(None), Step::Rebuild(reason), None, now);
         }
         let read = self.read(reason, now);
         match self.ahead.take() {

@@ -5,11 +5,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mode::{Applied, Cause, Planner, Reading, Settled, StepResults, Target};
+use mode::{Applied, Planner, Reading, Settled, StepResults, Target};
 use model::{Changed, Family, FrontendKey};
 use tokio::time::Instant;
 
-use super::next::{ANEW_AFTER, Planned, REBUILD_AFTER};
+use super::next::{ANEW_AFTER, REBUILD_AFTER};
 use super::whole::Whole;
 use super::{
     Ahead, Done, Failed, Failing, Held, InFlight, Pipeline, Progress, Reason, Scope, Step, Touched, Turn,
@@ -71,7 +71,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
                 self.reading_took = took;
                 self.read_at = now;
                 self.unread = 0;
-                self.compare(found, reason, touched, now, random)
+                self.compare(found, reason, touched, now)
             }
             Reading::Unstable => self.reading_failed(None, reason, touched, now, random),
             Reading::Failed(error) => self.reading_failed(Some(error), reason, touched, now, random),
@@ -93,14 +93,13 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         reason: Reason,
         touched: Option<Touched>,
         now: Instant,
-        random: f64,
     ) -> Turn<P::Target> {
         let (whole, step) = if self.failures >= REBUILD_AFTER {
             (Whole::Anew(Some(found)), Step::Rebuild(reason))
         } else {
             (Whole::Found(found), Step::Repair(reason))
         };
-        self.plan_whole(whole, step, since(touched), now, random)
+        self.plan_whole(whole, step, since(touched), now)
     }
 
     /// A reading came to nothing: what is held is as known, or unknown, as before.
@@ -118,19 +117,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         if is_hopeless && !self.is_known() && self.unread < ANEW_AFTER {
             // Another reading would fail too.
             self.unread = ANEW_AFTER;
-            if P::PLAN_WHOLE.is_some() {
-                return self.plan_whole(
-                    Whole::Anew(None),
-                    Step::Rebuild(reason),
-                    since(touched),
-                    now,
-                    random,
-                );
-            }
-            if let Planned::Plan(plan) = self.plan(Cause::Anew(None)) {
-                let step = Step::Rebuild(reason);
-                return self.begin(plan, step, Scope::Everything, since(touched), now, random);
-            }
+            return self.plan_whole(Whole::Anew(None), Step::Rebuild(reason), since(touched), now);
         }
         let retry_in = pause(self.unread, random);
         self.read_not_before = now + retry_in;

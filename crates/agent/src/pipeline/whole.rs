@@ -1,5 +1,5 @@
-//! Plans of everything, which take long in large clusters: made on the worker's thread where the planner allows it, from the table
-//! as it stood when they were begun. What changes meanwhile is planned after that.
+//! Plans of everything, which take long in large clusters: made on the worker's thread, from the table as it stood when they were
+//! begun. What changes meanwhile is planned after that.
 
 use std::sync::{Arc, mpsc};
 
@@ -7,7 +7,6 @@ use mode::{Cause, NeedsReading, PlanOf, Planner, Target};
 use model::{Changed, Family};
 use tokio::time::Instant;
 
-use super::next::Planned;
 use super::{Pipeline, Progress, Scope, Step, Turn, Work, earliest};
 use crate::worker::{Job, Task};
 
@@ -46,20 +45,13 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         step: Step,
         touched: Option<Instant>,
         now: Instant,
-        random: f64,
     ) -> Turn<P::Target> {
-        let Some(plan_whole) = P::PLAN_WHOLE else {
-            return match self.plan(whole.cause()) {
-                Planned::Plan(plan) => self.begin(plan, step, Scope::Everything, touched, now, random),
-                Planned::NeedsReading => self.no_whole_plan(step, now, random),
-                Planned::Panicked(error) => (self.not_planned(error, now, random), None),
-            };
-        };
         let (sender, plan) = mpsc::channel();
-        let (table, settings) = (Arc::clone(&self.table), self.settings.clone());
+        let (planner, table, settings) =
+            (self.planner.detached(), Arc::clone(&self.table), self.settings.clone());
         let task = move || {
             // Nobody wants it any more if it can't be sent.
-            drop(sender.send(plan_whole(&table, &settings, whole.cause())));
+            drop(sender.send(planner.plan(&table, &settings, whole.cause())));
         };
         let since = earliest([self.dirty_since.take(), self.asked_since.take(), touched]);
         let changed = std::mem::take(&mut self.dirty);

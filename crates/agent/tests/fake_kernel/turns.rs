@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use agent::snapshot::{AddressState, Usage, Wanted};
 use agent::{Pods, StartError};
 use backend_nftables::Outcome;
-use mode::{Cause, NeedsReading, PlanOf, PlanWhole, Settled, StepResults};
+use mode::{Cause, NeedsReading, PlanOf, Settled, StepResults};
 use model::{FrontendKey, Kind, Node, Object, RuleSettings, Table};
 use nft::Ruleset;
 use tokio::time::Instant;
@@ -57,11 +57,6 @@ impl Planner<V4> for Counting {
     type Settings = Config;
     type Target = NftablesTarget;
     type Held = Outcome<V4>;
-    const PLAN_WHOLE: Option<PlanWhole<Self, V4>> = Some(|table, settings, cause| {
-        let is_on_worker = std::thread::current().name() == Some("kernel-ip");
-        *if is_on_worker { &ON_WORKER } else { &ON_LOOP }.lock().unwrap() += 1;
-        Backend::<V4>::PLAN_WHOLE.unwrap()(table, settings, cause)
-    });
 
     fn settings(&self, rules: &RuleSettings) -> Config {
         self.0.settings(rules)
@@ -77,10 +72,15 @@ impl Planner<V4> for Counting {
         settings: &Config,
         cause: Cause<'_, V4, Option<Ruleset>>,
     ) -> Result<PlanOf<Self, V4>, NeedsReading> {
-        if matches!(cause, Cause::Found(_) | Cause::Anew(_)) {
-            *ON_LOOP.lock().unwrap() += 1;
+        if cause.is_whole() {
+            let is_on_worker = std::thread::current().name() == Some("kernel-ip");
+            *if is_on_worker { &ON_WORKER } else { &ON_LOOP }.lock().unwrap() += 1;
         }
         Planner::plan(&self.0, table, settings, cause)
+    }
+
+    fn detached(&self) -> Self {
+        Self(self.0.detached())
     }
 
     fn settle(&mut self, held: Outcome<V4>, results: StepResults<NftablesTarget>) -> Settled<V4> {

@@ -39,6 +39,10 @@ impl Planner<V4> for NoRules {
         Ok(Plan { steps: Vec::new(), writes: 0, held: () })
     }
 
+    fn detached(&self) -> Self {
+        *self
+    }
+
     fn settle(&mut self, (): (), _results: StepResults<NoRules>) -> Settled<V4> {
         Settled::done()
     }
@@ -169,7 +173,9 @@ impl World {
 
     /// As the event loop does it; what was not tried is planned at once.
     fn run(&mut self, cause: Cause<'_, V4, backend_ipvs::Found<()>>) -> Settled<V4> {
-        let plan = match self.planner.plan(&self.table, &self.settings, cause) {
+        let detached = cause.is_whole().then(|| self.planner.detached());
+        let planner = detached.as_ref().unwrap_or(&self.planner);
+        let plan = match planner.plan(&self.table, &self.settings, cause) {
             Ok(plan) => plan,
             Err(NeedsReading) => return self.sync(),
         };

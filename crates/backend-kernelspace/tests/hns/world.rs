@@ -206,8 +206,10 @@ impl World {
     /// As the event loop does it; what was not tried is planned at once.
     fn run(&mut self, cause: Cause<'_, V4, Found>) {
         self.is_lost = false;
-        let is_everything = matches!(cause, Cause::Found(_) | Cause::Anew(_));
-        let Ok(plan) = self.planner.plan(&self.table, &self.settings, cause) else {
+        let is_everything = cause.is_whole();
+        let detached = is_everything.then(|| self.planner.detached());
+        let planner = detached.as_ref().unwrap_or(&self.planner);
+        let Ok(plan) = planner.plan(&self.table, &self.settings, cause) else {
             self.is_lost = true;
             return;
         };
