@@ -194,17 +194,14 @@ impl<F: Family> KernelFastPath<F> {
         }) {
             return Ok(());
         }
+        // Two programs would run one after the other: the second takes the first one's endpoint for where the socket wants to go.
+        stop(&self.bpf, &path);
         let (cgroup, attach_type) = (self.cgroup.as_fd(), program.hook.attach_type());
         let link = self
             .bpf
             .create_link(loaded.as_fd(), cgroup, attach_type)
             .map_err(refused("attach", program.name))?;
-        // Names with a dot are refused there.
-        let new = path.with_file_name(format!("{}-new", program.name));
-        // Left by somebody who was interrupted.
-        drop(fs::remove_file(&new));
-        self.bpf.pin(link.as_fd(), &new).map_err(refused("pin", new.display()))?;
-        fs::rename(&new, &path).map_err(refused("rename", new.display()))
+        self.bpf.pin(link.as_fd(), &path).map_err(refused("pin", path.display()))
     }
 
     /// The link that is pinned there, if it is one to our cgroup.
@@ -361,7 +358,8 @@ fn stop_translation(bpf: &Bpf, dir: &Path, family: IpFamily) {
 }
 
 fn stop(bpf: &Bpf, path: &Path) {
-    // Without its pin alone, the program would go on for a moment, beside one that is attached anew.
+    // Without its pin alone, the program would go on for a moment (`bpf_link_put` leaves the end to a queue of work), beside one that
+    // is attached anew.
     if let Ok(Some(link)) = bpf.pinned(path) {
         drop(bpf.detach_link(link.as_fd()));
     }

@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ebpf::{Capacity, Contents, FastPath as _, FastPathError, FastPathRemoval, Hook, Instruction};
 use lab::Namespace;
 use lab::cgroup::SocketSite;
 use lab::proxy::wait_until;
-use model::V4;
+use model::{IpFamily, V4};
 
 use super::{Bpf, FastPathPlace, KernelFastPath, remove_fast_path};
 
@@ -41,11 +42,15 @@ impl Site {
     }
 
     fn open(&self) -> KernelFastPath<V4> {
+        self.open_with(Bpf::default())
+    }
+
+    fn open_with(&self, bpf: Bpf) -> KernelFastPath<V4> {
         let place = FastPathPlace {
             cgroup_root: self.place.cgroup().to_owned(),
             bpffs: self.place.bpffs().to_owned(),
         };
-        KernelFastPath::open(place, Bpf::default()).unwrap()
+        KernelFastPath::open(place, bpf).unwrap()
     }
 
     fn serve(&self, path: &mut KernelFastPath<V4>) -> Result<(), FastPathError> {
@@ -95,4 +100,23 @@ fn a_stranger_that_wants_to_be_alone_is_left_alone() {
     Bpf::default().detach(site.stranger.as_fd(), site.cgroup.as_fd(), connect()).unwrap();
     site.serve(&mut path).unwrap();
     assert_eq!(site.attached(), 1, "ours");
+}
+
+/// Somebody holds the link, so that it does not end with its pin.
+#[test]
+fn a_link_that_can_not_be_updated_gives_way() {
+    let site = Site::new(MULTI);
+    let mut path = site.open();
+    site.serve(&mut path).unwrap();
+    drop(path);
+    let links = super::family_dir(site.place.bpffs(), IpFamily::V4).join(super::LINKS);
+    let held = Bpf::default().pinned(&links.join("kp_connect4")).unwrap().expect("a link");
+    let refuse_updates = |command: &'static str| match command {
+        "BPF_LINK_UPDATE" => Err(std::io::Error::from_raw_os_error(libc::ENOMEM)),
+        _ => Ok(()),
+    };
+    let mut path = site.open_with(Bpf::gated(Arc::new(refuse_updates)));
+    site.serve(&mut path).unwrap();
+    assert_eq!(site.attached(), 2, "the stranger's and one of ours");
+    drop(held);
 }
