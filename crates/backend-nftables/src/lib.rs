@@ -24,6 +24,7 @@ mod counted;
 mod elements;
 mod found;
 mod frontend;
+pub mod hand_over;
 mod ipvs;
 mod layout;
 pub mod lease;

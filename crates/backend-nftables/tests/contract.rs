@@ -4,13 +4,13 @@
 
 use std::collections::BTreeSet;
 
-use backend_nftables::{Backend, Config, Extent, NodePortAddresses, PodSource, lease, table_name};
+use backend_nftables::{Backend, Config, Extent, NodePortAddresses, PodSource, hand_over, lease, table_name};
 use fakes::contract::{Client, Contract};
 use fakes::kernel::FakeKernel;
 use fakes::objects::{LINE_PORT, UDP_PORT};
 use fakes::on_paper::{self, Places, expected, packet};
 use model::{Balancer, Family, Proxied, Store, Table, V4, V6};
-use nft::{Kernel, Ruleset};
+use nft::{Kernel, Ruleset, SetKind};
 use walk::nft::Tracer;
 use walk::{Origin, Outcome, Packet, Paths};
 
@@ -40,13 +40,17 @@ fn check_family<F: Family>() {
     let store = on_paper::store(&contract).unwrap();
     let places = Places::of(F::FAMILY);
     let config = config::<F>(&store, &places);
-    let tracer = tracer::<F>(&store, &config, &places);
+    check_contract(&contract, &places, &tracer::<F>(&store, &config, &places));
+}
+
+#[track_caller]
+fn check_contract(contract: &Contract, places: &Places, tracer: &Tracer) {
     let runs = contract.cases.iter().flat_map(|case| [(6, LINE_PORT), (17, UDP_PORT)].map(|run| (case, run)));
     for (case, (protocol, port)) in runs {
-        let packet = packet(case, &places, protocol);
+        let packet = packet(case, places, protocol);
         let found = tracer.outcomes(&packet).unwrap();
-        assert_eq!(found, expected(case, &places, port), "{case:?}\n{packet:?}");
-        check_paths(&tracer, &packet, &found);
+        assert_eq!(found, expected(case, places, port), "{case:?}\n{packet:?}");
+        check_paths(tracer, &packet, &found);
     }
 }
 
@@ -128,6 +132,47 @@ fn proxies_have_what_endpoints_would_have_for_as_long_as_there_is_a_lease() {
     check_proxies::<V4>(Proxied::Asking);
     check_proxies::<V6>(Proxied::All);
     check_proxies::<V6>(Proxied::Asking);
+}
+
+/// A table that serves under another name does what it did, and nothing at all when its time is over.
+fn check_handed_over<F: Family>() {
+    let contract = Contract::read();
+    let store = on_paper::store(&contract).unwrap();
+    let places = Places::of(F::FAMILY);
+    let config = config::<F>(&store, &places);
+    let own = ruleset(&on_paper::table::<F>(&store), &config);
+    assert!(hand_over::is_ours(&own));
+    let mut kernel = FakeKernel::new();
+    let transaction = hand_over::hand_over(F::FAMILY.into(), &own, 60).unwrap();
+    // A second time it takes the place of the first.
+    for _ in 0..2 {
+        kernel.apply(&transaction).unwrap();
+    }
+    let read =
+        |kernel: &mut FakeKernel, table| kernel.read(F::FAMILY.into(), &table).unwrap().whole().unwrap();
+    assert_eq!(read(&mut kernel, table_name()), None);
+    let mut copy = read(&mut kernel, hand_over::table_name()).unwrap();
+    let tracer = |ruleset| Tracer::new(ruleset, F::FAMILY.into(), [places.node]);
+    check_contract(&contract, &places, &tracer(copy.clone()));
+    for state in copy.sets.values_mut().filter(|state| matches!(state.set.kind, SetKind::Leased { .. })) {
+        state.elements.clear();
+    }
+    let elements: usize = copy.sets.values().map(|state| state.elements.len()).sum();
+    assert!(elements < 40, "{elements} elements stay");
+    let over = tracer(copy);
+    for case in &contract.cases {
+        for protocol in [6, 17] {
+            let packet = packet(case, &places, protocol);
+            let untouched = Outcome::Delivered { to: packet.destination, masqueraded: false };
+            assert_eq!(over.outcomes(&packet).unwrap(), BTreeSet::from([untouched]), "{case:?}");
+        }
+    }
+}
+
+#[test]
+fn every_line_holds_while_the_table_serves_under_another_name() {
+    check_handed_over::<V4>();
+    check_handed_over::<V6>();
 }
 
 #[test]

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::decode::Field as _;
+use crate::duration::GoDuration;
 use crate::effects::leaves;
 use crate::flag::{Flag, Given, MapsTo, OwnFlags, RejectedValue, Target, WithConfig};
 use crate::flags;
@@ -45,6 +47,8 @@ pub enum Action<'a> {
     WriteConfig(&'a Path),
     /// Remove the rules of all modes.
     Cleanup,
+    /// Have copies of the tables of mode nftables serve in their place for so long; none at all if a negative time was given.
+    HandOver(Duration),
     /// Do what needs full privilege.
     InitOnly,
 }
@@ -93,6 +97,9 @@ impl CommandLine {
         match path(&self.own.write_config_to) {
             Some(path) => Action::WriteConfig(path),
             None if self.own.cleanup => Action::Cleanup,
+            None if self.own.hand_over != GoDuration::ZERO => {
+                Action::HandOver(self.own.hand_over.to_std().unwrap_or_default())
+            }
             None if self.own.init_only => Action::InitOnly,
             None => Action::Serve,
         }

@@ -59,6 +59,12 @@ const GENERAL: &[Flag] = &[
         "Remove the rules of all modes, and exit",
     ),
     own(
+        "hand-over",
+        "0s",
+        Target::Duration(|given, lease| given.own.hand_over = lease),
+        "Have what the tables of mode nftables do be done by copies for so long, from a second to an hour, that whoever comes next does not delete; and exit",
+    ),
+    own(
         "init-only",
         "false",
         Target::Bool(|given, on| given.own.init_only = on),

@@ -9,23 +9,13 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use model::IpFamily;
-use netlink::{Message, Writer, flag};
+use netlink::Message;
+use netlink::sock_diag::{self, COOKIE_AT, ID_BYTES, LIST};
 
-/// `SOCK_DIAG_BY_FAMILY`
-const LIST: u16 = 20;
-/// `SOCK_DESTROY`
-const DESTROY: u16 = 21;
 const UDP: u8 = 17;
-/// A set of states with `TCP_ESTABLISHED`, in which sockets of UDP are that have a peer.
-const CONNECTED: u32 = 1 << 1;
-/// Size of `struct inet_diag_sockid`, and where it is in `struct inet_diag_msg`, whose size is the other.
-const ID_BYTES: usize = 48;
+/// Where the identity is in `struct inet_diag_msg`, and the size of that.
 const ID_AT: usize = 4;
 const ANSWER_BYTES: usize = 72;
-/// Where the cookie is in it.
-const COOKIE_AT: usize = 40;
-/// What begins every message.
-const MESSAGE_HEADER: usize = 16;
 
 /// The number of a socket's own family.
 pub fn socket_family(family: IpFamily) -> u8 {
@@ -66,20 +56,7 @@ pub fn read_told(family: IpFamily, bytes: &[u8]) -> Told {
 
 /// Asks for all connected sockets of UDP of a family (`AF_INET`, `AF_INET6`).
 pub fn list_request(family: u8, seq: u32) -> Vec<u8> {
-    let mut out = Writer::default();
-    let start = out.begin_message(LIST, flag::REQUEST | flag::DUMP, seq, family, 0);
-    finish_header(&mut out, start, CONNECTED, &[0; ID_BYTES]);
-    out.end_message(start);
-    out.out
-}
-
-/// The rest of `struct inet_diag_req_v2`, whose first four bytes are written: family, protocol, what is wanted besides, padding.
-fn finish_header(out: &mut Writer, start: usize, states: u32, id: &[u8; ID_BYTES]) {
-    if let Some(protocol) = out.out.get_mut(start + MESSAGE_HEADER + 1) {
-        *protocol = UDP;
-    }
-    out.out.extend(states.to_ne_bytes());
-    out.out.extend(id);
+    sock_diag::list_request(family, UDP, seq)
 }
 
 impl TranslatedSocket {
@@ -96,11 +73,7 @@ impl TranslatedSocket {
 
     /// Asks to end it. Whichever socket has its ends meanwhile is left alone.
     pub fn destroy_request(&self, seq: u32) -> Vec<u8> {
-        let mut out = Writer::default();
-        let start = out.begin_message(DESTROY, flag::REQUEST | flag::ACK, seq, self.family, 0);
-        finish_header(&mut out, start, CONNECTED, &self.id);
-        out.end_message(start);
-        out.out
+        sock_diag::destroy_request(self.family, UDP, &self.id, seq)
     }
 }
 
@@ -145,7 +118,7 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
-    use netlink::messages;
+    use netlink::{NLMSG_HEADER_BYTES, Writer, messages};
     use proptest::prelude::*;
 
     use super::*;
@@ -191,7 +164,7 @@ mod tests {
             assert_eq!(found.local, "10.244.0.9:40000".parse().unwrap());
             // What asks for its end names exactly this socket.
             let destroy = found.destroy_request(7);
-            assert_eq!(destroy[MESSAGE_HEADER + 8..], bytes[MESSAGE_HEADER + ID_AT..][..ID_BYTES]);
+            assert_eq!(destroy[NLMSG_HEADER_BYTES + 8..], bytes[NLMSG_HEADER_BYTES + ID_AT..][..ID_BYTES]);
         }
         // Connected to somebody else since, and to nobody that a program has chosen.
         assert_eq!(read(&answer(2, &[10, 244, 0, 9], &[10, 244, 0, 4]), &keeps), None);

@@ -9,7 +9,7 @@ use netlink::NetlinkError;
 use nft::dump::Count;
 use nft::{
     Applied, BaseChain, Bytes, ChainState, ChainType, Counts, Data, Element, Expr, Family, Hook, Kernel,
-    LookupResult, Name, Op, Reading, Rule, Ruleset, Set, SetState, Transaction, Verdict,
+    LookupResult, Name, Op, Reading, Ruleset, Set, SetState, Transaction, Verdict,
 };
 
 const ENOENT: i32 = 2;
@@ -203,7 +203,10 @@ fn apply_op(family: Family, table: &mut Ruleset, op: &Op) -> Result<(), NetlinkE
         }
         Op::DeleteFlowtable(name) if table.flowtables.remove(name) => Ok(()),
         Op::DeleteFlowtable(name) => Err(refused(name, ENOENT)),
-        Op::SetRules { chain, rules } => set_rules(family, table, chain, rules),
+        Op::SetRules { chain, rules } => {
+            set_rules(table, chain, rules.iter().map(|rule| rule.compile(family)).collect())
+        }
+        Op::CopyRules { chain, rules } => set_rules(table, chain, rules.clone()),
         Op::AddElements { set, elements } => {
             elements.iter().try_for_each(|element| add_element(table, &set.name, element))
         }
@@ -262,9 +265,8 @@ fn delete_chain(table: &mut Ruleset, name: &Name) -> Result<(), NetlinkError> {
     Ok(())
 }
 
-fn set_rules(family: Family, table: &mut Ruleset, name: &Name, rules: &[Rule]) -> Result<(), NetlinkError> {
-    let compiled: Vec<Vec<Expr>> = rules.iter().map(|rule| rule.compile(family)).collect();
-    for expr in compiled.iter().flatten() {
+fn set_rules(table: &mut Ruleset, name: &Name, rules: Vec<Vec<Expr>>) -> Result<(), NetlinkError> {
+    for expr in rules.iter().flatten() {
         match expr {
             Expr::Lookup { set, dreg, .. } => {
                 let known = table.sets.get(set).ok_or_else(|| refused(format!("rule of {name}"), ENOENT))?;
@@ -278,7 +280,7 @@ fn set_rules(family: Family, table: &mut Ruleset, name: &Name, rules: &[Rule]) -
         }
     }
     let chain = table.chains.get_mut(name).ok_or_else(|| refused(name, ENOENT))?;
-    chain.rules = compiled;
+    chain.rules = rules;
     Ok(())
 }
 

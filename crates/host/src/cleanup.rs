@@ -158,9 +158,15 @@ pub fn clean_up_nftables(own_table: &Name, choosing: &[Name], families: &[Family
 }
 
 /// `--cleanup`: removes what any mode left, our own tables (and upstream's of the same name) included.
-pub fn clean_up_all(root: &Root, own_table: &Name) -> Report {
-    let mut report = clean_up_other_modes(root);
-    delete_tables(own_table, &Family::ALL, &mut report);
+pub fn clean_up_all(root: &Root, own_tables: &[Name]) -> Report {
+    let report = clean_up_other_modes(root);
+    own_tables.iter().fold(report, |report, table| report.and(clean_up_tables(table, &Family::ALL)))
+}
+
+/// Removes the tables of this name.
+pub fn clean_up_tables(table: &Name, families: &[Family]) -> Report {
+    let mut report = Report::default();
+    delete_tables(table, families, &mut report);
     report
 }
 

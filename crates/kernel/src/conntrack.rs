@@ -2,6 +2,7 @@
 
 mod deleter;
 mod lookup;
+mod own_sockets;
 mod reader;
 
 use conntrack::{Conntrack, Filter, Flow};
@@ -10,6 +11,7 @@ use netlink::NetlinkError;
 use crate::socket::{Channel, Socket, explained};
 use deleter::Deleter;
 pub use lookup::FlowLookup;
+pub use own_sockets::FlowsAndOwnSockets;
 use reader::Reader;
 
 /// What is counted.

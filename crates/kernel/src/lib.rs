@@ -19,7 +19,7 @@ mod trace;
 mod watch;
 mod xtables;
 
-pub use crate::conntrack::{FlowLookup, Flows};
+pub use crate::conntrack::{FlowLookup, Flows, FlowsAndOwnSockets};
 pub use crate::device::VirtualDevice;
 pub use crate::ebpf::{
     Bpf, Endings, EndingsError, FastPathPlace, FlowsAndSockets, Gate, KernelFastPath, TellEnded,

@@ -123,6 +123,7 @@ fn act(
     match command_line.action() {
         Action::WriteConfig(path) => write_config(path, config),
         Action::Cleanup => takeover::clean_up(config),
+        Action::HandOver(lease) => takeover::hand_over(config, lease),
         Action::InitOnly => prepare::set_host(config, &Limits::default()),
         Action::Serve => {
             let limits = Limits::default();

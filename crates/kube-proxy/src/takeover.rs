@@ -2,16 +2,20 @@
 //! that only the start needs.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use agent::{OldRulesGone, TakeOver, with_causes};
+use anyhow::Context as _;
+use backend_nftables::hand_over;
 use config::Config;
 use ebpf::FastPathRemoval;
 use host::{Report, Root};
 use model::IpFamily;
+use nft::Kernel as _;
 use tracing::{debug, error, info, warn};
 
 use crate::mode;
@@ -76,7 +80,7 @@ impl TakeOvers {
 fn clean_up_leftovers(leftovers: Leftovers, family: IpFamily, is_last: bool) -> Report {
     let (root, family) = (Root::default(), nft::Family::from(family));
     let (table, choosing) = (backend_nftables::table_name(), backend_nftables::choosing_chains());
-    match (leftovers, is_last) {
+    let report = match (leftovers, is_last) {
         (Leftovers::OtherModes, true) => host::clean_up_other_modes(&root),
         // The rules shield the host's ports from what mode ipvs left, which is of both families.
         (Leftovers::OtherModes | Leftovers::OtherThanIptables, false) if host::is_ipvs_left() => {
@@ -88,7 +92,8 @@ fn clean_up_leftovers(leftovers: Leftovers, family: IpFamily, is_last: bool) -> 
             host::clean_up_servers(&root).and(host::clean_up_nftables(&table, &choosing, &nft::Family::ALL))
         }
         (Leftovers::OtherThanIptables, false) => host::clean_up_nftables(&table, &choosing, &[family]),
-    }
+    };
+    report.and(host::clean_up_tables(&hand_over::table_name(), &[family]))
 }
 
 fn spawn(clean_up: impl Fn() -> Report + Send + 'static, gone: OldRulesGone) {
@@ -122,7 +127,8 @@ fn take_over(clean_up: impl Fn() -> Report, gone: &OldRulesGone) {
 /// `--cleanup`: removes everything that any mode has left, our own rules included. Tries everything, and fails if
 /// something stays.
 pub(crate) fn clean_up(config: &Config) -> anyhow::Result<()> {
-    let report = host::clean_up_all(&Root::default(), &backend_nftables::table_name());
+    let own_tables = [backend_nftables::table_name(), hand_over::table_name()];
+    let report = host::clean_up_all(&Root::default(), &own_tables);
     log_removed(&report);
     for failure in &report.failures {
         error!(err = with_causes(failure), "could not be removed");
@@ -130,6 +136,38 @@ pub(crate) fn clean_up(config: &Config) -> anyhow::Result<()> {
     let is_fast_path_gone = remove_fast_path(&config.ebpf.bpffs, FastPathRemoval::Everything);
     let behind = report.failures.len() + usize::from(!is_fast_path_gone);
     anyhow::ensure!(behind == 0, "{behind} things stay behind");
+    Ok(())
+}
+
+/// How long copies may serve.
+const LEASES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(1);
+
+/// `--hand-over`: has copies of our tables serve, and removes the tables, so that upstream's kube-proxy finds none. A table of that name that is
+/// not ours is left alone.
+pub(crate) fn hand_over(config: &Config, lease: Duration) -> anyhow::Result<()> {
+    anyhow::ensure!(LEASES.contains(&lease), "--hand-over: {lease:?} is not between a second and an hour");
+    for family in nft::Family::ALL {
+        hand_over_family(family, lease).with_context(|| format!("hand table {family} kube-proxy over"))?;
+    }
+    let is_fast_path_gone = remove_fast_path(&config.ebpf.bpffs, FastPathRemoval::Translation);
+    anyhow::ensure!(is_fast_path_gone, "programs of mode ebpf stay");
+    Ok(())
+}
+
+fn hand_over_family(family: nft::Family, lease: Duration) -> anyhow::Result<()> {
+    let table = backend_nftables::table_name();
+    let mut kernel = kernel::Nftables::open()?.expecting(backend_nftables::slot_keys);
+    let Some(found) = kernel.read(family, &table)?.whole()?.filter(hand_over::is_ours) else {
+        info!(%family, "there is no table of ours");
+        return Ok(());
+    };
+    let lease_secs = u32::try_from(lease.as_secs()).unwrap_or(u32::MAX);
+    kernel.apply(&hand_over::hand_over(family, &found, lease_secs)?)?;
+    let mut report = host::clean_up_tables(&table, &[family]);
+    if let Some(failure) = report.failures.pop() {
+        return Err(failure.into());
+    }
+    info!(%family, ?lease, "what our table did is done by its copy");
     Ok(())
 }
 

@@ -11,6 +11,7 @@ mod attrs;
 mod error;
 mod family;
 mod message;
+pub mod sock_diag;
 mod writer;
 
 pub use attrs::{Attrs, be_u16, be_u32, text};

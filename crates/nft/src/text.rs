@@ -4,6 +4,7 @@ use std::fmt::{self, Display, Formatter, Write};
 use std::net::IpAddr;
 
 use crate::bytes::{addr_bits, network};
+use crate::rule_text::rule_text;
 use crate::statement::AddrField;
 use crate::{
     BaseChain, Bytes, Data, Element, Family, Field, Hook, Op, Reader, Rule, Set, SetData, SetKind, Statement,
@@ -44,6 +45,12 @@ fn write_op(f: &mut Formatter<'_>, tx: &Transaction, op: &Op) -> fmt::Result {
             rules
                 .iter()
                 .try_for_each(|rule| writeln!(f, "add rule {family} {table} {chain} {}", rule.text(family)))
+        }
+        Op::CopyRules { chain, rules } => {
+            writeln!(f, "flush chain {family} {table} {chain}")?;
+            rules.iter().try_for_each(|rule| {
+                writeln!(f, "add rule {family} {table} {chain} {}", rule_text(rule, family))
+            })
         }
         Op::AddElements { set, elements } => write_elements(f, tx, "add", set, elements, Part::Whole),
         Op::ReplaceElements { set, elements } => {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{BaseChain, Bytes, Element, Family, Name, ObjectType, Rule, Set};
+use crate::{BaseChain, Bytes, Element, Expr, Family, Name, ObjectType, Rule, Set};
 
 /// One change. A transaction is applied in order and atomically, unless it has to be cut to fit a socket buffer:
 /// then only between operations and inside the lists of elements. Whoever makes one orders it so that every prefix
@@ -36,6 +36,13 @@ pub enum Op {
         chain: Name,
         /// All its rules, in order.
         rules: Vec<Rule>,
+    },
+    /// Replaces all rules of a chain by some that were read, from this table or from another one.
+    CopyRules {
+        /// The chain.
+        chain: Name,
+        /// The expressions of each rule, in order ([`ChainState::rules`](crate::ChainState)).
+        rules: Vec<Vec<Expr>>,
     },
     /// Adds elements; one that exists with the same data is left as it is, with other data it is refused.
     AddElements {

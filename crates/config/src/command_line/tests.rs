@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::*;
 
 fn words(line: &str) -> Vec<String> {
@@ -221,6 +223,9 @@ fn what_to_do_has_an_order() {
     assert_eq!(parse("").action(), Action::Serve);
     assert_eq!(parse("--init-only").action(), Action::InitOnly);
     assert_eq!(parse("--init-only --cleanup").action(), Action::Cleanup);
+    assert_eq!(parse("--hand-over=90s").action(), Action::HandOver(Duration::from_secs(90)));
+    assert_eq!(parse("--hand-over=-1s").action(), Action::HandOver(Duration::ZERO));
+    assert_eq!(parse("--hand-over=0").action(), Action::Serve);
     assert_eq!(parse("--cleanup --write-config-to=/f").action(), Action::WriteConfig(Path::new("/f")));
 }
 

@@ -139,7 +139,7 @@ impl Shared {
     fn flows(endings: Option<Arc<Endings>>, metrics: &EbpfMetrics) -> OpenConntrack {
         let ended = metrics.ended_sockets.clone();
         Arc::new(move || {
-            let flows = Box::new(kernel::Flows::open()?);
+            let flows = Box::new(kernel::FlowsAndOwnSockets::open()?);
             let Some(endings) = endings.clone() else { return Ok(flows) };
             let ended = ended.clone();
             let tell = Box::new(move |count| ended.inc_by(count));

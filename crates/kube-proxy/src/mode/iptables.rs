@@ -93,7 +93,7 @@ impl Shared {
             open: Arc::new(move || Ok(IptablesTarget(Box::new(tables.clone())))),
             meter: Some(Arc::new(move || Ok(IptablesTarget(Box::new(counted.clone()))))),
             watch: Some(Box::new(move |touches| spawn_watch(move || watch(&watched, period, &touches)))),
-            flows: Some(Arc::new(|| Ok(Box::new(kernel::Flows::open()?)))),
+            flows: Some(Arc::new(|| Ok(Box::new(kernel::FlowsAndOwnSockets::open()?)))),
             take_over: Some(take_overs.of(F::FAMILY)),
             observer: Box::new(observer),
             family: PhantomData,

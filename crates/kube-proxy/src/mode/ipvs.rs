@@ -108,7 +108,7 @@ impl Shared {
                 spawn_watch(move || nftables::watch(F::FAMILY.into(), &of_rules));
                 spawn_watch(move || watch::<F>(&watched, period, &touches));
             })),
-            flows: Some(Arc::new(|| Ok(Box::new(kernel::Flows::open()?)))),
+            flows: Some(Arc::new(|| Ok(Box::new(kernel::FlowsAndOwnSockets::open()?)))),
             take_over: Some(take_overs.of(F::FAMILY)),
             observer: Box::new(observer),
             family: PhantomData,

@@ -40,7 +40,7 @@ fn served<F: Family>(observer: NftablesMetrics, take_overs: &TakeOvers) -> Famil
         meter: Some(open.clone()),
         open,
         watch: Some(Box::new(move |touches| spawn_watch(move || watch(F::FAMILY.into(), &touches)))),
-        flows: Some(Arc::new(|| Ok(Box::new(kernel::Flows::open()?)))),
+        flows: Some(Arc::new(|| Ok(Box::new(kernel::FlowsAndOwnSockets::open()?)))),
         take_over: Some(take_overs.of(F::FAMILY)),
         observer: Box::new(observer),
         family: PhantomData,

@@ -1,6 +1,7 @@
 //! Leaving nothing behind, on Windows.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use agent::with_causes;
 use config::Config;
@@ -24,6 +25,11 @@ pub(crate) fn clean_up(config: &Config) -> anyhow::Result<()> {
             anyhow::bail!("{} things stay behind", failures.len())
         }
     }
+}
+
+/// `--hand-over`, which is about tables of Linux.
+pub(crate) fn hand_over(_config: &Config, _lease: Duration) -> anyhow::Result<()> {
+    anyhow::bail!("--hand-over is for mode nftables, which Windows does not have")
 }
 
 /// Windows has no capabilities to give up.

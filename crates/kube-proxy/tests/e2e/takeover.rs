@@ -29,9 +29,17 @@ enum Before {
 
 impl Before {
     fn load(self, cluster: &Cluster) {
+        self.load_with(cluster, usize::MAX);
+    }
+
+    /// The rules with the first so many endpoints of each Service.
+    fn load_with(self, cluster: &Cluster, n_endpoints: usize) {
         let node = cluster.lab.node();
         for v6 in [false, true] {
-            let (pods, services) = (pods(v6), services(cluster, v6));
+            let (pods, mut services) = (pods(v6), services(cluster, v6));
+            for service in &mut services {
+                service.endpoints.truncate(n_endpoints);
+            }
             match self {
                 Self::Nftables => {
                     let address = if v6 { node.ip6().into() } else { IpAddr::from(node.ip4()) };
@@ -127,18 +135,9 @@ fn check_takeover(before: Before) {
     before.load(&cluster);
     assert!(before.is_left(&cluster));
     apply_services(&cluster);
-    let (outside, pod, node) = (cluster.lab.outside(), cluster.lab.pod(0), cluster.lab.node());
-    let load = |target, transport| Load { target, transport, rate: 40, timeout: REQUEST };
-    let generators = [
-        LoadGenerator::start(outside, load((ip(WEB_V4), 80).into(), Transport::Tcp)).unwrap(),
-        LoadGenerator::start(outside, load((ip(WEB_V6), 80).into(), Transport::Udp)).unwrap(),
-        LoadGenerator::start(outside, load((node.ip6(), NODE_PORT).into(), Transport::Tcp)).unwrap(),
-        LoadGenerator::start(pod, load((ip(WEB_V6), 80).into(), Transport::Tcp)).unwrap(),
-        LoadGenerator::start(node, load((ip(WEB_V4), 80).into(), Transport::Udp)).unwrap(),
-    ];
-    let keep = |from: &lab::Host, to| from.run(|| Session::open((ip(to), 80).into(), REQUEST)).unwrap();
-    let mut sessions =
-        [keep(outside, KEEP_V4), keep(outside, KEEP_V6), keep(pod, KEEP_V4), keep(node, KEEP_V6)];
+    let outside = cluster.lab.outside();
+    let generators = generators(&cluster);
+    let mut sessions = sessions(&cluster);
     let mut talk = || sessions.iter_mut().try_for_each(|session| session.exchange(b"still there?"));
     talk().unwrap();
     let proxy = start(&cluster);
@@ -160,6 +159,26 @@ fn check_takeover(before: Before) {
     );
 }
 
+fn generators(cluster: &Cluster) -> [LoadGenerator; 5] {
+    let (outside, pod, node) = (cluster.lab.outside(), cluster.lab.pod(0), cluster.lab.node());
+    let load = |from: &lab::Host, target, transport| {
+        LoadGenerator::start(from, Load { target, transport, rate: 40, timeout: REQUEST }).unwrap()
+    };
+    [
+        load(outside, (ip(WEB_V4), 80).into(), Transport::Tcp),
+        load(outside, (ip(WEB_V6), 80).into(), Transport::Udp),
+        load(outside, (node.ip6(), NODE_PORT).into(), Transport::Tcp),
+        load(pod, (ip(WEB_V6), 80).into(), Transport::Tcp),
+        load(node, (ip(WEB_V4), 80).into(), Transport::Udp),
+    ]
+}
+
+fn sessions(cluster: &Cluster) -> [Session; 4] {
+    let (outside, pod, node) = (cluster.lab.outside(), cluster.lab.pod(0), cluster.lab.node());
+    let keep = |from: &lab::Host, to| from.run(|| Session::open((ip(to), 80).into(), REQUEST)).unwrap();
+    [keep(outside, KEEP_V4), keep(outside, KEEP_V6), keep(pod, KEEP_V4), keep(node, KEEP_V6)]
+}
+
 fn refused() -> Result<String, lab::client::FailureClass> {
     Err(lab::client::FailureClass::Refused)
 }
@@ -177,6 +196,108 @@ fn takeover_from_iptables_nft_fails_no_connection() {
 #[test]
 fn takeover_from_upstreams_nftables_fails_no_connection() {
     check_takeover(Before::Nftables);
+}
+
+/// Runs the program with `--hand-over` until it ends with this code and has said something.
+#[track_caller]
+fn hand_over(cluster: &Cluster, lease: &str, (code, text): (i32, &str)) {
+    let argument = format!("--hand-over={lease}");
+    let mut program = Proxy::start(cluster.lab.node(), program(), &[argument.as_str()]).unwrap();
+    assert_eq!(program.wait(PATIENCE).unwrap().code(), Some(code), "{}", program.log().join("\n"));
+    assert!(program.wait_for_log(text, PATIENCE), "{lease}: {}", program.log().join("\n"));
+}
+
+const HANDED_OVER: (i32, &str) = (0, "what our table did is done by its copy");
+
+fn tables(cluster: &Cluster) -> String {
+    cluster.lab.node().exec("nft", &["list", "tables"]).unwrap()
+}
+
+/// Back to upstream: its rules come seconds after it has deleted the tables of our name. Nothing fails if they were handed over before, and as
+/// soon as its rules are there, they decide.
+#[track_caller]
+fn check_hand_over(next: Before) {
+    let cluster = cluster(3, 1);
+    apply_services(&cluster);
+    let mut proxy = start(&cluster);
+    let generators = generators(&cluster);
+    let mut sessions = sessions(&cluster);
+    let mut talk = || sessions.iter_mut().for_each(|session| session.exchange(b"still there?").unwrap());
+    talk();
+    proxy.terminate(PATIENCE).unwrap();
+    hand_over(&cluster, "1h", HANDED_OVER);
+    let copies = "table ip kube-proxy-hand-over\ntable ip6 kube-proxy-hand-over\n";
+    assert_eq!(tables(&cluster), copies);
+    check_listable(&cluster);
+    talk();
+    // Until upstream comes.
+    std::thread::sleep(Duration::from_secs(1));
+    talk();
+    next.load_with(&cluster, 1);
+    for _ in 0..20 {
+        for address in [WEB_V4, WEB_V6] {
+            let answer = ask(cluster.lab.outside(), Transport::Tcp, (ip(address), 80).into());
+            assert_eq!(answer.as_deref(), Ok("pod0"), "{next:?}");
+        }
+    }
+    talk();
+    check_load(generators, 10, || format!("{next:?}"));
+    assert!(next.is_left(&cluster));
+}
+
+#[test]
+fn back_to_upstreams_iptables_after_a_hand_over_fails_no_connection() {
+    check_hand_over(Before::IptablesLegacy);
+    check_hand_over(Before::IptablesNft);
+}
+
+#[test]
+fn back_to_upstreams_nftables_after_a_hand_over_fails_no_connection() {
+    check_hand_over(Before::Nftables);
+}
+
+/// A hand-over ends by itself, and what is left of it goes when we are back, or with everything else.
+#[test]
+fn a_hand_over_ends_by_itself() {
+    let cluster = cluster(2, 0);
+    apply_services(&cluster);
+    let web = SocketAddr::new(ip(WEB_V4), 80);
+    let (outside, node) = (cluster.lab.outside(), cluster.lab.node());
+    for is_back in [true, false] {
+        let mut proxy = start(&cluster);
+        proxy.terminate(PATIENCE).unwrap();
+        hand_over(&cluster, "2s", HANDED_OVER);
+        assert!(wait_until(PATIENCE, || ask(outside, Transport::Tcp, web).is_err()), "it never ends");
+        let holds_elements = || {
+            let sets = ["set ip kube-proxy-hand-over alive", "map ip6 kube-proxy-hand-over endpoints"];
+            let list =
+                |set: &str| node.exec("nft", &[&["list"], &set.split(' ').collect::<Vec<_>>()[..]].concat());
+            sets.iter().any(|set| list(set).unwrap().contains("elements"))
+        };
+        assert!(wait_until(PATIENCE, || !holds_elements()), "memory is not given back");
+        if is_back {
+            let proxy = start(&cluster);
+            let is_gone = wait_until(PATIENCE, || !tables(&cluster).contains("hand-over"));
+            assert!(is_gone, "{}\n{}", tables(&cluster), proxy.log().join("\n"));
+            ask(outside, Transport::Tcp, web).unwrap();
+        } else {
+            clean_up(&cluster, &[]);
+            assert_eq!(tables(&cluster), "");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_ours_is_not_handed_over() {
+    let nothing = (0, "there is no table of ours");
+    let cluster = cluster(1, 0);
+    hand_over(&cluster, "1m", nothing);
+    Before::Nftables.load(&cluster);
+    hand_over(&cluster, "1m", nothing);
+    assert!(Before::Nftables.is_left(&cluster) && !tables(&cluster).contains("hand-over"));
+    for lease in ["2h", "10ms", "-1s"] {
+        hand_over(&cluster, lease, (1, "is not between a second and an hour"));
+    }
 }
 
 /// What the old rules say no longer counts as soon as they are gone: a flow does not go to an endpoint of long ago.

@@ -19,8 +19,8 @@ pub(super) fn object(
         Op::AddChain { name, .. } | Op::DeleteChain(name) => format!("chain {name}"),
         Op::DeleteObject(kind, name) => format!("{kind} {name}"),
         Op::DeleteFlowtable(name) => format!("flowtable {name}"),
-        Op::SetRules { chain, .. } if index == 0 => format!("chain {chain}"),
-        Op::SetRules { chain, .. } => format!("rule {index} of chain {chain}"),
+        Op::SetRules { chain, .. } | Op::CopyRules { chain, .. } if index == 0 => format!("chain {chain}"),
+        Op::SetRules { chain, .. } | Op::CopyRules { chain, .. } => format!("rule {index} of chain {chain}"),
         Op::AddElements { set, .. } | Op::ReplaceElements { set, .. } | Op::DeleteElements { set, .. } => {
             element(tx, set, message, offset)
         }

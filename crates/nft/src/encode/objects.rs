@@ -1,10 +1,12 @@
 //! Messages about tables, sets, chains and rules.
 
+use std::borrow::Cow;
+
 use crate::encode::Encoder;
 use crate::encode::exprs::put_expr;
 use crate::set::DEFAULT_LEARNT_SIZE;
 use crate::wire::{COUNTER, DATA_TYPE_VERDICT, Writer, attr, flag, kind, set_flag};
-use crate::{BaseChain, Family, Field, Name, Op, Rule, Set, SetData, SetKind, udata};
+use crate::{BaseChain, Expr, Family, Field, Name, Op, Set, SetData, SetKind, udata};
 
 /// Makes something unless it exists; without `NLM_F_EXCL` the kernel only checks that it is of the same kind.
 const CREATE: u16 = flag::REQUEST | flag::CREATE;
@@ -46,7 +48,15 @@ impl Encoder<'_> {
             Op::DeleteFlowtable(name) => {
                 self.put_deletion(kind::DEL_FLOWTABLE, attr::FLOWTABLE_TABLE, attr::FLOWTABLE_NAME, name);
             }
-            Op::SetRules { chain, rules } => self.put_rules(chain, rules),
+            Op::SetRules { chain, rules } => {
+                let family = self.tx.family;
+                let compiled =
+                    rules.iter().map(|rule| (rule.compile(family).into(), rule.comment.as_deref()));
+                self.put_rules(chain, compiled);
+            }
+            Op::CopyRules { chain, rules } => {
+                self.put_rules(chain, rules.iter().map(|rule| (Cow::Borrowed(&rule[..]), None)));
+            }
             // Written by `put_elements`.
             Op::AddElements { .. } | Op::ReplaceElements { .. } | Op::DeleteElements { .. } => {}
         }
@@ -57,14 +67,17 @@ impl Encoder<'_> {
     }
 
     /// Flushes the chain (deletes a rule without saying which) and adds the rules.
-    fn put_rules(&mut self, chain: &Name, rules: &[Rule]) {
+    fn put_rules<'r>(
+        &mut self,
+        chain: &Name,
+        rules: impl Iterator<Item = (Cow<'r, [Expr]>, Option<&'r str>)>,
+    ) {
         self.put_message(kind::DEL_RULE, flag::REQUEST, attr::RULE_TABLE, |out| {
             out.text(attr::RULE_CHAIN, chain);
         });
-        let family = self.tx.family;
-        for rule in rules {
+        for (rule, comment) in rules {
             self.put_message(kind::NEW_RULE, CREATE | flag::APPEND, attr::RULE_TABLE, |out| {
-                put_rule(out, chain, rule, family);
+                put_rule(out, chain, &rule, comment);
             });
         }
     }
@@ -162,14 +175,14 @@ pub(crate) fn put_chain(out: &mut Writer, name: &Name, base: Option<&BaseChain>)
     });
 }
 
-fn put_rule(out: &mut Writer, chain: &Name, rule: &Rule, family: Family) {
+fn put_rule(out: &mut Writer, chain: &Name, rule: &[Expr], comment: Option<&str>) {
     out.text(attr::RULE_CHAIN, chain);
     out.nest(attr::RULE_EXPRESSIONS, |out| {
-        for expr in rule.compile(family) {
-            out.nest(attr::LIST_ELEM, |out| put_expr(out, &expr));
+        for expr in rule {
+            out.nest(attr::LIST_ELEM, |out| put_expr(out, expr));
         }
     });
-    if let Some(comment) = &rule.comment {
+    if let Some(comment) = comment {
         let mut userdata = Vec::with_capacity(udata::comment_bytes(comment));
         udata::put_comment(&mut userdata, comment);
         out.bytes(attr::RULE_USERDATA, &userdata);
