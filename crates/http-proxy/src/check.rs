@@ -191,7 +191,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_message_does_harm(bytes: Vec<u8>) {
+        fn whatever_an_endpoint_answers_to_a_check_is_read_with_no_panic(bytes: Vec<u8>) {
             serving_status(&bytes);
         }
     }

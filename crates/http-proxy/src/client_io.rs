@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 use crate::requests::Requests;
+use crate::waiting::Waiting;
 
 /// A client's connection.
 #[derive(Debug)]
@@ -20,6 +21,7 @@ pub(crate) struct ClientIo {
     stream: TcpStream,
     read_ahead: Bytes,
     head: Option<HeadLimit>,
+    waiting: Waiting,
     linger: Option<Pin<Box<Sleep>>>,
     n_unwanted: usize,
 }
@@ -43,7 +45,27 @@ struct HeadLimit {
 impl ClientIo {
     /// With these bytes, which were read already.
     pub(crate) fn new(stream: TcpStream, read_ahead: Bytes) -> Self {
-        Self { stream, read_ahead, head: None, linger: None, n_unwanted: 0 }
+        let (waiting, head, linger) = (Waiting::default(), None, None);
+        Self { stream, read_ahead, head, waiting, linger, n_unwanted: 0 }
+    }
+
+    /// Tells this what it is at.
+    pub(crate) fn waiting(self, waiting: Waiting) -> Self {
+        Self { waiting, ..self }
+    }
+
+    /// With these bytes, which were read already, before what there is.
+    pub(crate) fn with_read_ahead(self, bytes: &[u8]) -> Self {
+        let read_ahead = [bytes, &self.read_ahead].concat().into();
+        Self { read_ahead, ..self }
+    }
+
+    /// Ends when there is something to read, if only its end.
+    pub(crate) async fn readable(&self) {
+        if !self.read_ahead.has_remaining() {
+            // An error is found by reading.
+            drop(self.stream.readable().await);
+        }
     }
 
     /// Reads until the client closes, or its time is over.
@@ -116,7 +138,9 @@ impl AsyncRead for ClientIo {
 
 impl AsyncWrite for ClientIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.waiting.note_write(written.is_pending());
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -124,6 +148,7 @@ impl AsyncWrite for ClientIo {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.waiting.note_end();
         if self.linger.is_none() {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
         }
@@ -136,7 +161,9 @@ impl AsyncWrite for ClientIo {
         cx: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, pieces);
+        self.waiting.note_write(written.is_pending());
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

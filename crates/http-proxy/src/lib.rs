@@ -23,6 +23,7 @@ mod retry;
 mod serve;
 mod tunnel;
 mod upstream;
+mod waiting;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -52,6 +53,9 @@ pub trait Frontend: Send + Sync + 'static {
     fn wants_question(&self) -> bool {
         false
     }
+
+    /// The client's connection is idle: what it took for requests is free again.
+    fn idles(&self) {}
 }
 
 /// The beginning of an answer.

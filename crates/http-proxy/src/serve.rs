@@ -1,21 +1,24 @@
 //! A client's connection.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Request;
 use hyper::body::Incoming;
 use hyper::rt::bounds::Http2ServerConnExec;
 use hyper::server::conn::{http1, http2};
 use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use crate::Frontend;
@@ -23,10 +26,13 @@ use crate::client_io::ClientIo;
 use crate::forward::{self, Client};
 use crate::requests::Requests;
 use crate::response_body::ResponseBody;
-use crate::tunnel::Tunnels;
+use crate::tunnel::{self, Tunnels};
+use crate::waiting::Waiting;
 
 /// For how long a client may keep a connection without a request.
 const MAX_IDLE: Duration = Duration::from_hours(1);
+/// After so long without a request a connection of HTTP/1.1 is put aside, twice that at most.
+const BETWEEN_REQUESTS: Duration = Duration::from_millis(100);
 /// For how long the head of a request may be on its way.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
 /// The line and the headers of a request.
@@ -93,22 +99,101 @@ async fn read_preface(stream: &mut TcpStream) -> io::Result<(Bytes, bool)> {
     Ok((Bytes::copy_from_slice(&received[..n]), received == *PREFACE))
 }
 
+/// A connection is idle most of its time. What a request needs, buffers above all, is only there while there is one, and a little
+/// longer.
 async fn serve_http1<F: Frontend>(io: ClientIo, visit: &Arc<Visit<F>>, ending: watch::Receiver<bool>) {
-    let io = TokioIo::new(io.with_head_limit(HEAD_LIMIT, visit.requests.clone()));
+    let mut io = io.with_head_limit(HEAD_LIMIT, visit.requests.clone());
+    loop {
+        match Box::pin(serve_requests(io, visit, ending.clone())).await {
+            Some(idle) => io = idle,
+            None => return,
+        }
+        let is_over = tokio::select! {
+            readable = timeout(MAX_IDLE, io.readable()) => readable.is_err(),
+            () = told(ending.clone()) => true,
+        };
+        if is_over {
+            // It may be gone already.
+            return drop(io.shutdown().await);
+        }
+    }
+}
+
+/// Serves requests until there are no more of late; gives the connection, unless it has ended.
+async fn serve_requests<F: Frontend>(
+    io: ClientIo,
+    visit: &Arc<Visit<F>>,
+    ending: watch::Receiver<bool>,
+) -> Option<ClientIo> {
+    let waiting = Waiting::default();
     let mut builder = http1::Builder::new();
     builder
-        .timer(TokioTimer::new())
+        .timer(waiting.clone())
+        // Its end is of no matter, see `Waiting`.
         .header_read_timeout(MAX_IDLE)
         .max_buf_size(BUFFER_BYTES)
         .preserve_header_case(true)
         .auto_date_header(false);
     let answering = visit.clone();
-    let service = service_fn(move |request| {
+    let service = service_fn(move |request: Request<Incoming>| {
         let visit = answering.clone();
-        // So that a connection without a request holds none of the memory of one.
-        Box::pin(async move { Ok::<_, Infallible>(forward::answer(&visit, request).await) })
+        Box::pin(async move {
+            if tunnel::may_begin(&request) {
+                visit.tunnels.expect_one();
+                // So that the connection hears of it before there is one.
+                tokio::task::yield_now().await;
+            }
+            Ok::<_, Infallible>(forward::answer(&visit, request).await)
+        })
     });
-    drive(builder.serve_connection(io, service).with_upgrades(), visit, ending).await;
+    let io = TokioIo::new(io.waiting(waiting.clone()));
+    let mut connection = builder.serve_connection(io, service);
+    let happened = tokio::select! {
+        happened = next_happening(&mut connection, visit, &waiting) => happened,
+        () = told(ending.clone()) => Happening::MayEnd,
+    };
+    match happened {
+        Happening::Ended(ended) => note_end(visit, ended),
+        Happening::MayEnd => drive(connection.with_upgrades(), visit, ending).await,
+        Happening::Idle => {
+            let parts = connection.into_parts();
+            visit.frontend.idles();
+            return Some(parts.io.into_inner().with_read_ahead(&parts.read_buf));
+        }
+    }
+    None
+}
+
+/// What becomes of a connection of HTTP/1.1.
+enum Happening {
+    Ended(hyper::Result<()>),
+    /// After what is under way, or because it becomes a tunnel.
+    MayEnd,
+    /// It waits for a request.
+    Idle,
+}
+
+async fn next_happening<F: Frontend>(
+    connection: &mut (impl Future<Output = hyper::Result<()>> + Unpin),
+    visit: &Visit<F>,
+    waiting: &Waiting,
+) -> Happening {
+    loop {
+        let n_begun = visit.requests.n_begun();
+        let happened = poll_fn(|cx| match Pin::new(&mut *connection).poll(cx) {
+            Poll::Ready(ended) => Poll::Ready(Happening::Ended(ended)),
+            Poll::Pending if visit.tunnels.expects_one() => Poll::Ready(Happening::MayEnd),
+            Poll::Pending => Poll::Pending,
+        });
+        tokio::select! {
+            biased;
+            happened = happened => return happened,
+            () = sleep(BETWEEN_REQUESTS) => {}
+        }
+        if waiting.is_for_request() && visit.requests.n_begun() == n_begun {
+            return Happening::Idle;
+        }
+    }
 }
 
 async fn serve_http2<F: Frontend>(io: ClientIo, visit: &Arc<Visit<F>>, ending: watch::Receiver<bool>) {

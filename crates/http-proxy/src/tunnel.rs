@@ -1,7 +1,10 @@
 //! Bytes both ways, after a client and an endpoint have agreed on another protocol.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use http::header::UPGRADE;
+use http::{Method, Request};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::task::JoinSet;
@@ -11,7 +14,17 @@ use crate::response_body::Held;
 
 /// The tunnels of a client's connection.
 #[derive(Debug, Default)]
-pub(crate) struct Tunnels(Mutex<JoinSet<()>>);
+pub(crate) struct Tunnels {
+    tasks: Mutex<JoinSet<()>>,
+    expects_one: AtomicBool,
+}
+
+/// Whether a connection may become a tunnel after this request of HTTP/1.1. To HTTP/2 it does not change.
+pub(crate) fn may_begin<B>(request: &Request<B>) -> bool {
+    let wanted = request.headers().get(UPGRADE);
+    *request.method() == Method::CONNECT
+        || wanted.is_some_and(|wanted| !wanted.as_bytes().eq_ignore_ascii_case(b"h2c"))
+}
 
 /// Both ends of a tunnel, once they are there.
 pub(crate) struct Ends {
@@ -20,9 +33,19 @@ pub(crate) struct Ends {
 }
 
 impl Tunnels {
+    /// A client asks for one.
+    pub(crate) fn expect_one(&self) {
+        self.expects_one.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a client has asked for one.
+    pub(crate) fn expects_one(&self) -> bool {
+        self.expects_one.load(Ordering::Relaxed)
+    }
+
     /// Carries bytes until both sides have no more, or the time of an endpoint that is gone is over.
     pub(crate) fn begin(&self, ends: Ends, held: Held, drained: impl Future<Output = ()> + Send + 'static) {
-        let mut tunnels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tunnels = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tunnels.try_join_next().is_some() {}
         tunnels.spawn(async move {
             tokio::select! {
@@ -36,7 +59,7 @@ impl Tunnels {
 
     /// Ends with the last of them.
     pub(crate) async fn ended(&self) {
-        let mut tunnels = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut tunnels = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         while tunnels.join_next().await.is_some() {}
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use http_proxy::{Answer, Client, NoTurn, Upstream};
 use tokio::net::TcpStream;
@@ -48,6 +49,10 @@ impl http_proxy::Frontend for Way {
 
     fn wants_question(&self) -> bool {
         self.shared.access_log.draws()
+    }
+
+    fn idles(&self) {
+        self.shared.n_idled.fetch_add(1, Ordering::Relaxed);
     }
 }
 

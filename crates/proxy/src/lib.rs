@@ -23,4 +23,4 @@ mod udp;
 mod worker;
 
 pub use handover::{Listeners, Pair, hand_over};
-pub use worker::{WorkerError, run};
+pub use worker::{Process, WorkerError, run};

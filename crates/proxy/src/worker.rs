@@ -3,6 +3,7 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http_proxy::Upstream;
@@ -33,6 +34,8 @@ pub(crate) struct Shared {
     pub(crate) udp_idle: Duration,
     pub(crate) drain: Duration,
     pub(crate) access_log: AccessLog,
+    /// How often a client's connection for requests became idle.
+    pub(crate) n_idled: AtomicUsize,
     linger: Duration,
     room: Arc<Semaphore>,
     max_flows: usize,
@@ -74,21 +77,30 @@ const FILES_PER_FLOW: usize = 6;
 /// Open files for all else.
 const OTHER_FILES: usize = 64;
 
+/// What a worker is given of its process.
+#[derive(Clone, Copy, Debug)]
+pub struct Process {
+    /// Files that may be open.
+    pub max_files: usize,
+    /// Gives memory that was freed back to the system, which takes a while.
+    pub release_memory: fn(),
+}
+
 /// Works at what the agent at the other end of this socket says, until there is nothing left to do.
 ///
 /// # Errors
 /// It can't work; nothing that was begun goes on.
-pub fn run(agent: &UnixStream, max_files: usize) -> Result<(), WorkerError> {
+pub fn run(agent: &UnixStream, process: Process) -> Result<(), WorkerError> {
     let listeners = handover::receive(agent).map_err(|source| WorkerError::Listeners { source })?;
     let n_threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MAX_THREADS);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(n_threads).enable_all().build();
     let runtime = runtime.map_err(|source| WorkerError::Runtime { source })?;
-    let outcome = runtime.block_on(work(agent, listeners, max_files));
+    let outcome = runtime.block_on(work(agent, listeners, process));
     runtime.shutdown_background();
     outcome
 }
 
-async fn work(agent: &UnixStream, listeners: Listeners, max_files: usize) -> Result<(), WorkerError> {
+async fn work(agent: &UnixStream, listeners: Listeners, process: Process) -> Result<(), WorkerError> {
     let io = |source| WorkerError::Listeners { source };
     let nonsense = |source| WorkerError::Agent { source };
     let agent = agent.try_clone().map_err(io)?;
@@ -98,7 +110,7 @@ async fn work(agent: &UnixStream, listeners: Listeners, max_files: usize) -> Res
     let first = incoming.next().await.map_err(nonsense)?;
     let Some(ToWorker::Settings(settings)) = first else { return Err(WorkerError::NoSettings) };
     let (control, says) = Control::new();
-    let shared = Arc::new(Shared::new(control, &settings, max_files));
+    let shared = Arc::new(Shared::new(control, &settings, process.max_files));
     tokio::spawn(control::send(says, write));
     tokio::spawn(tally::report(shared.clone()));
     // What waits at the listeners waits on until it is known where it is to go.
@@ -107,7 +119,7 @@ async fn work(agent: &UnixStream, listeners: Listeners, max_files: usize) -> Res
         return Ok(());
     }
     let serving = serve(&shared, listeners).map_err(io)?;
-    let ended = obey(&shared, &mut incoming).await;
+    let ended = obey(&shared, &mut incoming, process.release_memory).await;
     let linger = match &ended {
         Ok(Ended::Told) => DRAIN_LINGER,
         Ok(Ended::AgentGone) | Err(_) => shared.linger,
@@ -164,8 +176,8 @@ async fn first_routes(shared: &Shared, incoming: &mut Incoming) -> Result<Option
 }
 
 /// Does what the agent says, until it says no more. Tells it meanwhile when there is no room left.
-async fn obey(shared: &Shared, incoming: &mut Incoming) -> Result<Ended, FrameError> {
-    let mut full = false;
+async fn obey(shared: &Shared, incoming: &mut Incoming, release_memory: fn()) -> Result<Ended, FrameError> {
+    let (mut full, mut idling) = (false, Idling::default());
     let mut look = tokio::time::interval(LOOK);
     // Whoever ends the agent may well ask all processes to end: connections go on. With no handler a signal would end all.
     let (mut terminate, mut interrupt) =
@@ -177,6 +189,9 @@ async fn obey(shared: &Shared, incoming: &mut Incoming) -> Result<Ended, FrameEr
             () = received(&mut interrupt) => continue,
             now = look.tick() => {
                 shared.table.forget_left(now);
+                if idling.leaves_much(shared.n_idled.load(Ordering::Relaxed)) {
+                    tokio::task::spawn_blocking(release_memory);
+                }
                 let is_full = shared.room.available_permits() == 0;
                 if is_full != full {
                     full = is_full;
@@ -222,6 +237,28 @@ async fn received(signal: &mut Option<Signal>) {
 /// How often the worker looks whether it has room.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// Connections that became idle, as of the last look.
+#[derive(Debug, Default)]
+struct Idling {
+    n_seen: usize,
+    n_released: usize,
+}
+
+/// So many connections have left some 16 KB each.
+const MANY_IDLE: usize = 1000;
+
+impl Idling {
+    /// Whether what they have left is to go back to the system: not while more of them leave something.
+    fn leaves_much(&mut self, n_idled: usize) -> bool {
+        let is_settled = std::mem::replace(&mut self.n_seen, n_idled) == n_idled;
+        let leaves_much = is_settled && n_idled.wrapping_sub(self.n_released) >= MANY_IDLE;
+        if leaves_much {
+            self.n_released = n_idled;
+        }
+        leaves_much
+    }
+}
+
 /// A connection may have many requests of HTTP/2 at a time.
 const REQUESTS_PER_FLOW: usize = 4;
 
@@ -251,6 +288,7 @@ impl Shared {
             udp_idle: Duration::from_millis(settings.udp_idle_ms),
             drain: Duration::from_millis(settings.drain_ms),
             access_log: AccessLog::begin(settings.access_log_per_million),
+            n_idled: AtomicUsize::new(0),
             linger: Duration::from_millis(settings.linger_ms),
             room: Arc::new(Semaphore::new(max_flows)),
             max_flows,
@@ -275,5 +313,21 @@ impl Shared {
         let all = u32::try_from(self.max_flows).unwrap_or(u32::MAX);
         // Nobody closes it.
         drop(self.room.acquire_many(all).await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_released_once_when_many_connections_have_become_idle() {
+        let mut idling = Idling::default();
+        let mut looked = |counts: &[usize]| -> Vec<bool> {
+            counts.iter().map(|n_idled| idling.leaves_much(*n_idled)).collect()
+        };
+        assert_eq!(looked(&[0, 999, 999]), [false; 3], "too few");
+        assert_eq!(looked(&[1500, 2000, 2000, 2000]), [false, false, true, false]);
+        assert_eq!(looked(&[2500, 2500, 3000, 3000]), [false, false, false, true]);
     }
 }

@@ -12,7 +12,7 @@ use proxy::frame::{
     Availability, Count, Counts, FrameReader, Frontend, MAX_TO_AGENT_BYTES, MAX_TO_WORKER_BYTES, OutBy, Pool,
     Protocol, Route, Routes, Settings, ToAgent, ToWorker, encode,
 };
-use proxy::{Listeners, WorkerError, hand_over};
+use proxy::{Listeners, Process, WorkerError, hand_over};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// What flows are said to have been sent to.
@@ -36,7 +36,9 @@ impl Agent {
     fn new(udp_idle_ms: u64, max_flows: Option<usize>) -> Self {
         let (control, theirs) = UnixStream::pair().unwrap();
         control.set_read_timeout(Some(PATIENCE)).unwrap();
-        let worker = std::thread::spawn(move || proxy::run(&theirs, 1024));
+        let worker = std::thread::spawn(move || {
+            proxy::run(&theirs, Process { max_files: 1024, release_memory: || () })
+        });
         let listeners = Listeners::at(LOOPBACK).unwrap();
         hand_over(&control, &listeners).unwrap();
         let frames = FrameReader::new(MAX_TO_AGENT_BYTES);

@@ -22,6 +22,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -253,6 +254,22 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.serving.abort();
     }
+}
+
+/// Sees to it that this process can have so many connections, with both of their ends, or as many as the system lets it have.
+pub fn connections_at_both_ends(wanted: u64) -> u64 {
+    const OTHER_FILES: u64 = 200;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let files = maximum.unwrap_or(u64::MAX).min(2 * wanted + OTHER_FILES).max(current.unwrap_or(0));
+    setrlimit(Resource::Nofile, Rlimit { current: Some(files), maximum }).unwrap();
+    ((files - OTHER_FILES) / 2).min(wanted)
+}
+
+/// The pages that this process has in memory, in bytes.
+pub fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * u64::try_from(rustix::param::page_size()).unwrap()
 }
 
 /// An address where nobody listens, for as long as this is there.

@@ -30,6 +30,7 @@ use self::process::Process;
 use self::site::KernelSite;
 use super::Endings;
 use crate::limits::Limits;
+use crate::platform;
 
 /// The command by which the program runs itself as a worker; not for people.
 pub(crate) const WORKER: &str = "proxy-worker";
@@ -268,7 +269,11 @@ fn work(log: &logs::Handle) -> anyhow::Result<()> {
     log.start_writing().context("start the thread log")?;
     let agent = std::io::stdin().as_fd().try_clone_to_owned().context("find the agent")?;
     let limit = host::descriptor_limit().context("ask for the limit of open files")?;
-    proxy::run(&UnixStream::from(agent), usize::try_from(limit).unwrap_or(usize::MAX)).context("work")
+    let process = proxy::Process {
+        max_files: usize::try_from(limit).unwrap_or(usize::MAX),
+        release_memory: platform::release_memory,
+    };
+    proxy::run(&UnixStream::from(agent), process).context("work")
 }
 
 /// That of any process.
