@@ -282,28 +282,7 @@ impl FamilyTelemetry {
     pub(crate) fn done(&mut self, done: &Done, rules: &[RuleCount]) {
         self.shared.tell_news();
         let metrics = &self.metrics;
-        let latency = done.latency.as_secs_f64();
-        match done.step {
-            Step::Change
-            | Step::Repair(Reason::Start | Reason::Failure | Reason::Settings | Reason::Surroundings)
-            | Step::Rebuild(Reason::Start | Reason::Settings | Reason::Surroundings) => {
-                metrics.commit_latency.observe(latency);
-            }
-            Step::Rebuild(Reason::Failure) => {
-                metrics.commit_latency.observe(latency);
-                metrics.rebuilds.inc();
-            }
-            Step::Repair(Reason::ForeignChange) => metrics.drift_repairs.inc(),
-            Step::Repair(Reason::Audit) => {
-                metrics.drift_repairs.inc();
-                metrics.audit_divergences.inc();
-            }
-            Step::Rebuild(Reason::ForeignChange | Reason::Audit) => {
-                metrics.drift_repairs.inc();
-                metrics.rebuilds.inc();
-            }
-            Step::Unchanged(_) => {}
-        }
+        self.count_step(done.step, done.latency);
         let is_sent = !matches!(done.step, Step::Unchanged(_));
         if is_sent {
             metrics.transactions_ok.inc();
@@ -320,6 +299,31 @@ impl FamilyTelemetry {
         self.attempted(done.duration, is_partial);
         if done.is_complete {
             self.confirmed(done.planned);
+        }
+    }
+
+    fn count_step(&self, step: Step, latency: Duration) {
+        let metrics = &self.metrics;
+        match step {
+            Step::Change
+            | Step::Repair(Reason::Start | Reason::Failure | Reason::Settings | Reason::Surroundings)
+            | Step::Rebuild(Reason::Start | Reason::Settings | Reason::Surroundings) => {
+                metrics.commit_latency.observe(latency.as_secs_f64());
+            }
+            Step::Rebuild(Reason::Failure) => {
+                metrics.commit_latency.observe(latency.as_secs_f64());
+                metrics.rebuilds.inc();
+            }
+            Step::Repair(Reason::ForeignChange) => metrics.drift_repairs.inc(),
+            Step::Repair(Reason::Audit) => {
+                metrics.drift_repairs.inc();
+                metrics.audit_divergences.inc();
+            }
+            Step::Rebuild(Reason::ForeignChange | Reason::Audit) => {
+                metrics.drift_repairs.inc();
+                metrics.rebuilds.inc();
+            }
+            Step::Unchanged(_) => {}
         }
     }
 

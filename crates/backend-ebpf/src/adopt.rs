@@ -74,6 +74,17 @@ impl<F: Family> State<F> {
             return Some(());
         }
         taken.pools.insert(value.pool);
+        self.adopt_pool((key, value), served, numbers, taken);
+        Some(())
+    }
+
+    fn adopt_pool(
+        &mut self,
+        (key, value): (&FrontendKey<F>, &FrontendValue),
+        served: &Served<F>,
+        numbers: Vec<(Socket<F>, u32)>,
+        taken: &mut Taken,
+    ) {
         let own = self.endpoints.entry(served.pool.0.clone()).or_default();
         for (socket, number) in &numbers {
             own.entry(*socket).or_insert(Numbered { number: *number, references: 0 }).references += 1;
@@ -89,7 +100,6 @@ impl<F: Family> State<F> {
         };
         self.pools.insert(served.pool.clone(), pool);
         self.served.insert(*key, (served.pool.clone(), value.host_only));
-        Some(())
     }
 
     /// Whether one of the numbers is another endpoint's already, or one of the endpoints has another number.

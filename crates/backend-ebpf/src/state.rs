@@ -308,10 +308,7 @@ impl<F: Family> State<F> {
             pool.epoch = self.next_epoch();
         }
         for (position, socket) in (pool.base..).zip(&slots) {
-            let slot = self.slot(&name.0, *socket, pool.epoch).ok_or(Outgrown)?;
-            if self.contents.slots.get(position as usize) != Some(&slot) {
-                work.slots.push(Write::Slot(position, slot));
-            }
+            self.set_slot(position, self.slot(&name.0, *socket, pool.epoch).ok_or(Outgrown)?, work);
         }
         if moves || slots.len() != pool.endpoints.len() {
             work.dirty.extend(&pool.users);
@@ -319,6 +316,12 @@ impl<F: Family> State<F> {
         pool.endpoints = slots;
         self.pools.insert(name.clone(), pool);
         Ok(())
+    }
+
+    fn set_slot(&self, position: u32, slot: Slot, work: &mut Work<F>) {
+        if self.contents.slots.get(position as usize) != Some(&slot) {
+            work.slots.push(Write::Slot(position, slot));
+        }
     }
 
     fn slot(&self, service: &ServicePortName, socket: Socket<F>, extent_epoch: u16) -> Option<Slot> {

@@ -263,8 +263,11 @@ fn namespace() -> Arg {
     Arg::new("namespace").long("namespace").short('n').value_name("NAMESPACE").help("Of this namespace")
 }
 
+fn required(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).required(true).help(help)
+}
+
 fn explain_command() -> Command {
-    let required = |name: &'static str, help: &'static str| Arg::new(name).required(true).help(help);
     Command::new("explain")
         .about("Says where packets go on this node, and why")
         .subcommand_required(true)
@@ -282,28 +285,22 @@ fn explain_command() -> Command {
                     .about("An endpoint: whose it is, and whether it takes new flows")
                     .arg(required("endpoint", "IP or IP:PORT")),
             ),
-            shared(
-                Command::new("packet")
-                    .about("A packet: what becomes of it, by the rules as they are in the kernel")
-                    .arg(required("source", "IP or IP:PORT of the client"))
-                    .arg(required(
-                        "destination",
-                        "IP:PORT/PROTOCOL, such as 10.96.0.10:53/UDP; TCP if not said",
-                    ))
-                    .arg(
-                        Arg::new("from")
-                            .long("from")
-                            .value_parser(PossibleValuesParser::new(["pod", "node", "outside"]))
-                            .help("Where it comes from [default: by its source address]"),
-                    )
-                    .arg(
-                        Arg::new("in")
-                            .long("in")
-                            .value_name("INTERFACE")
-                            .help("The interface that it arrives on"),
-                    ),
-            ),
+            shared(explain_packet_command()),
         ])
+}
+
+fn explain_packet_command() -> Command {
+    Command::new("packet")
+        .about("A packet: what becomes of it, by the rules as they are in the kernel")
+        .arg(required("source", "IP or IP:PORT of the client"))
+        .arg(required("destination", "IP:PORT/PROTOCOL, such as 10.96.0.10:53/UDP; TCP if not said"))
+        .arg(
+            Arg::new("from")
+                .long("from")
+                .value_parser(PossibleValuesParser::new(["pod", "node", "outside"]))
+                .help("Where it comes from [default: by its source address]"),
+        )
+        .arg(Arg::new("in").long("in").value_name("INTERFACE").help("The interface that it arrives on"))
 }
 
 fn trace_command() -> Command {

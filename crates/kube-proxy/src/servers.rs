@@ -97,14 +97,34 @@ pub(crate) fn start(
     node_name: &str,
     noted: &Noted,
 ) -> std::io::Result<Status> {
-    let log = log.clone();
     let about = About {
         version: command_line.version(),
         mode: config.mode.to_string(),
         node: node_name.to_owned(),
         started: SystemTime::now(),
     };
-    let served = status::Config {
+    let further = further(api(config, telemetry, noted.clone(), about));
+    let served = served(command_line, config, log.clone(), further);
+    let sources = Sources {
+        metrics: telemetry.metrics.clone(),
+        health: telemetry.health.clone(),
+        health_checks: telemetry.health_checks.subscribe(),
+    };
+    let (recorder, node_name) = (recorder.clone(), node_name.to_owned());
+    let notify = move |failed: status::ServiceCheckFailed| {
+        let error = format!("listen on {}: {}", failed.address, failed.error);
+        recorder.send(Event::service_healthcheck(&node_name, &failed.service, None, failed.port, &error));
+    };
+    Status::start(served, sources, Arc::new(notify))
+}
+
+fn served(
+    command_line: &CommandLine,
+    config: &Config,
+    log: logs::Handle,
+    further: status::Further,
+) -> status::Config {
+    status::Config {
         metrics_address: config.metrics_bind_address,
         socket: config.inspect_socket.clone(),
         health_address: config.healthz_bind_address,
@@ -122,20 +142,9 @@ pub(crate) fn start(
             log.set_verbosity(u32::try_from(verbosity).unwrap_or_default());
             Ok(())
         }),
-        further: further(api(config, telemetry, noted.clone(), about)),
+        further,
         limits: limits(platform::descriptor_limit().unwrap_or(DESCRIPTORS)),
-    };
-    let sources = Sources {
-        metrics: telemetry.metrics.clone(),
-        health: telemetry.health.clone(),
-        health_checks: telemetry.health_checks.subscribe(),
-    };
-    let (recorder, node_name) = (recorder.clone(), node_name.to_owned());
-    let notify = move |failed: status::ServiceCheckFailed| {
-        let error = format!("listen on {}: {}", failed.address, failed.error);
-        recorder.send(Event::service_healthcheck(&node_name, &failed.service, None, failed.port, &error));
-    };
-    Status::start(served, sources, Arc::new(notify))
+    }
 }
 
 /// The API, and the page.

@@ -238,29 +238,26 @@ fn port_frontends<F: Family>(
         ServicePortName { service: service.name.clone(), port: port.name.clone(), protocol: port.protocol };
     let key = |address, port_number| FrontendKey { address, protocol: port.protocol, port: port_number };
     let affinity = service.affinity.map(|timeout| Affinity { timeout, service: service.uid });
-    let cluster_ip = key(FrontendAddress::Ip(addresses.cluster_ip), port.port);
-    frontends.push(Frontend {
-        policy: service.internal_policy,
+    let frontend = |kind, key, pool: &Pool<F>| Frontend {
         affinity,
         proxying: pools.proxying,
         resilience: service.resilience.clone(),
         app_protocol: port.app_protocol,
         flow_endpoints: pools.flow_endpoints.clone(),
         resets_connections: pools.resets_connections,
-        ..Frontend::new(cluster_ip, AddressKind::ClusterIp, name.clone(), pools.internal.clone())
+        ..Frontend::new(key, kind, name.clone(), pool.clone())
+    };
+    let cluster_ip = key(FrontendAddress::Ip(addresses.cluster_ip), port.port);
+    frontends.push(Frontend {
+        policy: service.internal_policy,
+        ..frontend(AddressKind::ClusterIp, cluster_ip, &pools.internal)
     });
     let external = |kind, key, allowed_sources| Frontend {
         policy: service.external_policy,
         internal_pool: pools.short_cut.clone(),
-        affinity,
-        proxying: pools.proxying,
-        resilience: service.resilience.clone(),
-        app_protocol: port.app_protocol,
         masquerade: pools.external_masquerade,
         allowed_sources,
-        flow_endpoints: pools.flow_endpoints.clone(),
-        resets_connections: pools.resets_connections,
-        ..Frontend::new(key, kind, name.clone(), pools.external.clone())
+        ..frontend(kind, key, &pools.external)
     };
     let ip = |addr: &F::Addr| key(FrontendAddress::Ip(*addr), port.port);
     frontends.extend(addresses.load_balancer_ips.iter().map(|addr| {

@@ -47,11 +47,7 @@ pub fn begin(family: Family, table: &Name, traced: &[Traced], per_second: u32) -
             chain,
             BaseChain { kind: ChainType::Filter, hook, priority: AFTER },
         );
-        message(&mut out, kind::NEW_RULE, flag::CREATE | flag::APPEND, family, |out| {
-            out.text(attr::RULE_TABLE, table);
-            out.text(attr::RULE_CHAIN, chain);
-            out.nest(attr::RULE_EXPRESSIONS, put_continue);
-        });
+        put_rule(&mut out, family, (table, chain), put_continue);
     }
     for (chain, hook) in CHAINS {
         put_base_chain(
@@ -63,11 +59,7 @@ pub fn begin(family: Family, table: &Name, traced: &[Traced], per_second: u32) -
         );
         for one in traced.iter().filter(|one| one.address.is_none_or(|address| Family::of(address) == family))
         {
-            message(&mut out, kind::NEW_RULE, flag::CREATE | flag::APPEND, family, |out| {
-                out.text(attr::RULE_TABLE, table);
-                out.text(attr::RULE_CHAIN, chain);
-                out.nest(attr::RULE_EXPRESSIONS, |out| put_rule(out, family, one, per_second));
-            });
+            put_rule(&mut out, family, (table, chain), |out| put_traced(out, family, one, per_second));
         }
     }
     put_batch_message(&mut out, kind::BATCH_END, SEQ + 1);
@@ -86,6 +78,19 @@ fn put_base_chain(out: &mut Writer, family: Family, table: &Name, chain: &'stati
     message(out, kind::NEW_CHAIN, flag::CREATE, family, |out| {
         out.text(attr::CHAIN_TABLE, table);
         put_chain(out, &Name::from_static(chain), Some(&base));
+    });
+}
+
+fn put_rule(
+    out: &mut Writer,
+    family: Family,
+    (table, chain): (&Name, &'static str),
+    expressions: impl FnOnce(&mut Writer),
+) {
+    message(out, kind::NEW_RULE, flag::CREATE | flag::APPEND, family, |out| {
+        out.text(attr::RULE_TABLE, table);
+        out.text(attr::RULE_CHAIN, chain);
+        out.nest(attr::RULE_EXPRESSIONS, expressions);
     });
 }
 
@@ -108,7 +113,7 @@ fn message(out: &mut Writer, kind: u16, flags: u16, family: Family, write: impl 
     out.end_message(start);
 }
 
-fn put_rule(out: &mut Writer, family: Family, traced: &Traced, per_second: u32) {
+fn put_traced(out: &mut Writer, family: Family, traced: &Traced, per_second: u32) {
     let first = Register(0);
     let equals = |data| Expr::Cmp { sreg: first, op: CmpOp::Eq, data };
     let (offset, len) = match family {

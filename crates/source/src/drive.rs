@@ -246,7 +246,7 @@ impl Driver {
         let mut answer = self.open(generation, timeout).await?;
         self.watching_since = Some(Instant::now());
         self.machine.watch_begins();
-        if !matches!(self.machine.request(), Request::StreamedList) {
+        if !self.is_listing() {
             self.recovered().await?;
         }
         let mut reader = FrameReader::new(answer.format(), MAX_FRAME_BYTES);
@@ -258,19 +258,10 @@ impl Driver {
             let n_before = n_events;
             while let Some(event) = self.next_event(&mut reader)? {
                 n_events += 1;
-                let was_listing = matches!(self.machine.request(), Request::StreamedList);
                 let was_suspect = self.machine.is_suspect();
-                let result = self.machine.event(event, &mut self.out);
-                self.flush().await?;
-                result?;
+                self.take_event(event).await?;
                 if self.machine.is_suspect() && !was_suspect {
                     end = end.min(Instant::now() + self.timings.out_of_order);
-                }
-                if !was_listing {
-                    self.backoff.progress();
-                }
-                if was_listing && !matches!(self.machine.request(), Request::StreamedList) {
-                    self.recovered().await?;
                 }
             }
             event_end = match event_end {
@@ -280,11 +271,28 @@ impl Driver {
             };
         }
         reader.finish().map_err(|error| Failure::Broken(error.to_string()))?;
-        if matches!(self.machine.request(), Request::StreamedList) {
+        if self.is_listing() {
             let text = "the server ended the streamed list before it was complete";
             return Err(Failure::Broken(text.to_owned()).into());
         }
         Ok(n_events > 0 || begin.elapsed() >= SHORT_WATCH)
+    }
+
+    async fn take_event(&mut self, event: WatchEvent) -> Result<(), End> {
+        let was_listing = self.is_listing();
+        let result = self.machine.event(event, &mut self.out);
+        self.flush().await?;
+        result?;
+        if !was_listing {
+            self.backoff.progress();
+        } else if !self.is_listing() {
+            self.recovered().await?;
+        }
+        Ok(())
+    }
+
+    fn is_listing(&self) -> bool {
+        matches!(self.machine.request(), Request::StreamedList)
     }
 
     /// The next chunk of a watch, which has to end by `end`, and within an event by `event_end`.

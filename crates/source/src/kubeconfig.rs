@@ -215,30 +215,17 @@ fn check_cluster(cluster: &Cluster) -> Result<(), KubeconfigError> {
 }
 
 fn check_user(user: &User) -> Result<(), KubeconfigError> {
-    let given = |field: &Option<String>| is_given(field.as_deref());
     if let Some(provider) = &user.auth_provider {
         return Err(KubeconfigError::AuthProvider(provider.name.clone().unwrap_or_default()));
     }
+    check_given_once(user)?;
+    let given = |field: &Option<String>| is_given(field.as_deref());
     let has_certificate = given(&user.client_certificate) || given(&user.client_certificate_data);
     let has_key = given(&user.client_key) || given(&user.client_key_data);
     let has_token = given(&user.token) || given(&user.token_file);
     let has_extra_impersonation = given(&user.as_uid)
         || user.as_groups.as_ref().is_some_and(|groups| !groups.is_empty())
         || user.as_user_extra.as_ref().is_some_and(|extra| !extra.is_empty());
-    let both = [
-        (
-            &user.client_certificate,
-            "client-certificate",
-            &user.client_certificate_data,
-            "client-certificate-data",
-        ),
-        (&user.client_key, "client-key", &user.client_key_data, "client-key-data"),
-    ];
-    for (file, file_name, data, data_name) in both {
-        if given(file) && given(data) {
-            return Err(KubeconfigError::Both(file_name, data_name));
-        }
-    }
     match () {
         () if has_certificate && !has_key => {
             Err(KubeconfigError::Without("a client certificate", "client-key"))
@@ -255,6 +242,18 @@ fn check_user(user: &User) -> Result<(), KubeconfigError> {
         }
         () => user.exec.as_ref().map_or(Ok(()), check_exec),
     }
+}
+
+/// A file, or what would be in it.
+fn check_given_once(user: &User) -> Result<(), KubeconfigError> {
+    let given = |field: &Option<String>| is_given(field.as_deref());
+    let (certificate, key) = (&user.client_certificate, &user.client_key);
+    let both = [
+        (certificate, "client-certificate", &user.client_certificate_data, "client-certificate-data"),
+        (key, "client-key", &user.client_key_data, "client-key-data"),
+    ];
+    let twice = both.into_iter().find(|(file, _, data, _)| given(file) && given(data));
+    twice.map_or(Ok(()), |(_, file, _, data)| Err(KubeconfigError::Both(file, data)))
 }
 
 fn check_exec(exec: &Exec) -> Result<(), KubeconfigError> {

@@ -54,6 +54,12 @@ pub(crate) fn uri(kind: Kind, node_name: &str, request: &Request, timeout: Durat
         escape(value, &mut uri);
     };
     select(kind, node_name, &mut add);
+    ask(request, timeout, &mut add);
+    uri
+}
+
+/// What of them is wanted, and how.
+fn ask(request: &Request, timeout: Duration, add: &mut impl FnMut(&str, &str)) {
     let limit = PAGE_SIZE.to_string();
     let timeout = timeout.as_secs().to_string();
     match request {
@@ -82,7 +88,6 @@ pub(crate) fn uri(kind: Kind, node_name: &str, request: &Request, timeout: Durat
             add("timeoutSeconds", &timeout);
         }
     }
-    uri
 }
 
 /// Which objects of a kind are wanted.

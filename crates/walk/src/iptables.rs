@@ -6,7 +6,9 @@
 //! pass: clients that a list remembers stay in it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter::Peekable;
 use std::net::{IpAddr, SocketAddr};
+use std::vec::IntoIter;
 
 use ipnet::IpNet;
 use iptables::{Saved, TableName};
@@ -236,25 +238,26 @@ impl Tracer {
             let at = target.iter().position(|word| word == option).unwrap_or(target.len());
             target.get(at + 1).map(String::as_str).ok_or_else(|| unknown(rule, option))
         };
-        let effect = match target.first().map_or("", String::as_str) {
-            "" => Effect::Verdict(Verdict::Continue),
+        let (verdict, word) = (Effect::Verdict, target.first().map_or("", String::as_str));
+        let effect = match word {
+            "" => verdict(Verdict::Continue),
             "RETURN" => Effect::Return,
-            "ACCEPT" => Effect::Verdict(Verdict::Accept),
-            "DROP" => Effect::Verdict(Verdict::Drop),
-            "REJECT" => Effect::Verdict(Verdict::Reject),
+            "ACCEPT" => verdict(Verdict::Accept),
+            "DROP" => verdict(Verdict::Drop),
+            "REJECT" => verdict(Verdict::Reject),
             "MARK" => {
                 let (xor, mask) = pair(argument("--set-xmark")?).ok_or_else(|| unknown(rule, "MARK"))?;
                 state.mark = state.mark & !mask ^ xor;
-                Effect::Verdict(Verdict::Continue)
+                verdict(Verdict::Continue)
             }
             "MASQUERADE" => {
                 state.masqueraded = true;
-                Effect::Verdict(Verdict::Accept)
+                verdict(Verdict::Accept)
             }
             "DNAT" => {
                 let to = argument("--to-destination")?;
-                state.destination = to.parse().ok().ok_or_else(|| unknown(rule, to))?;
-                Effect::Verdict(Verdict::Accept)
+                state.destination = to.parse().map_err(|_unreadable| unknown(rule, to))?;
+                verdict(Verdict::Accept)
             }
             other if self.tables.table(table).rules(other).is_some() => Effect::Jump(other.to_owned()),
             other => return Err(unknown(rule, other)),
@@ -282,21 +285,7 @@ impl Tracer {
                 "-j" => return Ok(Some(words.collect())),
                 "-m" => {
                     module = value();
-                    match module.as_str() {
-                        "recent" => {
-                            let mut options = Vec::new();
-                            while let Some(word) = words.next_if(|word| word != "-m" && word != "-j") {
-                                options.push(word);
-                            }
-                            self.recent(rule, &options, state)?
-                        }
-                        "statistic" => {
-                            let options: Vec<String> = words.by_ref().take(4).collect();
-                            let probability = options.get(3).and_then(|text| text.parse().ok());
-                            chance(probability.ok_or_else(|| unknown(rule, "statistic"))?)
-                        }
-                        _ => true,
-                    }
+                    self.module(&module, rule, &mut words, state, chance)?
                 }
                 _ => self.matches(&module, &option, &value(), state).ok_or_else(|| unknown(rule, &option))?,
             };
@@ -305,6 +294,32 @@ impl Tracer {
             }
         }
         Ok(Some(Vec::new()))
+    }
+
+    /// Whether a match of several options holds for the packet, which takes their words. Of others the options tell.
+    fn module(
+        &mut self,
+        name: &str,
+        rule: &str,
+        words: &mut Peekable<IntoIter<String>>,
+        state: &State<'_>,
+        chance: Chance<'_>,
+    ) -> Result<bool, TraceError> {
+        match name {
+            "recent" => {
+                let mut options = Vec::new();
+                while let Some(word) = words.next_if(|word| word != "-m" && word != "-j") {
+                    options.push(word);
+                }
+                self.recent(rule, &options, state)
+            }
+            "statistic" => {
+                let options: Vec<String> = words.by_ref().take(4).collect();
+                let probability = options.get(3).and_then(|text| text.parse().ok());
+                Ok(chance(probability.ok_or_else(|| unknown(rule, "statistic"))?))
+            }
+            _ => Ok(true),
+        }
     }
 
     /// Whether an option of one value holds for the packet; `None` for what is not known.

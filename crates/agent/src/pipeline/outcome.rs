@@ -168,18 +168,18 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         let retry_in = self.take_settled(&scope, settled, since, now, random);
         let Some(error) = error else {
             let is_nothing = steps == 0;
-            return match (scope, step) {
-                (Scope::Changes(_) | Scope::Woken, _) if is_nothing => Progress::Working,
-                (_, step) => Progress::Done(Done {
-                    step: if is_nothing { unchanged(step) } else { step },
-                    writes,
-                    kernel_time: applied.kernel_time,
-                    is_complete,
-                    latency: now.saturating_duration_since(since),
-                    planned,
-                    duration: now.saturating_duration_since(self.attempt),
-                }),
-            };
+            if is_nothing && matches!(scope, Scope::Changes(_) | Scope::Woken) {
+                return Progress::Working;
+            }
+            return Progress::Done(Done {
+                step: if is_nothing { unchanged(step) } else { step },
+                writes,
+                kernel_time: applied.kernel_time,
+                is_complete,
+                latency: now.saturating_duration_since(since),
+                planned,
+                duration: now.saturating_duration_since(self.attempt),
+            });
         };
         Progress::Failed(self.failure(error, &attempt, 1, retry_in, now))
     }

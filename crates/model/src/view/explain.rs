@@ -109,18 +109,8 @@ fn explain_port<F: Family>(
         basis: list.basis,
         drops: list.endpoints.is_empty() && choice.has_any,
     });
-    let endpoints = candidates.iter().map(|((address, port), candidate)| EndpointExplanation {
-        address: *address,
-        port: *port,
-        local: candidate.is_local(),
-        conditions: candidate.conditions,
-        hinted: candidate.hints.is_some_and(|hints| !hints.zones.is_empty() || !hints.nodes.is_empty()),
-        slice: candidate.slice().to_string(),
-        uses: chosen
-            .iter()
-            .map(|(policy, list)| (*policy, usage(*address, *port, candidate, list)))
-            .collect(),
-    });
+    let endpoints =
+        candidates.iter().map(|(socket, candidate)| explain_endpoint(*socket, candidate, &chosen));
     PortExplanation {
         port: ServicePortName {
             service: service.name.clone(),
@@ -133,6 +123,23 @@ fn explain_port<F: Family>(
         unserved: own::<F>(&service.external_ips)
             .filter(|addr| !node.external_ips.serves((*addr).into()))
             .collect(),
+    }
+}
+
+fn explain_endpoint<F: Family>(
+    (address, port): (F::Addr, u16),
+    candidate: &Candidate<'_>,
+    chosen: &[(TrafficPolicy, List<F>)],
+) -> EndpointExplanation<F> {
+    let use_of = |(policy, list): &(_, _)| (*policy, usage(address, port, candidate, list));
+    EndpointExplanation {
+        address,
+        port,
+        local: candidate.is_local(),
+        conditions: candidate.conditions,
+        hinted: candidate.hints.is_some_and(|hints| !hints.zones.is_empty() || !hints.nodes.is_empty()),
+        slice: candidate.slice().to_string(),
+        uses: chosen.iter().map(use_of).collect(),
     }
 }
 
