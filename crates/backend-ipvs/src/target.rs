@@ -17,7 +17,7 @@ use crate::change::{Change, Means};
 use crate::options::Options;
 use crate::state::{Id, Socket};
 use crate::traffic::{Counted, Readings};
-use crate::watch::Activity;
+use crate::watch::{Activity, Presence};
 
 /// One family's virtual servers with their device, and the rules that go with them.
 pub struct IpvsTarget<F: Family, R: Target> {
@@ -248,9 +248,11 @@ impl<F: Family, R: Target> Target for IpvsTarget<F, R> {
             Applied { results: Vec::with_capacity(steps.len()), kernel_time: None, is_usable: true };
         while !steps.is_empty() {
             let changes = take_changes(&mut steps);
-            self.activity.note();
+            let n_before = applied.results.len();
+            self.activity.begin();
             self.run(&changes, &mut applied.results);
-            self.activity.note();
+            let made = changes.iter().zip(&applied.results[n_before..]).filter(|(_, result)| result.is_ok());
+            self.activity.end(made.map(|(change, _)| *change));
             let rules = take_rules(&mut steps);
             if !rules.is_empty() {
                 rules_left -= rules.len();
@@ -290,7 +292,11 @@ impl<F: Family, R: Target> Target for IpvsTarget<F, R> {
             Err(error) => return Reading::Failed(TargetError::Ipvs(error)),
         };
         match self.devices.addresses() {
-            Ok(addresses) => Reading::Whole(Found { rules, servers, addresses, timeouts }),
+            Ok(addresses) => {
+                let ids = servers.iter().map(|server| server.settings.id);
+                self.activity.expect(Presence::of::<F>(ids, &addresses));
+                Reading::Whole(Found { rules, servers, addresses, timeouts })
+            }
             Err(error) => Reading::Failed(TargetError::Devices(error)),
         }
     }

@@ -13,7 +13,7 @@ pub mod status {
     pub const ASSURED: u32 = 1 << 2;
     /// The flow's source is rewritten.
     pub const SRC_NAT: u32 = 1 << 4;
-    /// The flow's destination is rewritten: it goes to an endpoint.
+    /// Rules rewrite the flow's destination: it goes to an endpoint.
     pub const DST_NAT: u32 = 1 << 5;
 }
 
@@ -69,7 +69,13 @@ impl Flow {
         SocketAddr::new(self.reply.src, self.reply.src_port)
     }
 
-    /// Whether the destination is rewritten.
+    /// Whether somebody else answers than was asked: rules or IPVS have directed the flow. IPVS rewrites the reply alone
+    /// (`ip_vs_update_conntrack`), so that [`Flow::status`] says nothing of it.
+    pub fn is_directed(&self) -> bool {
+        self.answered_by() != self.orig.ends().1
+    }
+
+    /// Whether rules rewrite the destination.
     pub const fn is_dnat(&self) -> bool {
         self.status & status::DST_NAT != 0
     }
@@ -102,6 +108,35 @@ impl fmt::Display for ProtocolName {
             17 => f.write_str("udp"),
             132 => f.write_str("sctp"),
             other => write!(f, "protocol {other}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ipvs_directs_has_no_translation_in_its_status() {
+        let (client, service, endpoint) = ("192.0.2.1:40000", "10.96.0.10:80", "10.244.0.2:8080");
+        let flow = |answered_by: &str, status| {
+            let ends = [client, service, answered_by].map(|end| end.parse::<SocketAddr>().unwrap());
+            let tuple = |from: SocketAddr, to: SocketAddr| Tuple {
+                src: from.ip(),
+                dst: to.ip(),
+                src_port: from.port(),
+                dst_port: to.port(),
+            };
+            let (orig, reply) = (tuple(ends[0], ends[1]), tuple(ends[2], ends[0]));
+            Flow { protocol: 6, orig, reply, id: 1, status, orig_zone: 0, reply_zone: 0 }
+        };
+        for (answered_by, status, is_directed) in [
+            (endpoint, status::SEEN_REPLY, true),
+            (endpoint, status::SEEN_REPLY | status::DST_NAT, true),
+            ("10.96.0.10:8080", status::DST_NAT, true),
+            (service, status::SEEN_REPLY, false),
+        ] {
+            assert_eq!(flow(answered_by, status).is_directed(), is_directed, "{answered_by} {status:#x}");
         }
     }
 }

@@ -182,7 +182,7 @@ fn flows(limit: usize) -> Result<FlowList, NetlinkError> {
         for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
             let filter = Filter::new(family, protocol.number());
             let read = conntrack.each(&filter, &mut |flow| {
-                if !flow.is_dnat() {
+                if !flow.is_directed() {
                     return;
                 }
                 list.truncated |= list.items.len() == limit;

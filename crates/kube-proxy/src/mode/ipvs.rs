@@ -1,5 +1,6 @@
 //! Mode ipvs: the kernel's load balancer, a device for its addresses, and a table of `nf_tables` for what it does not do.
 
+use std::convert::Infallible;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
@@ -132,26 +133,38 @@ fn open_ipvs<E: std::error::Error>() -> Result<Kernel, TargetError<E>> {
     Ok((Box::new(ipvs), Box::new(devices)))
 }
 
-/// Looks at virtual servers and addresses, for as long as somebody wants to know what others do to them.
+/// Looks at virtual servers and addresses, at once and then again and again, for as long as somebody wants to know what others do to
+/// them.
 fn watch<F: Family>(activity: &Activity, period: Duration, touches: &Touches) {
     let mut watcher: Option<Watcher<F>> = None;
+    let mut is_told = false;
     loop {
-        std::thread::sleep(period);
-        let looked = match &mut watcher {
-            Some(watcher) => watcher.has_changed(),
-            None => open_ipvs().map(|(ipvs, devices)| {
-                watcher = Some(Watcher::new(ipvs, devices, activity.clone()));
-                false
-            }),
-        };
-        match looked {
-            Ok(false) => {}
-            Ok(true) if touches.tell(Touch::Foreign("virtual servers or addresses are other ones")) => {}
-            Ok(true) => return,
+        match look(&mut watcher, activity) {
+            Ok(true) if !touches.tell(Touch::Foreign("virtual servers or addresses are other ones")) => {
+                return;
+            }
+            Ok(_) => {}
             Err(error) => {
                 watcher = None;
                 warn!(err = with_causes(&error), retryingTime = ?period, "virtual servers can't be looked at");
             }
         }
+        if !is_told && watcher.as_ref().is_some_and(Watcher::has_seen) {
+            is_told = true;
+            info!(ipFamily = %F::FAMILY, ?period, "what others do to virtual servers and addresses is noticed");
+        }
+        std::thread::sleep(period);
     }
+}
+
+/// Looks once; whether somebody has changed something since the last look.
+fn look<F: Family>(
+    watcher: &mut Option<Watcher<F>>,
+    activity: &Activity,
+) -> Result<bool, TargetError<Infallible>> {
+    if watcher.is_none() {
+        let (ipvs, devices) = open_ipvs()?;
+        *watcher = Some(Watcher::new(ipvs, devices, activity.clone()));
+    }
+    watcher.as_mut().map_or(Ok(false), Watcher::has_changed)
 }

@@ -196,8 +196,8 @@ fn what_others_delete_comes_back() {
     let proxy = start_with(&cluster, &["--ipvs-sync-period", "1s"]);
     wait_until_served(&cluster, &[WEB_V4, WEB_V6]);
     let before = state(&cluster);
-    // The watch begins after the first sync, with a first look.
-    std::thread::sleep(Duration::from_secs(10));
+    let is_watched = || proxy.log().iter().filter(|line| line.contains("is noticed")).count() == 2;
+    assert!(wait_until(PATIENCE, is_watched), "{}", proxy.log().join("\n"));
     let node = cluster.lab.node();
     for deletion in [&["ip", "link", "del", "kube-ipvs0"][..], &["ipvsadm", "-D", "-t", "10.96.0.10:80"]] {
         node.exec(deletion[0], &deletion[1..]).unwrap();
