@@ -93,9 +93,11 @@ windows-check:
 	@scripts/setup $(BUILD_TOOLS)
 	CARGO='$(CARGO)' scripts/windows lint --locked -p kube-proxy -p hns --bins --lib --examples
 
-## The packet contract in each mode beside the rules of CNIs, firewalls and agents: docs/cnis.md. Twenty minutes.
+## The packet contract in each mode beside the rules of CNIs, firewalls and agents, and beside those programs of them that Debian has: docs/cnis.md. Twenty
+## minutes.
+NEIGHBOUR_TOOLS := ufw:ufw firewalld:firewalld dbus-daemon:dbus /usr/sbin/dockerd:docker.io
 neighbours:
-	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS)
+	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS) $(NEIGHBOUR_TOOLS)
 	$(CARGO) test --locked -p kube-proxy --test e2e -- --include-ignored --test-threads 2 neighbours::
 
 ## From an earlier version (FROM=tag or commit; without it the last release) to this one and back, under load. Builds both; the results are in
