@@ -93,9 +93,11 @@ windows-check:
 	@scripts/setup $(BUILD_TOOLS)
 	CARGO='$(CARGO)' scripts/windows lint --locked -p kube-proxy -p hns --bins --lib --examples
 
-## The packet contract in each mode beside the rules of CNIs, firewalls and agents: docs/cnis.md. Twenty minutes.
+## The packet contract in each mode beside the rules of CNIs, firewalls and agents, and beside those programs of them that Debian has: docs/cnis.md. Twenty
+## minutes.
+NEIGHBOUR_TOOLS := ufw:ufw firewalld:firewalld dbus-daemon:dbus /usr/sbin/dockerd:docker.io
 neighbours:
-	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS)
+	@scripts/setup $(BUILD_TOOLS) $(TEST_TOOLS) $(NEIGHBOUR_TOOLS)
 	$(CARGO) test --locked -p kube-proxy --test e2e -- --include-ignored --test-threads 2 neighbours::
 
 ## From an earlier version (FROM=tag or commit; without it the last release) to this one and back, under load. Builds both; the results are in
@@ -105,11 +107,17 @@ upgrade-test:
 	CARGO='$(CARGO)' scripts/upgrade-test
 
 ## A cluster on this machine, and restarts, kills, changes of the ConfigMap and of the mode under load; as root. With KUBERNETES_BIN=/folder, the control plane is
-## the real one of that folder. Builds the images unless CLUSTER_ARGS="--program FILE". The results are in docs/cluster.md.
+## the real one of that folder; if it has a kubelet too, kube-controller-manager and kube-scheduler, a second cluster has real kubelets, and HELM=/path/of/helm[:/another] and FLANNELD=/path are tried
+## there. Builds the images unless CLUSTER_ARGS="--program FILE". The results are in docs/cluster.md.
+KUBELET_TOOLS := containerd:containerd runc:runc /usr/lib/cni/bridge:containernetworking-plugins iptables:iptables gcc:gcc
 cluster:
 	@scripts/setup podman:podman runc:runc debootstrap:debootstrap python3:python3 kubectl:kubernetes-client openssl:openssl git:git $(RUN_TOOLS) sysctl:procps
 	@python3 -c 'import yaml' 2>/dev/null || scripts/setup the-python-module-yaml:python3-yaml
 	CARGO='$(CARGO)' $(if $(KUBERNETES_BIN),KUBERNETES_BIN='$(KUBERNETES_BIN)') scripts/cluster $(CLUSTER_ARGS)
+ifneq ($(wildcard $(KUBERNETES_BIN)/kubelet),)
+	@scripts/setup $(KUBELET_TOOLS)
+	CARGO='$(CARGO)' KUBERNETES_BIN='$(KUBERNETES_BIN)' HELM='$(HELM)' FLANNELD='$(FLANNELD)' scripts/kubelet-cluster $(CLUSTER_ARGS)
+endif
 
 ## What CI runs: format, lints, borders between crates, documentation, licences, tests, and what is in deploy/. Among the tests, what a change costs is counted at two
 ## sizes (crates/agent/tests/cost.rs); where valgrind is installed, instructions too.

@@ -1,6 +1,8 @@
 //! The packet contract beside others who program the same node: CNIs, firewalls, agents. Their rules are replayed as they commit them
 //! (`neighbours/`), before ours and once more while ours are at work; ours leave them as they are. `docs/cnis.md` has the results.
 
+mod programs;
+
 use lab::Host;
 use lab::client::Transport;
 use lab::echo::{EchoServer, Mode};
@@ -76,16 +78,16 @@ macro_rules! beside {
             use testkit::cluster::{Flavour, ProxyMode};
             #[test]
             #[ignore = "part of make neighbours"]
-            fn nftables() { super::the_contract_holds(ProxyMode::Nftables, $neighbour); }
+            fn nftables() { super::the_contract_holds(ProxyMode::Nftables, &mut { $neighbour }); }
             #[test]
             #[ignore = "part of make neighbours"]
-            fn iptables() { super::the_contract_holds(ProxyMode::Iptables(Flavour::Nft), $neighbour); }
+            fn iptables() { super::the_contract_holds(ProxyMode::Iptables(Flavour::Nft), &mut { $neighbour }); }
             #[test]
             #[ignore = "part of make neighbours"]
-            fn ebpf() { super::the_contract_holds(ProxyMode::Ebpf, $at_socket); }
+            fn ebpf() { super::the_contract_holds(ProxyMode::Ebpf, &mut { $at_socket }); }
             #[test]
             #[ignore = "part of make neighbours"]
-            fn userspace() { super::the_contract_holds(ProxyMode::Userspace, $neighbour); }
+            fn userspace() { super::the_contract_holds(ProxyMode::Userspace, &mut { $neighbour }); }
         }
     )+};
 }
@@ -110,7 +112,7 @@ beside! {
 /// The one that is part of `make check`.
 #[test]
 fn the_contract_holds_beside_flannel() {
-    the_contract_holds(ProxyMode::Nftables, FLANNEL);
+    the_contract_holds(ProxyMode::Nftables, &mut { FLANNEL });
 }
 
 impl Neighbour {
@@ -147,20 +149,43 @@ impl Neighbour {
         let tables = self.nft.lines().filter_map(|line| line.strip_prefix("table "));
         tables.map(|table| table.trim_end_matches(" {").split(' ').collect())
     }
+}
+
+/// Somebody who programs the node as well.
+trait Beside {
+    fn start(&mut self, node: &Host);
+
+    /// It is started again, or told to program what it programs once more.
+    fn start_again(&mut self, node: &Host);
 
     /// Its rules as they are in the kernel, in their order.
-    fn rules(self, node: &Host) -> Vec<String> {
-        let saved =
-            ["iptables-nft-save", "ip6tables-nft-save"].map(|program| node.exec(program, &[]).unwrap());
-        let mine =
-            |line: &&str| line.starts_with("-A ") && !line.contains("KUBE-") && !line.contains("kubernetes");
-        let mut rules: Vec<String> =
-            saved.iter().flat_map(|text| text.lines().filter(mine).map(str::to_owned)).collect();
+    fn rules(&self, node: &Host) -> Vec<String>;
+}
+
+impl Beside for Neighbour {
+    fn start(&mut self, node: &Host) {
+        self.program(node);
+    }
+
+    fn start_again(&mut self, node: &Host) {
+        self.program(node);
+    }
+
+    fn rules(&self, node: &Host) -> Vec<String> {
+        let mut rules = rules_of_iptables(node);
         for table in self.tables() {
             rules.push(node.exec("nft", &[&["-s", "list", "table"], &table[..]].concat()).unwrap());
         }
         rules
     }
+}
+
+/// All but ours.
+fn rules_of_iptables(node: &Host) -> Vec<String> {
+    let saved = ["iptables-nft-save", "ip6tables-nft-save"].map(|program| node.exec(program, &[]).unwrap());
+    let theirs =
+        |line: &&str| line.starts_with("-A ") && !line.contains("KUBE-") && !line.contains("kubernetes");
+    saved.iter().flat_map(|text| text.lines().filter(theirs).map(str::to_owned)).collect()
 }
 
 /// Input of iptables-restore that deletes what another input adds: rules of built-in chains one by one, chains of its own whole.
@@ -187,16 +212,16 @@ fn without_table(table: &str) -> Vec<String> {
 }
 
 /// Every line of the contract holds, whoever comes first, and ours change nothing of theirs.
-fn the_contract_holds(mode: ProxyMode, neighbour: Neighbour) {
+fn the_contract_holds(mode: ProxyMode, neighbour: &mut dyn Beside) {
     let cluster = cluster_in(mode, 2, 1);
     let node = cluster.lab.node();
-    neighbour.program(node);
-    let theirs = neighbour.rules(node);
-    assert!(!theirs.is_empty(), "nothing was replayed");
+    neighbour.start(node);
     let mut proxy = start(&cluster);
     check_contract(&cluster);
     // They start again, and their rules are now behind ours or before them.
-    neighbour.program(node);
+    neighbour.start_again(node);
+    let theirs = neighbour.rules(node);
+    assert!(!theirs.is_empty(), "it has no rules");
     check_contract(&cluster);
     // So do we.
     proxy.kill().unwrap();
