@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 
 use crate::request_body::Asks;
 use crate::requests::UnderWay;
+use crate::trace::Recording;
 use crate::upstream::{Lent, Room};
 
 /// The body of a response.
@@ -37,12 +38,14 @@ pub(crate) struct Held {
     pub(crate) lent: Option<Lent>,
     /// A body that the endpoint may never ask for.
     pub(crate) asks: Option<Asks>,
+    /// What is recorded.
+    pub(crate) recording: Option<Box<Recording>>,
 }
 
 impl Held {
     /// What any request has.
     pub(crate) fn of(under_way: UnderWay) -> Self {
-        Self { under_way, turn: None, room: None, lent: None, asks: None }
+        Self { under_way, turn: None, room: None, lent: None, asks: None, recording: None }
     }
 }
 
@@ -65,12 +68,19 @@ impl ResponseBody {
         this
     }
 
+    fn note_trailers(&mut self, frame: &Frame<Bytes>) {
+        let recording = self.held.as_mut().and_then(|held| held.recording.as_mut());
+        if let (Some(recording), Some(trailers)) = (recording, frame.trailers_ref()) {
+            recording.note_grpc_status(trailers);
+        }
+    }
+
     /// All was sent.
     fn end(&mut self) {
         let Some(held) = self.held.take() else { return };
-        let Held { mut under_way, turn, room, lent, asks } = *held;
+        let Held { mut under_way, turn, room, lent, asks, recording } = *held;
         under_way.answered();
-        drop((under_way, turn, room, asks));
+        drop((under_way, turn, room, asks, recording));
         if let Some(lent) = lent {
             lent.give_back();
         }
@@ -101,6 +111,9 @@ impl Body for ResponseBody {
                 frame
             }
         };
+        if let Some(Ok(frame)) = &frame {
+            this.note_trailers(frame);
+        }
         match frame {
             None => this.end(),
             Some(Ok(_)) if matches!(this.content, Content::Empty) => this.end(),
