@@ -163,7 +163,9 @@ impl Forwarded {
             visit.tunnels.begin(ends, held, endpoint.drained());
             return for_client(response, |_empty| ResponseBody::default());
         }
-        for_client(response, |body| ResponseBody::of_endpoint(body).with(Held { lent: Some(lent), ..held }))
+        let is_http2 = response.version() == Version::HTTP_2;
+        let held = Held { lent: Some(lent), ..held };
+        for_client(response, |body| ResponseBody::of_endpoint(body, is_http2).with(held))
     }
 }
 

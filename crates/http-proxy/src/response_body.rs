@@ -16,6 +16,8 @@ use crate::upstream::{Lent, Room};
 #[derive(Default)]
 pub(crate) struct ResponseBody {
     content: Content,
+    /// Whether an end is told, so that there is none without that: HTTP/2.
+    is_end_told: bool,
     held: Option<Box<Held>>,
 }
 
@@ -25,6 +27,15 @@ enum Content {
     Empty,
     Text(Bytes),
     Endpoint(Incoming),
+}
+
+/// Why a body does not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BrokenOff {
+    #[error("the endpoint's body broke")]
+    Body(#[source] hyper::Error),
+    #[error("the endpoint gave its answer up")]
+    GivenUp,
 }
 
 /// What a request has until its response is over.
@@ -51,12 +62,14 @@ impl Held {
 
 impl ResponseBody {
     pub(crate) fn text(text: String) -> Self {
-        Self { content: Content::Text(text.into()), held: None }
+        Self { content: Content::Text(text.into()), ..Self::default() }
     }
 
-    pub(crate) fn of_endpoint(body: Incoming) -> Self {
+    /// `is_end_told`: it came by HTTP/2. An endpoint that gives an answer up may say that nothing is wrong (`NO_ERROR`), which the
+    /// library takes for the end: it means an answer that was whole before. (RFC 9113, section 8.1.)
+    pub(crate) fn of_endpoint(body: Incoming, is_end_told: bool) -> Self {
         let content = if body.is_end_stream() { Content::Empty } else { Content::Endpoint(body) };
-        Self { content, held: None }
+        Self { content, is_end_told, held: None }
     }
 
     /// Has these end with it.
@@ -89,12 +102,12 @@ impl ResponseBody {
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BrokenOff;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         let this = self.get_mut();
         let frame = match &mut this.content {
             Content::Empty => None,
@@ -105,10 +118,14 @@ impl Body for ResponseBody {
             }
             Content::Endpoint(body) => {
                 let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
-                if matches!(frame, None | Some(Ok(_))) && body.is_end_stream() {
+                let is_over = body.is_end_stream();
+                if matches!(frame, None | Some(Ok(_))) && is_over {
                     this.content = Content::Empty;
                 }
-                frame
+                match frame {
+                    None if this.is_end_told && !is_over => Some(Err(BrokenOff::GivenUp)),
+                    frame => frame.map(|frame| frame.map_err(BrokenOff::Body)),
+                }
             }
         };
         if let Some(Ok(frame)) = &frame {
