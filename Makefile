@@ -135,13 +135,13 @@ check: package-check
 	$(MAKE) guest-smoke
 	$(MAKE) $(WINDOWS)
 
-## HTTP by request between clients and servers that are not ours: gRPC and WebSocket of PyPI. Not part of `check`, since it asks PyPI.
+## HTTP by request between clients and servers that are not ours: gRPC and WebSocket of PyPI; traces for a collector of OpenTelemetry. Not part of `check`, since it asks PyPI.
 conformance:
 	@scripts/setup $(BUILD_TOOLS) python3:python3 /usr/share/doc/python3-venv:python3-venv
 	test -x target/conformance/bin/python3 || python3 -m venv target/conformance
-	target/conformance/bin/python3 -m pip install -q grpcio==1.85.3 websockets==17.4
-	$(CARGO) build --locked -p http-proxy --example serve
-	target/conformance/bin/python3 scripts/http-conformance target/debug/examples/serve
+	target/conformance/bin/python3 -m pip install -q grpcio==1.85.3 websockets==17.4 opentelemetry-proto==1.45.0
+	$(CARGO) build --locked -p http-proxy --example serve -p backend-userspace --example export
+	target/conformance/bin/python3 scripts/http-conformance target/debug/examples/serve target/debug/examples/export
 
 ## What a request through a worker costs, beside nginx and HAProxy, on this machine.
 REQUESTS ?= 100000

@@ -10,6 +10,7 @@
 //!   longer do.
 //! - [`Supervisor`] has one worker at work, with listeners that outlive it, and renews the lease for as long as that is well.
 //! - [`Outages`] knows which endpoints a worker gives nothing for now.
+//! - [`spans()`] has what workers record of requests as OpenTelemetry has it.
 //! - [`UncarriedFlows`] keeps flows of UDP that a worker carries from being taken for stale ones.
 //!
 //! Pure, except that both pass on what is to be done to borders: [`mode::Target`], [`Site`], [`Worker`].
@@ -20,6 +21,7 @@ mod outages;
 mod plan;
 mod requests;
 mod routes;
+mod spans;
 mod supervisor;
 mod target;
 mod traffic;
@@ -28,6 +30,7 @@ pub use carried::{UncarriedFlows, WithWorker};
 pub use outages::{OutageCounts, Outages, Teller};
 pub use plan::{Pending, UserspacePlanner};
 pub use requests::{Requests, ServicePort, Sums};
+pub use spans::spans;
 pub use supervisor::{Condition, Site, Supervisor, Worker, WorkerGone};
 pub use target::{Receipt, Step, UserspaceTarget};
 pub use traffic::{Carried, Counted};

@@ -25,7 +25,8 @@ const WITHOUT_EFFECT: [(&str, &str); 5] = [
 
 /// What only one system has: fields, and what all fields of an object have in common.
 const OF_WINDOWS: [&str; 2] = ["winkernel", "windowsRunAsService"];
-const OF_LINUX: [&str; 5] = ["conntrack", "oomScoreAdj", "inspectSocket", "ebpf", "connectionReset"];
+const OF_LINUX: [&str; 6] =
+    ["conntrack", "oomScoreAdj", "inspectSocket", "ebpf", "connectionReset", "tracing"];
 
 /// Why a field does nothing on a system, in whatever mode; for the documentation.
 pub(crate) fn on(path: &str, platform: Platform) -> Option<&'static str> {

@@ -49,8 +49,8 @@ pub use note::{Level, Note};
 pub use platform::Platform;
 pub use quantity::{Quantity, QuantityError};
 pub use settings::{
-    Canary, ClientConnection, Config, Conntrack, ContentType, DetectLocal, Ebpf, Ipvs, LogFormat, Logging,
-    NodePortAddresses, ServiceMetrics, ServiceSeries, Windows,
+    Canary, ClientConnection, Collector, Config, Conntrack, ContentType, DetectLocal, Ebpf, Ipvs, LogFormat,
+    Logging, NodePortAddresses, ServiceMetrics, ServiceSeries, Tracing, Windows,
 };
 pub use validate::node_name;
 pub use version::BuildInfo;

@@ -72,6 +72,8 @@ pub struct Config {
     pub service_proxying: Option<ProxyingRules>,
     /// Of a million requests and connections that workers carry, how many have a line in the access log.
     pub access_log_per_million: u32,
+    /// Where traces go, if there are to be any.
+    pub tracing: Option<Tracing>,
     /// Whether Services may ask for connections to endpoints that are gone to be reset.
     pub connection_reset: bool,
     /// The key of a taint of the node that is taken away once Services are served.
@@ -131,6 +133,24 @@ pub struct Windows {
     pub run_as_service: bool,
     /// Priority of the process, by the name of a constant of Windows; otherwise it stays as it is.
     pub priority_class: Option<String>,
+}
+
+/// `tracing`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tracing {
+    /// Where spans go, by OTLP over gRPC.
+    pub collector: Collector,
+    /// Of a million traces that begin here, how many are recorded; those of others go on as these want.
+    pub per_million: u32,
+}
+
+/// Where a collector of spans listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Collector {
+    /// `host:port`
+    Tcp(String),
+    /// A socket of the file system.
+    Unix(PathBuf),
 }
 
 /// `canary`.

@@ -18,6 +18,8 @@ pub const KIND: &str = "KubeProxyConfiguration";
 pub(crate) const HEALTHZ_PORT: u16 = 10256;
 /// `metricsBindAddress` without a port gets this one.
 pub(crate) const METRICS_PORT: u16 = 10249;
+/// `tracing.endpoint`, if it is not said.
+const OTLP_ENDPOINT: &str = "localhost:4317";
 
 object! {
     /// A configuration file. The fields' meanings are upstream's (`kube-proxy/config/v1alpha1/types.go`).
@@ -52,6 +54,8 @@ object! {
         service_metrics: ServiceMetrics = "serviceMetrics" omitempty,
         /// Of which Services workers carry flows. Ours.
         service_proxying: ServiceProxying = "serviceProxying" omitempty,
+        /// Where traces of requests that workers carry go; absent means nowhere. Ours, and as in kubelet's configuration.
+        tracing: Option<Tracing> = "tracing" omitempty,
         /// Of which Services connections to endpoints that are gone are reset. Ours.
         connection_reset: ConnectionReset = "connectionReset" omitempty,
         /// The key of a taint of the node that is taken away once Services are served; empty means none. Ours.
@@ -250,6 +254,16 @@ object! {
 }
 
 object! {
+    /// `tracing` (component-base's `TracingConfiguration`).
+    Tracing {
+        /// Where a collector listens, by OTLP over gRPC without TLS; absent means `localhost:4317`.
+        endpoint: Option<String> = "endpoint",
+        /// How many of a million traces that begin here are recorded; absent or 0 means none. Those of others are recorded if these want it.
+        sampling_rate_per_million: Option<i32> = "samplingRatePerMillion" omitempty,
+    }
+}
+
+object! {
     /// `serviceProxying.accessLog`.
     AccessLog {
         /// How many of a hundred have a line; absent or 0 means none.
@@ -365,6 +379,10 @@ impl KubeProxyConfiguration {
         set_if_empty(&mut self.metrics_bind_address, localhost);
         append_port_if_needed(&mut self.healthz_bind_address, HEALTHZ_PORT);
         append_port_if_needed(&mut self.metrics_bind_address, METRICS_PORT);
+        if let Some(tracing) = &mut self.tracing {
+            // Upstream's exporter has this default; that it is said here keeps the section from being empty.
+            tracing.endpoint.get_or_insert_with(|| OTLP_ENDPOINT.to_owned());
+        }
         set_if_zero(&mut self.config_sync_period, GoDuration::from_secs(15 * 60));
         self.oom_score_adj.get_or_insert(-999);
         self.set_mode_defaults();

@@ -2,6 +2,7 @@
 //! (`pkg/proxy/apis/config/validation`) and the file's paths.
 
 mod logging;
+mod tracing;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -89,6 +90,7 @@ pub(crate) fn config(
         ipvs,
         service_proxying,
         access_log_per_million: access_log(&file, check),
+        tracing: tracing::tracing(&file, check),
         connection_reset: connection_reset(&file, mode, check),
         startup_taint: startup_taint(&file, check),
         canary: canary(&file, check),

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 /// Fields with values that are edges, sound or not, as JSON.
-const FIELDS: [(&str, &[&str]); 38] = [
+const FIELDS: [(&str, &[&str]); 40] = [
     ("bindAddress", &["\"\"", "\"::\"", "\"10.0.0.1\"", "\"010.0.0.1\"", "\"node\"", "\"::ffff:10.0.0.1\""]),
     ("bindAddressHardFail", &["true", "false", "null", "1"]),
     ("clientConnection.acceptContentTypes", &["\"\"", "\"application/json\"", "\"text/plain\""]),
@@ -51,6 +51,8 @@ const FIELDS: [(&str, &[&str]); 38] = [
         &["null", "[]", "[\"primary\"]", "[\"0.0.0.0/0\", \"::/0\"]", "[\"primary\", \"x\"]"],
     ),
     ("oomScoreAdj", &["null", "0", "1000", "-1001", "1.5"]),
+    ("tracing.endpoint", &["null", "\"\"", "\"localhost:1\"", "\"unix:///x\"", "\"http://x\""]),
+    ("tracing.samplingRatePerMillion", &["null", "0", "1000000", "1000001", "-1"]),
 ];
 
 /// A file with these fields, as JSON, which is YAML.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
-use http::{Method, Request, Response, StatusCode, Version, request};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version, request};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -17,6 +17,7 @@ use crate::requests::UnderWay;
 use crate::response_body::{Held, ResponseBody};
 use crate::retry::{self, Failure, Next, Tries};
 use crate::serve::Visit;
+use crate::trace::{Outcome, Recording};
 use crate::tunnel::Ends;
 use crate::upstream::{ConnectError, Connection, Endpoint, Lent, Room, SendError, Upstream};
 use crate::{Answer, Frontend, NoTurn, Pool, Question, Turn, headers};
@@ -32,7 +33,10 @@ pub(crate) async fn answer<F: Frontend>(
 ) -> Response<ResponseBody> {
     let under_way = visit.requests.begin();
     let (version, is_grpc) = (request.version(), answer::is_grpc(request.headers()));
-    let (began, mut sent) = (Instant::now(), Sent::default());
+    let recording = visit.frontend.sampling().and_then(|per_million| {
+        Recording::begin(&request, per_million, || question(&request), || visit.frontend.recorder())
+    });
+    let (began, mut sent) = (Instant::now(), Sent { recording, ..Sent::default() });
     let question = visit.frontend.wants_question().then(|| question(&request));
     let forwarded = forward(visit, request, &mut sent).await;
     let status = match &forwarded {
@@ -40,17 +44,18 @@ pub(crate) async fn answer<F: Frontend>(
         // As gRPC has it, whose status is no status of HTTP, it counts too.
         Err(failed) => failed.status(),
     };
-    let Sent { endpoint, retries } = sent;
+    let Sent { endpoint, retries, recording } = sent;
     visit.frontend.answered(&Answer { status, took: began.elapsed(), endpoint, retries, question });
     match forwarded {
-        Ok(answered) => answered.into_response(visit, under_way),
+        Ok(answered) => answered.into_response(visit, under_way, recording),
         Err(failed) => {
             let mut response = failed.response(is_grpc);
             if failed == Failed::NoEndpoint && version < Version::HTTP_2 {
                 // The next connection comes to whoever serves this then.
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            response.map(|body| body.with(Held::of(under_way)))
+            let recording = recording.map(|recording| recording.answered(&response));
+            response.map(|body| body.with(Held { recording, ..Held::of(under_way) }))
         }
     }
 }
@@ -61,6 +66,7 @@ struct Sent {
     /// Who answered.
     endpoint: Option<SocketAddr>,
     retries: u32,
+    recording: Option<Box<Recording>>,
 }
 
 fn question(request: &Request<Incoming>) -> Question {
@@ -141,17 +147,25 @@ struct Forwarded {
 }
 
 impl Forwarded {
-    fn into_response<F: Frontend>(self, visit: &Visit<F>, under_way: UnderWay) -> Response<ResponseBody> {
+    fn into_response<F: Frontend>(
+        self,
+        visit: &Visit<F>,
+        under_way: UnderWay,
+        recording: Option<Box<Recording>>,
+    ) -> Response<ResponseBody> {
         let Self { answered, room, client_end } = self;
         let Answered { mut response, endpoint, lent, turn, asks } = answered;
-        let held = Held { turn: Some(turn), room: Some(room), asks, ..Held::of(under_way) };
+        let recording = recording.map(|recording| recording.answered(&response));
+        let held = Held { turn: Some(turn), room: Some(room), asks, recording, ..Held::of(under_way) };
         if let Some(client) = client_end {
             let ends = Ends { client, endpoint: hyper::upgrade::on(&mut response) };
             let held = Held { lent: Some(lent), ..held };
             visit.tunnels.begin(ends, held, endpoint.drained());
             return for_client(response, |_empty| ResponseBody::default());
         }
-        for_client(response, |body| ResponseBody::of_endpoint(body).with(Held { lent: Some(lent), ..held }))
+        let is_http2 = response.version() == Version::HTTP_2;
+        let held = Held { lent: Some(lent), ..held };
+        for_client(response, |body| ResponseBody::of_endpoint(body, is_http2).with(held))
     }
 }
 
@@ -182,7 +196,7 @@ async fn send<P: Pool>(
         let address = turn.address();
         let endpoint = pool.upstream().endpoint(address);
         sent.endpoint = Some(address);
-        let tried = send_once(&endpoint, outgoing).await;
+        let tried = send_recorded(&endpoint, address, outgoing, sent.recording.as_deref_mut()).await;
         let failed = match tried {
             Ok(answer) => match outgoing.judge(turn, endpoint, answer) {
                 Ok(answered) => return Ok(answered),
@@ -264,6 +278,25 @@ impl FailedTry {
 
 type Tried = (Response<Incoming>, Lent, Option<Asks>);
 
+/// As [`send_once`], and records it, if that is wanted.
+async fn send_recorded(
+    endpoint: &Arc<Endpoint>,
+    address: SocketAddr,
+    outgoing: &mut Outgoing,
+    recording: Option<&mut Recording>,
+) -> Result<Tried, FailedTry> {
+    let Some(recording) = recording else { return send_once(endpoint, outgoing).await };
+    if let Some(headers) = outgoing.headers_mut() {
+        recording.begin_try(address, headers);
+    }
+    let tried = send_once(endpoint, outgoing).await;
+    recording.end_try(match &tried {
+        Ok((response, ..)) => Outcome::Status(response.status().as_u16()),
+        Err(failed) => Outcome::Failed(failed.failure.word()),
+    });
+    tried
+}
+
 async fn send_once(endpoint: &Arc<Endpoint>, outgoing: &mut Outgoing) -> Result<Tried, FailedTry> {
     let connection = outgoing.connection(endpoint).await.map_err(|error| match error {
         ConnectError::Refused => FailedTry::new(Failure::NotConnected, Failed::Unreachable),
@@ -323,6 +356,14 @@ impl Outgoing {
         }
         let max_idle = if matches!(self.content, Content::Once(_)) { FRESH } else { Duration::MAX };
         endpoint.http1(max_idle).await
+    }
+
+    /// What the next try has.
+    fn headers_mut(&mut self) -> Option<&mut HeaderMap> {
+        match &mut self.content {
+            Content::Once(request) => request.as_mut().map(|request| request.0.headers_mut()),
+            Content::Kept(parts, _) => Some(&mut parts.headers),
+        }
     }
 
     fn request(&mut self) -> (Request<RequestBody>, Option<Asks>) {
@@ -400,6 +441,18 @@ fn for_endpoint(parts: request::Parts, body: RequestBody, asks: Option<&Asks>) -
 }
 
 impl Failure {
+    /// In a word, for who counts.
+    const fn word(self) -> &'static str {
+        match self {
+            Self::NotConnected => "not_connected",
+            Self::NoRoom => "no_room",
+            Self::NotSent => "not_sent",
+            Self::Refused => "refused",
+            Self::Unavailable => "unavailable",
+            Self::Broken => "broken",
+        }
+    }
+
     fn is_sent(self) -> bool {
         !matches!(self, Self::NotConnected | Self::NoRoom | Self::NotSent)
     }

@@ -7,7 +7,7 @@
 //! - [`serve()`] has a client's connection, with its limits.
 //! - `forward` has one request: which endpoint is tried, and what is tried again (`retry`).
 //! - `upstream` has the connections to endpoints.
-//! - What is decided without I/O is in `retry`, `headers` and `answer`.
+//! - What is decided without I/O is in `retry`, `headers`, `answer` and `trace`.
 #![forbid(unsafe_code)]
 
 mod answer;
@@ -21,6 +21,7 @@ mod requests;
 mod response_body;
 mod retry;
 mod serve;
+mod trace;
 mod tunnel;
 mod upstream;
 mod waiting;
@@ -34,6 +35,7 @@ pub use check::{CheckError, check};
 pub use forward::Client;
 pub use gauge::{Gauge, Held};
 pub use serve::serve;
+pub use trace::{Outcome, Recorder, SpanId, Trace, TraceId, Try};
 pub use upstream::{Settings, Sockets, Upstream, tune};
 
 /// What a client connected to.
@@ -56,6 +58,17 @@ pub trait Frontend: Send + Sync + 'static {
 
     /// The client's connection is idle: what it took for requests is free again.
     fn idles(&self) {}
+
+    /// Of a million traces that begin with a request here, how many are recorded; those of others go on as these want. `None`: nothing
+    /// is recorded.
+    fn sampling(&self) -> Option<u32> {
+        None
+    }
+
+    /// Who gets what is recorded of a request, once that is over.
+    fn recorder(&self) -> Recorder {
+        Box::new(drop)
+    }
 }
 
 /// The beginning of an answer.

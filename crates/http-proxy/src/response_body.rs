@@ -9,12 +9,15 @@ use hyper::body::Incoming;
 
 use crate::request_body::Asks;
 use crate::requests::UnderWay;
+use crate::trace::Recording;
 use crate::upstream::{Lent, Room};
 
 /// The body of a response.
 #[derive(Default)]
 pub(crate) struct ResponseBody {
     content: Content,
+    /// Whether an end is told, so that there is none without that: HTTP/2.
+    is_end_told: bool,
     held: Option<Box<Held>>,
 }
 
@@ -24,6 +27,15 @@ enum Content {
     Empty,
     Text(Bytes),
     Endpoint(Incoming),
+}
+
+/// Why a body does not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BrokenOff {
+    #[error("the endpoint's body broke")]
+    Body(#[source] hyper::Error),
+    #[error("the endpoint gave its answer up")]
+    GivenUp,
 }
 
 /// What a request has until its response is over.
@@ -37,23 +49,27 @@ pub(crate) struct Held {
     pub(crate) lent: Option<Lent>,
     /// A body that the endpoint may never ask for.
     pub(crate) asks: Option<Asks>,
+    /// What is recorded.
+    pub(crate) recording: Option<Box<Recording>>,
 }
 
 impl Held {
     /// What any request has.
     pub(crate) fn of(under_way: UnderWay) -> Self {
-        Self { under_way, turn: None, room: None, lent: None, asks: None }
+        Self { under_way, turn: None, room: None, lent: None, asks: None, recording: None }
     }
 }
 
 impl ResponseBody {
     pub(crate) fn text(text: String) -> Self {
-        Self { content: Content::Text(text.into()), held: None }
+        Self { content: Content::Text(text.into()), ..Self::default() }
     }
 
-    pub(crate) fn of_endpoint(body: Incoming) -> Self {
+    /// `is_end_told`: it came by HTTP/2. An endpoint that gives an answer up may say that nothing is wrong (`NO_ERROR`), which the
+    /// library takes for the end: it means an answer that was whole before. (RFC 9113, section 8.1.)
+    pub(crate) fn of_endpoint(body: Incoming, is_end_told: bool) -> Self {
         let content = if body.is_end_stream() { Content::Empty } else { Content::Endpoint(body) };
-        Self { content, held: None }
+        Self { content, is_end_told, held: None }
     }
 
     /// Has these end with it.
@@ -65,12 +81,19 @@ impl ResponseBody {
         this
     }
 
+    fn note_trailers(&mut self, frame: &Frame<Bytes>) {
+        let recording = self.held.as_mut().and_then(|held| held.recording.as_mut());
+        if let (Some(recording), Some(trailers)) = (recording, frame.trailers_ref()) {
+            recording.note_grpc_status(trailers);
+        }
+    }
+
     /// All was sent.
     fn end(&mut self) {
         let Some(held) = self.held.take() else { return };
-        let Held { mut under_way, turn, room, lent, asks } = *held;
+        let Held { mut under_way, turn, room, lent, asks, recording } = *held;
         under_way.answered();
-        drop((under_way, turn, room, asks));
+        drop((under_way, turn, room, asks, recording));
         if let Some(lent) = lent {
             lent.give_back();
         }
@@ -79,12 +102,12 @@ impl ResponseBody {
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BrokenOff;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         let this = self.get_mut();
         let frame = match &mut this.content {
             Content::Empty => None,
@@ -95,12 +118,19 @@ impl Body for ResponseBody {
             }
             Content::Endpoint(body) => {
                 let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
-                if matches!(frame, None | Some(Ok(_))) && body.is_end_stream() {
+                let is_over = body.is_end_stream();
+                if matches!(frame, None | Some(Ok(_))) && is_over {
                     this.content = Content::Empty;
                 }
-                frame
+                match frame {
+                    None if this.is_end_told && !is_over => Some(Err(BrokenOff::GivenUp)),
+                    frame => frame.map(|frame| frame.map_err(BrokenOff::Body)),
+                }
             }
         };
+        if let Some(Ok(frame)) = &frame {
+            this.note_trailers(frame);
+        }
         match frame {
             None => this.end(),
             Some(Ok(_)) if matches!(this.content, Content::Empty) => this.end(),

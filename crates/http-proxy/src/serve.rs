@@ -209,7 +209,8 @@ async fn serve_http2<F: Frontend>(io: ClientIo, visit: &Arc<Visit<F>>, ending: w
     let answering = visit.clone();
     let service = service_fn(move |request| {
         let visit = answering.clone();
-        async move { Ok::<_, Infallible>(forward::answer(&visit, request).await) }
+        // It is large, and moved until it is a task.
+        Box::pin(async move { Ok::<_, Infallible>(forward::answer(&visit, request).await) })
     });
     drive(builder.serve_connection(TokioIo::new(io), service), visit, ending).await;
 }

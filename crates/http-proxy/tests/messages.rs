@@ -398,3 +398,56 @@ async fn real_clients_of_many_requests_see_no_error() {
         assert!(text.contains("status codes: 4000 2xx"), "{text}");
     }
 }
+
+/// How an endpoint of HTTP/2 ends an answer of which it has sent the head and four bytes.
+#[derive(Clone, Copy, Debug)]
+enum Ending {
+    /// It was whole.
+    Whole,
+    GivenUp,
+}
+
+/// An endpoint that ends its answers so, and resets their streams for this reason, once it is told to go on.
+async fn resets(ending: Ending, reason: h2::Reason, go_on: Arc<tokio::sync::Notify>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            let mut body = respond.send_response(Response::new(()), false).unwrap();
+            body.send_data(Bytes::from_static(b"half"), matches!(ending, Ending::Whole)).unwrap();
+            let go_on = go_on.clone();
+            tokio::spawn(async move {
+                go_on.notified().await;
+                body.send_reset(reason);
+                drop(request);
+            });
+        }
+    });
+    address
+}
+
+/// `NO_ERROR` after half of an answer is no end of it, and after all of it no error.
+#[tokio::test]
+async fn half_an_answer_is_never_taken_for_all_of_it() {
+    for (ending, reason) in [
+        (Ending::GivenUp, h2::Reason::NO_ERROR),
+        (Ending::GivenUp, h2::Reason::CANCEL),
+        (Ending::Whole, h2::Reason::NO_ERROR),
+    ] {
+        let go_on = Arc::new(tokio::sync::Notify::new());
+        let address = resets(ending, reason, go_on.clone()).await;
+        let proxy = Proxy::start(Policy::RoundRobin, &[address]).await;
+        let mut client = OneConnection::to(proxy.address, Version::Http2).await;
+        // A body that does not end, so that only the endpoint can end this.
+        let body = StreamBody::new(futures_util::stream::pending::<Result<Frame<Bytes>, hyper::Error>>());
+        let response = client.send(request("POST", "").map(|_| body.boxed())).await.unwrap();
+        go_on.notify_one();
+        let received = response.into_body().collect().await;
+        match ending {
+            Ending::Whole => assert_eq!(received.unwrap().to_bytes(), "half", "{reason:?}"),
+            Ending::GivenUp => assert!(received.is_err(), "{reason:?}"),
+        }
+    }
+}

@@ -26,7 +26,9 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use tokio::time::Instant;
 
 pub use family::FamilyMetrics;
-pub use mode::{EbpfMetrics, IptablesMetrics, IpvsMetrics, NftablesMetrics, TableMetrics, WorkerMetrics};
+pub use mode::{
+    EbpfMetrics, IptablesMetrics, IpvsMetrics, NftablesMetrics, TableMetrics, TraceMetrics, WorkerMetrics,
+};
 pub use process::ProcessReading;
 pub use registrar::CONTENT_TYPE;
 pub use requests::{ReadRequests, RequestMetrics, RequestSums, ServicePort};

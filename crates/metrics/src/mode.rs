@@ -124,6 +124,31 @@ impl WorkerMetrics {
     }
 }
 
+/// Spans on their way to a collector.
+#[derive(Clone, Debug)]
+pub struct TraceMetrics {
+    /// Those that a collector has.
+    pub exported: IntCounter,
+    /// Those for which there was no room.
+    pub dropped: IntCounter,
+    /// Those that a collector refused, or that never reached one.
+    pub failed: IntCounter,
+}
+
+impl TraceMetrics {
+    /// Registers them. To be called once.
+    pub fn register(metrics: &Metrics) -> Self {
+        let spans = metrics.registrar.counters(
+            "kubeproxy_trace_spans_total",
+            "Spans by what became of them: a collector has them (exported), there was no room (dropped), a collector refused them or never had them (failed)",
+            &["outcome"],
+        );
+        let [exported, dropped, failed] =
+            ["exported", "dropped", "failed"].map(|outcome| spans.with_label_values(&[outcome]));
+        Self { exported, dropped, failed }
+    }
+}
+
 /// What one family has in mode `ebpf`: besides, what it has in mode `nftables`.
 #[derive(Clone, Debug)]
 pub struct EbpfMetrics {

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use metrics::{
     BuildInfo, Counted, EbpfMetrics, FamilyTraffic, Feature, IptablesMetrics, Metrics, NftablesMetrics,
-    Options, ProcessReading, RequestMetrics, RequestSums, ServiceSeries, ServiceTraffic, WorkerMetrics,
+    Options, ProcessReading, RequestMetrics, RequestSums, ServiceSeries, ServiceTraffic, TraceMetrics,
+    WorkerMetrics,
 };
 use model::{IpFamily, Kind};
 use prometheus_parse::{Scrape, Value};
@@ -48,6 +49,7 @@ impl Mode {
 
 fn serve_workers(metrics: &Metrics, families: &[IpFamily]) {
     families.iter().copied().map(WorkerMetrics::register(metrics)).for_each(drop);
+    TraceMetrics::register(metrics);
     let requests = RequestMetrics::register(metrics, ServiceSeries::default(), &[1]);
     let sums = RequestSums {
         by_class: [1; 5],

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -11,11 +11,13 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::frame::{
-    self, FrameError, FrameReader, MAX_TO_AGENT_BYTES, MAX_TO_WORKER_BYTES, ToAgent, ToWorker,
+    self, FrameError, FrameReader, MAX_TO_AGENT_BYTES, MAX_TO_WORKER_BYTES, RequestTrace, ToAgent, ToWorker,
 };
 
 /// Questions that may wait for an agent that is busy. There is one for each new client of UDP.
 const MAX_QUESTIONS: usize = 1024;
+/// What is recorded of requests, and may wait likewise. All else comes first.
+const MAX_TRACES: usize = 1024;
 /// An answer that comes later is of no use to a client.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 const RECEIVE_BYTES: usize = 64 * 1024;
@@ -27,13 +29,49 @@ pub(crate) struct Control {
     outgoing: mpsc::UnboundedSender<ToAgent>,
     questions: Mutex<HashMap<u64, oneshot::Sender<Option<SocketAddr>>>>,
     next_id: AtomicU64,
+    traces: Traces,
+}
+
+/// What is to be sent.
+#[derive(Debug)]
+pub(crate) struct Says {
+    frames: mpsc::UnboundedReceiver<ToAgent>,
+    traces: mpsc::Receiver<RequestTrace>,
+}
+
+/// Tells what is recorded of requests, as far as there is room.
+#[derive(Clone, Debug)]
+pub(crate) struct Traces {
+    outgoing: mpsc::Sender<RequestTrace>,
+    n_lost: Arc<AtomicU64>,
+}
+
+impl Traces {
+    pub(crate) fn tell(&self, trace: RequestTrace) {
+        if self.outgoing.try_send(trace).is_err() {
+            self.n_lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How many were lost since this was last asked.
+    pub(crate) fn take_lost(&self) -> u64 {
+        self.n_lost.swap(0, Ordering::Relaxed)
+    }
 }
 
 impl Control {
     /// With what it says, to be sent.
-    pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<ToAgent>) {
-        let (outgoing, says) = mpsc::unbounded_channel();
-        (Self { outgoing, questions: Mutex::default(), next_id: AtomicU64::new(0) }, says)
+    pub(crate) fn new() -> (Self, Says) {
+        let (outgoing, frames) = mpsc::unbounded_channel();
+        let (told, traces) = mpsc::channel(MAX_TRACES);
+        let recorded = Traces { outgoing: told, n_lost: Arc::default() };
+        let (questions, next_id) = (Mutex::default(), AtomicU64::new(0));
+        (Self { outgoing, questions, next_id, traces: recorded }, Says { frames, traces })
+    }
+
+    /// Where to tell what is recorded of requests.
+    pub(crate) fn traces(&self) -> Traces {
+        self.traces.clone()
     }
 
     /// Tells something. It is lost when the agent is gone.
@@ -73,9 +111,19 @@ impl Control {
     }
 }
 
+impl Says {
+    async fn next(&mut self) -> Option<ToAgent> {
+        tokio::select! {
+            biased;
+            frame = self.frames.recv() => frame,
+            Some(trace) = self.traces.recv() => Some(ToAgent::Traced(Box::new(trace))),
+        }
+    }
+}
+
 /// Sends what the worker says, for as long as the agent is there.
-pub(crate) async fn send(mut says: mpsc::UnboundedReceiver<ToAgent>, mut agent: OwnedWriteHalf) {
-    while let Some(frame) = says.recv().await {
+pub(crate) async fn send(mut says: Says, mut agent: OwnedWriteHalf) {
+    while let Some(frame) = says.next().await {
         let Ok(bytes) = frame::encode(&frame, MAX_TO_AGENT_BYTES) else { continue };
         if agent.write_all(&bytes).await.is_err() {
             return;

@@ -44,6 +44,9 @@ pub struct Settings {
     /// Of a million requests and connections, how many have a line in the access log.
     #[serde(default)]
     pub access_log_per_million: u32,
+    /// Of a million traces that begin with a request here, how many are recorded; those of others as these want. `None`: nothing is.
+    #[serde(default)]
+    pub traces_per_million: Option<u32>,
 }
 
 /// Routes that are new, other ones or gone.
@@ -135,6 +138,62 @@ pub enum ToAgent {
     Availability(Availability),
     /// Requests that were answered, in addition to those that it has told.
     Requests(RequestCount),
+    /// A request that is recorded is over.
+    Traced(Box<RequestTrace>),
+    /// So many more requests that are recorded were not told, since there was no room.
+    TracesLost(u64),
+}
+
+/// What is recorded of a request. Numbers are those of OpenTelemetry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestTrace {
+    /// [`Pool::name`]
+    pub pool: String,
+    /// The trace's number, both halves.
+    pub trace: (u64, u64),
+    /// The number of the request's span.
+    pub span: u64,
+    /// The span that it is a part of; `None`: the trace begins with it.
+    pub parent: Option<u64>,
+    /// When it came, in microseconds since 1970.
+    pub began_us: u64,
+    /// How long it took to the end of its answer.
+    pub took_us: u64,
+    /// Who asked.
+    pub client: SocketAddr,
+    /// What it was sent to.
+    pub sent_to: SocketAddr,
+    /// Its method.
+    pub method: String,
+    /// Its path, without a query.
+    pub path: String,
+    /// What it calls the server.
+    pub host: Option<String>,
+    /// The version of HTTP, such as `HTTP/1.1`.
+    pub version: String,
+    /// The status of the answer; `None`: the client did not wait for it.
+    pub status: Option<u16>,
+    /// Of gRPC the status of the call.
+    pub grpc_status: Option<u32>,
+    /// What was sent to endpoints, in this order.
+    pub tries: Vec<TraceTry>,
+}
+
+/// A request that was sent to an endpoint: a span below the request's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceTry {
+    /// Its number.
+    pub span: u64,
+    /// Where.
+    pub endpoint: SocketAddr,
+    /// When, after the request came.
+    pub after_us: u64,
+    /// How long it took to the end of the answer.
+    pub took_us: u64,
+    /// The status of the answer, if there is one.
+    pub status: Option<u16>,
+    /// Why there is none, in a word.
+    pub failure: Option<String>,
 }
 
 /// Requests of a pool that were answered.

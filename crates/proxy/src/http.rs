@@ -4,12 +4,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use http_proxy::{Answer, Client, NoTurn, Upstream};
+use http_proxy::{Answer, Client, NoTurn, Recorder, Upstream};
 use tokio::net::TcpStream;
 
 use crate::frame::Protocol;
 use crate::pool::{Flow, LivePool};
 use crate::table::Traffic;
+use crate::trace;
 use crate::worker::Shared;
 
 /// Carries the requests of a client's connection.
@@ -53,6 +54,18 @@ impl http_proxy::Frontend for Way {
 
     fn idles(&self) {
         self.shared.n_idled.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn sampling(&self) -> Option<u32> {
+        self.shared.traces_per_million
+    }
+
+    fn recorder(&self) -> Recorder {
+        match self.shared.table.pool(Protocol::Tcp, self.client.sent_to, self.traffic) {
+            Some(pool) => trace::recorder(&self.shared.control, pool.name(), self.client),
+            // It is nobody's.
+            None => Box::new(drop),
+        }
     }
 }
 

@@ -19,6 +19,7 @@ mod relay;
 mod table;
 mod tally;
 mod tcp;
+mod trace;
 mod udp;
 mod worker;
 

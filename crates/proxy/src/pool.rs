@@ -137,6 +137,11 @@ impl LivePool {
         tally.note_answer(pool, status, took, retries);
     }
 
+    /// [`Pool::name`]
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.counting.pool
+    }
+
     /// The Service port, as `namespace/name:port`.
     pub(crate) fn service(&self) -> &str {
         let pool = &*self.counting.pool;

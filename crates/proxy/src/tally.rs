@@ -84,5 +84,9 @@ pub(crate) async fn report(shared: Arc<Shared>) {
         for availability in shared.table.tally().take_untold() {
             shared.control.tell(ToAgent::Availability(availability));
         }
+        let lost = shared.control.traces().take_lost();
+        if lost > 0 {
+            shared.control.tell(ToAgent::TracesLost(lost));
+        }
     }
 }

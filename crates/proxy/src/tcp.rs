@@ -226,6 +226,7 @@ mod tests {
             policy: Policy::RoundRobin,
             max_flows: None,
             access_log_per_million: 0,
+            traces_per_million: None,
         };
         Shared::new(Control::new().0, &settings, 1024)
     }

@@ -34,6 +34,8 @@ pub(crate) struct Shared {
     pub(crate) udp_idle: Duration,
     pub(crate) drain: Duration,
     pub(crate) access_log: AccessLog,
+    /// See [`Settings::traces_per_million`].
+    pub(crate) traces_per_million: Option<u32>,
     /// How often a client's connection for requests became idle.
     pub(crate) n_idled: AtomicUsize,
     linger: Duration,
@@ -288,6 +290,7 @@ impl Shared {
             udp_idle: Duration::from_millis(settings.udp_idle_ms),
             drain: Duration::from_millis(settings.drain_ms),
             access_log: AccessLog::begin(settings.access_log_per_million),
+            traces_per_million: settings.traces_per_million,
             n_idled: AtomicUsize::new(0),
             linger: Duration::from_millis(settings.linger_ms),
             room: Arc::new(Semaphore::new(max_flows)),

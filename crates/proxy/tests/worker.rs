@@ -52,6 +52,7 @@ impl Agent {
             policy: Policy::RoundRobin,
             max_flows,
             access_log_per_million: 0,
+            traces_per_million: None,
         }));
         agent
     }

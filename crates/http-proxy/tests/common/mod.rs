@@ -17,14 +17,14 @@ use balance::{Choice, Draw, Limits, Policy};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
-use http_proxy::{Client, Frontend, NoTurn, Pool, Settings, Sockets, Turn, Upstream};
+use http_proxy::{Client, Frontend, NoTurn, Pool, Recorder, Settings, Sockets, Trace, Turn, Upstream};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 /// A limit for what is expected to happen, on a machine that may be busy.
@@ -72,14 +72,27 @@ impl Pool for Chosen {
     }
 }
 
+#[derive(Clone, Default)]
+struct Way(Arc<RwLock<Option<Arc<Endpoints>>>>, Arc<RwLock<Option<Traces>>>);
+
+/// How many of a million traces are recorded, and who hears of them.
 #[derive(Clone)]
-struct Way(Arc<RwLock<Option<Arc<Endpoints>>>>);
+struct Traces(u32, mpsc::UnboundedSender<Trace>);
 
 impl Frontend for Way {
     type Pool = Chosen;
 
     fn pool(&self) -> Option<Chosen> {
         self.0.read().unwrap().clone().map(Chosen)
+    }
+
+    fn sampling(&self) -> Option<u32> {
+        self.1.read().unwrap().as_ref().map(|Traces(per_million, _)| *per_million)
+    }
+
+    fn recorder(&self) -> Recorder {
+        let Traces(_, sender) = self.1.read().unwrap().clone().unwrap();
+        Box::new(move |trace| drop(sender.send(trace)))
     }
 }
 
@@ -128,7 +141,7 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let connections = Arc::new(Connections::default());
         let upstream = Arc::new(Upstream::new(settings, connections.clone()));
-        let (way, ending) = (Way(Arc::default()), watch::Sender::new(false));
+        let (way, ending) = (Way::default(), watch::Sender::new(false));
         let serving = tokio::spawn(serve(listener, way.clone(), ending.subscribe()));
         let this = Self { address, connections, way, policy, upstream, ending, serving };
         this.set(endpoints);
@@ -150,6 +163,13 @@ impl Proxy {
     /// How much may go on at a time from now on.
     pub fn limit(&self, limits: Limits) {
         self.upstream.set_limits(limits);
+    }
+
+    /// Has requests recorded, so many of a million that are the first of their trace.
+    pub fn trace(&self, per_million: u32) -> mpsc::UnboundedReceiver<Trace> {
+        let (sender, traces) = mpsc::unbounded_channel();
+        *self.way.1.write().unwrap() = Some(Traces(per_million, sender));
+        traces
     }
 
     /// Nobody serves this any more.

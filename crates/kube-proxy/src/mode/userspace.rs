@@ -3,6 +3,7 @@
 
 mod process;
 mod site;
+mod told;
 
 use std::cell::RefCell;
 use std::os::fd::AsFd as _;
@@ -28,6 +29,7 @@ use tracing::{debug, error, warn};
 
 use self::process::Process;
 use self::site::KernelSite;
+use self::told::Told;
 use super::Endings;
 use crate::limits::Limits;
 use crate::platform;
@@ -94,6 +96,7 @@ fn settings(config: &Config) -> Settings {
         policy: config.userspace_policy,
         max_flows: None,
         access_log_per_million: config.access_log_per_million,
+        traces_per_million: config.tracing.as_ref().map(|tracing| tracing.per_million),
     }
 }
 
@@ -112,6 +115,7 @@ pub(super) struct Workers {
     verbosity: u32,
     metrics: Box<dyn Fn(IpFamily) -> WorkerMetrics + Send>,
     requests: RequestMetrics,
+    traces: Option<otlp::Spans>,
     families: RefCell<Vec<ShutDown>>,
 }
 
@@ -129,6 +133,7 @@ impl Workers {
                 crate::servers::series(&config.service_metrics),
                 &ANSWER_BOUNDS_MS,
             ),
+            traces: told::begin_traces(config, metrics),
             families: RefCell::default(),
         }
     }
@@ -143,7 +148,9 @@ impl Workers {
         let outages = Outages::default().counting(&requests);
         let counted = requests.clone();
         self.requests.follow(F::FAMILY, Box::new(move || counted.read().into_iter().map(sums).collect()));
-        let supervisor = self.supervisor::<F>(ALL, (carried.clone(), outages.clone(), requests));
+        let (traces, told) = (self.traces.clone(), carried.clone());
+        let told = Told { carried: told, outages: outages.clone(), requests, traces };
+        let supervisor = self.supervisor::<F>(ALL, told);
         let with_worker = lock(&supervisor).with_worker();
         let beside = |open: OpenTarget<P::Target>| {
             let (supervisor, carried) = (supervisor.clone(), carried.clone());
@@ -167,12 +174,8 @@ impl Workers {
         }
     }
 
-    fn supervisor<F: Family>(
-        &self,
-        is_for_all: bool,
-        told: (Carried, Outages, Requests),
-    ) -> SharedSupervisor<F> {
-        let outages = told.1.clone();
+    fn supervisor<F: Family>(&self, is_for_all: bool, told: Told<Outages>) -> SharedSupervisor<F> {
+        let outages = told.outages.clone();
         let site = KernelSite::new(self.settings.clone(), self.verbosity, told);
         let supervisor = Supervisor::new(site);
         let supervisor = Arc::new(Mutex::new(if is_for_all { supervisor } else { supervisor.lazy() }));

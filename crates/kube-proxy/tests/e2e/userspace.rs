@@ -2,6 +2,7 @@
 
 mod asking;
 mod resilience;
+mod tracing;
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};

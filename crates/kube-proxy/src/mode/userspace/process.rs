@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use agent::with_causes;
-use backend_userspace::{Carried, Requests, Teller, Worker, WorkerGone};
+use backend_userspace::{Teller, Worker, WorkerGone};
 use conntrack::Tuple;
 use proxy::Listeners;
 use proxy::frame::{
@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::WORKER;
+use super::told::Told;
 
 /// The program itself, also when its file has been replaced.
 const PROGRAM: &str = "/proc/self/exe";
@@ -40,9 +41,7 @@ struct Control {
     child: Mutex<Child>,
     is_alive: AtomicBool,
     is_full: AtomicBool,
-    carried: Carried,
-    outages: Teller,
-    requests: Requests,
+    told: Told<Teller>,
 }
 
 impl Process {
@@ -51,7 +50,7 @@ impl Process {
         listeners: &Listeners,
         settings: &Settings,
         verbosity: u32,
-        (carried, outages, requests): (Carried, Teller, Requests),
+        told: Told<Teller>,
     ) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_write_timeout(Some(PATIENCE))?;
@@ -68,9 +67,7 @@ impl Process {
             child: Mutex::new(child),
             is_alive: AtomicBool::new(true),
             is_full: AtomicBool::new(false),
-            carried,
-            outages,
-            requests,
+            told,
         });
         let hearing = control.clone();
         let hear = move || hearing.hear(reading, &sender);
@@ -137,7 +134,7 @@ impl Control {
             warn!(%error, "a worker does not keep to the protocol");
         }
         self.is_alive.store(false, Ordering::Release);
-        self.outages.ended();
+        self.told.outages.ended();
         self.kill();
     }
 
@@ -150,9 +147,11 @@ impl Control {
                 match frame {
                     // Nobody may wait for it any more.
                     ToAgent::InForce { generation } => drop(in_force.send(generation)),
-                    ToAgent::Counted(count) => self.carried.add(count),
-                    ToAgent::Availability(told) => self.outages.tell(told, Instant::now()),
-                    ToAgent::Requests(told) => self.requests.add(&told),
+                    ToAgent::Counted(count) => self.told.carried.add(count),
+                    ToAgent::Availability(told) => self.told.outages.tell(told, Instant::now()),
+                    ToAgent::Requests(told) => self.told.requests.add(&told),
+                    ToAgent::Traced(told) => self.told.trace(&told),
+                    ToAgent::TracesLost(n) => self.told.note_lost(n),
                     ToAgent::Full(is_full) => self.is_full.store(is_full, Ordering::Relaxed),
                     ToAgent::WhereTo { id, client, listener } => {
                         let destination = original_destination(&mut flows, client, listener);

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use agent::with_causes;
 use backend_nftables::lease::{self, Listeners as Lease, Ports};
-use backend_userspace::{Carried, Outages, Requests, Site};
+use backend_userspace::{Outages, Site};
 use conntrack::{Conntrack as _, Filter};
 use model::Family;
 use netlink::NetlinkError;
@@ -17,6 +17,7 @@ use proxy::{Listeners, Pair};
 use tracing::{debug, warn};
 
 use super::process::Process;
+use super::told::Told;
 use crate::platform;
 
 /// This host, in one family.
@@ -24,7 +25,7 @@ pub(super) struct KernelSite<F> {
     settings: Settings,
     verbosity: u32,
     /// What workers tell.
-    told: (Carried, Outages, Requests),
+    told: Told<Outages>,
     /// Opened on the thread that first uses it.
     kernel: Option<kernel::Nftables>,
     family: PhantomData<fn() -> F>,
@@ -37,7 +38,7 @@ pub(super) struct Place {
 }
 
 impl<F: Family> KernelSite<F> {
-    pub(super) fn new(settings: Settings, verbosity: u32, told: (Carried, Outages, Requests)) -> Self {
+    pub(super) fn new(settings: Settings, verbosity: u32, told: Told<Outages>) -> Self {
         Self { settings, verbosity, told, kernel: None, family: PhantomData }
     }
 
@@ -76,9 +77,7 @@ impl<F: Family> Site for KernelSite<F> {
     }
 
     fn start(&mut self, listeners: &Place) -> io::Result<Process> {
-        let (carried, outages, requests) = &self.told;
-        let told = (carried.clone(), outages.new_worker(), requests.clone());
-        Process::start(&listeners.sockets, &self.settings, self.verbosity, told)
+        Process::start(&listeners.sockets, &self.settings, self.verbosity, self.told.new_worker())
     }
 
     fn renew(&mut self, listeners: &Place) -> Result<(), String> {
