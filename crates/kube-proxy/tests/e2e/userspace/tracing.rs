@@ -80,7 +80,7 @@ fn ask(cluster: &Cluster, flags: &str) {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// Whether these are the spans of a request, and of its way to the pod that heard of the second.
