@@ -1,6 +1,7 @@
 //! Clients that send much, or slowly, or never read: each is held to its limits, memory stays what it is, and others are served.
 //! Alone in its process, since it is the process that is measured.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "figures, for whoever asks for them with --nocapture")]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! What a client's idle connection takes of memory. Alone in its process, since it is the process that is measured.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "figures, for whoever asks for them with --nocapture")]
 
 mod common;
 

@@ -1,6 +1,7 @@
 //! What a client's idle connection of HTTP/2 takes of memory, which is for the library to say. Alone in its process, since it is the
 //! process that is measured.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "figures, for whoever asks for them with --nocapture")]
 
 mod common;
 
