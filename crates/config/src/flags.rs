@@ -412,7 +412,7 @@ const OTHER_MODES: &[Flag] = &[
         "service-proxying-annotated",
         "serviceProxying.annotated",
         Target::Bool(|given, on| given.file.service_proxying.annotated = on),
-        "Services with annotation kube-proxy/proxying go through workers; modes nftables, ipvs and ebpf",
+        "Services with annotation kube-proxy/proxying go through workers; in all modes of Linux, where mode userspace needs no asking",
     ),
     field(
         "connection-reset-annotated",

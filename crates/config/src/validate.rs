@@ -112,8 +112,8 @@ fn service_proxying(
     const RULES: &str = "serviceProxying.rules";
     let said = &file.service_proxying;
     let rules = said.rules.as_deref().unwrap_or_default();
-    if matches!(mode, Mode::IpTables | Mode::Kernelspace) {
-        let reason = format!("can't be in mode {mode}, only in nftables, ipvs, ebpf and userspace");
+    if mode == Mode::Kernelspace {
+        let reason = format!("can't be in mode {mode}, only in those of Linux");
         if said.annotated {
             check.failed(FieldError::invalid("serviceProxying.annotated", &true, &reason));
         }
@@ -124,7 +124,11 @@ fn service_proxying(
     let rule = |(at, rule)| proxying_rule(&format!("{RULES}[{at}]"), rule, check);
     let rules: Vec<_> = rules.iter().enumerate().map(rule).collect();
     let ignores_annotations = !said.annotated && mode != Mode::Userspace;
-    (said.annotated || !rules.is_empty()).then_some(ProxyingRules { ignores_annotations, rules })
+    (said.annotated || !rules.is_empty()).then_some(ProxyingRules {
+        ignores_annotations,
+        rules,
+        otherwise: None,
+    })
 }
 
 fn access_log(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> u32 {

@@ -157,10 +157,19 @@ pub fn clean_up_nftables(own_table: &Name, choosing: &[Name], families: &[Family
     report
 }
 
+/// Removes the tables of this name in these families: one that hands flows to workers, and that no packet needs.
+pub fn clean_up_workers(table: &Name, families: &[Family]) -> Report {
+    let mut report = Report::default();
+    delete_tables(table, families, &mut report);
+    report
+}
+
 /// `--cleanup`: removes what any mode left, our own tables (and upstream's of the same name) included.
-pub fn clean_up_all(root: &Root, own_table: &Name) -> Report {
+pub fn clean_up_all(root: &Root, own_tables: &[Name]) -> Report {
     let mut report = clean_up_other_modes(root);
-    delete_tables(own_table, &Family::ALL, &mut report);
+    for table in own_tables {
+        delete_tables(table, &Family::ALL, &mut report);
+    }
     report
 }
 

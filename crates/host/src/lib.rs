@@ -33,7 +33,7 @@ mod linux {
 
     pub use cleanup::{
         CleanupError, Removed, Report, clean_up_all, clean_up_iptables, clean_up_nftables,
-        clean_up_other_modes, clean_up_rules, clean_up_servers, is_ipvs_left,
+        clean_up_other_modes, clean_up_rules, clean_up_servers, clean_up_workers, is_ipvs_left,
     };
     pub use conntrack::{ConntrackSettings, apply_conntrack};
     pub use descriptors::{descriptor_limit, raise_descriptor_limit};

@@ -352,7 +352,7 @@ fn everything_goes_with_our_own_tables() {
     host.net.nft(&upstream::nftables(pods(true), ip("fd00::1"), &services(true))).unwrap();
     host.net.nft(&upstream::nftables(pods(false), ip("192.168.50.1"), &services(false))).unwrap();
     host.net.nft("table ip kube-proxy-2 { chain c { }; }; table inet kube-proxy { chain c { }; }").unwrap();
-    let clean = || host.net.run(|| clean_up_all(&host.root(), &"kube-proxy".into()));
+    let clean = || host.net.run(|| clean_up_all(&host.root(), &["kube-proxy".into()]));
     let report = clean();
     assert!(report.failures.is_empty(), "{:?}", report.failures);
     let listed = host.net.exec("nft", &["list", "tables"]).unwrap();

@@ -28,7 +28,7 @@ use tracing::{debug, error, warn};
 
 use self::process::Process;
 use self::site::KernelSite;
-use super::Endings;
+use super::{Endings, nftables};
 use crate::limits::Limits;
 
 /// The command by which the program runs itself as a worker; not for people.
@@ -58,8 +58,13 @@ impl Proxying {
     pub(super) fn new(config: &Config, metrics: &Metrics, limits: &Limits) -> Self {
         match config.mode {
             Mode::Userspace => Self::All(Workers::new(config, metrics, limits)),
-            _ if config.service_proxying.is_some() => Self::Asking(Workers::new(config, metrics, limits)),
-            _ => Self::Nobody,
+            _ if config.service_proxying.is_none() => Self::Nobody,
+            Mode::IpTables if let Some(why) = nftables::no_workers() => {
+                warn!(reason = why, "Services that ask for workers are served by iptables' rules");
+                limits.note("workers", Some(why));
+                Self::Nobody
+            }
+            _ => Self::Asking(Workers::new(config, metrics, limits)),
         }
     }
 
@@ -114,6 +119,8 @@ pub(super) struct Workers {
     families: RefCell<Vec<ShutDown>>,
 }
 
+    /// Where rules hand flows over.
+    table: nft::Name,
 type Beside<F, P, const ALL: bool> = UserspacePlanner<P, KernelSite<F>, ALL>;
 
 impl Workers {
@@ -131,6 +138,10 @@ impl Workers {
             families: RefCell::default(),
         }
     }
+            table: match config.mode {
+                Mode::IpTables => backend_nftables::workers_table_name(),
+                _ => backend_nftables::table_name(),
+            },
 
     /// What serves a family by rules, with a worker that carries what these hand over.
     fn beside<F: Family, P: Planner<F>, const ALL: bool>(
@@ -172,7 +183,7 @@ impl Workers {
         told: (Carried, Outages, Requests),
     ) -> SharedSupervisor<F> {
         let outages = told.1.clone();
-        let site = KernelSite::new(self.settings.clone(), self.verbosity, told);
+        let site = KernelSite::new(self.table.clone(), (self.settings.clone(), self.verbosity), told);
         let supervisor = Supervisor::new(site);
         let supervisor = Arc::new(Mutex::new(if is_for_all { supervisor } else { supervisor.lazy() }));
         look_after(Arc::downgrade(&supervisor), (outages, self.limits.clone()), (self.metrics)(F::FAMILY));
