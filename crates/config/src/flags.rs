@@ -424,7 +424,7 @@ const OTHER_MODES: &[Flag] = &[
         "userspace-policy",
         "",
         Target::Text(|given, policy| given.own.userspace_policy = policy),
-        "How workers choose endpoints: round-robin, random, least-request, ring-hash or maglev; without it round-robin",
+        "How workers choose endpoints: round-robin, random, least-request, ring-hash, maglev or weighted; without it round-robin",
     )
     .placeholder("NAME"),
 ];

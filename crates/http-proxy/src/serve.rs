@@ -1,9 +1,11 @@
 //! A client's connection.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,9 +25,11 @@ use crate::client_io::ClientIo;
 use crate::forward::{self, Client};
 use crate::requests::Requests;
 use crate::response_body::ResponseBody;
+use crate::times::idle_for;
 use crate::tunnel::Tunnels;
+use crate::upstream::{Endpoint, Upstream};
 
-/// For how long a client may keep a connection without a request.
+/// For how long a client may keep a connection without a request, unless something else is said.
 const MAX_IDLE: Duration = Duration::from_hours(1);
 /// For how long the head of a request may be on its way.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
@@ -47,6 +51,29 @@ pub(crate) struct Visit<F> {
     pub(crate) frontend: F,
     pub(crate) requests: Arc<Requests>,
     pub(crate) tunnels: Tunnels,
+    /// See [`Frontend::idle_limit`].
+    pub(crate) idle_limit: Option<Duration>,
+    /// Endpoints to which it has connections of its own.
+    own_endpoints: Mutex<BTreeMap<SocketAddr, Arc<Endpoint>>>,
+}
+
+impl<F> Visit<F> {
+    /// Connections to an endpoint: those that all clients share, or its own if they begin with something.
+    pub(crate) fn endpoint(
+        &self,
+        upstream: &Upstream,
+        address: SocketAddr,
+        preface: Option<&Arc<[u8]>>,
+    ) -> Arc<Endpoint> {
+        let Some(preface) = preface else { return upstream.endpoint(address) };
+        let mut own = self.own_endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = own.get(&address).filter(|known| known.begins_with(preface)) {
+            return known.clone();
+        }
+        let new = upstream.endpoint_of_client(address, preface.clone());
+        own.insert(address, new.clone());
+        new
+    }
 }
 
 /// Serves a client's connection to its end. When `ending` becomes true, it ends after the requests that are under way.
@@ -56,8 +83,9 @@ pub async fn serve<F: Frontend>(
     frontend: F,
     ending: watch::Receiver<bool>,
 ) {
+    let idle_limit = frontend.idle_limit();
     let begun = tokio::select! {
-        begun = read_preface(&mut stream) => begun,
+        begun = read_preface(&mut stream, idle_limit.unwrap_or(MAX_IDLE)) => begun,
         () = told(ending.clone()) => return,
     };
     let (read_ahead, is_http2) = match begun {
@@ -65,7 +93,8 @@ pub async fn serve<F: Frontend>(
         Err(error) => return debug!(client = %client.address, %error, "a client said nothing"),
     };
     let (requests, tunnels) = (Arc::new(Requests::default()), Tunnels::default());
-    let visit = Arc::new(Visit { client, frontend, requests, tunnels });
+    let own_endpoints = Mutex::default();
+    let visit = Arc::new(Visit { client, frontend, requests, tunnels, idle_limit, own_endpoints });
     let io = ClientIo::new(stream, read_ahead);
     if is_http2 {
         Box::pin(serve_http2(io, &visit, ending)).await;
@@ -76,9 +105,9 @@ pub async fn serve<F: Frontend>(
 }
 
 /// What a client begins with, and whether that is HTTP/2.
-async fn read_preface(stream: &mut TcpStream) -> io::Result<(Bytes, bool)> {
+async fn read_preface(stream: &mut TcpStream, max_idle: Duration) -> io::Result<(Bytes, bool)> {
     let mut received = [0; PREFACE.len()];
-    let mut n = timeout(MAX_IDLE, stream.read(&mut received)).await??;
+    let mut n = timeout(max_idle, stream.read(&mut received)).await??;
     let may_be_preface = |received: &[u8]| !received.is_empty() && PREFACE.starts_with(received);
     let rest = async {
         while n < PREFACE.len() && may_be_preface(&received[..n]) {
@@ -98,7 +127,7 @@ async fn serve_http1<F: Frontend>(io: ClientIo, visit: &Arc<Visit<F>>, ending: w
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(MAX_IDLE)
+        .header_read_timeout(visit.idle_limit.unwrap_or(MAX_IDLE))
         .max_buf_size(BUFFER_BYTES)
         .preserve_header_case(true)
         .auto_date_header(false);
@@ -108,7 +137,7 @@ async fn serve_http1<F: Frontend>(io: ClientIo, visit: &Arc<Visit<F>>, ending: w
         // So that a connection without a request holds none of the memory of one.
         Box::pin(async move { Ok::<_, Infallible>(forward::answer(&visit, request).await) })
     });
-    drive(builder.serve_connection(io, service).with_upgrades(), visit, ending).await;
+    drive(builder.serve_connection(io, service).with_upgrades(), visit, told(ending)).await;
 }
 
 async fn serve_http2<F: Frontend>(io: ClientIo, visit: &Arc<Visit<F>>, ending: watch::Receiver<bool>) {
@@ -126,7 +155,19 @@ async fn serve_http2<F: Frontend>(io: ClientIo, visit: &Arc<Visit<F>>, ending: w
         let visit = answering.clone();
         async move { Ok::<_, Infallible>(forward::answer(&visit, request).await) }
     });
-    drive(builder.serve_connection(TokioIo::new(io), service), visit, ending).await;
+    let limit = visit.idle_limit.unwrap_or(MAX_IDLE);
+    let (requests, mut n_begun) = (visit.requests.clone(), 0);
+    let idle = idle_for(limit, move || {
+        let n_before = std::mem::replace(&mut n_begun, requests.n_begun());
+        n_before == n_begun && requests.n_under_way() == 0
+    });
+    let ended = async {
+        tokio::select! {
+            () = told(ending) => {}
+            () = idle => {}
+        }
+    };
+    drive(builder.serve_connection(TokioIo::new(io), service), visit, ended).await;
 }
 
 /// Has no more requests after those that are under way.
@@ -153,8 +194,8 @@ where
     }
 }
 
-/// Has a connection go on until it ends, or its client does nothing but harm.
-async fn drive<F, C>(connection: C, visit: &Visit<F>, ending: watch::Receiver<bool>)
+/// Has a connection go on until it ends, or its client does nothing but harm; after `ending` with no more requests than are under way.
+async fn drive<F, C>(connection: C, visit: &Visit<F>, ending: impl Future<Output = ()>)
 where
     C: Future<Output = hyper::Result<()>> + EndsGracefully,
 {
@@ -163,7 +204,7 @@ where
     tokio::select! {
         ended = connection.as_mut() => return note_end(visit, ended),
         () = visit.requests.abused() => return debug!(%client, "a client gives up nearly all its requests"),
-        () = told(ending) => {}
+        () = ending => {}
     }
     connection.as_mut().end();
     tokio::select! {

@@ -49,6 +49,8 @@ impl Agent {
             connect_timeout_ms: 10_000,
             udp_idle_ms,
             drain_ms: 60_000,
+            idle_ms: None,
+            request_ms: None,
             linger_ms: 0,
             policy: Policy::RoundRobin,
             max_flows,

@@ -13,11 +13,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use balance::{Choice, Draw, Limits, Policy};
+use balance::{Choice, Draw, Limits, Policy, Resilience, Timeouts, WHOLE_SHARE};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
-use http_proxy::{Client, Frontend, NoTurn, Pool, Settings, Sockets, Turn, Upstream};
+use http_proxy::{Client, Frontend, NoTurn, Pool, Settings, Sockets, Times, Turn, Upstream};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -51,8 +51,8 @@ impl Drop for Request1 {
     }
 }
 
-/// [`Endpoints`] as of one moment.
-pub struct Chosen(Arc<Endpoints>);
+/// [`Endpoints`] as of one moment, and what a client's connections begin with.
+pub struct Chosen(Arc<Endpoints>, Option<Arc<[u8]>>);
 
 impl Pool for Chosen {
     type Turn = Request1;
@@ -61,7 +61,8 @@ impl Pool for Chosen {
         let Endpoints { addresses, loads, choice, .. } = &*self.0;
         let draw = Draw { client, random: fastrand::u64(..) };
         let load = |at: usize| loads[at].load(Ordering::Relaxed);
-        let at = choice.pick(draw, load, |at| !avoid.contains(&addresses[at])).ok_or(NoTurn::NoEndpoint)?;
+        let share = |at: usize| if avoid.contains(&addresses[at]) { 0 } else { WHOLE_SHARE };
+        let at = choice.pick(draw, load, share).ok_or(NoTurn::NoEndpoint)?;
         loads[at].fetch_add(1, Ordering::Relaxed);
         Ok(Request1(addresses[at], loads[at].clone()))
     }
@@ -69,16 +70,43 @@ impl Pool for Chosen {
     fn upstream(&self) -> &Upstream {
         &self.0.upstream
     }
+
+    fn preface(&self) -> Option<Arc<[u8]>> {
+        self.1.clone()
+    }
 }
 
-#[derive(Clone)]
-struct Way(Arc<RwLock<Option<Arc<Endpoints>>>>);
+#[derive(Clone, Default)]
+struct Way {
+    endpoints: Arc<RwLock<Option<Arc<Endpoints>>>>,
+    asked: Arc<RwLock<Asked>>,
+    client: Option<SocketAddr>,
+}
+
+/// What a Service may ask for.
+#[derive(Clone, Copy, Default)]
+pub struct Asked {
+    pub idle_limit: Option<Duration>,
+    /// Connections to endpoints begin with a line that names the client.
+    pub has_preface: bool,
+}
+
+/// The line.
+pub fn preface(client: SocketAddr) -> String {
+    format!("for {client}\n")
+}
 
 impl Frontend for Way {
     type Pool = Chosen;
 
     fn pool(&self) -> Option<Chosen> {
-        self.0.read().unwrap().clone().map(Chosen)
+        let client = self.client.filter(|_| self.asked.read().unwrap().has_preface);
+        let preface = client.map(|client| preface(client).into_bytes().into());
+        Some(Chosen(self.endpoints.read().unwrap().clone()?, preface))
+    }
+
+    fn idle_limit(&self) -> Option<Duration> {
+        self.asked.read().unwrap().idle_limit
     }
 }
 
@@ -111,8 +139,12 @@ pub struct Proxy {
 }
 
 pub const SETTINGS: Settings = Settings {
-    connect_timeout: Duration::from_secs(10),
-    drain: Duration::from_hours(1),
+    times: Times {
+        connect: Duration::from_secs(10),
+        idle: None,
+        request: None,
+        drain: Duration::from_hours(1),
+    },
     max_requests: 100_000,
     max_idle: 10_000,
 };
@@ -127,7 +159,7 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let connections = Arc::new(Connections::default());
         let upstream = Arc::new(Upstream::new(settings, connections.clone()));
-        let (way, ending) = (Way(Arc::default()), watch::Sender::new(false));
+        let (way, ending) = (Way::default(), watch::Sender::new(false));
         let serving = tokio::spawn(serve(listener, way.clone(), ending.subscribe()));
         let this = Self { address, connections, way, policy, upstream, ending, serving };
         this.set(endpoints);
@@ -139,27 +171,39 @@ impl Proxy {
         let pool = Endpoints {
             addresses: endpoints.to_vec(),
             loads: endpoints.iter().map(|_| Arc::default()).collect(),
-            choice: Choice::new(self.policy, endpoints),
+            choice: Choice::new(self.policy, endpoints, &[]),
             upstream: self.upstream.clone(),
         };
-        *self.way.0.write().unwrap() = Some(Arc::new(pool));
+        *self.way.endpoints.write().unwrap() = Some(Arc::new(pool));
         self.upstream.retain(|address| endpoints.contains(&address));
     }
 
     /// How much may go on at a time from now on.
     pub fn limit(&self, limits: Limits) {
-        self.upstream.set_limits(limits);
+        self.upstream.ask(&Resilience { limits, ..Resilience::default() });
+    }
+
+    /// For how long what may take from now on.
+    pub fn time(&self, timeouts: &str) {
+        let timeouts = Timeouts::parse(timeouts).unwrap();
+        self.upstream.ask(&Resilience { timeouts, ..Resilience::default() });
+        self.way.asked.write().unwrap().idle_limit = timeouts.idle_limit();
+    }
+
+    /// Connections of clients that come from now on begin with a line of theirs.
+    pub fn name_clients(&self) {
+        self.way.asked.write().unwrap().has_preface = true;
     }
 
     /// Nobody serves this any more.
     pub fn remove(&self) {
-        *self.way.0.write().unwrap() = None;
+        *self.way.endpoints.write().unwrap() = None;
         self.upstream.retain(|_| false);
     }
 
     /// Requests that endpoints have now.
     pub fn load(&self) -> usize {
-        let pool = self.way.0.read().unwrap().clone().unwrap();
+        let pool = self.way.endpoints.read().unwrap().clone().unwrap();
         pool.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum()
     }
 
@@ -191,7 +235,8 @@ async fn serve(listener: TcpListener, way: Way, ending: watch::Receiver<bool>) {
         let (stream, address) = listener.accept().await.unwrap();
         stream.set_nodelay(true).unwrap();
         let client = Client { address, sent_to: stream.local_addr().unwrap() };
-        carried.spawn(http_proxy::serve(stream, client, way.clone(), ending.clone()));
+        let way = Way { client: Some(address), ..way.clone() };
+        carried.spawn(http_proxy::serve(stream, client, way, ending.clone()));
         while carried.try_join_next().is_some() {}
     }
 }
@@ -283,7 +328,11 @@ pub const BOTH: [Version; 2] = [Version::Http1, Version::Http2];
 
 impl OneConnection {
     pub async fn to(address: SocketAddr, version: Version) -> Self {
-        let io = TokioIo::new(TcpStream::connect(address).await.unwrap());
+        Self::over(TcpStream::connect(address).await.unwrap(), version).await
+    }
+
+    pub async fn over(stream: TcpStream, version: Version) -> Self {
+        let io = TokioIo::new(stream);
         match version {
             Version::Http1 => {
                 let (sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();

@@ -88,12 +88,15 @@ impl Proxying {
 
 fn settings(config: &Config) -> Settings {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let timeouts = config.worker_timeouts;
     let forgotten = [config.conntrack.udp_timeout, config.conntrack.udp_stream_timeout];
     let forgotten = forgotten.into_iter().flatten().filter(|timeout| !timeout.is_zero()).min();
     Settings {
-        connect_timeout_ms: millis(CONNECT_TIMEOUT),
+        connect_timeout_ms: millis(timeouts.connect.unwrap_or(CONNECT_TIMEOUT)),
         udp_idle_ms: millis(forgotten.map_or(UDP_IDLE, |timeout| (timeout * 2 / 3).min(UDP_IDLE))),
-        drain_ms: millis(DRAIN),
+        drain_ms: millis(timeouts.drain.unwrap_or(DRAIN)),
+        idle_ms: timeouts.idle_limit().map(millis),
+        request_ms: timeouts.request_limit().map(millis),
         linger_ms: u64::from(LEASE_SECS) * 2000,
         policy: config.userspace_policy,
         max_flows: None,
@@ -116,11 +119,11 @@ pub(super) struct Workers {
     verbosity: u32,
     metrics: Box<dyn Fn(IpFamily) -> WorkerMetrics + Send>,
     requests: RequestMetrics,
+    /// Where rules hand flows over.
+    table: nft::Name,
     families: RefCell<Vec<ShutDown>>,
 }
 
-    /// Where rules hand flows over.
-    table: nft::Name,
 type Beside<F, P, const ALL: bool> = UserspacePlanner<P, KernelSite<F>, ALL>;
 
 impl Workers {
@@ -135,13 +138,13 @@ impl Workers {
                 crate::servers::series(&config.service_metrics),
                 &ANSWER_BOUNDS_MS,
             ),
-            families: RefCell::default(),
-        }
-    }
             table: match config.mode {
                 Mode::IpTables => backend_nftables::workers_table_name(),
                 _ => backend_nftables::table_name(),
             },
+            families: RefCell::default(),
+        }
+    }
 
     /// What serves a family by rules, with a worker that carries what these hand over.
     fn beside<F: Family, P: Planner<F>, const ALL: bool>(

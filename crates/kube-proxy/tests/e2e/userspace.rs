@@ -1,6 +1,7 @@
 //! Mode userspace: workers, and what becomes of flows when workers or their agent are gone.
 
 mod asking;
+mod carriage;
 mod resilience;
 
 use std::collections::BTreeSet;
@@ -8,6 +9,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
+use apiserver::Kind;
 use fakes::objects::{self, Endpoint, Port};
 use lab::Host;
 use lab::client::{Load, LoadGenerator, Reply, Transport, ask_once, udp_from};
@@ -15,6 +17,7 @@ use lab::proxy::{Proxy, wait_until};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 use testkit::cluster::{Cluster, Flavour, KEEP_PORT, LINE_PORT, NODE, ProxyMode, UDP_PORT};
 
 use crate::support::{
@@ -134,6 +137,17 @@ fn kill_with_workers(proxy: &mut Proxy) {
     kill(Pid::from_raw(i32::try_from(proxy.pid()).unwrap()), Signal::SIGSTOP).unwrap();
     kill_all(&workers);
     proxy.kill().unwrap();
+}
+
+/// Waits until Events tell of objects that can't be used as they are, each in such words.
+#[track_caller]
+fn wait_for_notes(cluster: &Cluster, notes: &[&str]) {
+    let events = || cluster.api.list(Kind::Event);
+    let says = |event: &Value, what: &str| {
+        event["reason"] == "InvalidObject" && event["note"].as_str().is_some_and(|note| note.contains(what))
+    };
+    let is_told = |what: &&str| events().iter().any(|event| says(event, what));
+    assert!(wait_until(PATIENCE, || notes.iter().all(is_told)), "{:?}", events());
 }
 
 /// A pod that answers each request of HTTP with its number.
