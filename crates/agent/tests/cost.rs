@@ -208,6 +208,7 @@ fn slice(n: u32, version: u32, endpoints: u32) -> Object {
         service: name(n),
         ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
         endpoints: SliceEndpoints::V4((0..endpoints).map(endpoint).collect()),
+        details: None,
         trigger_time: None,
     })
 }

@@ -7,6 +7,7 @@ mod node;
 mod service;
 mod slice;
 
+use std::fmt;
 use std::net::IpAddr;
 
 use model::{Interner, Kind, Name, Object, ObjectName, Protocol};
@@ -21,6 +22,22 @@ const MAX_NAME: usize = 253;
 fn served_address(text: &str) -> Result<IpAddr, String> {
     let addr = model::parse_addr(text).map_err(|error| error.to_string())?;
     model::special_use(addr).map_or(Ok(addr), |what| Err(format!("{} is {what}", quoted(text))))
+}
+
+/// What an annotation says. One that makes no sense takes only itself away.
+fn annotation<T, E: fmt::Display>(
+    name: &str,
+    text: Option<&raw::Text<'_>>,
+    parse: fn(&str) -> Result<T, E>,
+    notes: &mut Notes,
+) -> Option<T> {
+    match parse(text?) {
+        Ok(value) => Some(value),
+        Err(reason) => {
+            notes.add(format_args!("metadata.annotations[{name}]"), reason.to_string());
+            None
+        }
+    }
 }
 
 /// What a kind's conversion comes to, apart from the notes.

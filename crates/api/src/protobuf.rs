@@ -156,8 +156,15 @@ message!(EndpointSlice, |slice, value| {
 message!(Endpoint, |endpoint, value| {
     1 "addresses" => value.text().map(|address| _ = endpoint.addresses.0.get_or_insert(address.into())),
     2 "conditions" => conditions(value, &mut endpoint.conditions),
+    4 "targetRef" => endpoint.target_ref.merge_value(value),
     6 "nodeName" => text(value, &mut endpoint.node_name),
+    7 "zone" => text(value, &mut endpoint.zone),
     8 "hints" => endpoint.hints.merge_value(value),
+});
+
+message!(TargetRef, |target, value| {
+    1 "kind" => text(value, &mut target.kind),
+    3 "name" => text(value, &mut target.name),
 });
 
 fn conditions(value: Value<'_>, to: &mut raw::Conditions) -> Result<(), WireError> {

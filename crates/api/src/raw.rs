@@ -23,6 +23,14 @@ pub(crate) const ANNOTATION_LIMITS: &str = "kube-proxy/limits";
 pub(crate) const ANNOTATION_EJECTION: &str = "kube-proxy/ejection";
 /// Of a Service: how proxies ask endpoints whether they serve.
 pub(crate) const ANNOTATION_HEALTH_CHECK: &str = "kube-proxy/health-check";
+/// Of a Service: for how long proxies wait for what.
+pub(crate) const ANNOTATION_TIMEOUTS: &str = "kube-proxy/timeouts";
+/// Of a Service: how endpoints that begin to serve get little at first.
+pub(crate) const ANNOTATION_SLOW_START: &str = "kube-proxy/slow-start";
+/// Of a Service or an EndpointSlice: weights of endpoints.
+pub(crate) const ANNOTATION_WEIGHTS: &str = "kube-proxy/weights";
+/// Of a Service: that proxies begin connections with a header of the PROXY protocol, and of which version.
+pub(crate) const ANNOTATION_PROXY_PROTOCOL: &str = "kube-proxy/proxy-protocol";
 /// Annotation on Services that ask for connections to endpoints that are gone to be reset.
 pub(crate) const ANNOTATION_RESET_CONNECTIONS: &str = "kube-proxy/reset-connections";
 /// Annotation on slices: when the change happened that they come from.
@@ -166,7 +174,14 @@ raw! {
         addresses: First<'a>,
         conditions: Conditions,
         node_name: Text<'a>,
+        zone: Text<'a>,
+        target_ref: TargetRef<'a>,
         hints: Hints<'a>,
+    }
+
+    struct TargetRef<'a> {
+        kind: Text<'a>,
+        name: Text<'a>,
     }
 
     struct Hints<'a> {
@@ -302,6 +317,10 @@ pub(crate) struct Annotations<'a> {
     pub(crate) limits: Option<Text<'a>>,
     pub(crate) ejection: Option<Text<'a>>,
     pub(crate) health_check: Option<Text<'a>>,
+    pub(crate) timeouts: Option<Text<'a>>,
+    pub(crate) slow_start: Option<Text<'a>>,
+    pub(crate) weights: Option<Text<'a>>,
+    pub(crate) proxy_protocol: Option<Text<'a>>,
     pub(crate) resets_connections: Option<Text<'a>>,
     pub(crate) initial_events_end: bool,
     pub(crate) trigger_time: Text<'a>,
@@ -318,6 +337,10 @@ impl<'a> Annotations<'a> {
             ANNOTATION_LIMITS => self.limits = Some(value),
             ANNOTATION_EJECTION => self.ejection = Some(value),
             ANNOTATION_HEALTH_CHECK => self.health_check = Some(value),
+            ANNOTATION_TIMEOUTS => self.timeouts = Some(value),
+            ANNOTATION_SLOW_START => self.slow_start = Some(value),
+            ANNOTATION_WEIGHTS => self.weights = Some(value),
+            ANNOTATION_PROXY_PROTOCOL => self.proxy_protocol = Some(value),
             ANNOTATION_RESET_CONNECTIONS => self.resets_connections = Some(value),
             ANNOTATION_PRESERVE_DESTINATION => self.preserves_destination = &*value == "true",
             _ => {}

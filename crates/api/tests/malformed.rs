@@ -366,7 +366,7 @@ fn proxies_are_asked_for_by_a_policy_that_there_is() {
     assert_eq!(named(service(&json!({}), &["keep"])), None);
     assert_eq!(named(service(&asking("least-request"), &["keep"])), Some("least-request"));
     let note = "Service shop/web: metadata.annotations[kube-proxy/proxying]: \"fastest\" is no policy; \
-                there are round-robin, random, least-request, ring-hash, maglev";
+                there are round-robin, random, least-request, ring-hash, maglev, weighted";
     assert_eq!(named(service(&asking("fastest"), &["keep", note])), None);
 }
 
@@ -387,14 +387,63 @@ fn what_proxies_are_to_do_against_harm_is_said_by_annotations() {
         "kube-proxy/limits": "connections=10",
         "kube-proxy/ejection": "on",
         "kube-proxy/health-check": "tcp",
+        "kube-proxy/timeouts": "connect=1s,idle=0",
+        "kube-proxy/slow-start": "window=30s",
+        "kube-proxy/proxy-protocol": "v2",
     }));
     let found = service(&all, &["keep"]).resilience.unwrap();
     assert_eq!(found.limits.connections, Some(10));
     assert_eq!(found.ejection, Some(balance::Ejection::default()));
     assert_eq!(found.health_check, balance::HealthCheck::parse("tcp").ok());
+    assert_eq!(Ok(found.timeouts), balance::Timeouts::parse("connect=1s,idle=0"));
+    assert_eq!(found.slow_start, balance::SlowStart::parse("window=30s").ok());
+    assert_eq!(found.proxy_protocol, Some(balance::ProxyProtocol::V2));
     let note = "Service shop/web: metadata.annotations[kube-proxy/ejection]: longest is shorter than time";
     let bad = asking(json!({"kube-proxy/limits": "connections=10", "kube-proxy/ejection": "time=1h"}));
     assert_eq!(service(&bad, &["keep", note]).resilience.unwrap().ejection, None);
+    for (name, text, reason) in [
+        ("timeouts", "read=1s", "\"read\" is unknown; there are connect, idle, request and drain"),
+        ("slow-start", "30s", "\"30s\" is not of the form name=value"),
+        ("proxy-protocol", "3", "\"3\" is no version of it; there are v1 and v2"),
+        ("weights", "zone:a=many", "zone:a is \"many\", not a number of 0 to 1000"),
+    ] {
+        let key = format!("kube-proxy/{name}");
+        let note = format!("Service shop/web: metadata.annotations[{key}]: {reason}");
+        let found = service(&asking(json!({ key: text })), &["keep", &note]);
+        assert_eq!((found.resilience, found.weights), (None, None), "{name}");
+    }
+}
+
+/// A slice knows of its endpoints what nobody else keeps: which pod each is.
+#[test]
+fn weights_are_said_by_services_and_slices() {
+    let asking = |text: &str| json!({"metadata": {"annotations": {"kube-proxy/weights": text}}});
+    let weights = service(&asking("zone:a=3"), &["keep"]).weights;
+    assert_eq!(weights.as_deref(), balance::Weights::parse("zone:a=3").ok().as_ref());
+    let endpoints = json!([
+        {"addresses": ["10.0.0.1"], "targetRef": {"kind": "Pod", "name": "web-0"}, "zone": "a"},
+        {"addresses": ["10.0.0.2"], "targetRef": {"kind": "Pod", "name": "web-1"}, "zone": "a"},
+        {"addresses": ["10.0.0.3"], "targetRef": {"kind": "Node", "name": "web-0"}, "zone": "b"},
+    ]);
+    let with = |text: &str| {
+        let mut patch = asking(text);
+        patch["endpoints"] = endpoints.clone();
+        patch
+    };
+    let found = slice(&with("pod:web-0=5,zone:a=2"), &["keep"]);
+    let weights = |slice: &model::EndpointSlice| {
+        let details = slice.details.as_ref().unwrap();
+        [0, 1, 2].map(|at| details.weight(at))
+    };
+    assert_eq!(weights(&found), [Some(5), Some(2), None]);
+    let zones = |slice: &model::EndpointSlice| {
+        let details = slice.details.as_ref().unwrap();
+        [0, 1, 2].map(|at| details.zone(at).map(ToString::to_string))
+    };
+    assert_eq!(zones(&found), ["a", "a", "b"].map(|zone| Some(zone.to_owned())));
+    let note = "EndpointSlice shop/web-abc: metadata.annotations[kube-proxy/weights]: \"all\" is not of the form name=value";
+    let found = slice(&with("all"), &["keep", note]);
+    assert_eq!((weights(&found), zones(&found).len()), ([None; 3], 3));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use nft::{
 };
 
 use crate::affinity;
+use crate::beside;
 use crate::config::Config;
 use crate::ipvs;
 use crate::layout::{
@@ -143,8 +144,10 @@ pub(crate) fn addr_match(field: AddrField, net: IpNet, negate: bool) -> Statemen
 /// The chains that exist whatever Services there are.
 pub(crate) fn fixed<F: Family>(config: &Config) -> Vec<ChainSpec> {
     let mut chains = balancing::<F>(config);
-    if let Balancer::Ipvs { node_addresses, .. } = &config.balancer {
-        ipvs::adapt::<F>(&mut chains, config, node_addresses);
+    match &config.balancer {
+        Balancer::Rules | Balancer::Proxies(_) => {}
+        Balancer::Ipvs { node_addresses, .. } => ipvs::adapt::<F>(&mut chains, config, node_addresses),
+        Balancer::OtherRules(_) => beside::adapt(&mut chains),
     }
     chains
 }
@@ -243,7 +246,7 @@ fn cluster_ips_check(config: &Config) -> Vec<Rule> {
 }
 
 /// `NF_IP_PRI_NAT_DST`, `NF_IP_PRI_NAT_SRC` and `NF_IP_PRI_FILTER` (`linux/netfilter_ipv4.h`).
-const DSTNAT: i32 = -100;
+pub(crate) const DSTNAT: i32 = -100;
 const SRCNAT: i32 = 100;
 const BEFORE_DSTNAT: i32 = DSTNAT - 10;
 const FILTER: i32 = 0;

@@ -117,7 +117,12 @@ impl<F: Family> CountedChanges<F> {
             let Some(programmed) = programmed else { continue };
             self.hairpins.count(programmed.local_addresses::<F>(), change);
             let FrontendAddress::Ip(addr) = key.address else { continue };
-            if programmed.kind == AddressKind::ClusterIp || !balancer.has_rules_for_all() {
+            let is_closed = match balancer {
+                Balancer::Rules | Balancer::Proxies(_) => programmed.kind == AddressKind::ClusterIp,
+                Balancer::Ipvs { .. } => true,
+                Balancer::OtherRules(_) => false,
+            };
+            if is_closed {
                 self.closed_ips.count([addr], change);
             }
         }

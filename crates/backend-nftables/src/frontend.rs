@@ -45,6 +45,10 @@ enum Action {
         is_proxied: bool,
     },
     Refuse(Verdict),
+    /// Rules of others decide, unless a proxy takes the flow before. The number that has it offered; 0: it is not.
+    LeaveToOthers {
+        offer: u32,
+    },
 }
 
 impl Programmed {
@@ -55,14 +59,20 @@ impl Programmed {
         pool: impl Fn(TrafficPolicy) -> Option<&'a Pool<F>>,
     ) -> Self {
         let is_proxied = balancer.leaves_to_proxies(frontend) && can_be_proxied(frontend.key.protocol);
-        let action = |policy, wanted: &model::Pool<F>, masquerade, proxied| match (wanted, pool(policy)) {
-            (model::Pool::Empty(verdict), _) => Action::Refuse(*verdict),
-            (model::Pool::Endpoints(_), Some(pool)) => {
-                let proxied = if is_proxied { proxied } else { 0 };
-                Action::Choose { policy, priority: proxied | choice(masquerade, pool.chain(), pool.number) }
+        let is_others = matches!(balancer, Balancer::OtherRules(_));
+        let action = |policy, wanted: &model::Pool<F>, masquerade, proxied| {
+            let offer = if is_proxied { proxied } else { 0 };
+            match (wanted, pool(policy)) {
+                (model::Pool::Endpoints(_), _) if is_others => Action::LeaveToOthers { offer },
+                (model::Pool::Empty(_), _) if is_others => Action::LeaveToOthers { offer: 0 },
+                (model::Pool::Empty(verdict), _) => Action::Refuse(*verdict),
+                (model::Pool::Endpoints(_), Some(pool)) => {
+                    let priority = offer | choice(masquerade, pool.chain(), pool.number);
+                    Action::Choose { policy, priority }
+                }
+                // There are more pools than numbers.
+                (model::Pool::Endpoints(_), None) => Action::Refuse(Verdict::Reject),
             }
-            // There are more pools than numbers.
-            (model::Pool::Endpoints(_), None) => Action::Refuse(Verdict::Reject),
         };
         let internal = frontend.internal_pool.as_ref().filter(|pool| !pool.endpoints().is_empty());
         let any = match (&frontend.pool, balancer) {
@@ -76,7 +86,7 @@ impl Programmed {
         Self {
             service: frontend.service.clone(),
             kind: frontend.kind,
-            allowed_sources: frontend.allowed_sources.clone(),
+            allowed_sources: frontend.allowed_sources.clone().filter(|_| is_proxied || !is_others),
             any,
             // The node's own flows are masqueraded, those of pods are not.
             internal: internal
@@ -96,7 +106,7 @@ impl Programmed {
     pub(crate) fn pools(&self) -> impl Iterator<Item = TrafficPolicy> {
         [Some(self.any), self.internal].into_iter().flatten().filter_map(|action| match action {
             Action::Choose { policy, .. } => Some(policy),
-            Action::LeaveToIpvs { .. } | Action::Refuse(_) => None,
+            Action::LeaveToIpvs { .. } | Action::Refuse(_) | Action::LeaveToOthers { .. } => None,
         })
     }
 
@@ -109,7 +119,8 @@ impl Programmed {
     fn element<F: Family>(&self, traffic: Traffic, key: &FrontendKey<F>) -> Option<MapElement> {
         let by_node_port = key.address == FrontendAddress::Node;
         let (map, data) = match self.action(traffic)? {
-            Action::Choose { priority, .. } => {
+            Action::LeaveToOthers { offer: 0 } => return None,
+            Action::Choose { priority, .. } | Action::LeaveToOthers { offer: priority } => {
                 (Map::Frontends(traffic, by_node_port), Data::Value(Bytes::new().index(priority)))
             }
             Action::LeaveToIpvs { masquerade, .. } => {
@@ -137,8 +148,10 @@ impl Programmed {
         let allowed = ranges.unwrap_or_default().iter().map(|range| source_bytes(key, range));
         let allowed = allowed.map(|key| MapElement::member(Map::AllowedSources, key));
         let key = frontend_bytes(key);
+        let is_ours =
+            |map: &Map| *map == Map::Restricted || !matches!(self.any, Action::LeaveToOthers { .. });
         let restricted = ranges.map(|_| [Map::SourceDropped, Map::Restricted]).into_iter().flatten();
-        restricted.map(move |map| MapElement::member(map, key)).chain(allowed)
+        restricted.filter(is_ours).map(move |map| MapElement::member(map, key)).chain(allowed)
     }
 
     /// All elements of the frontend.
@@ -148,9 +161,9 @@ impl Programmed {
     }
 }
 
-/// None where the rules themselves choose: there they are the pools'.
+/// None but beside IPVS: where the rules themselves choose they are the pools'.
 fn local_addresses<F: Family>(frontend: &Frontend<F>, balancer: &Balancer) -> Box<[IpAddr]> {
-    if balancer.has_rules_for_all() {
+    if !matches!(balancer, Balancer::Ipvs { .. }) {
         return Box::default();
     }
     let local = frontend.pool.endpoints().iter().filter(|endpoint| endpoint.node.may_be_this());

@@ -15,6 +15,20 @@ pub fn table_name() -> Name {
     Name::from_static("kube-proxy")
 }
 
+/// The table that hands flows to proxies beside rules of others ([`Balancer::OtherRules`]). It is another one than [`table_name`], which others
+/// take for one that serves.
+pub fn workers_table_name() -> Name {
+    Name::from_static("kube-proxy-workers")
+}
+
+/// Our table with this balancer.
+pub(crate) fn table_of(balancer: &Balancer) -> Name {
+    match balancer {
+        Balancer::Rules | Balancer::Ipvs { .. } | Balancer::Proxies(_) => table_name(),
+        Balancer::OtherRules(_) => workers_table_name(),
+    }
+}
+
 /// The base chains that choose endpoints, in our tables and in upstream's.
 pub fn choosing_chains() -> [Name; 2] {
     ["nat-prerouting", "nat-output"].map(Name::from_static)
@@ -105,6 +119,11 @@ impl Map {
         let mut maps = Self::of_rules();
         match balancer {
             Balancer::Rules | Balancer::Proxies(_) => {}
+            Balancer::OtherRules(_) => {
+                maps.retain(|map| {
+                    matches!(map, Self::Frontends(..) | Self::AllowedSources | Self::Restricted)
+                });
+            }
             Balancer::Ipvs { .. } => {
                 let balanced = IpvsMasquerade::ALL.into_iter();
                 maps.extend(balanced.flat_map(|when| [false, true].map(|by| Self::Ipvs(when, by))));
@@ -121,7 +140,7 @@ impl Map {
     /// Addresses whose other ports are refused.
     pub(crate) fn closed_ips(balancer: &Balancer) -> Self {
         match balancer {
-            Balancer::Rules | Balancer::Proxies(_) => Self::ClusterIps,
+            Balancer::Rules | Balancer::Proxies(_) | Balancer::OtherRules(_) => Self::ClusterIps,
             Balancer::Ipvs { .. } => Self::VirtualIps,
         }
     }
@@ -263,7 +282,7 @@ impl FlowCounters {
     pub(crate) fn suits(self, balancer: &Balancer) -> bool {
         match (self, balancer) {
             (Self::OfEndpoints, _) | (Self::OfFrontends, Balancer::Rules | Balancer::Ipvs { .. }) => true,
-            (Self::OfFrontends, Balancer::Proxies(_)) => false,
+            (Self::OfFrontends, Balancer::Proxies(_) | Balancer::OtherRules(_)) => false,
         }
     }
 

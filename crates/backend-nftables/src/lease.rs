@@ -11,10 +11,10 @@
 use std::net::IpAddr;
 
 use model::{Balancer, Family, Protocol};
-use nft::{Bytes, Data, Element, Op, Rule, Statement, Transaction};
+use nft::{Bytes, Data, Element, Name, Op, Rule, Statement, Transaction};
 
 use crate::chains::rule;
-use crate::layout::{Map, Traffic, proxy_key, table_name};
+use crate::layout::{Map, Traffic, proxy_key};
 use crate::priority::{PROXIED, PROXIED_INTERNAL};
 
 /// For how long a lease is, in seconds: as long may new flows fail after a proxy and its agent were killed. It outlasts whatever may
@@ -49,30 +49,38 @@ pub const fn can_be_proxied(protocol: Protocol) -> bool {
 /// The rules that hand flows over, ahead of those that mark and choose. What no proxy takes goes on to IPVS as if nothing had been,
 /// where that chooses.
 pub(crate) fn rules(balancer: &Balancer) -> Vec<Rule> {
-    let hand_over = |bit, traffic| {
-        rule([
-            Statement::PriorityBitsAre { mask: bit, value: bit },
-            Statement::DnatMap { key: proxy_key(), map: Map::Proxies(traffic).name() },
-        ])
-    };
+    let hand_over = |bit, traffic| rule([is_proxied(bit), to_proxy(traffic)]);
     let mut rules = vec![hand_over(PROXIED_INTERNAL, Traffic::Internal), hand_over(PROXIED, Traffic::Any)];
     if !balancer.has_rules_for_all() {
-        let bit = Statement::PriorityBitsAre { mask: PROXIED, value: PROXIED };
-        rules.push(rule([bit, Statement::ClearPriority, Statement::Return]));
+        rules.push(rule([is_proxied(PROXIED), Statement::ClearPriority, Statement::Return]));
     }
     rules
+}
+
+fn is_proxied(bit: u32) -> Statement {
+    Statement::PriorityBitsAre { mask: bit, value: bit }
+}
+
+/// Fails where there is no lease.
+fn to_proxy(traffic: Traffic) -> Statement {
+    Statement::DnatMap { key: proxy_key(), map: Map::Proxies(traffic).name() }
+}
+
+/// All that is done with packets where rules of others choose. What no proxy takes goes on as it came, but for its priority.
+pub(crate) fn rules_beside_others() -> Vec<Rule> {
+    let hand_over = |bit, traffic| rule([is_proxied(bit), Statement::ClearPriority, to_proxy(traffic)]);
+    vec![hand_over(PROXIED_INTERNAL, Traffic::Internal), hand_over(PROXIED, Traffic::Any)]
 }
 
 /// The rules that take the mark from the node's own flows that a proxy has. Where IPVS chooses, all of them are marked before it is
 /// known who has them; a proxy is to see who they are from.
 pub(crate) fn unmark(mask: u32) -> Vec<Rule> {
     let unmark = |bit| {
-        let is_handed_over = Statement::PriorityBitsAre { mask: bit, value: bit };
         let is_marked = Statement::MarkBitSet { bit: mask, negate: false };
         rule([
             Statement::CtStateNew,
             Statement::CtStatusDnat,
-            is_handed_over,
+            is_proxied(bit),
             Statement::DestIsLocal,
             is_marked,
             Statement::XorMark(mask),
@@ -81,31 +89,34 @@ pub(crate) fn unmark(mask: u32) -> Vec<Rule> {
     [PROXIED_INTERNAL, PROXIED].map(unmark).into()
 }
 
-/// Begins a lease. Refused if there is one already with other listeners.
-pub fn begin<F: Family>(listeners: &Listeners) -> Transaction {
-    transaction::<F>(|traffic| Op::AddElements {
+/// Begins a lease in our table of this name. Refused if there is one already with other listeners.
+pub fn begin<F: Family>(table: Name, listeners: &Listeners) -> Transaction {
+    transaction::<F>(table, |traffic| Op::AddElements {
         set: Map::Proxies(traffic).set(),
         elements: elements(listeners, traffic),
     })
 }
 
 /// Renews a lease. Refused if it is over.
-pub fn renew<F: Family>(listeners: &Listeners) -> Transaction {
-    transaction::<F>(|traffic| Op::ReplaceElements {
+pub fn renew<F: Family>(table: Name, listeners: &Listeners) -> Transaction {
+    transaction::<F>(table, |traffic| Op::ReplaceElements {
         set: Map::Proxies(traffic).set(),
         elements: elements(listeners, traffic),
     })
 }
 
 /// Ends a lease. Refused if it is over.
-pub fn end<F: Family>() -> Transaction {
+pub fn end<F: Family>(table: Name) -> Transaction {
     let keys = || [Protocol::Tcp, Protocol::Udp].map(key).to_vec();
-    transaction::<F>(|traffic| Op::DeleteElements { set: Map::Proxies(traffic).set(), elements: keys() })
+    transaction::<F>(table, |traffic| Op::DeleteElements {
+        set: Map::Proxies(traffic).set(),
+        elements: keys(),
+    })
 }
 
-fn transaction<F: Family>(op: impl Fn(Traffic) -> Op) -> Transaction {
+fn transaction<F: Family>(table: Name, op: impl Fn(Traffic) -> Op) -> Transaction {
     let ops = Traffic::ALL.map(op).into();
-    Transaction { ops, ..Transaction::new(F::FAMILY.into(), table_name()) }
+    Transaction { ops, ..Transaction::new(F::FAMILY.into(), table) }
 }
 
 fn key(protocol: Protocol) -> Bytes {

@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod affinity;
+mod beside;
 mod chains;
 mod config;
 mod counted;
@@ -39,7 +40,7 @@ pub mod trial;
 
 pub use crate::mode::{NftablesTarget, Outcome};
 pub use config::Config;
-pub use layout::{chooses_endpoints, choosing_chains, table_name};
+pub use layout::{chooses_endpoints, choosing_chains, table_name, workers_table_name};
 pub use model::{Extent, NodePortAddresses, PodSource};
 pub use plan::{Backend, Plan};
 pub use slot_keys::slot_keys;

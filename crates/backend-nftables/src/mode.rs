@@ -5,22 +5,29 @@ use mode::{
 };
 use model::{Changed, Extent, Family, FrontendKey, RuleSettings, Table};
 use netlink::NetlinkError;
-use nft::{Counts, Kernel, Ruleset, Transaction};
+use nft::{Counts, Kernel, Name, Ruleset, Transaction};
 
 use crate::config::Config;
-use crate::layout::{Map, table_name};
+use crate::layout::{Map, table_name, workers_table_name};
 use crate::plan::{Backend, Plan};
 
 /// A family's table in a kernel. Atomic: a transaction is the only step of a plan.
 pub struct NftablesTarget {
     kernel: Box<dyn Kernel>,
     family: nft::Family,
+    table: Name,
 }
 
 impl NftablesTarget {
     /// The table of this family, through this connection.
     pub fn new(family: nft::Family, kernel: Box<dyn Kernel>) -> Self {
-        Self { kernel, family }
+        Self { kernel, family, table: table_name() }
+    }
+
+    /// The same, for the table beside rules of others ([`workers_table_name`]).
+    #[must_use]
+    pub fn beside_other_rules(self) -> Self {
+        Self { table: workers_table_name(), ..self }
     }
 }
 
@@ -48,7 +55,7 @@ impl Target for NftablesTarget {
     }
 
     fn read(&mut self) -> Reading<Option<Ruleset>, NetlinkError> {
-        match self.kernel.read(self.family, &table_name()) {
+        match self.kernel.read(self.family, &self.table) {
             Ok(nft::Reading::Whole(found)) => Reading::Whole(found),
             Ok(nft::Reading::Unstable) => Reading::Unstable,
             Err(error) => Reading::Failed(error),
@@ -57,7 +64,7 @@ impl Target for NftablesTarget {
 
     fn traffic(&mut self) -> Result<Option<Counts>, NetlinkError> {
         let sets = Map::COUNTED.map(Map::name);
-        self.kernel.counts(self.family, &table_name(), &sets).map(Some)
+        self.kernel.counts(self.family, &self.table, &sets).map(Some)
     }
 
     fn is_retryable(error: &NetlinkError) -> bool {

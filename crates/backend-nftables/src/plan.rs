@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::counted::{Counted, CountedChanges};
 use crate::elements::ElementChanges;
 use crate::frontend::Programmed;
-use crate::layout::{Map, MapElement, address_bytes, hairpin_bytes, table_name};
+use crate::layout::{Map, MapElement, address_bytes, hairpin_bytes, table_of};
 use crate::pools::{Numbers, Pool, PoolKey, PoolUses};
 
 /// One family's ruleset: what it depends on, and what the kernel holds of it.
@@ -109,7 +109,7 @@ impl<F: Family> Backend<F> {
         let mut pools = self.pools_of(table, keys);
         let frontends = self.changed_frontends(table, keys, &pools);
         pools.retain(|key, new| self.held.pools.get(key) != new.as_ref());
-        let mut transaction = Transaction::new(F::FAMILY.into(), table_name());
+        let mut transaction = Transaction::new(F::FAMILY.into(), table_of(&self.config.balancer));
         let mut counted = CountedChanges::default();
         if !frontends.is_empty() || !pools.is_empty() {
             self.fill(&mut transaction.ops, &frontends, &pools, &mut counted);

@@ -266,12 +266,13 @@ fn count(n: usize) -> u32 {
 }
 
 /// The pools that a frontend is to lead to: that for any traffic, unless IPVS has it, and that for internal traffic where it
-/// differs.
+/// differs. None where others' rules choose.
 fn of_frontend<'a, F: Family>(
     frontend: &'a Frontend<F>,
     balancer: &Balancer,
 ) -> impl Iterator<Item = (TrafficPolicy, Wanted<'a, F>)> {
     let internal = frontend.internal_pool.as_ref().map(|pool| (TrafficPolicy::Cluster, pool));
+    let internal = internal.filter(|_| !matches!(balancer, Balancer::OtherRules(_)));
     let any = Some((frontend.policy, &frontend.pool)).filter(|_| balancer.has_rules_for_all());
     [any, internal].into_iter().flatten().filter_map(|(policy, pool)| match pool {
         model::Pool::Endpoints(endpoints) => {

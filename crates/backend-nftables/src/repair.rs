@@ -13,7 +13,7 @@ use crate::counted::CountedChanges;
 use crate::elements::{ElementChanges, by_map};
 use crate::found::{self, FoundPools};
 use crate::frontend::Programmed;
-use crate::layout::{FlowCounters, Map, MapElement, address_bytes, hairpin_bytes, parse_slot, table_name};
+use crate::layout::{FlowCounters, Map, MapElement, address_bytes, hairpin_bytes, parse_slot, table_of};
 use crate::plan::{Backend, Held, Outcome, Plan};
 use crate::pools::{Pool, PoolKey, PoolUses};
 use crate::priority::POOL;
@@ -30,7 +30,7 @@ impl<F: Family> Backend<F> {
         extent: Extent,
     ) -> Plan<F> {
         let kept = found.filter(|found| extent == Extent::Difference && can_be_kept::<F>(found, config));
-        let mut transaction = Transaction::new(F::FAMILY.into(), table_name());
+        let mut transaction = Transaction::new(F::FAMILY.into(), table_of(&config.balancer));
         let ops = &mut transaction.ops;
         if found.is_none() && extent == Extent::Rebuild {
             // Whether there is one may not be known, and only what is there can be deleted.

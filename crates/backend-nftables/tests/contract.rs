@@ -4,7 +4,9 @@
 
 use std::collections::BTreeSet;
 
-use backend_nftables::{Backend, Config, Extent, NodePortAddresses, PodSource, hand_over, lease, table_name};
+use backend_nftables::{
+    Backend, Config, Extent, NodePortAddresses, PodSource, hand_over, lease, table_name, workers_table_name,
+};
 use fakes::contract::{Client, Contract};
 use fakes::kernel::FakeKernel;
 use fakes::objects::{LINE_PORT, UDP_PORT};
@@ -23,7 +25,7 @@ fn ruleset<F: Family>(table: &Table<F>, config: &Config) -> Ruleset {
     let plan = Backend::new(config.clone()).repair(config, table, None, Extent::Difference);
     let mut kernel = FakeKernel::new();
     kernel.apply(&plan.transaction).unwrap();
-    kernel.read(F::FAMILY.into(), &table_name()).unwrap().whole().unwrap().unwrap()
+    kernel.read(F::FAMILY.into(), &plan.transaction.table).unwrap().whole().unwrap().unwrap()
 }
 
 fn config<F: Family>(store: &Store, places: &Places) -> Config {
@@ -83,6 +85,65 @@ fn every_line_holds_for_ipv4() {
     check_family::<V4>();
 }
 
+fn listeners(places: &Places) -> lease::Listeners {
+    let ports = |tcp, udp| lease::Ports { tcp, udp };
+    lease::Listeners { address: places.node, any: ports(40_001, 40_002), internal: ports(40_003, 40_004) }
+}
+
+/// Fails if a packet is not handed over; whether it takes the short cut.
+#[track_caller]
+fn is_handed_over_by_the_short_cut(
+    found: &BTreeSet<Outcome>,
+    listeners: &lease::Listeners,
+    protocol: u8,
+) -> bool {
+    let to = |ports: lease::Ports| {
+        let port = if protocol == 6 { ports.tcp } else { ports.udp };
+        BTreeSet::from([Outcome::Delivered { to: (listeners.address, port).into(), masqueraded: false }])
+    };
+    let is_internal = *found == to(listeners.internal);
+    assert!(is_internal || *found == to(listeners.any), "{found:?}");
+    is_internal
+}
+
+/// Beside rules of others, a table hands over with a lease what endpoints of asking Services would have, and touches nothing else.
+fn check_beside_others<F: Family>() {
+    let contract = Contract::read();
+    let store = on_paper::store(&contract).unwrap();
+    let places = Places::of(F::FAMILY);
+    let config = Config { balancer: Balancer::OtherRules(Proxied::Asking), ..config::<F>(&store, &places) };
+    let listeners = listeners(&places);
+    let ruleset = ruleset(&on_paper::asking(&on_paper::table::<F>(&store)), &config);
+    let tracer = |ruleset| Tracer::new(ruleset, F::FAMILY.into(), [places.node]);
+    let with = lease::begin::<F>(workers_table_name(), &listeners);
+    let (without, with) = (tracer(ruleset.clone()), tracer(on_paper::with_elements(ruleset, with).unwrap()));
+    let runs = contract.cases.iter().flat_map(|case| [(6, LINE_PORT), (17, UDP_PORT)].map(|run| (case, run)));
+    let (mut n_any, mut n_internal) = (0, 0);
+    for (case, (protocol, port)) in runs {
+        let packet = packet(case, &places, protocol);
+        let untouched = BTreeSet::from([Outcome::Delivered { to: packet.destination, masqueraded: false }]);
+        assert_eq!(without.outcomes(&packet).unwrap(), untouched, "{case:?}");
+        let found = with.outcomes(&packet).unwrap();
+        let is_served = expected(case, &places, port)
+            .iter()
+            .any(|outcome| matches!(outcome, Outcome::Delivered { to, .. } if *to != packet.destination));
+        if case.n % 2 != 0 || !is_served {
+            assert_eq!(found, untouched, "{case:?}\n{packet:?}");
+            continue;
+        }
+        let is_internal = is_handed_over_by_the_short_cut(&found, &listeners, protocol);
+        assert!(!is_internal || case.client != Client::Outside, "{case:?}");
+        (n_any, n_internal) = (n_any + usize::from(!is_internal), n_internal + usize::from(is_internal));
+    }
+    assert!(n_any > 20 && n_internal > 4, "{n_any} to any, {n_internal} by the short cut");
+}
+
+#[test]
+fn beside_rules_of_others_only_flows_of_asking_services_are_handed_over() {
+    check_beside_others::<V4>();
+    check_beside_others::<V6>();
+}
+
 /// With a lease, proxies have each flow that endpoints would have, of those Services that they are to have; what nobody serves is
 /// refused or dropped as ever. Without, all is as where rules choose.
 fn check_proxies<F: Family>(proxied: Proxied) {
@@ -90,17 +151,12 @@ fn check_proxies<F: Family>(proxied: Proxied) {
     let store = on_paper::store(&contract).unwrap();
     let places = Places::of(F::FAMILY);
     let config = Config { balancer: Balancer::Proxies(proxied), ..config::<F>(&store, &places) };
-    let ports = |tcp, udp| lease::Ports { tcp, udp };
-    let listeners = lease::Listeners {
-        address: places.node,
-        any: ports(40_001, 40_002),
-        internal: ports(40_003, 40_004),
-    };
+    let listeners = listeners(&places);
     let ruleset = ruleset(&on_paper::asking(&on_paper::table::<F>(&store)), &config);
     let tracer = |ruleset| Tracer::new(ruleset, F::FAMILY.into(), [places.node]);
     let (without, with) = (
         tracer(ruleset.clone()),
-        tracer(on_paper::with_elements(ruleset, lease::begin::<F>(&listeners)).unwrap()),
+        tracer(on_paper::with_elements(ruleset, lease::begin::<F>(table_name(), &listeners)).unwrap()),
     );
     let runs = contract.cases.iter().flat_map(|case| [(6, LINE_PORT), (17, UDP_PORT)].map(|run| (case, run)));
     let (mut n_any, mut n_internal) = (0, 0);
@@ -114,12 +170,7 @@ fn check_proxies<F: Family>(proxied: Proxied) {
             assert_eq!(found, expected, "{case:?}\n{packet:?}");
             continue;
         }
-        let to = |ports: lease::Ports| {
-            let port = if protocol == 6 { ports.tcp } else { ports.udp };
-            BTreeSet::from([Outcome::Delivered { to: (places.node, port).into(), masqueraded: false }])
-        };
-        let is_internal = found == to(listeners.internal);
-        assert!(is_internal || found == to(listeners.any), "{case:?}\n{found:?}");
+        let is_internal = is_handed_over_by_the_short_cut(&found, &listeners, protocol);
         assert!(!is_internal || case.client != Client::Outside, "{case:?}");
         (n_any, n_internal) = (n_any + usize::from(!is_internal), n_internal + usize::from(is_internal));
     }

@@ -187,6 +187,36 @@ fn beside_proxies() {
     insta::assert_snapshot!(text(&config, services));
 }
 
+/// Others' rules choose, refuse and restrict. These ones hand over what a Service has that asks for it, but not to whom it does not
+/// let in.
+#[test]
+fn beside_other_rules() {
+    let config = Config {
+        node_ports: NodePortAddresses::Within(vec!["192.168.0.7/32".parse().unwrap()]),
+        pods: Some(PodSource::Cidr("10.244.0.0/16".parse().unwrap())),
+        balancer: Balancer::OtherRules(Proxied::Asking),
+        ..Config::default()
+    };
+    let web = ["10.244.0.1", "10.244.1.2"];
+    let asking = |frontend: Frontend<V4>| Frontend { proxying: Some(Policy::Random), ..frontend };
+    let cluster = asking(frontend("web", Some("10.96.0.10"), Protocol::Tcp, 80, &web));
+    let local = asking(Frontend {
+        kind: AddressKind::LoadBalancerIp,
+        policy: TrafficPolicy::Local,
+        pool: frontend::<V4>("web", None, Protocol::Tcp, 80, &["10.244.0.1"]).pool,
+        internal_pool: Some(cluster.pool.clone()),
+        allowed_sources: Some(["198.51.100.0/24".parse().unwrap()].into()),
+        ..frontend("web", Some("203.0.113.5"), Protocol::Tcp, 80, &[])
+    });
+    let services = vec![
+        vec![cluster, local, asking(frontend("web", None, Protocol::Udp, 30080, &web))],
+        vec![asking(frontend("signal", Some("10.96.0.12"), Protocol::Sctp, 80, &web))],
+        vec![asking(frontend("gone", Some("10.96.0.11"), Protocol::Udp, 53, &[]))],
+        vec![frontend("plain", Some("10.96.0.13"), Protocol::Tcp, 80, &web)],
+    ];
+    insta::assert_snapshot!(text(&config, services));
+}
+
 /// What is read from the kernel has lost its statements; in words it is the same as before.
 #[track_caller]
 fn check_rules_read_back<F: Family>(config: &Config, frontends: Vec<Frontend<F>>) {

@@ -8,6 +8,7 @@
 //!
 //! - [`UserspacePlanner`] has a worker told of a frontend before rules hand its flows over, and that one is gone after they no
 //!   longer do.
+//! - [`Beside`] puts rules that only hand over beside those of a mode that can't.
 //! - [`Supervisor`] has one worker at work, with listeners that outlive it, and renews the lease for as long as that is well.
 //! - [`Outages`] knows which endpoints a worker gives nothing for now.
 //! - [`spans()`] has what workers record of requests as OpenTelemetry has it.
@@ -16,6 +17,7 @@
 //! Pure, except that both pass on what is to be done to borders: [`mode::Target`], [`Site`], [`Worker`].
 #![forbid(unsafe_code)]
 
+mod beside;
 mod carried;
 mod outages;
 mod plan;
@@ -26,6 +28,7 @@ mod supervisor;
 mod target;
 mod traffic;
 
+pub use beside::{Beside, BesideError, BesideReceipt, BesideStep, BesideTarget};
 pub use carried::{UncarriedFlows, WithWorker};
 pub use outages::{OutageCounts, Outages, Teller};
 pub use plan::{Pending, UserspacePlanner};

@@ -26,15 +26,24 @@ pub(crate) fn frontend<F: Family>(key: &FrontendKey<F>) -> Option<frame::Fronten
 /// Internal flows may have endpoints where others have none: then a worker gets no others.
 pub(crate) fn route<F: Family>(wanted: &model::Frontend<F>) -> Option<Route> {
     let affinity_secs = wanted.affinity.map(|affinity| affinity.timeout.as_secs());
+    let weight = |to: &model::Destination<F>| {
+        let weights = wanted.weights.as_ref()?;
+        weights.get(&(to.address, to.port)).copied()
+    };
     let pool = |policy, pool: &Pool<F>| {
         let endpoints: Vec<SocketAddr> =
             pool.endpoints().iter().map(|to| SocketAddr::new(to.address.into(), to.port)).collect();
+        let weights = match wanted.weights {
+            Some(_) => pool.endpoints().iter().map(|to| weight(to).unwrap_or(1)).collect(),
+            None => Vec::new(),
+        };
         let name = pool_name(&wanted.service, policy);
         let by_request = wanted.app_protocol == AppProtocol::Http;
         let resilience = wanted.resilience.as_deref().cloned().unwrap_or_default();
         (!endpoints.is_empty()).then_some(frame::Pool {
             name,
             endpoints,
+            weights,
             affinity_secs,
             by_request,
             resilience,

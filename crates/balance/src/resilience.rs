@@ -5,7 +5,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// What keeps a Service's endpoints from harm, and its clients from endpoints that do harm.
+use crate::text::{InvalidText, MOST, Result, duration, number, pairs, quoted, said_pairs, unknown};
+use crate::{ProxyProtocol, SlowStart, Timeouts};
+
+/// What a Service asks for besides a policy: what keeps its endpoints from harm, and its clients from endpoints that do harm, and how
+/// its connections are carried.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resilience {
     /// How much may go on at a time.
@@ -14,6 +18,15 @@ pub struct Resilience {
     pub ejection: Option<Ejection>,
     /// Endpoints are asked whether they serve.
     pub health_check: Option<HealthCheck>,
+    /// For how long what may take.
+    #[serde(default)]
+    pub timeouts: Timeouts,
+    /// Endpoints that begin to serve get little at first.
+    #[serde(default)]
+    pub slow_start: Option<SlowStart>,
+    /// Endpoints are told whose each connection is.
+    #[serde(default)]
+    pub proxy_protocol: Option<ProxyProtocol>,
 }
 
 /// How much may go on at a time, of one worker; `None`: as much as there is room for.
@@ -91,20 +104,6 @@ pub enum Probe {
     Grpc(String),
 }
 
-/// Why a text is not what it should be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InvalidText(String);
-
-impl fmt::Display for InvalidText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for InvalidText {}
-
-type Result<T> = std::result::Result<T, InvalidText>;
-
 impl Resilience {
     /// Whether nothing is asked for.
     pub fn is_none(&self) -> bool {
@@ -112,7 +111,64 @@ impl Resilience {
     }
 }
 
-const MOST: u32 = 1_000_000;
+/// What is asked for, in the words in which it is, but whole.
+impl fmt::Display for Resilience {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { limits, ejection, health_check, timeouts, slow_start, proxy_protocol } = self;
+        let mut words = Vec::new();
+        if *limits != Limits::default() {
+            words.push(format!("limits {limits}"));
+        }
+        words.extend(ejection.map(|ejection| format!("ejection {ejection}")));
+        words.extend(health_check.as_ref().map(|check| format!("health check {check}")));
+        if *timeouts != Timeouts::default() {
+            words.push(format!("time-outs {timeouts}"));
+        }
+        words.extend(slow_start.map(|start| format!("slow start {start}")));
+        words.extend(proxy_protocol.map(|version| format!("PROXY protocol {}", version.as_str())));
+        f.write_str(&words.join("; "))
+    }
+}
+
+impl fmt::Display for Limits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let said = [
+            ("connections", self.connections),
+            ("pending", self.pending),
+            ("requests", self.requests),
+            ("retries", self.retries),
+            ("endpoint-connections", self.endpoint_connections),
+            ("endpoint-requests", self.endpoint_requests),
+        ];
+        f.write_str(&said_pairs(said))
+    }
+}
+
+impl fmt::Display for Ejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { failures, share, requests, within, time, longest } = self;
+        write!(
+            f,
+            "failures={failures},share={share},requests={requests},within={within:?},time={time:?},longest={longest:?}"
+        )
+    }
+}
+
+impl fmt::Display for HealthCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { probe, port, interval, timeout, failures, successes } = self;
+        match probe {
+            Probe::Tcp => f.write_str("tcp")?,
+            Probe::Http(path) => write!(f, "http,path={path}")?,
+            Probe::Grpc(service) if service.is_empty() => f.write_str("grpc")?,
+            Probe::Grpc(service) => write!(f, "grpc,service={service}")?,
+        }
+        if let Some(port) = port {
+            write!(f, ",port={port}")?;
+        }
+        write!(f, ",interval={interval:?},timeout={timeout:?},failures={failures},successes={successes}")
+    }
+}
 
 impl Limits {
     const NAMES: &str = "connections, pending, requests, retries, endpoint-connections and endpoint-requests";
@@ -193,29 +249,34 @@ impl HealthCheck {
             Self { probe, port: None, interval: seconds(10), timeout: seconds(2), failures: 3, successes: 2 };
         let said = if text.contains(',') { pairs(rest)? } else { Vec::new() };
         for (name, value) in said {
-            match (name, &mut check.probe) {
-                ("path", Probe::Http(path)) => *path = self::path(value)?,
-                ("service", Probe::Grpc(service)) => *service = grpc_service(value)?,
-                ("port", _) => check.port = u16::try_from(number(name, value, 1, 65_535)?).ok(),
-                ("interval", _) => check.interval = duration(name, value)?,
-                ("timeout", _) => check.timeout = duration(name, value)?,
-                ("failures", _) => check.failures = number(name, value, 1, MOST)?,
-                ("successes", _) => check.successes = number(name, value, 1, MOST)?,
-                (other, probe) => {
-                    let own = match probe {
-                        Probe::Tcp => "",
-                        Probe::Http(_) => "path, ",
-                        Probe::Grpc(_) => "service, ",
-                    };
-                    let known = format!("{own}port, interval, timeout, failures and successes");
-                    return Err(unknown(other, &known));
-                }
-            }
+            check.set(name, value)?;
         }
         if check.interval < LEAST_INTERVAL {
             return Err(InvalidText("interval is shorter than 100ms".to_owned()));
         }
         Ok(check)
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<()> {
+        match (name, &mut self.probe) {
+            ("path", Probe::Http(path)) => *path = self::path(value)?,
+            ("service", Probe::Grpc(service)) => *service = grpc_service(value)?,
+            ("port", _) => self.port = u16::try_from(number(name, value, 1, 65_535)?).ok(),
+            ("interval", _) => self.interval = duration(name, value)?,
+            ("timeout", _) => self.timeout = duration(name, value)?,
+            ("failures", _) => self.failures = number(name, value, 1, MOST)?,
+            ("successes", _) => self.successes = number(name, value, 1, MOST)?,
+            (other, probe) => {
+                let own = match probe {
+                    Probe::Tcp => "",
+                    Probe::Http(_) => "path, ",
+                    Probe::Grpc(_) => "service, ",
+                };
+                let known = format!("{own}port, interval, timeout, failures and successes");
+                return Err(unknown(other, &known));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -239,66 +300,12 @@ fn sound(text: &str, what: &str, begins_well: bool) -> Result<String> {
     is_sound.then(|| text.to_owned()).ok_or_else(|| InvalidText(format!("{} is no {what}", quoted(text))))
 }
 
-/// The pairs of a list, none of them twice.
-fn pairs(text: &str) -> Result<Vec<(&str, &str)>> {
-    let mut pairs: Vec<(&str, &str)> = Vec::new();
-    for item in text.split(',') {
-        let pair = item.trim().split_once('=');
-        let (name, value) =
-            pair.ok_or_else(|| InvalidText(format!("{} is not of the form name=value", quoted(item))))?;
-        if pairs.iter().any(|(known, _)| *known == name) {
-            return Err(InvalidText(format!("{name} is there twice")));
-        }
-        pairs.push((name, value));
-    }
-    Ok(pairs)
-}
-
-fn unknown(name: &str, known: &str) -> InvalidText {
-    InvalidText(format!("{} is unknown; there are {known}", quoted(name)))
-}
-
-fn number(name: &str, text: &str, least: u32, most: u32) -> Result<u32> {
-    let is_digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let found = text.parse().ok().filter(|found| is_digits && (least..=most).contains(found));
-    found.ok_or_else(|| InvalidText(format!("{name} is {}, not a number of {least} to {most}", quoted(text))))
-}
-
-const LONGEST: Duration = Duration::from_hours(24);
-
-/// A whole number with a unit, of one millisecond to a day.
-fn duration(name: &str, text: &str) -> Result<Duration> {
-    let invalid =
-        || InvalidText(format!("{name} is {}, not a time such as 500ms, 10s or 5m, up to 24h", quoted(text)));
-    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(invalid)?;
-    let (number, unit) = text.split_at(digits);
-    let millis = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(invalid()),
-    };
-    let millis = number.parse::<u64>().ok().and_then(|number| number.checked_mul(millis));
-    let found = millis.map(Duration::from_millis);
-    found.filter(|found| !found.is_zero() && *found <= LONGEST).ok_or_else(invalid)
-}
-
-/// As much of a text as people need to find it.
-fn quoted(text: &str) -> String {
-    format!("{:?}", text.chars().take(64).collect::<String>())
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[track_caller]
-    fn refused<T: fmt::Debug>(parsed: Result<T>, reason: &str) {
-        assert_eq!(parsed.unwrap_err().to_string(), reason);
-    }
+    use crate::text::tests::refused;
 
     #[test]
     fn limits_are_read() {
@@ -361,6 +368,28 @@ mod tests {
             r#""path" is unknown; there are port, interval, timeout, failures and successes"#,
         );
         refused(HealthCheck::parse("tcp,"), r#""" is not of the form name=value"#);
+    }
+
+    #[test]
+    fn what_is_asked_for_is_told_as_it_is_asked_for() {
+        let asked = Resilience {
+            limits: Limits::parse("connections=10,retries=0").unwrap(),
+            ejection: Ejection::parse("time=500ms").ok(),
+            health_check: HealthCheck::parse("http,path=/healthz,port=9090").ok(),
+            timeouts: Timeouts::parse("connect=2s,idle=0").unwrap(),
+            slow_start: SlowStart::parse("window=1m").ok(),
+            proxy_protocol: Some(ProxyProtocol::V2),
+        };
+        let words = [
+            "limits connections=10,retries=0",
+            "ejection failures=5,share=50,requests=20,within=10s,time=500ms,longest=300s",
+            "health check http,path=/healthz,port=9090,interval=10s,timeout=2s,failures=3,successes=2",
+            "time-outs connect=2s,idle=0",
+            "slow start window=60s,first=10",
+            "PROXY protocol v2",
+        ];
+        assert_eq!(asked.to_string(), words.join("; "));
+        assert_eq!(Resilience::default().to_string(), "");
     }
 
     proptest! {

@@ -418,7 +418,7 @@ const OTHER_MODES: &[Flag] = &[
         "service-proxying-annotated",
         "serviceProxying.annotated",
         Target::Bool(|given, on| given.file.service_proxying.annotated = on),
-        "Services with annotation kube-proxy/proxying go through workers; modes nftables, ipvs and ebpf",
+        "Services with annotation kube-proxy/proxying go through workers; in all modes of Linux, where mode userspace needs no asking",
     ),
     field(
         "connection-reset-annotated",
@@ -430,7 +430,7 @@ const OTHER_MODES: &[Flag] = &[
         "userspace-policy",
         "",
         Target::Text(|given, policy| given.own.userspace_policy = policy),
-        "How workers choose endpoints: round-robin, random, least-request, ring-hash or maglev; without it round-robin",
+        "How workers choose endpoints: round-robin, random, least-request, ring-hash, maglev or weighted; without it round-robin",
     )
     .placeholder("NAME"),
 ];

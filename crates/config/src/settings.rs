@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use balance::Policy;
+use balance::{Policy, Timeouts};
 use ipnet::IpNet;
 use model::ProxyingRules;
 use serde_json::Value;
@@ -70,6 +70,8 @@ pub struct Config {
     pub ipvs: Ipvs,
     /// Which Services' flows workers carry, beside a mode of rules that can hand them over; in mode userspace, who says how. `None`: nothing is said.
     pub service_proxying: Option<ProxyingRules>,
+    /// For how long workers wait for what, where a Service does not say; `None`: as long as they do without.
+    pub worker_timeouts: Timeouts,
     /// Of a million requests and connections that workers carry, how many have a line in the access log.
     pub access_log_per_million: u32,
     /// Where traces go, if there are to be any.

@@ -250,6 +250,22 @@ object! {
         rules: Option<Vec<ProxyingRule>> = "rules" omitempty,
         /// What workers write of requests and connections.
         access_log: AccessLog = "accessLog" omitempty,
+        /// For how long workers wait for what, where a Service does not say.
+        timeouts: WorkerTimeouts = "timeouts" omitempty,
+    }
+}
+
+object! {
+    /// `serviceProxying.timeouts`.
+    WorkerTimeouts {
+        /// For how long a connection to an endpoint is tried; absent means `4s`.
+        connect: Option<GoDuration> = "connect" omitempty,
+        /// For how long a connection lasts while nothing is carried; absent means for ever, of HTTP an hour.
+        idle: Option<GoDuration> = "idle" omitempty,
+        /// For how long a request waits for its answer to begin; absent or 0 means for ever.
+        request: Option<GoDuration> = "request" omitempty,
+        /// For how long connections go on at an endpoint that is gone; absent means `1h`.
+        drain: Option<GoDuration> = "drain" omitempty,
     }
 }
 

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use balance::Policy;
+use balance::{Policy, Timeouts};
 use ipnet::IpNet;
 use model::{ProxyingRule, ProxyingRules};
 
@@ -24,7 +24,7 @@ use crate::settings::{
     Canary, ClientConnection, Config, Conntrack, ContentType, DetectLocal, Ebpf, Ipvs, Logging,
     NodePortAddresses, ServiceMetrics, ServiceSeries, Windows,
 };
-use crate::v1alpha1::{self, KubeProxyConfiguration};
+use crate::v1alpha1::{self, KubeProxyConfiguration, WorkerTimeouts};
 
 pub(crate) use logging::logging;
 
@@ -89,6 +89,7 @@ pub(crate) fn config(
         nftables_localhost_node_ports: gates.enabled(NFTABLES_LOCALHOST_NODE_PORTS),
         ipvs,
         service_proxying,
+        worker_timeouts: worker_timeouts(&file, mode, check),
         access_log_per_million: access_log(&file, check),
         tracing: tracing::tracing(&file, check),
         connection_reset: connection_reset(&file, mode, check),
@@ -114,8 +115,8 @@ fn service_proxying(
     const RULES: &str = "serviceProxying.rules";
     let said = &file.service_proxying;
     let rules = said.rules.as_deref().unwrap_or_default();
-    if matches!(mode, Mode::IpTables | Mode::Kernelspace) {
-        let reason = format!("can't be in mode {mode}, only in nftables, ipvs, ebpf and userspace");
+    if mode == Mode::Kernelspace {
+        let reason = format!("can't be in mode {mode}, only in those of Linux");
         if said.annotated {
             check.failed(FieldError::invalid("serviceProxying.annotated", &true, &reason));
         }
@@ -126,8 +127,43 @@ fn service_proxying(
     let rule = |(at, rule)| proxying_rule(&format!("{RULES}[{at}]"), rule, check);
     let rules: Vec<_> = rules.iter().enumerate().map(rule).collect();
     let ignores_annotations = !said.annotated && mode != Mode::Userspace;
-    (said.annotated || !rules.is_empty()).then_some(ProxyingRules { ignores_annotations, rules })
+    (said.annotated || !rules.is_empty()).then_some(ProxyingRules {
+        ignores_annotations,
+        rules,
+        otherwise: None,
+    })
 }
+
+/// Up to a day. Whether something may wait for ever, which is said by 0.
+fn worker_timeouts(file: &KubeProxyConfiguration, mode: Mode, check: &mut Check<'_>) -> Timeouts {
+    const PATH: &str = "serviceProxying.timeouts";
+    let said = &file.service_proxying;
+    let WorkerTimeouts { connect, idle, request, drain } = &said.timeouts;
+    let has_workers = mode == Mode::Userspace || said.annotated || said.rules.is_some();
+    if said.timeouts != WorkerTimeouts::default() && !has_workers {
+        check.failed(FieldError::forbidden(PATH, "there are no workers without annotated or rules"));
+    }
+    let mut timeout = |name, said: Option<GoDuration>, may_be_never: bool| {
+        let said = said?;
+        let found = said.to_std().filter(|found| {
+            *found <= LONGEST_TIMEOUT && (*found >= SHORTEST_TIMEOUT || may_be_never && found.is_zero())
+        });
+        if found.is_none() {
+            let reason = if may_be_never { "must be 0, or 1ms to 24h" } else { "must be 1ms to 24h" };
+            check.failed(FieldError::invalid(child(PATH, name), &said, reason));
+        }
+        found
+    };
+    Timeouts {
+        connect: timeout("connect", *connect, false),
+        idle: timeout("idle", *idle, true),
+        request: timeout("request", *request, true),
+        drain: timeout("drain", *drain, false),
+    }
+}
+
+const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
+const LONGEST_TIMEOUT: Duration = Duration::from_hours(24);
 
 fn access_log(file: &KubeProxyConfiguration, check: &mut Check<'_>) -> u32 {
     let percent = file.service_proxying.access_log.sample_percent.unwrap_or_default();

@@ -163,7 +163,7 @@ pub fn clean_up_all(root: &Root, own_tables: &[Name]) -> Report {
     own_tables.iter().fold(report, |report, table| report.and(clean_up_tables(table, &Family::ALL)))
 }
 
-/// Removes the tables of this name.
+/// Removes the tables of this name in these families.
 pub fn clean_up_tables(table: &Name, families: &[Family]) -> Report {
     let mut report = Report::default();
     delete_tables(table, families, &mut report);

@@ -20,6 +20,9 @@ pub(crate) enum Failed {
     /// No connection could be made in time.
     #[error("no endpoint could be reached in time")]
     TimedOut,
+    /// The endpoint did not begin to answer in time.
+    #[error("the endpoint gave no answer in time")]
+    Late,
     /// The endpoint broke off, or answered something else than HTTP.
     #[error("the endpoint gave no valid answer")]
     BadAnswer,
@@ -32,17 +35,18 @@ impl Failed {
     pub(crate) const fn status(self) -> StatusCode {
         match self {
             Self::NoEndpoint | Self::Overloaded | Self::Unreachable => StatusCode::SERVICE_UNAVAILABLE,
-            Self::TimedOut => StatusCode::GATEWAY_TIMEOUT,
+            Self::TimedOut | Self::Late => StatusCode::GATEWAY_TIMEOUT,
             Self::BadAnswer => StatusCode::BAD_GATEWAY,
             Self::BadRequest => StatusCode::BAD_REQUEST,
         }
     }
 
-    /// The status of gRPC: `UNAVAILABLE`, or `INTERNAL` for what no client should do again. (gRPC, "HTTP to gRPC Status Code
+    /// The status of gRPC: `UNAVAILABLE`, `DEADLINE_EXCEEDED` for what may have been done, or `INTERNAL` for what no client should do again. (gRPC, "HTTP to gRPC Status Code
     /// Mapping".)
     const fn grpc_status(self) -> &'static str {
         match self {
             Self::BadRequest => "13",
+            Self::Late => "4",
             Self::NoEndpoint | Self::Overloaded | Self::Unreachable | Self::TimedOut | Self::BadAnswer => {
                 "14"
             }
@@ -121,6 +125,7 @@ mod tests {
             (Failed::Overloaded, 503, "14"),
             (Failed::Unreachable, 503, "14"),
             (Failed::TimedOut, 504, "14"),
+            (Failed::Late, 504, "4"),
             (Failed::BadAnswer, 502, "14"),
             (Failed::BadRequest, 400, "13"),
         ] {

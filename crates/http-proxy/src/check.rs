@@ -10,6 +10,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 /// Why an endpoint does not serve.
@@ -31,12 +32,13 @@ const MAX_ANSWER_BYTES: usize = 4096;
 /// `grpc.health.v1.HealthCheckResponse.ServingStatus.SERVING`
 const SERVING: u8 = 1;
 
-/// Asks an endpoint, for as long as that takes: whoever asks has a limit.
+/// Asks an endpoint, for as long as that takes: whoever asks has a limit. The connection begins with `preface`.
 ///
 /// # Errors
 /// It does not serve.
-pub async fn check(probe: &Probe, address: SocketAddr) -> Result<(), CheckError> {
-    let stream = TcpStream::connect(address).await.map_err(CheckError::NotConnected)?;
+pub async fn check(probe: &Probe, address: SocketAddr, preface: &[u8]) -> Result<(), CheckError> {
+    let mut stream = TcpStream::connect(address).await.map_err(CheckError::NotConnected)?;
+    stream.write_all(preface).await.map_err(CheckError::NotConnected)?;
     match probe {
         Probe::Tcp => Ok(()),
         Probe::Http(path) => check_http(stream, path, address).await,

@@ -1,6 +1,6 @@
 //! One request: from the client to an endpoint, to another one if need be, and the response back.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Version, request};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::answer::{self, Failed};
 use crate::request_body::{Asks, KeptBody, RequestBody};
@@ -95,7 +95,7 @@ async fn forward<F: Frontend>(
     headers::of_request(&mut parts, visit.client.sent_to)?;
     let tunnel = Tunnel::wanted(&parts);
     let mut outgoing = Outgoing::new(parts, body, pool.upstream());
-    let answered = send(&pool, visit.client.address.ip(), &mut outgoing, sent).await?;
+    let answered = send(&pool, visit, &mut outgoing, sent).await?;
     let is_tunnel = tunnel.is_begun_by(answered.response.status());
     if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS && !is_tunnel {
         return Err(Failed::BadAnswer);
@@ -160,7 +160,7 @@ impl Forwarded {
         if let Some(client) = client_end {
             let ends = Ends { client, endpoint: hyper::upgrade::on(&mut response) };
             let held = Held { lent: Some(lent), ..held };
-            visit.tunnels.begin(ends, held, endpoint.drained());
+            visit.tunnels.begin(ends, held, visit.idle_limit, endpoint.drained());
             return for_client(response, |_empty| ResponseBody::default());
         }
         let is_http2 = response.version() == Version::HTTP_2;
@@ -179,12 +179,13 @@ fn for_client(
 }
 
 /// Sends a request to one endpoint after the other, until there is an answer to be given.
-async fn send<P: Pool>(
-    pool: &P,
-    client: IpAddr,
+async fn send<F: Frontend>(
+    pool: &F::Pool,
+    visit: &Visit<F>,
     outgoing: &mut Outgoing,
     sent: &mut Sent,
 ) -> Result<Answered, Failed> {
+    let (client, preface) = (visit.client.address.ip(), pool.preface());
     let (mut avoid, mut tries) = (Vec::new(), Tries::default());
     let mut turn = pool.pick(client, &avoid).map_err(|none| {
         pool.refused();
@@ -194,7 +195,7 @@ async fn send<P: Pool>(
     let mut retrying = None;
     loop {
         let address = turn.address();
-        let endpoint = pool.upstream().endpoint(address);
+        let endpoint = visit.endpoint(pool.upstream(), address, preface.as_ref());
         sent.endpoint = Some(address);
         let tried = send_recorded(&endpoint, address, outgoing, sent.recording.as_deref_mut()).await;
         let failed = match tried {
@@ -298,6 +299,12 @@ async fn send_recorded(
 }
 
 async fn send_once(endpoint: &Arc<Endpoint>, outgoing: &mut Outgoing) -> Result<Tried, FailedTry> {
+    let Some(deadline) = outgoing.deadline else { return send_for_long(endpoint, outgoing).await };
+    let tried = timeout_at(deadline, send_for_long(endpoint, outgoing)).await;
+    tried.unwrap_or_else(|_elapsed| Err(FailedTry::new(Failure::Late, Failed::Late)))
+}
+
+async fn send_for_long(endpoint: &Arc<Endpoint>, outgoing: &mut Outgoing) -> Result<Tried, FailedTry> {
     let connection = outgoing.connection(endpoint).await.map_err(|error| match error {
         ConnectError::Refused => FailedTry::new(Failure::NotConnected, Failed::Unreachable),
         ConnectError::TimedOut => FailedTry::new(Failure::NotConnected, Failed::TimedOut),
@@ -322,6 +329,8 @@ struct Outgoing {
     is_grpc: bool,
     is_idempotent: bool,
     expects_continue: bool,
+    /// When its answer is to have begun.
+    deadline: Option<Instant>,
 }
 
 enum Content {
@@ -347,7 +356,8 @@ impl Outgoing {
             let (body, asks) = held_back(body, expects_continue);
             Content::Once(Some(Box::new((for_endpoint(parts, body, asks.as_ref()), asks))))
         };
-        Self { content, version, is_grpc, is_idempotent, expects_continue }
+        let deadline = upstream.request_limit().map(|limit| Instant::now() + limit);
+        Self { content, version, is_grpc, is_idempotent, expects_continue, deadline }
     }
 
     async fn connection(&self, endpoint: &Arc<Endpoint>) -> Result<Connection, ConnectError> {
@@ -450,6 +460,7 @@ impl Failure {
             Self::Refused => "refused",
             Self::Unavailable => "unavailable",
             Self::Broken => "broken",
+            Self::Late => "timeout",
         }
     }
 

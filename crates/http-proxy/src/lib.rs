@@ -21,12 +21,14 @@ mod requests;
 mod response_body;
 mod retry;
 mod serve;
+mod times;
 mod trace;
 mod tunnel;
 mod upstream;
 mod waiting;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, StatusCode, Version};
@@ -35,6 +37,7 @@ pub use check::{CheckError, check};
 pub use forward::Client;
 pub use gauge::{Gauge, Held};
 pub use serve::serve;
+pub use times::{Times, idle_for};
 pub use trace::{Outcome, Recorder, SpanId, Trace, TraceId, Try};
 pub use upstream::{Settings, Sockets, Upstream, tune};
 
@@ -45,6 +48,11 @@ pub trait Frontend: Send + Sync + 'static {
 
     /// Where its requests go now; `None` if nobody serves them any more. It is asked for each request.
     fn pool(&self) -> Option<Self::Pool>;
+
+    /// For how long a connection lasts without a request, and a tunnel without bytes; `None`: as long as it may. It is asked for once.
+    fn idle_limit(&self) -> Option<Duration> {
+        None
+    }
 
     /// A request is answered, by an endpoint or in its place. One that its client gave up before is not.
     fn answered(&self, answer: &Answer) {
@@ -115,6 +123,11 @@ pub trait Pool: Send + Sync + 'static {
 
     /// Connections to these endpoints.
     fn upstream(&self) -> &Upstream;
+
+    /// What each connection to an endpoint begins with, if that is said of the client: then no other client has a part in it.
+    fn preface(&self) -> Option<Arc<[u8]>> {
+        None
+    }
 }
 
 /// Why there is no endpoint for a request.

@@ -17,6 +17,8 @@ pub(crate) enum Failure {
     Unavailable,
     /// The endpoint may have done what was asked for, or a part of it.
     Broken,
+    /// The time for an answer is over, whatever the endpoint has done.
+    Late,
 }
 
 /// What matters about a request.
@@ -66,7 +68,7 @@ pub(crate) fn next(failure: Failure, request: Request, tries: Tries) -> Next {
         Failure::NotSent => Next::Again,
         Failure::Refused | Failure::Unavailable if may_be_sent_again => Next::Retry,
         Failure::Broken if may_be_sent_again && request.is_idempotent => Next::Retry,
-        Failure::Refused | Failure::Unavailable | Failure::Broken => Next::GiveUp,
+        Failure::Refused | Failure::Unavailable | Failure::Broken | Failure::Late => Next::GiveUp,
     }
 }
 
@@ -149,6 +151,7 @@ mod tests {
             check(Failure::NotConnected, request, (5, 0), Next::GiveUp);
             check(Failure::NotSent, request, (1, 0), Next::Again);
             check(Failure::NotSent, request, (5, 0), Next::GiveUp);
+            check(Failure::Late, request, (1, 0), Next::GiveUp);
         }
     }
 

@@ -1,10 +1,12 @@
 //! A client's connection.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -26,10 +28,12 @@ use crate::client_io::ClientIo;
 use crate::forward::{self, Client};
 use crate::requests::Requests;
 use crate::response_body::ResponseBody;
+use crate::times::idle_for;
 use crate::tunnel::{self, Tunnels};
+use crate::upstream::{Endpoint, Upstream};
 use crate::waiting::Waiting;
 
-/// For how long a client may keep a connection without a request.
+/// For how long a client may keep a connection without a request, unless something else is said.
 const MAX_IDLE: Duration = Duration::from_hours(1);
 /// After so long without a request a connection of HTTP/1.1 is put aside, twice that at most.
 const BETWEEN_REQUESTS: Duration = Duration::from_millis(100);
@@ -53,6 +57,29 @@ pub(crate) struct Visit<F> {
     pub(crate) frontend: F,
     pub(crate) requests: Arc<Requests>,
     pub(crate) tunnels: Tunnels,
+    /// See [`Frontend::idle_limit`].
+    pub(crate) idle_limit: Option<Duration>,
+    /// Endpoints to which it has connections of its own.
+    own_endpoints: Mutex<BTreeMap<SocketAddr, Arc<Endpoint>>>,
+}
+
+impl<F> Visit<F> {
+    /// Connections to an endpoint: those that all clients share, or its own if they begin with something.
+    pub(crate) fn endpoint(
+        &self,
+        upstream: &Upstream,
+        address: SocketAddr,
+        preface: Option<&Arc<[u8]>>,
+    ) -> Arc<Endpoint> {
+        let Some(preface) = preface else { return upstream.endpoint(address) };
+        let mut own = self.own_endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = own.get(&address).filter(|known| known.begins_with(preface)) {
+            return known.clone();
+        }
+        let new = upstream.endpoint_of_client(address, preface.clone());
+        own.insert(address, new.clone());
+        new
+    }
 }
 
 /// Serves a client's connection to its end. When `ending` becomes true, it ends after the requests that are under way.
@@ -62,8 +89,9 @@ pub async fn serve<F: Frontend>(
     frontend: F,
     ending: watch::Receiver<bool>,
 ) {
+    let idle_limit = frontend.idle_limit();
     let begun = tokio::select! {
-        begun = read_preface(&mut stream) => begun,
+        begun = read_preface(&mut stream, idle_limit.unwrap_or(MAX_IDLE)) => begun,
         () = told(ending.clone()) => return,
     };
     let (read_ahead, is_http2) = match begun {
@@ -71,7 +99,8 @@ pub async fn serve<F: Frontend>(
         Err(error) => return debug!(client = %client.address, %error, "a client said nothing"),
     };
     let (requests, tunnels) = (Arc::new(Requests::default()), Tunnels::default());
-    let visit = Arc::new(Visit { client, frontend, requests, tunnels });
+    let own_endpoints = Mutex::default();
+    let visit = Arc::new(Visit { client, frontend, requests, tunnels, idle_limit, own_endpoints });
     let io = ClientIo::new(stream, read_ahead);
     if is_http2 {
         Box::pin(serve_http2(io, &visit, ending)).await;
@@ -82,9 +111,9 @@ pub async fn serve<F: Frontend>(
 }
 
 /// What a client begins with, and whether that is HTTP/2.
-async fn read_preface(stream: &mut TcpStream) -> io::Result<(Bytes, bool)> {
+async fn read_preface(stream: &mut TcpStream, max_idle: Duration) -> io::Result<(Bytes, bool)> {
     let mut received = [0; PREFACE.len()];
-    let mut n = timeout(MAX_IDLE, stream.read(&mut received)).await??;
+    let mut n = timeout(max_idle, stream.read(&mut received)).await??;
     let may_be_preface = |received: &[u8]| !received.is_empty() && PREFACE.starts_with(received);
     let rest = async {
         while n < PREFACE.len() && may_be_preface(&received[..n]) {
@@ -109,7 +138,7 @@ async fn serve_http1<F: Frontend>(io: ClientIo, visit: &Arc<Visit<F>>, ending: w
             None => return,
         }
         let is_over = tokio::select! {
-            readable = timeout(MAX_IDLE, io.readable()) => readable.is_err(),
+            readable = timeout(visit.idle_limit.unwrap_or(MAX_IDLE), io.readable()) => readable.is_err(),
             () = told(ending.clone()) => true,
         };
         if is_over {
@@ -154,7 +183,7 @@ async fn serve_requests<F: Frontend>(
     };
     match happened {
         Happening::Ended(ended) => note_end(visit, ended),
-        Happening::MayEnd => drive(connection.with_upgrades(), visit, ending).await,
+        Happening::MayEnd => drive(connection.with_upgrades(), visit, is_over(visit, ending)).await,
         Happening::Idle => {
             let parts = connection.into_parts();
             visit.frontend.idles();
@@ -212,7 +241,21 @@ async fn serve_http2<F: Frontend>(io: ClientIo, visit: &Arc<Visit<F>>, ending: w
         // It is large, and moved until it is a task.
         Box::pin(async move { Ok::<_, Infallible>(forward::answer(&visit, request).await) })
     });
-    drive(builder.serve_connection(TokioIo::new(io), service), visit, ending).await;
+    drive(builder.serve_connection(TokioIo::new(io), service), visit, is_over(visit, ending)).await;
+}
+
+/// Until somebody tells, or there was no request for too long.
+async fn is_over<F>(visit: &Visit<F>, ending: watch::Receiver<bool>) {
+    let limit = visit.idle_limit.unwrap_or(MAX_IDLE);
+    let (requests, mut n_begun) = (&visit.requests, 0);
+    let idle = idle_for(limit, || {
+        let n_before = std::mem::replace(&mut n_begun, requests.n_begun());
+        n_before == n_begun && requests.n_under_way() == 0
+    });
+    tokio::select! {
+        () = told(ending) => {}
+        () = idle => {}
+    }
 }
 
 /// Has no more requests after those that are under way.
@@ -239,8 +282,8 @@ where
     }
 }
 
-/// Has a connection go on until it ends, or its client does nothing but harm.
-async fn drive<F, C>(connection: C, visit: &Visit<F>, ending: watch::Receiver<bool>)
+/// Has a connection go on until it ends, or its client does nothing but harm; after `ending` with no more requests than are under way.
+async fn drive<F, C>(connection: C, visit: &Visit<F>, ending: impl Future<Output = ()>)
 where
     C: Future<Output = hyper::Result<()>> + EndsGracefully,
 {
@@ -249,7 +292,7 @@ where
     tokio::select! {
         ended = connection.as_mut() => return note_end(visit, ended),
         () = visit.requests.abused() => return debug!(%client, "a client gives up nearly all its requests"),
-        () = told(ending) => {}
+        () = ending => {}
     }
     connection.as_mut().end();
     tokio::select! {

@@ -1,16 +1,20 @@
 //! Bytes both ways, after a client and an endpoint have agreed on another protocol.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use http::header::UPGRADE;
 use http::{Method, Request};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
 use tokio::task::JoinSet;
 use tracing::debug;
 
 use crate::response_body::Held;
+use crate::times::idle_for;
 
 /// The tunnels of a client's connection.
 #[derive(Debug, Default)]
@@ -43,13 +47,19 @@ impl Tunnels {
         self.expects_one.load(Ordering::Relaxed)
     }
 
-    /// Carries bytes until both sides have no more, or the time of an endpoint that is gone is over.
-    pub(crate) fn begin(&self, ends: Ends, held: Held, drained: impl Future<Output = ()> + Send + 'static) {
+    /// Carries bytes until both sides have no more, there were none for so long, or the time of an endpoint that is gone is over.
+    pub(crate) fn begin(
+        &self,
+        ends: Ends,
+        held: Held,
+        idle_limit: Option<Duration>,
+        drained: impl Future<Output = ()> + Send + 'static,
+    ) {
         let mut tunnels = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tunnels.try_join_next().is_some() {}
         tunnels.spawn(async move {
             tokio::select! {
-                () = carry(ends) => {}
+                () = carry(ends, idle_limit) => {}
                 () = drained => {}
             }
             let Held { mut under_way, .. } = held;
@@ -64,15 +74,52 @@ impl Tunnels {
     }
 }
 
-async fn carry(ends: Ends) {
-    let carried = async {
-        let (client, endpoint) = tokio::try_join!(ends.client, ends.endpoint)?;
-        let (mut client, mut endpoint) = (TokioIo::new(client), TokioIo::new(endpoint));
-        Ok::<_, hyper::Error>(tokio::io::copy_bidirectional(&mut client, &mut endpoint).await)
+async fn carry(ends: Ends, idle_limit: Option<Duration>) {
+    let (client, endpoint) = match tokio::try_join!(ends.client, ends.endpoint) {
+        Ok(ends) => ends,
+        Err(error) => return debug!(%error, "a tunnel did not begin"),
     };
-    match carried.await {
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) => debug!(%error, "a tunnel broke"),
-        Err(error) => debug!(%error, "a tunnel did not begin"),
+    let (from_client, to_client) = split(TokioIo::new(client));
+    let (from_endpoint, to_endpoint) = split(TokioIo::new(endpoint));
+    let (carried, mut seen) = (AtomicU64::new(0), 0);
+    let both_ways = async {
+        tokio::try_join!(
+            one_way(from_client, to_endpoint, &carried),
+            one_way(from_endpoint, to_client, &carried)
+        )
+    };
+    let is_idle = || std::mem::replace(&mut seen, carried.load(Ordering::Relaxed)) == seen;
+    tokio::select! {
+        ended = both_ways => if let Err(error) = ended {
+            debug!(%error, "a tunnel broke");
+        },
+        () = idle(idle_limit, is_idle) => debug!("a tunnel carried nothing for too long"),
+    }
+}
+
+async fn idle(limit: Option<Duration>, is_idle: impl FnMut() -> bool) {
+    match limit {
+        Some(limit) => idle_for(limit, is_idle).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// In each direction at a time.
+const BUFFER_BYTES: usize = 8 * 1024;
+
+async fn one_way(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    carried: &AtomicU64,
+) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        let n = from.read(&mut buffer).await?;
+        if n == 0 {
+            return to.shutdown().await;
+        }
+        carried.fetch_add(u64::try_from(n).unwrap_or(u64::MAX), Ordering::Relaxed);
+        to.write_all(&buffer[..n]).await?;
+        to.flush().await?;
     }
 }

@@ -8,10 +8,10 @@ mod sending;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use balance::Limits;
+use balance::{Limits, Resilience};
 use rustc_hash::FxBuildHasher;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -20,16 +20,15 @@ pub(crate) use self::endpoint::{ConnectError, Endpoint};
 pub(crate) use self::sending::{Connection, Lent, SendError};
 use crate::gauge::{Gauge, Held};
 use crate::retry::Budget;
+use crate::times::Times;
 
 pub use io::tune;
 
 /// How a worker carries requests.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// For how long a connection to an endpoint is tried, before another endpoint is.
-    pub connect_timeout: Duration,
-    /// For how long requests may go on at an endpoint that is gone.
-    pub drain: Duration,
+    /// For how long what may take, where a Service does not say.
+    pub times: Times,
     /// Requests under way at a time; more are answered with an error.
     pub max_requests: usize,
     /// Connections to endpoints that are kept for later.
@@ -56,6 +55,8 @@ pub(crate) struct Common {
 pub struct Upstream {
     common: Arc<Common>,
     endpoints: Mutex<HashMap<SocketAddr, Arc<Endpoint>, FxBuildHasher>>,
+    /// Those to which single clients have connections of their own, for as long as they do.
+    of_clients: Mutex<Vec<Weak<Endpoint>>>,
     budget: Mutex<Budget>,
     began: Instant,
     retries: Gauge,
@@ -65,9 +66,9 @@ pub struct Upstream {
 }
 
 /// What goes on at the endpoints of one pool, and its limits.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Own {
-    limits: Mutex<Limits>,
+    asked: Mutex<(Limits, Times)>,
     requests: Gauge,
     connections: Gauge,
     pending: Gauge,
@@ -88,8 +89,21 @@ pub(crate) struct Place {
 }
 
 impl Own {
+    fn new(times: Times) -> Self {
+        let (requests, connections, pending) = Default::default();
+        Self { asked: Mutex::new((Limits::default(), times)), requests, connections, pending }
+    }
+
+    fn asked(&self) -> MutexGuard<'_, (Limits, Times)> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn limits(&self) -> Limits {
-        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+        self.asked().0
+    }
+
+    pub(crate) fn times(&self) -> Times {
+        self.asked().1
     }
 
     /// A place for another connection to an endpoint that has so many, if there is one; and among those that are being made.
@@ -118,25 +132,39 @@ impl Upstream {
 
     fn with(common: Arc<Common>) -> Self {
         Self {
+            own: Arc::new(Own::new(common.settings.times)),
             common,
             endpoints: Mutex::default(),
+            of_clients: Mutex::default(),
             budget: Mutex::default(),
             began: Instant::now(),
             retries: Gauge::default(),
-            own: Arc::default(),
             kept_bytes: Arc::default(),
         }
     }
 
-    /// How much may go on at a time from now on.
-    pub fn set_limits(&self, limits: Limits) {
-        *self.own.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
+    /// How much may go on at a time from now on, and for how long.
+    pub fn ask(&self, asked: &Resilience) {
+        *self.own.asked() = (asked.limits, self.common.settings.times.but(asked.timeouts));
+    }
+
+    /// For how long a request waits for its answer to begin.
+    pub(crate) fn request_limit(&self) -> Option<Duration> {
+        self.own.times().request
     }
 
     /// Gives up connections to other endpoints than these: idle ones at once, others when nothing goes on there any more.
     pub fn retain(&self, is_there: impl Fn(SocketAddr) -> bool) {
         self.endpoints().retain(|address, endpoint| {
             let is_there = is_there(*address);
+            if !is_there {
+                endpoint.close();
+            }
+            is_there
+        });
+        self.of_clients().retain(|endpoint| {
+            let Some(endpoint) = endpoint.upgrade() else { return false };
+            let is_there = is_there(endpoint.address());
             if !is_there {
                 endpoint.close();
             }
@@ -149,6 +177,17 @@ impl Upstream {
         let mut endpoints = self.endpoints();
         let new = || Arc::new(Endpoint::new(address, self.common.clone(), self.own.clone()));
         endpoints.entry(address).or_insert_with(new).clone()
+    }
+
+    /// Connections to an endpoint for one client alone, each of which begins with this. They count among all of the endpoint's.
+    pub(crate) fn endpoint_of_client(&self, address: SocketAddr, preface: Arc<[u8]>) -> Arc<Endpoint> {
+        let endpoint = Arc::new(self.endpoint(address).of_client(preface));
+        let mut of_clients = self.of_clients();
+        if of_clients.len() == of_clients.capacity() {
+            of_clients.retain(|endpoint| endpoint.strong_count() > 0);
+        }
+        of_clients.push(Arc::downgrade(&endpoint));
+        endpoint
     }
 
     /// Room for a request, if there is some. The request counts for the budget of retries.
@@ -167,6 +206,10 @@ impl Upstream {
 
     fn endpoints(&self) -> MutexGuard<'_, HashMap<SocketAddr, Arc<Endpoint>, FxBuildHasher>> {
         self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn of_clients(&self) -> MutexGuard<'_, Vec<Weak<Endpoint>>> {
+        self.of_clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn budget(&self) -> MutexGuard<'_, Budget> {

@@ -140,7 +140,7 @@ async fn grpc_server(status: u8) -> Server {
 #[tokio::test]
 async fn endpoints_are_asked_in_their_own_words() {
     let ask = async |probe: Probe, address| {
-        http_proxy::check(&probe, address).await.map_err(|error| error.to_string())
+        http_proxy::check(&probe, address, b"").await.map_err(|error| error.to_string())
     };
     let http = |path: &str| Probe::Http(path.to_owned());
     let server = Server::start(|request| async move {

@@ -43,12 +43,12 @@ impl inspect::Host for ThisHost {
     fn walk(&self, packet: &Packet, limit: usize) -> Result<Paths, String> {
         match self.mode {
             Mode::NfTables | Mode::Ebpf | Mode::Userspace => {
-                paths(&nftables_tracer(packet, self.addresses())?, packet, limit)
+                paths(&own_table(packet, self.addresses())?, packet, limit)
             }
             Mode::Ipvs => {
                 let servers =
                     VirtualServers::read(open_ipvs()?).map_err(|error| agent::with_causes(&error))?;
-                let tracer = nftables_tracer(packet, self.addresses())?.beside(Arc::new(servers));
+                let tracer = own_table(packet, self.addresses())?.beside(Arc::new(servers));
                 paths(&tracer, packet, limit)
             }
             Mode::IpTables => walk_iptables(packet, self.addresses(), limit),
@@ -106,21 +106,28 @@ impl inspect::Host for ThisHost {
     }
 }
 
-/// The table is read as far as one packet needs it.
-fn nftables_tracer(packet: &Packet, addresses: Vec<IpAddr>) -> Result<Tracer, String> {
-    let family = Family::of(packet.destination.ip());
+/// The table in which rules choose endpoints, or IPVS is helped to.
+fn own_table(packet: &Packet, addresses: Vec<IpAddr>) -> Result<Tracer, String> {
     let table = backend_nftables::table_name();
+    let family = Family::of(packet.destination.ip());
+    let tracer = nftables_tracer(table.clone(), packet, addresses)?;
+    tracer.ok_or_else(|| format!("there is no table {family} {table}"))
+}
+
+/// A table, read as far as one packet needs it; `None`: there is none.
+fn nftables_tracer(table: Name, packet: &Packet, addresses: Vec<IpAddr>) -> Result<Option<Tracer>, String> {
+    let family = Family::of(packet.destination.ip());
     let told = |error: netlink::NetlinkError| agent::with_causes(&error);
     let mut reader = TableReader::open().map_err(told)?;
-    let rules = reader.rules(family, &table).map_err(told)?;
-    let rules = Arc::new(rules.ok_or_else(|| format!("there is no table {family} {table}"))?);
+    let Some(rules) = reader.rules(family, &table).map_err(told)? else { return Ok(None) };
+    let rules = Arc::new(rules);
     let elements = InKernel {
         family,
         table,
         networks: InRuleset::new(rules.clone(), family),
         state: Mutex::new((reader, BTreeMap::new())),
     };
-    Ok(Tracer::with_elements(rules, Arc::new(elements), family, addresses))
+    Ok(Some(Tracer::with_elements(rules, Arc::new(elements), family, addresses)))
 }
 
 fn paths(tracer: &Tracer, packet: &Packet, limit: usize) -> Result<Paths, String> {
@@ -169,7 +176,16 @@ fn read_iptables(family: IpFamily) -> Result<Saved, String> {
     tables.save(backend_iptables::PREFIX).map_err(told)
 }
 
+/// What is handed to a worker meets no rule of iptables that could translate it as well.
 fn walk_iptables(packet: &Packet, addresses: Vec<IpAddr>, limit: usize) -> Result<Paths, String> {
+    let workers = backend_nftables::workers_table_name();
+    if let Some(tracer) = nftables_tracer(workers, packet, addresses.clone())? {
+        let handed_over = paths(&tracer, packet, limit)?;
+        let is_translated = |path: &walk::Path| matches!(path.outcome, walk::Outcome::Delivered { to, .. } if to != packet.destination);
+        if handed_over.paths.iter().any(is_translated) {
+            return Ok(handed_over);
+        }
+    }
     let saved = read_iptables(IpFamily::of(packet.destination.ip()))?;
     walk::iptables::Tracer::new(saved, addresses).paths(packet, limit).map_err(|error| error.to_string())
 }
@@ -215,17 +231,21 @@ fn row(flow: &conntrack::Flow, protocol: Protocol) -> FlowRow {
 /// Looks for every rule that should be in force in a reading of the whole table.
 fn compare(services: &[Service], evidence: &mut Evidence<'_>) {
     for ip_family in IpFamily::ALL {
-        let family = Family::from(ip_family);
         let table = backend_nftables::table_name();
-        let read = || kernel::Nftables::open()?.read(family, &table)?.whole();
-        match read() {
-            Ok(found) => {
-                let held = found.as_ref().map(|ruleset| texts(ruleset, family)).unwrap_or_default();
-                evidence.missing.extend(missing(services, ip_family, &held));
-            }
-            Err(error) => {
-                evidence.unread.push(format!("table {family} {table}: {}", agent::with_causes(&error)));
-            }
+        if let Some(held) = held_in(&table, ip_family.into(), evidence) {
+            evidence.missing.extend(missing(services, ip_family, &held));
+        }
+    }
+}
+
+/// What a table of nftables has; `None`: it can't be read, which is evidence by itself.
+fn held_in(table: &Name, family: Family, evidence: &mut Evidence<'_>) -> Option<BTreeSet<Rule>> {
+    let read = || kernel::Nftables::open()?.read(family, table)?.whole();
+    match read() {
+        Ok(found) => Some(found.as_ref().map(|ruleset| texts(ruleset, family)).unwrap_or_default()),
+        Err(error) => {
+            evidence.unread.push(format!("table {family} {table}: {}", agent::with_causes(&error)));
+            None
         }
     }
 }
@@ -239,7 +259,9 @@ fn compare_iptables(services: &[Service], overview: &Overview, evidence: &mut Ev
     for family in IpFamily::ALL.into_iter().filter(is_served) {
         match read_iptables(family) {
             Ok(saved) => {
-                let held = backend_iptables::rules_of(&saved);
+                let mut held = backend_iptables::rules_of(&saved);
+                let workers = backend_nftables::workers_table_name();
+                held.extend(held_in(&workers, family.into(), evidence).unwrap_or_default());
                 evidence.missing.extend(missing(services, family, &held));
             }
             Err(error) => evidence.unread.push(format!("rules of iptables, {family}: {error}")),

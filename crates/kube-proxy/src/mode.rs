@@ -34,7 +34,7 @@ pub(crate) async fn serve(
     let proxying = userspace::Proxying::new(config, metrics, limits);
     let served = match config.mode {
         Mode::NfTables | Mode::Userspace => Ok(nftables::serve(config, &families, metrics, &proxying)),
-        Mode::IpTables => iptables::serve(config, settings, families, metrics).await,
+        Mode::IpTables => iptables::serve(config, settings, families, metrics, &proxying).await,
         Mode::Ipvs => ipvs::serve(config, settings, &families, metrics, &proxying),
         Mode::Ebpf => Ok(ebpf::serve(config, settings, &families, (metrics, limits), &proxying)),
         mode @ Mode::Kernelspace => not_built_in(mode),

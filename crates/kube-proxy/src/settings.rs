@@ -138,7 +138,8 @@ fn node_ports(config: &Config) -> NodePorts {
 fn proxying(config: &Config) -> ProxyingRules {
     let is_for_all = config.mode == Mode::Userspace;
     let unsaid = || ProxyingRules { ignores_annotations: !is_for_all, ..ProxyingRules::default() };
-    config.service_proxying.clone().unwrap_or_else(unsaid)
+    let said = config.service_proxying.clone().unwrap_or_else(unsaid);
+    ProxyingRules { otherwise: is_for_all.then_some(config.userspace_policy), ..said }
 }
 
 fn pods(config: &Config) -> Pods {

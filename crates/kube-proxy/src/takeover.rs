@@ -32,7 +32,10 @@ pub(crate) enum Leftovers {
     /// What mode iptables left, and what mode ipvs of upstream's needed it for; virtual servers and their device are taken over.
     Iptables,
     /// The tables of modes nftables and ipvs, and the latter's virtual servers, for a mode whose own rules are iptables'.
-    OtherThanIptables,
+    OtherThanIptables {
+        /// Flows are handed to workers, by a table that mode iptables alone has.
+        has_workers: bool,
+    },
 }
 
 /// The take-overs of all families. Each removes its own family's leftovers, so that none waits for another; the last one removes
@@ -78,20 +81,30 @@ impl TakeOvers {
 }
 
 fn clean_up_leftovers(leftovers: Leftovers, family: IpFamily, is_last: bool) -> Report {
+    let report = clean_up_rules(leftovers, family, is_last);
+    if matches!(leftovers, Leftovers::OtherThanIptables { has_workers: true }) {
+        return report;
+    }
+    let own = [nft::Family::from(family)];
+    let families = if is_last { &nft::Family::ALL[..] } else { &own };
+    report.and(host::clean_up_tables(&backend_nftables::workers_table_name(), families))
+}
+
+fn clean_up_rules(leftovers: Leftovers, family: IpFamily, is_last: bool) -> Report {
     let (root, family) = (Root::default(), nft::Family::from(family));
     let (table, choosing) = (backend_nftables::table_name(), backend_nftables::choosing_chains());
     let report = match (leftovers, is_last) {
         (Leftovers::OtherModes, true) => host::clean_up_other_modes(&root),
         // The rules shield the host's ports from what mode ipvs left, which is of both families.
-        (Leftovers::OtherModes | Leftovers::OtherThanIptables, false) if host::is_ipvs_left() => {
+        (Leftovers::OtherModes | Leftovers::OtherThanIptables { .. }, false) if host::is_ipvs_left() => {
             Report::default()
         }
         (Leftovers::OtherModes | Leftovers::Iptables, false) => host::clean_up_rules(&root, family),
         (Leftovers::Iptables, true) => host::clean_up_iptables(&root),
-        (Leftovers::OtherThanIptables, true) => {
+        (Leftovers::OtherThanIptables { .. }, true) => {
             host::clean_up_servers(&root).and(host::clean_up_nftables(&table, &choosing, &nft::Family::ALL))
         }
-        (Leftovers::OtherThanIptables, false) => host::clean_up_nftables(&table, &choosing, &[family]),
+        (Leftovers::OtherThanIptables { .. }, false) => host::clean_up_nftables(&table, &choosing, &[family]),
     };
     report.and(host::clean_up_tables(&hand_over::table_name(), &[family]))
 }
@@ -127,7 +140,8 @@ fn take_over(clean_up: impl Fn() -> Report, gone: &OldRulesGone) {
 /// `--cleanup`: removes everything that any mode has left, our own rules included. Tries everything, and fails if
 /// something stays.
 pub(crate) fn clean_up(config: &Config) -> anyhow::Result<()> {
-    let own_tables = [backend_nftables::table_name(), hand_over::table_name()];
+    let own_tables =
+        [backend_nftables::table_name(), backend_nftables::workers_table_name(), hand_over::table_name()];
     let report = host::clean_up_all(&Root::default(), &own_tables);
     log_removed(&report);
     for failure in &report.failures {

@@ -2,7 +2,7 @@
 //!
 //! Every rule of Kubernetes has been decided when a [`Frontend`] exists. A mode reads frontends and nothing else.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -141,6 +141,9 @@ pub enum Masquerade {
     Always,
 }
 
+/// Weights of endpoints, by address and port.
+pub type EndpointWeights<F> = BTreeMap<(<F as Family>::Addr, u16), u32>;
+
 /// `sessionAffinity: ClientIP` of a Service port: a client stays with its endpoint, by whichever address it comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Affinity {
@@ -171,8 +174,10 @@ pub struct Frontend<F: Family> {
     pub affinity: Option<Affinity>,
     /// The policy by which a proxy is to choose endpoints, if the Service asks for one.
     pub proxying: Option<Policy>,
-    /// What proxies are to do against harm, if the Service asks for anything.
+    /// What proxies are to do besides choosing endpoints, if the Service asks for anything.
     pub resilience: Option<Arc<Resilience>>,
+    /// How often proxies are to choose which endpoint by policy `weighted`, where that is said; all others have weight 1.
+    pub weights: Option<Arc<EndpointWeights<F>>>,
     /// What goes through it. Modes without a proxy have no use for it.
     pub app_protocol: AppProtocol,
     /// Source address rewriting.
@@ -206,6 +211,7 @@ impl<F: Family> Frontend<F> {
             affinity: None,
             proxying: None,
             resilience: None,
+            weights: None,
             app_protocol: AppProtocol::Opaque,
             masquerade: match kind {
                 AddressKind::ClusterIp => Masquerade::UnlessFromPod,

@@ -23,8 +23,8 @@ pub mod view;
 pub use capacity::shrink_if_sparse;
 pub use conflicts::ConflictChange;
 pub use frontend::{
-    AddressKind, Affinity, Destination, EndpointNode, Frontend, FrontendAddress, FrontendKey, Masquerade,
-    Pool, Verdict,
+    AddressKind, Affinity, Destination, EndpointNode, EndpointWeights, Frontend, FrontendAddress,
+    FrontendKey, Masquerade, Pool, Verdict,
 };
 pub use names::{Interner, Name, ObjectName, ServiceName, ServicePortName};
 pub use net::{
@@ -32,7 +32,7 @@ pub use net::{
 };
 pub use objects::{
     AppProtocol, Change, Conditions, Endpoint, EndpointSlice, Hints, Kind, Node, Object, Service,
-    ServiceCidr, ServicePort, SliceEndpoints, SlicePort, TrafficPolicy,
+    ServiceCidr, ServicePort, SliceDetails, SliceEndpoints, SlicePort, TrafficPolicy,
 };
 pub use proxying::{AskedBy, Label, ProxyingRule, ProxyingRules};
 pub use rule_settings::{Balancer, Extent, NodePortAddresses, PodSource, Proxied, RuleSettings};

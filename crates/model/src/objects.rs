@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use balance::{Policy, Resilience};
+use balance::{Policy, Resilience, Weights};
 use ipnet::IpNet;
 
 use crate::{Family, Label, Name, ObjectName, Protocol, ServiceName, Uid, V4, V6};
@@ -137,8 +137,10 @@ pub struct Service {
     /// The policy by which proxies on each node are to choose endpoints, if the Service itself asks for such
     /// ([`ProxyingRules`](crate::ProxyingRules)).
     pub proxying: Option<Policy>,
-    /// What proxies are to do against harm, if the Service asks for anything.
+    /// What proxies are to do besides choosing endpoints, if the Service asks for anything.
     pub resilience: Option<Arc<Resilience>>,
+    /// How often proxies are to choose which endpoint, by policy `weighted`.
+    pub weights: Option<Arc<Weights>>,
     /// Annotation `kube-proxy/reset-connections: "true"`: connections to endpoints that are gone are to be reset.
     pub resets_connections: bool,
     /// Annotation `preserve-destination: "true"`, which only nodes that run Windows honour.
@@ -163,6 +165,7 @@ impl Service {
             labels: Box::default(),
             proxying: None,
             resilience: None,
+            weights: None,
             resets_connections: false,
             preserves_destination: false,
         }
@@ -214,6 +217,8 @@ pub struct EndpointSlice {
     pub ports: Box<[SlicePort]>,
     /// Endpoints.
     pub endpoints: SliceEndpoints,
+    /// What is seldom needed; `None`: nothing is said.
+    pub details: Option<Box<SliceDetails>>,
     /// Annotation `endpoints.kubernetes.io/last-change-trigger-time`: when the change of a pod or Service happened that this
     /// form of the slice came from.
     pub trigger_time: Option<SystemTime>,
@@ -226,6 +231,53 @@ impl EndpointSlice {
             SliceEndpoints::V4(_) => crate::IpFamily::V4,
             SliceEndpoints::V6(_) => crate::IpFamily::V6,
         }
+    }
+}
+
+/// What weights of a slice's endpoints depend on. It is not with the endpoints, of which there may be very many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceDetails {
+    /// Each once.
+    zones: Box<[Name]>,
+    /// By endpoint, the position of its zone, or [`SliceDetails::NOWHERE`].
+    zone_of: Box<[u8]>,
+    /// What the slice itself says about each endpoint's weight; `None`: nothing about any.
+    weights: Option<Box<[Option<u32>]>>,
+}
+
+impl SliceDetails {
+    const NOWHERE: u8 = u8::MAX;
+
+    /// Of endpoints with these zones and weights, both in their order; `None`: nothing is said of any. More zones than a slice may sensibly
+    /// have (255) are left out.
+    pub fn new(
+        zone_of: impl IntoIterator<Item = Option<Name>>,
+        weights: Option<Vec<Option<u32>>>,
+    ) -> Option<Box<Self>> {
+        let mut zones: Vec<Name> = Vec::new();
+        let mut position = |zone: Option<Name>| {
+            let Some(zone) = zone else { return Self::NOWHERE };
+            let known = zones.iter().position(|known| *known == zone).unwrap_or_else(|| {
+                zones.push(zone);
+                zones.len() - 1
+            });
+            u8::try_from(known).unwrap_or(Self::NOWHERE)
+        };
+        let zone_of = zone_of.into_iter().map(&mut position).collect();
+        let says_something = !zones.is_empty() || weights.is_some();
+        let details = Self { zones: zones.into(), zone_of, weights: weights.map(Into::into) };
+        says_something.then(|| Box::new(details))
+    }
+
+    /// The zone of the endpoint at a position.
+    pub fn zone(&self, at: usize) -> Option<&Name> {
+        let position = self.zone_of.get(at).filter(|position| **position != Self::NOWHERE)?;
+        self.zones.get(usize::from(*position))
+    }
+
+    /// What the slice says about the weight of the endpoint at a position.
+    pub fn weight(&self, at: usize) -> Option<u32> {
+        *self.weights.as_ref()?.get(at)?
     }
 }
 

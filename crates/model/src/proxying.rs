@@ -13,6 +13,8 @@ pub struct ProxyingRules {
     pub ignores_annotations: bool,
     /// The first that selects a Service counts, unless the Service has an annotation.
     pub rules: Vec<ProxyingRule>,
+    /// How endpoints of all other Services are chosen, where proxies carry the flows of all.
+    pub otherwise: Option<Policy>,
 }
 
 /// Services that ask for proxies without knowing it.
@@ -33,16 +35,20 @@ pub enum AskedBy {
     Annotation,
     /// The rule at this position.
     Rule(usize),
+    /// The mode, in which all do.
+    Mode,
 }
 
 impl ProxyingRules {
     /// How a Service's endpoints are to be chosen by proxies, and who says so; `None`: nobody asks for proxies.
     pub fn policy(&self, service: &Service) -> Option<(Policy, AskedBy)> {
         let own = service.proxying.filter(|_| !self.ignores_annotations);
-        own.map(|policy| (policy, AskedBy::Annotation)).or_else(|| {
+        let by_rule = || {
             let at = self.rules.iter().position(|rule| rule.selects(service))?;
             Some((self.rules[at].policy, AskedBy::Rule(at)))
-        })
+        };
+        let by_mode = || Some((self.otherwise?, AskedBy::Mode));
+        own.map(|policy| (policy, AskedBy::Annotation)).or_else(by_rule).or_else(by_mode)
     }
 }
 
@@ -63,6 +69,7 @@ impl fmt::Display for AskedBy {
         match self {
             Self::Annotation => f.write_str("annotation kube-proxy/proxying"),
             Self::Rule(at) => write!(f, "serviceProxying.rules[{at}]"),
+            Self::Mode => f.write_str("mode userspace"),
         }
     }
 }
@@ -100,6 +107,7 @@ mod tests {
                 rule(&[("app", "web")], &[], Policy::Random),
                 rule(&[], &["rpc", "mail"], Policy::LeastRequest),
             ],
+            otherwise: None,
         };
         let both = [("tier", "front"), ("app", "web"), ("zone", "a")];
         for (service, expected) in [
@@ -112,6 +120,9 @@ mod tests {
         ] {
             assert_eq!(rules.policy(&service), expected, "{service:?}");
         }
+        let for_all = ProxyingRules { otherwise: Some(Policy::Random), ..rules.clone() };
+        let plain = service("shop", &[("app", "webs")], None);
+        assert_eq!(for_all.policy(&plain), Some((Policy::Random, AskedBy::Mode)));
         let rules = ProxyingRules { ignores_annotations: true, ..rules };
         let asking = service("shop", &[], Some(Policy::RingHash));
         assert_eq!(rules.policy(&asking), None);

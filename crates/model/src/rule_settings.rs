@@ -66,6 +66,9 @@ pub enum Balancer {
     /// Proxies on this node for TCP and UDP of these Services, for as long as they hold a lease on it; the rules themselves for all
     /// else, and whenever there is no lease.
     Proxies(Proxied),
+    /// Rules of others, as those of iptables are. These ones do nothing but hand flows of TCP and UDP of these Services to proxies on
+    /// this node, ahead of the others and for as long as there is a lease.
+    OtherRules(Proxied),
 }
 
 /// Services whose flows proxies are to have.
@@ -92,7 +95,7 @@ impl Balancer {
     pub const fn has_rules_for_all(&self) -> bool {
         match self {
             Self::Rules | Self::Proxies(_) => true,
-            Self::Ipvs { .. } => false,
+            Self::Ipvs { .. } | Self::OtherRules(_) => false,
         }
     }
 
@@ -101,7 +104,7 @@ impl Balancer {
         match self {
             Self::Rules => None,
             Self::Ipvs { proxied, .. } => *proxied,
-            Self::Proxies(proxied) => Some(*proxied),
+            Self::Proxies(proxied) | Self::OtherRules(proxied) => Some(*proxied),
         }
     }
 

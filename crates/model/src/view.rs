@@ -14,9 +14,9 @@ use balance::Policy;
 use ipnet::IpNet;
 
 use crate::{
-    AddressKind, Affinity, Destination, Family, Frontend, FrontendAddress, FrontendKey, IpFamily, Masquerade,
-    Name, Node, Pool, Protocol, ProxyingRules, Service, ServiceEntry, ServicePort, ServicePortName,
-    TrafficPolicy, Verdict,
+    AddressKind, Affinity, Destination, EndpointWeights, Family, Frontend, FrontendAddress, FrontendKey,
+    IpFamily, Masquerade, Name, Node, Pool, Protocol, ProxyingRules, Service, ServiceEntry, ServicePort,
+    ServicePortName, TrafficPolicy, Verdict,
 };
 use endpoints::{Choice, List};
 
@@ -90,6 +90,7 @@ pub fn frontends<F: Family>(node: &ThisNode, entry: &ServiceEntry) -> Vec<Fronte
         let candidates = endpoints::gather::<F>(node, port, &entry.slices);
         let policy = Policies::new(node, service, port, &addresses);
         let choice = endpoints::choose(node, &candidates, policy.needs_cluster(), policy.needs_local());
+        let weights = endpoints::weights::<F>(&candidates, service.weights.as_deref());
         let resets_connections =
             node.resets_connections && service.resets_connections && port.protocol == Protocol::Tcp;
         let flow_endpoints = match port.protocol {
@@ -106,6 +107,7 @@ pub fn frontends<F: Family>(node: &ThisNode, entry: &ServiceEntry) -> Vec<Fronte
             &addresses,
             &Pools {
                 proxying,
+                weights: (!weights.is_empty()).then(|| Arc::new(weights)),
                 resets_connections,
                 ..Pools::new(service, choice, flow_endpoints, policy.preserves_destination)
             },
@@ -193,6 +195,8 @@ struct Pools<F: Family> {
     flow_endpoints: Arc<[Destination<F>]>,
     /// How proxies are to choose among them, if they are asked for.
     proxying: Option<Policy>,
+    /// How often, by policy `weighted`.
+    weights: Option<Arc<EndpointWeights<F>>>,
     resets_connections: bool,
 }
 
@@ -222,6 +226,7 @@ impl<F: Family> Pools<F> {
             external_masquerade: if is_local { Masquerade::Never } else { Masquerade::Always },
             flow_endpoints,
             proxying: None,
+            weights: None,
             resets_connections: false,
         }
     }
@@ -242,6 +247,7 @@ fn port_frontends<F: Family>(
         affinity,
         proxying: pools.proxying,
         resilience: service.resilience.clone(),
+        weights: pools.weights.clone(),
         app_protocol: port.app_protocol,
         flow_endpoints: pools.flow_endpoints.clone(),
         resets_connections: pools.resets_connections,

@@ -227,6 +227,7 @@ fn slice() -> impl Strategy<Value = Object> {
             service: name("svc", owner),
             ports: [SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
             endpoints: SliceEndpoints::V4(endpoints.into()),
+            details: None,
             trigger_time: None,
         })
     })

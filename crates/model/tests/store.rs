@@ -28,6 +28,7 @@ fn slice(n: u8, owner: u8, version: u8) -> Object {
         service: ObjectName::new("ns", &format!("svc-{owner}")),
         ports: Box::default(),
         endpoints: SliceEndpoints::V4([endpoint].into()),
+        details: None,
         trigger_time: None,
     })
 }

@@ -35,6 +35,12 @@ pub struct Settings {
     pub udp_idle_ms: u64,
     /// For how long connections to an endpoint that is gone may go on, and those of a worker that is to end.
     pub drain_ms: u64,
+    /// For how long a connection lasts while nothing is carried; `None`: for ever.
+    #[serde(default)]
+    pub idle_ms: Option<u64>,
+    /// For how long a request waits for its answer to begin; `None`: for ever.
+    #[serde(default)]
+    pub request_ms: Option<u64>,
     /// For how long flows may come after the last word from an agent: a lease, and a little more.
     pub linger_ms: u64,
     /// How endpoints are chosen.
@@ -103,12 +109,15 @@ pub struct Pool {
     pub name: String,
     /// One or more.
     pub endpoints: Vec<SocketAddr>,
+    /// The weight of each, for [`Policy::Weighted`]; empty: all have 1.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<u32>,
     /// `ClientIP` affinity: for how long, in seconds.
     pub affinity_secs: Option<u64>,
     /// What goes there is HTTP, and each request may go to another endpoint.
     #[serde(default)]
     pub by_request: bool,
-    /// What keeps its endpoints and clients from harm.
+    /// What its Service asks for besides a policy.
     #[serde(default, skip_serializing_if = "Resilience::is_none")]
     pub resilience: Resilience,
 }
@@ -403,6 +412,7 @@ mod tests {
         let pool = |name: &str| Pool {
             name: name.to_owned(),
             endpoints: vec!["10.0.0.1:8080".parse().unwrap(), "[fd00::1]:8080".parse().unwrap()],
+            weights: vec![3, 0],
             affinity_secs: Some(10_800),
             by_request: true,
             resilience: Resilience {

@@ -3,12 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use http_proxy::{Answer, Client, NoTurn, Recorder, Upstream};
 use tokio::net::TcpStream;
 
 use crate::frame::Protocol;
 use crate::pool::{Flow, LivePool};
+use crate::proxy_header;
 use crate::table::Traffic;
 use crate::trace;
 use crate::worker::Shared;
@@ -30,6 +32,8 @@ struct Way {
 struct Requests {
     pool: Arc<LivePool>,
     upstream: Arc<Upstream>,
+    /// What each of the client's connections to endpoints begins with.
+    preface: Option<Arc<[u8]>>,
 }
 
 impl http_proxy::Frontend for Way {
@@ -38,7 +42,15 @@ impl http_proxy::Frontend for Way {
     fn pool(&self) -> Option<Requests> {
         let pool = self.shared.table.pool(Protocol::Tcp, self.client.sent_to, self.traffic)?;
         let upstream = pool.is_by_request().then(|| pool.upstream(&self.shared.upstream))?;
-        Some(Requests { pool, upstream })
+        let Client { address, sent_to } = self.client;
+        let header = |version| proxy_header::of_client(version, address, sent_to).into();
+        let preface = pool.proxy_protocol().map(header);
+        Some(Requests { pool, upstream, preface })
+    }
+
+    fn idle_limit(&self) -> Option<Duration> {
+        let pool = self.shared.table.pool(Protocol::Tcp, self.client.sent_to, self.traffic)?;
+        pool.times(&self.shared.times).idle
     }
 
     fn answered(&self, answer: &Answer) {
@@ -82,6 +94,10 @@ impl http_proxy::Pool for Requests {
 
     fn upstream(&self) -> &Upstream {
         &self.upstream
+    }
+
+    fn preface(&self) -> Option<Arc<[u8]>> {
+        self.preface.clone()
     }
 }
 

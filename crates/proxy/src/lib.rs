@@ -15,6 +15,7 @@ mod handover;
 mod health;
 mod http;
 mod pool;
+mod proxy_header;
 mod relay;
 mod table;
 mod tally;

@@ -5,8 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use balance::{Affinity, Choice, Crowd, Draw, Ejected, Outliers, Policy, Resilience};
-use http_proxy::{Gauge, Held, NoTurn, Upstream};
+use balance::{
+    Affinity, Choice, Crowd, Draw, Ejected, Outliers, Policy, ProxyProtocol, Resilience, SlowStart,
+    WHOLE_SHARE,
+};
+use http_proxy::{Gauge, Held, NoTurn, Times, Upstream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::warn;
@@ -33,6 +36,7 @@ pub(crate) struct LivePool {
 struct Members {
     endpoints: Vec<Arc<Endpoint>>,
     policy: Policy,
+    weights: Vec<u32>,
     choice: Choice,
     affinity: Option<Duration>,
     by_request: bool,
@@ -50,6 +54,9 @@ pub(crate) struct Endpoint {
     is_ill: AtomicBool,
     /// Until when it is ejected, in milliseconds since its pool began.
     ejected_until: AtomicU64,
+    /// Since when it serves, in milliseconds since its pool began; 0: it always did.
+    serves_since: AtomicU64,
+    pool_began: Instant,
     checking: Mutex<Option<Checking>>,
 }
 
@@ -76,7 +83,8 @@ impl LivePool {
     /// A pool with these endpoints.
     pub(crate) fn new(policy: Policy, pool: &Pool, tally: Arc<Tally>) -> Self {
         let counting = Counting { pool: pool.name.as_str().into(), tally };
-        let members = Members::new(policy, pool, &[], &counting);
+        let began = Instant::now();
+        let members = Members::new(policy, pool, &[], &counting, began);
         members.check_health(None);
         Self {
             counting,
@@ -86,7 +94,7 @@ impl LivePool {
             connections: Gauge::default(),
             pending: Gauge::default(),
             upstream: OnceLock::new(),
-            began: Instant::now(),
+            began,
         }
     }
 
@@ -102,7 +110,7 @@ impl LivePool {
         if members.is_of(policy, pool) {
             return;
         }
-        let new = Members::new(policy, pool, &members.endpoints, &self.counting);
+        let new = Members::new(policy, pool, &members.endpoints, &self.counting, self.began);
         let is_there = |address| new.endpoints.iter().any(|endpoint| endpoint.address == address);
         for endpoint in members.endpoints.iter().filter(|endpoint| !is_there(endpoint.address)) {
             endpoint.gone.send_replace(true);
@@ -116,14 +124,27 @@ impl LivePool {
         lock(&self.clients).retain(is_there);
         if let Some(upstream) = self.upstream.get() {
             upstream.retain(is_there);
-            upstream.set_limits(new.resilience.limits);
+            upstream.ask(&new.resilience);
         }
         *members = Arc::new(new);
     }
 
     /// All endpoints go; whoever has a flow to one gets no other.
     pub(crate) fn close(&self) {
-        self.update(Policy::default(), &Pool::default());
+        let members = self.members();
+        let Members { policy, by_request, resilience, .. } = &*members;
+        let empty = Pool { by_request: *by_request, resilience: resilience.clone(), ..Pool::default() };
+        self.update(*policy, &empty);
+    }
+
+    /// For how long what may take.
+    pub(crate) fn times(&self, otherwise: &Times) -> Times {
+        otherwise.but(self.members().resilience.timeouts)
+    }
+
+    /// What connections to its endpoints begin with.
+    pub(crate) fn proxy_protocol(&self) -> Option<ProxyProtocol> {
+        self.members().resilience.proxy_protocol
     }
 
     /// Whether requests are carried one by one, not connections.
@@ -181,7 +202,7 @@ impl LivePool {
     pub(crate) fn upstream(&self, of_all: &Upstream) -> Arc<Upstream> {
         let new = || {
             let upstream = of_all.sibling();
-            upstream.set_limits(self.members().resilience.limits);
+            upstream.ask(&self.members().resilience);
             Arc::new(upstream)
         };
         self.upstream.get_or_init(new).clone()
@@ -212,16 +233,30 @@ fn lock<T>(kept: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Members {
-    /// Endpoints that were there before stay what they are.
-    fn new(policy: Policy, pool: &Pool, before: &[Arc<Endpoint>], counting: &Counting) -> Self {
+    /// Endpoints that were there before stay what they are. Those that come to others begin to serve now.
+    fn new(
+        policy: Policy,
+        pool: &Pool,
+        before: &[Arc<Endpoint>],
+        counting: &Counting,
+        pool_began: Instant,
+    ) -> Self {
         let endpoint = |address: &SocketAddr| {
             let known = before.iter().find(|endpoint| endpoint.address == *address);
-            known.cloned().unwrap_or_else(|| Arc::new(Endpoint::new(*address, counting.clone())))
+            let new = || {
+                let new = Endpoint::new(*address, counting.clone(), pool_began);
+                if !before.is_empty() {
+                    new.begin_to_serve();
+                }
+                Arc::new(new)
+            };
+            known.cloned().unwrap_or_else(new)
         };
         Self {
             endpoints: pool.endpoints.iter().map(endpoint).collect(),
             policy,
-            choice: Choice::new(policy, &pool.endpoints),
+            weights: pool.weights.clone(),
+            choice: Choice::new(policy, &pool.endpoints, &pool.weights),
             affinity: pool.affinity_secs.map(Duration::from_secs),
             by_request: pool.by_request,
             resilience: pool.resilience.clone(),
@@ -230,15 +265,19 @@ impl Members {
 
     /// Has endpoints asked whether they serve, those that are not yet.
     fn check_health(&self, before: Option<&Self>) {
-        let is_as_before =
-            before.is_some_and(|before| before.resilience.health_check == self.resilience.health_check);
+        let asked = |members: &Self| {
+            let Resilience { health_check, proxy_protocol, .. } = &members.resilience;
+            (health_check.clone(), *proxy_protocol)
+        };
+        let is_as_before = before.is_some_and(|before| asked(before) == asked(self));
         for endpoint in &self.endpoints {
             let is_checked = lock(&endpoint.checking).is_some();
             match &self.resilience.health_check {
                 Some(_) if is_as_before && is_checked => {}
                 Some(check) => {
                     endpoint.check_no_more();
-                    *lock(&endpoint.checking) = Some(health::begin(endpoint, check.clone()));
+                    let begun = health::begin(endpoint, check.clone(), self.resilience.proxy_protocol);
+                    *lock(&endpoint.checking) = Some(begun);
                 }
                 None => endpoint.check_no_more(),
             }
@@ -249,6 +288,7 @@ impl Members {
         self.policy == policy
             && self.by_request == pool.by_request
             && self.resilience == pool.resilience
+            && self.weights == pool.weights
             && self.affinity == pool.affinity_secs.map(Duration::from_secs)
             && self.endpoints.iter().map(|endpoint| endpoint.address).eq(pool.endpoints.iter().copied())
     }
@@ -261,12 +301,14 @@ impl Members {
         let has_room = |at: usize| load(at) < limit;
         let is_well = |at: usize| is_untried(at) && !endpoint(at).is_out(now);
         let draw = Draw { client, random: fastrand::u64(..) };
+        let slow_start = self.resilience.slow_start.as_ref();
+        let share = |at: usize| if has_room(at) { endpoint(at).share(slow_start, now) } else { 0 };
         let all = 0..self.endpoints.len();
         // If none is well that could be tried, one that is not is better than none.
         let picked = if all.clone().any(is_well) {
-            self.choice.pick(draw, load, |at| is_well(at) && has_room(at))
+            self.choice.pick(draw, load, |at| if is_well(at) { share(at) } else { 0 })
         } else {
-            self.choice.pick(draw, load, |at| is_untried(at) && has_room(at))
+            self.choice.pick(draw, load, |at| if is_untried(at) { share(at) } else { 0 })
         };
         let none = || if all.clone().any(is_untried) { NoTurn::Full } else { NoTurn::NoEndpoint };
         picked.map(endpoint).ok_or_else(none)
@@ -288,7 +330,7 @@ impl Members {
 }
 
 impl Endpoint {
-    fn new(address: SocketAddr, counting: Counting) -> Self {
+    fn new(address: SocketAddr, counting: Counting, pool_began: Instant) -> Self {
         Self {
             address,
             flows: AtomicUsize::new(0),
@@ -296,6 +338,8 @@ impl Endpoint {
             counting,
             is_ill: AtomicBool::new(false),
             ejected_until: AtomicU64::new(0),
+            serves_since: AtomicU64::new(0),
+            pool_began,
             checking: Mutex::default(),
         }
     }
@@ -308,6 +352,22 @@ impl Endpoint {
     /// Whether it is to get nothing, so long after its pool began.
     fn is_out(&self, now: Duration) -> bool {
         self.is_ill.load(Ordering::Relaxed) || millis(now) < self.ejected_until.load(Ordering::Relaxed)
+    }
+
+    /// It is to get little at first, if its Service wants that.
+    fn begin_to_serve(&self) {
+        self.serves_since.store(millis(self.pool_began.elapsed()).max(1), Ordering::Relaxed);
+    }
+
+    /// How much it gets of what is due to it, so long after its pool began.
+    fn share(&self, slow_start: Option<&SlowStart>, now: Duration) -> u32 {
+        let Some(slow_start) = slow_start else { return WHOLE_SHARE };
+        let (since, ejected_until) =
+            (self.serves_since.load(Ordering::Relaxed), self.ejected_until.load(Ordering::Relaxed));
+        match since.max(ejected_until) {
+            0 => WHOLE_SHARE,
+            since => slow_start.share(now.saturating_sub(Duration::from_millis(since))),
+        }
     }
 
     fn eject(&self, ejected: &Ejected, now: Duration) {
@@ -330,6 +390,9 @@ impl Endpoint {
             return;
         }
         warn!(pool = &*self.counting.pool, endpoint = %self.address, why, "what a health check says of an endpoint");
+        if why.is_none() {
+            self.begin_to_serve();
+        }
         self.tell(OutBy::HealthCheck, why.map(|why| Out { why, lasting_ms: None }));
     }
 
@@ -401,6 +464,11 @@ impl Flow {
         self.endpoint.address
     }
 
+    /// For how long what may take there.
+    pub(crate) fn times(&self, otherwise: &Times) -> Times {
+        self.pool.times(otherwise)
+    }
+
     /// Ends when the endpoint is no longer one of the pool's.
     pub(crate) async fn endpoint_gone(&self) {
         // The sender is ours.
@@ -417,7 +485,7 @@ impl Drop for Flow {
 
 #[cfg(test)]
 mod tests {
-    use balance::{Ejection, Limits};
+    use balance::{Ejection, Limits, SlowStart};
 
     use super::*;
     use crate::frame::{Protocol, Route, Routes};
@@ -507,6 +575,71 @@ mod tests {
         members.endpoints[0].set_ill(None);
         assert_eq!(met(&pool), [endpoint(1)].into());
         assert_eq!(table.tally().take_untold().len(), 3);
+    }
+
+    /// How many of so many flows an endpoint gets.
+    fn share(pool: &Arc<LivePool>, n: u8, of: usize) -> usize {
+        (0..of).filter(|_| pool.pick(CLIENT, &[]).unwrap().address() == endpoint(n)).count()
+    }
+
+    /// Of two that have all, an endpoint in turns gets half; of what is due to it a new one gets a tenth, then half, then all.
+    #[tokio::test(start_paused = true)]
+    async fn an_endpoint_that_comes_gets_little_at_first() {
+        let table = Table::default();
+        let slow_start = SlowStart::parse("window=90s").ok();
+        let ejection = Some(Ejection { failures: 1, ..Ejection::default() });
+        let resilience = Resilience { slow_start, ejection, ..Resilience::default() };
+        tokio::time::advance(Duration::from_secs(5)).await;
+        set(&table, with(&[1], &resilience));
+        let pool = of(&table);
+        // Whoever is there from the beginning has nobody before it.
+        assert_eq!(share(&pool, 1, 100), 100);
+        tokio::time::advance(Duration::from_secs(5)).await;
+        set(&table, with(&[1, 2], &resilience));
+        // Within five sigma of 4,000.
+        let is_about = |found: usize, expected: usize| found.abs_diff(expected) < 160;
+        let first = share(&pool, 2, 4000);
+        assert!(is_about(first, 200), "{first}");
+        tokio::time::advance(Duration::from_secs(40)).await;
+        let later = share(&pool, 2, 4000);
+        assert!(is_about(later, 1000), "{later}");
+        tokio::time::advance(Duration::from_secs(50)).await;
+        assert_eq!(share(&pool, 2, 4000), 2000);
+        // So does one that was ejected, or whose health check failed.
+        fail(&pool, 2, 1);
+        assert_eq!(share(&pool, 2, 100), 0);
+        tokio::time::advance(Duration::from_secs(30)).await;
+        let again = share(&pool, 2, 4000);
+        assert!(is_about(again, 200), "{again}");
+        tokio::time::advance(Duration::from_secs(90)).await;
+        assert_eq!(share(&pool, 2, 4000), 2000);
+        let members = pool.members();
+        members.endpoints[1].set_ill(Some("it answers 503".to_owned()));
+        members.endpoints[1].set_ill(None);
+        let again = share(&pool, 2, 4000);
+        assert!(is_about(again, 200), "{again}");
+        // Without the wish it has all at once.
+        set(&table, with(&[1, 2], &Resilience::default()));
+        assert_eq!(share(&pool, 2, 4000), 2000);
+    }
+
+    #[test]
+    fn weights_are_those_of_the_endpoints_as_they_are_told() {
+        let table = Table::new(Policy::Weighted);
+        let with = |endpoints: &[u8], weights: &[u32]| {
+            let pool = Pool { weights: weights.to_vec(), ..pool("a", endpoints, None) };
+            set(&table, vec![route(frontend(None, 1), pool, None)]);
+            of(&table)
+        };
+        let pool = with(&[1, 2], &[3, 1]);
+        // Within five sigma of 3,000 of 4,000.
+        let met = share(&pool, 1, 4000);
+        assert!(met.abs_diff(3000) < 140, "{met}");
+        let pool = with(&[1, 2], &[0, 1]);
+        assert_eq!(share(&pool, 1, 4000), 0);
+        let pool = with(&[1, 2], &[]);
+        let met = share(&pool, 1, 4000);
+        assert!(met.abs_diff(2000) < 160, "{met}");
     }
 
     #[test]

@@ -6,9 +6,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http_proxy::{Client, Sockets, tune};
+use http_proxy::{Client, Sockets, idle_for, tune};
 use rustc_hash::FxBuildHasher;
 use socket2::SockRef;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tracing::{debug, warn};
@@ -16,6 +17,7 @@ use tracing::{debug, warn};
 use crate::frame::Protocol;
 use crate::http;
 use crate::pool::{Flow, LivePool};
+use crate::proxy_header;
 use crate::relay::relay;
 use crate::table::Traffic;
 use crate::worker::{Closing, Shared};
@@ -130,18 +132,18 @@ async fn carry(shared: &Arc<Shared>, client: TcpStream, peer: SocketAddr, traffi
     }
     let pool = shared.table.pool(Protocol::Tcp, sent_to, traffic);
     let Some(pool) = pool else { return reset(&[&client]) };
+    let from = Client { address: peer, sent_to };
     if pool.is_by_request() {
         tune(&client);
-        return http::carry(shared, client, Client { address: peer, sent_to }, traffic).await;
+        return http::carry(shared, client, from, traffic).await;
     }
     let (place, began) = (pool.take_connection(), Instant::now());
     let log = |endpoint, bytes| {
         if shared.access_log.draws() {
-            let client = Client { address: peer, sent_to };
-            shared.access_log.connection(pool.service(), client, endpoint, began.elapsed(), bytes);
+            shared.access_log.connection(pool.service(), from, endpoint, began.elapsed(), bytes);
         }
     };
-    let connected = if place.is_some() { connect(shared, &pool, peer).await } else { None };
+    let connected = if place.is_some() { connect(shared, &pool, from).await } else { None };
     let Some((endpoint, flow)) = connected else {
         pool.note_refusal();
         log(None, 0);
@@ -158,10 +160,16 @@ async fn carry_to(shared: &Shared, client: &TcpStream, endpoint: &TcpStream, flo
     let own = endpoint.local_addr().ok().map(|end| shared.own.note((end, flow.address())));
     let drained = async {
         flow.endpoint_gone().await;
-        tokio::time::sleep(shared.drain).await;
+        tokio::time::sleep(flow.times(&shared.times).drain).await;
+    };
+    let idle = async {
+        let Some(limit) = flow.times(&shared.times).idle else { return std::future::pending().await };
+        let mut seen = flow.bytes();
+        idle_for(limit, || std::mem::replace(&mut seen, flow.bytes()) == seen).await;
     };
     let carried = tokio::select! {
         carried = relay(client, endpoint, |n| flow.note_bytes(n)) => carried,
+        () = idle => Err(io::Error::other("nothing was carried for too long")),
         () = drained => Err(io::Error::other("the endpoint is gone, and its time is over")),
     };
     drop(own);
@@ -179,14 +187,17 @@ fn original_destination(client: &TcpStream) -> io::Result<SocketAddr> {
     found?.as_socket().ok_or_else(|| io::Error::other("no address of a known family"))
 }
 
-/// A connection to an endpoint: the first that answers, of those that are chosen one after the other.
-async fn connect(shared: &Shared, pool: &Arc<LivePool>, client: SocketAddr) -> Option<(TcpStream, Flow)> {
+/// A connection to an endpoint: the first that answers, of those that are chosen one after the other. Each is told whose it is, where the
+/// Service wants that.
+async fn connect(shared: &Shared, pool: &Arc<LivePool>, from: Client) -> Option<(TcpStream, Flow)> {
     let _pending = pool.take_pending()?;
+    let (client, limit) = (from.address, pool.times(&shared.times).connect);
+    let header = pool.proxy_protocol().map(|version| proxy_header::of_client(version, client, from.sent_to));
     let mut tried = Vec::new();
     while tried.len() < MAX_ATTEMPTS {
         let flow = pool.pick(client.ip(), &tried).ok()?;
         let address = flow.address();
-        match tokio::time::timeout(shared.connect_timeout, TcpStream::connect(address)).await {
+        match tokio::time::timeout(limit, open(address, header.as_deref())).await {
             Ok(Ok(endpoint)) => {
                 flow.note_connection(true);
                 return Some((endpoint, flow));
@@ -200,6 +211,14 @@ async fn connect(shared: &Shared, pool: &Arc<LivePool>, client: SocketAddr) -> O
     None
 }
 
+async fn open(address: SocketAddr, header: Option<&[u8]>) -> io::Result<TcpStream> {
+    let mut endpoint = TcpStream::connect(address).await?;
+    if let Some(header) = header {
+        endpoint.write_all(header).await?;
+    }
+    Ok(endpoint)
+}
+
 /// Has them closed in a way that tells the other side that something went wrong.
 fn reset(streams: &[&TcpStream]) {
     for stream in streams {
@@ -210,8 +229,8 @@ fn reset(streams: &[&TcpStream]) {
 
 #[cfg(test)]
 mod tests {
-    use balance::Policy;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use balance::{Policy, ProxyProtocol, Resilience, Timeouts};
+    use tokio::io::AsyncReadExt as _;
 
     use super::*;
     use crate::control::Control;
@@ -222,6 +241,8 @@ mod tests {
             connect_timeout_ms,
             udp_idle_ms: 1000,
             drain_ms,
+            idle_ms: None,
+            request_ms: None,
             linger_ms: 0,
             policy: Policy::RoundRobin,
             max_flows: None,
@@ -234,7 +255,12 @@ mod tests {
     const FRONTEND: Frontend = Frontend { address: None, protocol: Protocol::Tcp, port: 80 };
 
     fn set(shared: &Shared, endpoints: &[SocketAddr]) -> Arc<LivePool> {
-        let pool = Pool { name: "a".to_owned(), endpoints: endpoints.to_vec(), ..Pool::default() };
+        set_asking(shared, endpoints, Resilience::default())
+    }
+
+    fn set_asking(shared: &Shared, endpoints: &[SocketAddr], resilience: Resilience) -> Arc<LivePool> {
+        let endpoints = endpoints.to_vec();
+        let pool = Pool { name: "a".to_owned(), endpoints, resilience, ..Pool::default() };
         let route = Route { frontend: FRONTEND, any: pool, internal: None, policy: None };
         shared.table.apply(Routes { set: vec![route], ..Routes::default() });
         shared.table.pool(Protocol::Tcp, ([192, 0, 2, 1], 80).into(), Traffic::Any).unwrap()
@@ -246,8 +272,12 @@ mod tests {
         (listener, address)
     }
 
-    const CLIENT: SocketAddr =
-        SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 9)), 40_000);
+    const fn v4(address: [u8; 4], port: u16) -> SocketAddr {
+        let [a, b, c, d] = address;
+        SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(a, b, c, d)), port)
+    }
+
+    const CLIENT: Client = Client { address: v4([192, 0, 2, 9], 40_000), sent_to: v4([192, 0, 2, 1], 80) };
 
     #[tokio::test]
     async fn endpoints_that_refuse_are_passed_over() {
@@ -293,10 +323,17 @@ mod tests {
 
     /// Client, endpoint, and the end of what is between them.
     async fn carried(shared: &Arc<Shared>) -> (TcpStream, TcpStream, tokio::task::JoinHandle<()>) {
+        carried_asking(shared, Resilience::default()).await
+    }
+
+    async fn carried_asking(
+        shared: &Arc<Shared>,
+        asked: Resilience,
+    ) -> (TcpStream, TcpStream, tokio::task::JoinHandle<()>) {
         let (near, near_address) = listener().await;
         let (far, far_address) = listener().await;
         let (client, accepted) = tokio::join!(TcpStream::connect(near_address), near.accept());
-        let pool = set(shared, &[far_address]);
+        let pool = set_asking(shared, &[far_address], asked);
         let (endpoint, flow) = connect(shared, &pool, CLIENT).await.unwrap();
         let (accepted, shared) = (accepted.unwrap().0, shared.clone());
         let carried = tokio::spawn(async move { carry_to(&shared, &accepted, &endpoint, &flow).await });
@@ -317,6 +354,93 @@ mod tests {
         let bytes: u64 = shared.table.tally().take().iter().map(|count| count.counts.bytes).sum();
         assert_eq!(bytes, 12);
         assert_eq!(client.read(&mut received).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    /// The Service's own time, in place of a worker's hour, also if the Service goes as a whole.
+    #[tokio::test]
+    async fn a_service_may_say_how_long_connections_go_on_at_an_endpoint_that_is_gone() {
+        for goes_as_a_whole in [false, true] {
+            let shared = Arc::new(shared(10_000, 3_600_000));
+            let (mut client, _endpoint, carried) = carried(&shared).await;
+            let timeouts = Timeouts::parse("drain=100ms").unwrap();
+            let asked = Resilience { timeouts, ..Resilience::default() };
+            let there = shared.table.pool(Protocol::Tcp, ([192, 0, 2, 1], 80).into(), Traffic::Any).unwrap();
+            let flow = there.pick(CLIENT.address.ip(), &[]).unwrap().address();
+            set_asking(&shared, &[flow], asked.clone());
+            if goes_as_a_whole {
+                drop(there);
+                shared.table.apply(Routes { replace: true, ..Routes::default() });
+            } else {
+                set_asking(&shared, &[([127, 0, 0, 1], 1).into()], asked);
+            }
+            carried.await.unwrap();
+            let error = client.read(&mut [0]).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_on_which_nothing_is_carried_ends() {
+        let shared = Arc::new(shared(10_000, 0));
+        let timeouts = Timeouts::parse("idle=200ms").unwrap();
+        let asked = Resilience { timeouts, ..Resilience::default() };
+        let (mut client, mut endpoint, carried) = carried_asking(&shared, asked).await;
+        // One after the other, it takes longer than it may be idle.
+        for _ in 0..8 {
+            client.write_all(b"still there?").await.unwrap();
+            endpoint.read_exact(&mut [0; 12]).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(40)).await;
+        }
+        assert!(!carried.is_finished());
+        carried.await.unwrap();
+        assert_eq!(client.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    /// A client and what it was connected to, of a family.
+    fn from(is_v4: bool) -> Client {
+        if is_v4 {
+            return CLIENT;
+        }
+        let address = |text: &str| text.parse().unwrap();
+        Client { address: address("[2001:db8::9]:40000"), sent_to: address("[fd00::10]:443") }
+    }
+
+    #[tokio::test]
+    async fn connections_begin_with_whose_they_are_at_whichever_endpoint() {
+        for (is_v4, version) in [true, false]
+            .into_iter()
+            .flat_map(|is_v4| [ProxyProtocol::V1, ProxyProtocol::V2].map(|version| (is_v4, version)))
+        {
+            let loopback = if is_v4 { "127.0.0.1:0" } else { "[::1]:0" };
+            let bind = async || TcpListener::bind(loopback).await.unwrap();
+            let (there, gone) = (bind().await, bind().await);
+            let endpoints = [gone.local_addr().unwrap(), there.local_addr().unwrap()];
+            drop(gone);
+            let shared = Arc::new(shared(10_000, 0));
+            let asked = Resilience { proxy_protocol: Some(version), ..Resilience::default() };
+            let pool = set_asking(&shared, &endpoints, asked);
+            for _ in 0..2 {
+                let from = from(is_v4);
+                let (stream, flow) = connect(&shared, &pool, from).await.unwrap();
+                assert_eq!(flow.address(), endpoints[1]);
+                let (mut accepted, _) = there.accept().await.unwrap();
+                let expected: &[u8] = match (is_v4, version) {
+                    (true, ProxyProtocol::V1) => b"PROXY TCP4 192.0.2.9 192.0.2.1 40000 80\r\n",
+                    (false, ProxyProtocol::V1) => b"PROXY TCP6 2001:db8::9 fd00::10 40000 443\r\n",
+                    (true, ProxyProtocol::V2) => {
+                        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x09\xc0\0\x02\x01\x9c\x40\0\x50"
+                    }
+                    (false, ProxyProtocol::V2) => {
+                        b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24\x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x09\
+                          \xfd\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x10\x9c\x40\x01\xbb"
+                    }
+                };
+                drop(stream);
+                let mut received = Vec::new();
+                accepted.read_to_end(&mut received).await.unwrap();
+                assert_eq!(received, expected, "{version:?}");
+            }
+        }
     }
 
     /// With the listener the kernel would break off what is in its queue.

@@ -116,7 +116,8 @@ impl Session {
         let flow = pool.pick(self.client.ip(), &[]).map_err(none)?;
         let socket = connect(&flow).await?;
         flow.note_connection(true);
-        let idle = self.shared.udp_idle;
+        let times = flow.times(&self.shared.times);
+        let idle = times.idle.map_or(self.shared.udp_idle, |idle| idle.min(self.shared.udp_idle));
         let mut ends = Instant::now() + idle;
         let gone = flow.endpoint_gone();
         tokio::pin!(gone);

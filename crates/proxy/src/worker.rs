@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http_proxy::Upstream;
+use http_proxy::{Times, Upstream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -30,9 +30,9 @@ pub(crate) struct Shared {
     /// Becomes true when no more flows are expected: listeners close once nothing waits there, and connections for requests end after
     /// those that are under way.
     pub(crate) closing: watch::Sender<bool>,
-    pub(crate) connect_timeout: Duration,
+    /// Where a Service does not say.
+    pub(crate) times: Times,
     pub(crate) udp_idle: Duration,
-    pub(crate) drain: Duration,
     pub(crate) access_log: AccessLog,
     /// See [`Settings::traces_per_million`].
     pub(crate) traces_per_million: Option<u32>,
@@ -133,7 +133,7 @@ async fn work(agent: &UnixStream, listeners: Listeners, process: Process) -> Res
         serving.join_all().await;
         shared.wait_until_empty().await;
     };
-    if tokio::time::timeout(shared.drain, empty).await.is_err() {
+    if tokio::time::timeout(shared.times.drain, empty).await.is_err() {
         debug!("the time of the connections that are left is over");
     }
     ended.map(drop).map_err(nonsense)
@@ -264,10 +264,18 @@ impl Idling {
 /// A connection may have many requests of HTTP/2 at a time.
 const REQUESTS_PER_FLOW: usize = 4;
 
+fn times(settings: &Settings) -> Times {
+    Times {
+        connect: Duration::from_millis(settings.connect_timeout_ms),
+        idle: settings.idle_ms.map(Duration::from_millis),
+        request: settings.request_ms.map(Duration::from_millis),
+        drain: Duration::from_millis(settings.drain_ms),
+    }
+}
+
 fn request_settings(settings: &Settings, max_flows: usize) -> http_proxy::Settings {
     http_proxy::Settings {
-        connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
-        drain: Duration::from_millis(settings.drain_ms),
+        times: times(settings),
         max_requests: max_flows.saturating_mul(REQUESTS_PER_FLOW),
         // A connection to an endpoint takes none of the files for pipes, of which each flow has two.
         max_idle: max_flows,
@@ -286,9 +294,8 @@ impl Shared {
             own,
             upstream,
             closing: watch::Sender::new(false),
-            connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
+            times: times(settings),
             udp_idle: Duration::from_millis(settings.udp_idle_ms),
-            drain: Duration::from_millis(settings.drain_ms),
             access_log: AccessLog::begin(settings.access_log_per_million),
             traces_per_million: settings.traces_per_million,
             n_idled: AtomicUsize::new(0),

@@ -20,6 +20,9 @@ const SERVICE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
 /// A limit for what is expected to happen, on a machine that may be busy.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How often it is looked for what is expected.
+const LOOK: Duration = Duration::from_millis(50);
+
 struct Agent {
     control: UnixStream,
     frames: FrameReader,
@@ -48,6 +51,8 @@ impl Agent {
             connect_timeout_ms: 10_000,
             udp_idle_ms,
             drain_ms: 60_000,
+            idle_ms: None,
+            request_ms: None,
             linger_ms: 0,
             policy: Policy::RoundRobin,
             max_flows,
@@ -62,6 +67,12 @@ impl Agent {
     }
 
     fn hear(&mut self) -> ToAgent {
+        self.hear_within(PATIENCE).expect("the worker says something")
+    }
+
+    /// What the worker says next, if it does so in this time.
+    fn hear_within(&mut self, time: Duration) -> Option<ToAgent> {
+        self.control.set_read_timeout(Some(time)).unwrap();
         loop {
             match self.frames.next_frame().unwrap() {
                 Some(ToAgent::Counted(count)) => {
@@ -70,13 +81,13 @@ impl Agent {
                 }
                 Some(ToAgent::Availability(told)) => {
                     self.availability.push(told);
-                    return ToAgent::Full(self.full);
+                    return Some(ToAgent::Full(self.full));
                 }
-                Some(frame) => return frame,
+                Some(frame) => return Some(frame),
                 None => {}
             }
             let mut buffer = [0; 1024];
-            let n = self.control.read(&mut buffer).unwrap();
+            let n = self.control.read(&mut buffer).ok()?;
             assert!(n > 0, "the worker is gone");
             self.frames.extend(&buffer[..n]);
         }
@@ -93,13 +104,13 @@ impl Agent {
         };
         let set = vec![Route { frontend, any: pool, internal: None, policy: None }];
         self.say(&ToWorker::Routes(Routes { generation, set, ..Routes::default() }));
-        assert_eq!(self.hear(), ToAgent::InForce { generation });
+        self.wait_until_in_force(generation);
     }
 
     /// There is no Service any more.
     fn clear(&mut self, generation: u64) {
         self.say(&ToWorker::Routes(Routes { generation, replace: true, ..Routes::default() }));
-        assert_eq!(self.hear(), ToAgent::InForce { generation });
+        self.wait_until_in_force(generation);
     }
 
     /// Answers where a client sent to.
@@ -116,17 +127,61 @@ impl Agent {
         self.say(&ToWorker::To { id, destination });
     }
 
-    /// Has a client send until the worker asks about it.
-    fn send_until_asked(&mut self, client: &UdpSocket) {
-        self.control.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-        let mut buffer = [0; 1024];
-        let mut sent_and_heard = || {
+    /// Has a client send until `is_over`, which hears whether it was asked about just now, and answers meanwhile where it sends to.
+    /// What comes too early, for want of room or while a former flow of the client ends, is lost, as datagrams may be.
+    fn send_until(
+        &mut self,
+        client: &UdpSocket,
+        destination: Option<SocketAddr>,
+        mut is_over: impl FnMut(bool) -> bool,
+    ) {
+        let own = client.local_addr().unwrap();
+        for _ in 0..PATIENCE.as_millis() / LOOK.as_millis() {
             client.send(b"who?").unwrap();
-            self.control.read(&mut buffer).ok()
-        };
-        let n = (0..300).find_map(|_| sent_and_heard()).expect("a question");
-        self.frames.extend(&buffer[..n]);
-        self.control.set_read_timeout(Some(PATIENCE)).unwrap();
+            let heard = self.hear_within(LOOK);
+            let is_asked = match &heard {
+                Some(ToAgent::WhereTo { id, client, .. }) if *client == own => {
+                    self.say(&ToWorker::To { id: *id, destination });
+                    true
+                }
+                Some(other) => {
+                    self.take_note(other);
+                    false
+                }
+                None => false,
+            };
+            if is_over(is_asked) {
+                return;
+            }
+        }
+        panic!("it never comes to an end");
+    }
+
+    /// What is said about others: a client that was left while it sent, and room.
+    fn take_note(&mut self, heard: &ToAgent) {
+        match heard {
+            ToAgent::WhereTo { id, .. } => self.say(&ToWorker::To { id: *id, destination: None }),
+            ToAgent::Full(full) => self.full = *full,
+            other => panic!("nobody asked for {other:?}"),
+        }
+    }
+
+    fn wait_until_in_force(&mut self, generation: u64) {
+        loop {
+            match self.hear() {
+                ToAgent::InForce { generation: found } if found == generation => return,
+                other => self.take_note(&other),
+            }
+        }
+    }
+
+    /// Has a client send until an endpoint answers with this number.
+    fn send_until_answered(&mut self, client: &UdpSocket, n: u8) {
+        client.set_read_timeout(Some(LOOK)).unwrap();
+        let mut answer = [0; 16];
+        self.send_until(client, Some((SERVICE, 53).into()), |_| {
+            client.recv(&mut answer).is_ok() && answer[0] == n
+        });
     }
 
     fn client(&self) -> UdpSocket {
@@ -148,6 +203,20 @@ fn serve(endpoint: &UdpSocket, n: u8) {
     let (len, from) = endpoint.recv_from(&mut received).unwrap();
     assert_eq!(&received[..len], b"who?");
     endpoint.send_to(&[n], from).unwrap();
+}
+
+/// An endpoint that answers all datagrams with its number, for as long as the test runs.
+fn serving(n: u8) -> SocketAddr {
+    let endpoint = UdpSocket::bind((LOOPBACK, 0)).unwrap();
+    let address = endpoint.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut received = [0; 16];
+        while let Ok((_, from)) = endpoint.recv_from(&mut received) {
+            // Whoever asked may be gone.
+            drop(endpoint.send_to(&[n], from));
+        }
+    });
+    address
 }
 
 fn answered(client: &UdpSocket) -> u8 {
@@ -197,20 +266,14 @@ fn a_udp_client_that_was_idle_is_asked_about_again() {
 #[test]
 fn what_nobody_knows_goes_nowhere_and_takes_no_room() {
     let mut agent = Agent::new(60_000, Some(1));
-    let endpoint = udp();
-    agent.set(1, &[endpoint.local_addr().unwrap()]);
+    agent.set(1, &[serving(1)]);
     for destination in [None, Some((SERVICE, 54).into())] {
         let client = agent.client();
-        client.send(b"who?").unwrap();
-        agent.answer(&client, destination);
-        // A client that comes too early finds no room, and sends again.
-        std::thread::sleep(Duration::from_millis(300));
+        agent.send_until(&client, destination, |is_asked| is_asked);
     }
+    // There is room for it only if the others take none.
     let client = agent.client();
-    client.send(b"who?").unwrap();
-    agent.answer(&client, Some((SERVICE, 53).into()));
-    serve(&endpoint, 1);
-    assert_eq!(answered(&client), 1);
+    agent.send_until_answered(&client, 1);
     // The only room is taken; that is told as soon as it is seen.
     while !agent.full {
         let ToAgent::Full(full) = agent.hear() else { panic!("something else") };
@@ -256,14 +319,10 @@ fn what_waits_waits_until_it_is_known_where_it_is_to_go() {
 #[test]
 fn a_udp_client_is_forgotten_with_its_service() {
     let mut agent = Agent::new(60_000, None);
-    let endpoint = udp();
     let client = agent.client();
-    for generation in [1, 3] {
-        agent.set(generation, &[endpoint.local_addr().unwrap()]);
-        agent.send_until_asked(&client);
-        agent.answer(&client, Some((SERVICE, 53).into()));
-        serve(&endpoint, 1);
-        assert_eq!(answered(&client), 1);
+    for (generation, n) in [(1, 1), (3, 2)] {
+        agent.set(generation, &[serving(n)]);
+        agent.send_until_answered(&client, n);
         agent.clear(generation + 1);
     }
 }

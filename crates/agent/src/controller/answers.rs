@@ -48,21 +48,14 @@ impl<F: Family, P: Planner<F>> Controller<F, P> {
         let outages = self.pipeline.outages(now);
         let service = entry.and_then(|entry| entry.service.as_deref());
         let asked = service.and_then(|service| node.proxying.policy(service));
-        let proxying = asked.map(|(policy, by)| format!("{}, by {by}", policy.as_str()));
         let port = |explained: view::PortExplanation<F>| {
             let own = || frontends.iter().filter(|frontend| frontend.service == explained.port);
+            let proxying =
+                asked.zip(own().next()).map(|((policy, by), own)| build::proxying(policy, by, own));
             let addresses = own().map(|frontend| self.address(frontend)).collect();
             let affinity = own().next().and_then(|frontend| frontend.affinity);
             let affinity_seconds = affinity.map(|affinity| affinity.timeout.as_secs());
-            build::port(
-                explained,
-                addresses,
-                affinity_seconds,
-                proxying.clone(),
-                &outages,
-                traffic.as_deref(),
-                now,
-            )
+            build::port(explained, addresses, affinity_seconds, proxying, &outages, traffic.as_deref(), now)
         };
         Some(ServiceFamily {
             family: F::FAMILY.to_string(),

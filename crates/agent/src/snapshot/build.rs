@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mode::{Counters, EndpointOutage, OutageCause};
 use model::view::{self, EndpointExplanation, ListExplanation, PortExplanation, TopologyReason};
-use model::{Family, Frontend, FrontendAddress, ServicePortName};
+use model::{AskedBy, Family, Frontend, FrontendAddress, ServicePortName};
 use tokio::time::Instant;
 
 use super::{
@@ -50,6 +50,24 @@ pub(crate) fn port<F: Family>(
         endpoints: explained.endpoints.into_iter().map(endpoint).collect(),
         traffic: known.map(|known| traffic(known, known.of(&service))),
     }
+}
+
+/// So many weights are told.
+const MOST_WEIGHTS: usize = 16;
+
+/// How workers of this node serve a Service port: the policy, who says so, and what the Service asks for besides.
+pub(crate) fn proxying<F: Family>(policy: balance::Policy, by: AskedBy, frontend: &Frontend<F>) -> String {
+    let mut words = vec![format!("{}, by {by}", policy.as_str())];
+    if let Some(weights) = frontend.weights.as_deref().filter(|_| policy == balance::Policy::Weighted) {
+        let weight = |((address, port), weight): (&(F::Addr, u16), &u32)| {
+            format!("{}={weight}", SocketAddr::new((*address).into(), *port))
+        };
+        let more = if weights.len() > MOST_WEIGHTS { ",..." } else { "" };
+        let told: Vec<String> = weights.iter().take(MOST_WEIGHTS).map(weight).collect();
+        words.push(format!("weights {}{more}", told.join(",")));
+    }
+    words.extend(frontend.resilience.as_deref().map(ToString::to_string));
+    words.join("; ")
 }
 
 /// Why an endpoint gets nothing for now.

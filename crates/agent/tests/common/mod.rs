@@ -121,6 +121,7 @@ pub fn slice(n: u8, endpoints: &[u8]) -> Object {
         service: ObjectName::new("ns", &format!("svc-{n}")),
         ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
         endpoints: SliceEndpoints::V4(endpoints.iter().map(endpoint).collect()),
+        details: None,
         trigger_time: None,
     })
 }

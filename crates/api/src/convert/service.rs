@@ -1,18 +1,19 @@
 //! Services.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use balance::{Ejection, HealthCheck, Limits, Policy, Resilience};
+use balance::{
+    Ejection, HealthCheck, Limits, Policy, ProxyProtocol, Resilience, SlowStart, Timeouts, Weights,
+};
 use ipnet::IpNet;
 use model::{
     AppProtocol, Interner, IpFamily, Label, Object, ObjectName, Service, ServicePort, TrafficPolicy, Uid,
 };
 
-use super::{Converted, Refusal, cidrs, item_name, port_number, protocol, served_address};
+use super::{Converted, Refusal, annotation, cidrs, item_name, port_number, protocol, served_address};
 use crate::raw;
 use crate::report::{IgnoreReason, Notes, quoted};
 
@@ -50,6 +51,8 @@ pub(super) fn convert(
         labels: labels(&raw.metadata.labels, interner).into(),
         proxying: annotation(raw::ANNOTATION_PROXYING, annotations.proxying.as_ref(), named_policy, notes),
         resilience: resilience(annotations, notes),
+        weights: annotation(raw::ANNOTATION_WEIGHTS, annotations.weights.as_ref(), Weights::parse, notes)
+            .map(Arc::new),
         resets_connections: resets_connections(annotations, notes),
         preserves_destination: annotations.preserves_destination,
         name,
@@ -62,30 +65,19 @@ fn labels(raw: &raw::Labels<'_>, interner: &mut Interner) -> Vec<Label> {
     by_key.into_iter().map(|(key, value)| (interner.intern(key), interner.intern(value))).collect()
 }
 
-/// What proxies are to do against harm.
+/// What proxies are to do besides choosing.
 fn resilience(raw: &raw::Annotations<'_>, notes: &mut Notes) -> Option<Arc<Resilience>> {
     let limits = annotation(raw::ANNOTATION_LIMITS, raw.limits.as_ref(), Limits::parse, notes);
     let ejection = annotation(raw::ANNOTATION_EJECTION, raw.ejection.as_ref(), Ejection::parse, notes);
     let health_check =
         annotation(raw::ANNOTATION_HEALTH_CHECK, raw.health_check.as_ref(), HealthCheck::parse, notes);
-    let resilience = Resilience { limits: limits.unwrap_or_default(), ejection, health_check };
+    let timeouts = annotation(raw::ANNOTATION_TIMEOUTS, raw.timeouts.as_ref(), Timeouts::parse, notes);
+    let slow_start = annotation(raw::ANNOTATION_SLOW_START, raw.slow_start.as_ref(), SlowStart::parse, notes);
+    let proxy_protocol =
+        annotation(raw::ANNOTATION_PROXY_PROTOCOL, raw.proxy_protocol.as_ref(), ProxyProtocol::parse, notes);
+    let (limits, timeouts) = (limits.unwrap_or_default(), timeouts.unwrap_or_default());
+    let resilience = Resilience { limits, ejection, health_check, timeouts, slow_start, proxy_protocol };
     (!resilience.is_none()).then(|| Arc::new(resilience))
-}
-
-/// What an annotation says. One that makes no sense takes only itself away.
-fn annotation<T, E: fmt::Display>(
-    name: &str,
-    text: Option<&raw::Text<'_>>,
-    parse: fn(&str) -> Result<T, E>,
-    notes: &mut Notes,
-) -> Option<T> {
-    match parse(text?) {
-        Ok(value) => Some(value),
-        Err(reason) => {
-            notes.add(format_args!("metadata.annotations[{name}]"), reason.to_string());
-            None
-        }
-    }
 }
 
 fn named_policy(name: &str) -> Result<Policy, String> {

@@ -1,13 +1,15 @@
 //! `EndpointSlice`s.
 
+use std::net::IpAddr;
 use std::time::SystemTime;
 
+use balance::{Called, Weights};
 use model::{
-    Conditions, Endpoint, EndpointSlice, Family, Hints, Interner, Name, Object, ObjectName, SliceEndpoints,
-    SlicePort, V4, V6,
+    Conditions, Endpoint, EndpointSlice, Family, Hints, Interner, Name, Object, ObjectName, SliceDetails,
+    SliceEndpoints, SlicePort, V4, V6,
 };
 
-use super::{Converted, Refusal, item_name, port_number, protocol, served_address};
+use super::{Converted, Refusal, annotation, item_name, port_number, protocol, served_address};
 use crate::raw;
 use crate::report::{IgnoreReason, Notes, quoted};
 
@@ -18,9 +20,17 @@ pub(super) fn convert(
     notes: &mut Notes,
 ) -> Converted {
     let service = owner(raw, &name, interner, notes)?;
-    let endpoints = match &*raw.address_type {
-        "IPv4" => SliceEndpoints::V4(endpoints::<V4>(&raw.endpoints, interner, notes)),
-        "IPv6" => SliceEndpoints::V6(endpoints::<V6>(&raw.endpoints, interner, notes)),
+    let text = raw.metadata.annotations.weights.as_ref();
+    let said = annotation(raw::ANNOTATION_WEIGHTS, text, Weights::parse, notes);
+    let (endpoints, details) = match &*raw.address_type {
+        "IPv4" => {
+            let (endpoints, details) = endpoints::<V4>(&raw.endpoints, said.as_ref(), interner, notes);
+            (SliceEndpoints::V4(endpoints), details)
+        }
+        "IPv6" => {
+            let (endpoints, details) = endpoints::<V6>(&raw.endpoints, said.as_ref(), interner, notes);
+            (SliceEndpoints::V6(endpoints), details)
+        }
         "FQDN" => return Err(Refusal::Ignore(IgnoreReason::Fqdn)),
         other => {
             let reason = format!("{} is neither IPv4, IPv6 nor FQDN", quoted(other));
@@ -29,7 +39,7 @@ pub(super) fn convert(
     };
     let ports = ports(&raw.ports, interner, notes).into();
     let trigger_time = trigger_time(&raw.metadata.annotations.trigger_time, notes);
-    Ok(Object::EndpointSlice(EndpointSlice { name, service, ports, endpoints, trigger_time }))
+    Ok(Object::EndpointSlice(EndpointSlice { name, service, ports, endpoints, details, trigger_time }))
 }
 
 /// When the change happened that the slice comes from. What can't be read costs a sample of a metric and no more.
@@ -102,18 +112,36 @@ fn slice_port(
     Some(SlicePort { name, protocol, port })
 }
 
+/// The endpoints, and what weights of theirs depend on.
 fn endpoints<F: Family>(
     raw: &[raw::Endpoint<'_>],
+    said: Option<&Weights>,
     interner: &mut Interner,
     notes: &mut Notes,
-) -> Box<[Endpoint<F>]> {
-    let mut endpoints = Vec::with_capacity(raw.len());
+) -> (Box<[Endpoint<F>]>, Option<Box<SliceDetails>>) {
+    let (mut endpoints, mut zones) = (Vec::with_capacity(raw.len()), Vec::with_capacity(raw.len()));
+    let mut weights = said.map(|_| Vec::with_capacity(raw.len()));
     for (i, raw) in raw.iter().enumerate() {
-        if let Some(address) = address::<F>(raw, i, notes) {
-            endpoints.push(endpoint(raw, i, address, interner, notes));
+        let Some(address) = address::<F>(raw, i, notes) else { continue };
+        endpoints.push(endpoint(raw, i, address, interner, notes));
+        zones.push(zone(raw, i, interner, notes));
+        if let (Some(weights), Some(said)) = (&mut weights, said) {
+            weights.push(said.of(called(raw, address.into())));
         }
     }
-    endpoints.into()
+    (endpoints.into(), SliceDetails::new(zones, weights))
+}
+
+/// Nothing but a weight depends on it, which an endpoint without a zone may be given as well.
+fn zone(raw: &raw::Endpoint<'_>, i: usize, interner: &mut Interner, notes: &mut Notes) -> Option<Name> {
+    let is_said = !raw.zone.is_empty();
+    is_said.then(|| item_name(&raw.zone, format_args!("endpoints[{i}].zone"), interner, notes)).flatten()
+}
+
+fn called<'a>(raw: &'a raw::Endpoint<'_>, address: IpAddr) -> Called<'a> {
+    let said = |text: &'a raw::Text<'_>| (!text.is_empty()).then_some(&**text);
+    let pod = said(&raw.target_ref.name).filter(|_| &*raw.target_ref.kind == "Pod");
+    Called { address, pod, node: said(&raw.node_name), zone: said(&raw.zone) }
 }
 
 /// The first address; the others of an endpoint are by definition as good.

@@ -56,9 +56,12 @@ fn fields(message: &str) -> &'static [Field] {
         "Endpoint" => &[
             ("addresses", 1, ""),
             ("conditions", 2, "Conditions"),
+            ("targetRef", 4, "TargetRef"),
             ("nodeName", 6, ""),
+            ("zone", 7, ""),
             ("hints", 8, "Hints"),
         ],
+        "TargetRef" => &[("kind", 1, ""), ("name", 3, "")],
         "Conditions" => &[("ready", 1, ""), ("serving", 2, ""), ("terminating", 3, "")],
         "Hints" => &[("forZones", 1, "Hint"), ("forNodes", 2, "Hint")],
         "Hint" => &[("name", 1, "")],

@@ -123,7 +123,7 @@ fn check_proxies<F: Family>() {
     let listeners = lease::Listeners { address: places.node, any, internal };
     let table = on_paper::asking(&on_paper::table::<F>(&store));
     let (ruleset, beside) = node(&store, &table, &places, Balancer::Proxies(Proxied::Asking));
-    let with = on_paper::with_elements(ruleset.clone(), lease::begin::<F>(&listeners)).unwrap();
+    let with = on_paper::with_elements(ruleset.clone(), lease::begin::<F>(table_name(), &listeners)).unwrap();
     let (without, with) = (beside(ruleset), beside(with));
     let runs = contract.cases.iter().flat_map(|case| [(6, LINE_PORT), (17, UDP_PORT)].map(|run| (case, run)));
     let (mut n_any, mut n_internal) = (0, 0);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
@@ -48,6 +49,8 @@ pub(crate) struct Endpoint {
     common: Arc<Common>,
     of_pool: Arc<Own>,
     connections: Gauge,
+    /// What each connection begins with.
+    preface: Option<Arc<[u8]>>,
     gone: watch::Sender<bool>,
     /// The last one is taken first, so that those that are not needed become old.
     idle: Mutex<Vec<Idle>>,
@@ -74,11 +77,27 @@ impl Endpoint {
             common,
             of_pool,
             connections: Gauge::default(),
+            preface: None,
             gone: watch::Sender::new(false),
             idle: Mutex::default(),
             shared: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// The same endpoint, for one client alone, whose connections begin with this.
+    pub(super) fn of_client(&self, preface: Arc<[u8]>) -> Self {
+        let new = Self::new(self.address, self.common.clone(), self.of_pool.clone());
+        Self { connections: self.connections.clone(), preface: Some(preface), ..new }
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Whether it is still there, for connections that begin with this.
+    pub(crate) fn begins_with(&self, preface: &Arc<[u8]>) -> bool {
+        self.preface.as_ref() == Some(preface) && !*self.gone.borrow()
     }
 
     /// It is no longer one of the Service's.
@@ -189,9 +208,9 @@ impl Endpoint {
     }
 
     async fn connect(&self) -> Result<EndpointIo, ConnectError> {
-        let limit = self.common.settings.connect_timeout;
+        let limit = self.of_pool.times().connect;
         let (place, _pending) = self.of_pool.take_place(&self.connections).ok_or(ConnectError::Full)?;
-        match tokio::time::timeout(limit, TcpStream::connect(self.address)).await {
+        match tokio::time::timeout(limit, self.open()).await {
             Ok(Ok(stream)) => Ok(EndpointIo::new(stream, self.common.clone(), place)),
             Ok(Err(error)) => {
                 debug!(endpoint = %self.address, %error, "an endpoint can't be reached");
@@ -202,6 +221,14 @@ impl Endpoint {
                 Err(ConnectError::TimedOut)
             }
         }
+    }
+
+    async fn open(&self) -> std::io::Result<TcpStream> {
+        let mut stream = TcpStream::connect(self.address).await?;
+        if let Some(preface) = &self.preface {
+            stream.write_all(preface).await?;
+        }
+        Ok(stream)
     }
 
     /// Has a connection go on until it ends, is of no use, or the time of an endpoint that is gone is over.
@@ -220,14 +247,14 @@ impl Endpoint {
 
     /// Ends when the endpoint is gone, and its time is over.
     pub(crate) fn drained(&self) -> impl Future<Output = ()> + Send + 'static {
-        let (mut gone, drain) = (self.gone.subscribe(), self.common.settings.drain);
+        let (mut gone, of_pool) = (self.gone.subscribe(), self.of_pool.clone());
         async move {
             let is_gone = gone.wait_for(|gone| *gone).await.is_ok();
             if !is_gone {
                 // Nobody tells any more.
                 std::future::pending::<()>().await;
             }
-            tokio::time::sleep(drain).await;
+            tokio::time::sleep(of_pool.times().drain).await;
         }
     }
 }

@@ -13,11 +13,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use balance::{Choice, Draw, Limits, Policy};
+use balance::{Choice, Draw, Limits, Policy, Resilience, Timeouts, WHOLE_SHARE};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
-use http_proxy::{Client, Frontend, NoTurn, Pool, Recorder, Settings, Sockets, Trace, Turn, Upstream};
+use http_proxy::{Client, Frontend, NoTurn, Pool, Recorder, Settings, Sockets, Times, Trace, Turn, Upstream};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -52,8 +52,8 @@ impl Drop for Request1 {
     }
 }
 
-/// [`Endpoints`] as of one moment.
-pub struct Chosen(Arc<Endpoints>);
+/// [`Endpoints`] as of one moment, and what a client's connections begin with.
+pub struct Chosen(Arc<Endpoints>, Option<Arc<[u8]>>);
 
 impl Pool for Chosen {
     type Turn = Request1;
@@ -62,7 +62,8 @@ impl Pool for Chosen {
         let Endpoints { addresses, loads, choice, .. } = &*self.0;
         let draw = Draw { client, random: fastrand::u64(..) };
         let load = |at: usize| loads[at].load(Ordering::Relaxed);
-        let at = choice.pick(draw, load, |at| !avoid.contains(&addresses[at])).ok_or(NoTurn::NoEndpoint)?;
+        let share = |at: usize| if avoid.contains(&addresses[at]) { 0 } else { WHOLE_SHARE };
+        let at = choice.pick(draw, load, share).ok_or(NoTurn::NoEndpoint)?;
         loads[at].fetch_add(1, Ordering::Relaxed);
         Ok(Request1(addresses[at], loads[at].clone()))
     }
@@ -70,28 +71,56 @@ impl Pool for Chosen {
     fn upstream(&self) -> &Upstream {
         &self.0.upstream
     }
+
+    fn preface(&self) -> Option<Arc<[u8]>> {
+        self.1.clone()
+    }
 }
 
 #[derive(Clone, Default)]
-struct Way(Arc<RwLock<Option<Arc<Endpoints>>>>, Arc<RwLock<Option<Traces>>>);
+struct Way {
+    endpoints: Arc<RwLock<Option<Arc<Endpoints>>>>,
+    asked: Arc<RwLock<Asked>>,
+    client: Option<SocketAddr>,
+    traces: Arc<RwLock<Option<Traces>>>,
+}
 
 /// How many of a million traces are recorded, and who hears of them.
 #[derive(Clone)]
 struct Traces(u32, mpsc::UnboundedSender<Trace>);
 
+/// What a Service may ask for.
+#[derive(Clone, Copy, Default)]
+pub struct Asked {
+    pub idle_limit: Option<Duration>,
+    /// Connections to endpoints begin with a line that names the client.
+    pub has_preface: bool,
+}
+
+/// The line.
+pub fn preface(client: SocketAddr) -> String {
+    format!("for {client}\n")
+}
+
 impl Frontend for Way {
     type Pool = Chosen;
 
     fn pool(&self) -> Option<Chosen> {
-        self.0.read().unwrap().clone().map(Chosen)
+        let client = self.client.filter(|_| self.asked.read().unwrap().has_preface);
+        let preface = client.map(|client| preface(client).into_bytes().into());
+        Some(Chosen(self.endpoints.read().unwrap().clone()?, preface))
+    }
+
+    fn idle_limit(&self) -> Option<Duration> {
+        self.asked.read().unwrap().idle_limit
     }
 
     fn sampling(&self) -> Option<u32> {
-        self.1.read().unwrap().as_ref().map(|Traces(per_million, _)| *per_million)
+        self.traces.read().unwrap().as_ref().map(|Traces(per_million, _)| *per_million)
     }
 
     fn recorder(&self) -> Recorder {
-        let Traces(_, sender) = self.1.read().unwrap().clone().unwrap();
+        let Traces(_, sender) = self.traces.read().unwrap().clone().unwrap();
         Box::new(move |trace| drop(sender.send(trace)))
     }
 }
@@ -125,8 +154,12 @@ pub struct Proxy {
 }
 
 pub const SETTINGS: Settings = Settings {
-    connect_timeout: Duration::from_secs(10),
-    drain: Duration::from_hours(1),
+    times: Times {
+        connect: Duration::from_secs(10),
+        idle: None,
+        request: None,
+        drain: Duration::from_hours(1),
+    },
     max_requests: 100_000,
     max_idle: 10_000,
 };
@@ -153,34 +186,46 @@ impl Proxy {
         let pool = Endpoints {
             addresses: endpoints.to_vec(),
             loads: endpoints.iter().map(|_| Arc::default()).collect(),
-            choice: Choice::new(self.policy, endpoints),
+            choice: Choice::new(self.policy, endpoints, &[]),
             upstream: self.upstream.clone(),
         };
-        *self.way.0.write().unwrap() = Some(Arc::new(pool));
+        *self.way.endpoints.write().unwrap() = Some(Arc::new(pool));
         self.upstream.retain(|address| endpoints.contains(&address));
     }
 
     /// How much may go on at a time from now on.
     pub fn limit(&self, limits: Limits) {
-        self.upstream.set_limits(limits);
+        self.upstream.ask(&Resilience { limits, ..Resilience::default() });
+    }
+
+    /// For how long what may take from now on.
+    pub fn time(&self, timeouts: &str) {
+        let timeouts = Timeouts::parse(timeouts).unwrap();
+        self.upstream.ask(&Resilience { timeouts, ..Resilience::default() });
+        self.way.asked.write().unwrap().idle_limit = timeouts.idle_limit();
+    }
+
+    /// Connections of clients that come from now on begin with a line of theirs.
+    pub fn name_clients(&self) {
+        self.way.asked.write().unwrap().has_preface = true;
     }
 
     /// Has requests recorded, so many of a million that are the first of their trace.
     pub fn trace(&self, per_million: u32) -> mpsc::UnboundedReceiver<Trace> {
         let (sender, traces) = mpsc::unbounded_channel();
-        *self.way.1.write().unwrap() = Some(Traces(per_million, sender));
+        *self.way.traces.write().unwrap() = Some(Traces(per_million, sender));
         traces
     }
 
     /// Nobody serves this any more.
     pub fn remove(&self) {
-        *self.way.0.write().unwrap() = None;
+        *self.way.endpoints.write().unwrap() = None;
         self.upstream.retain(|_| false);
     }
 
     /// Requests that endpoints have now.
     pub fn load(&self) -> usize {
-        let pool = self.way.0.read().unwrap().clone().unwrap();
+        let pool = self.way.endpoints.read().unwrap().clone().unwrap();
         pool.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum()
     }
 
@@ -212,7 +257,8 @@ async fn serve(listener: TcpListener, way: Way, ending: watch::Receiver<bool>) {
         let (stream, address) = listener.accept().await.unwrap();
         stream.set_nodelay(true).unwrap();
         let client = Client { address, sent_to: stream.local_addr().unwrap() };
-        carried.spawn(http_proxy::serve(stream, client, way.clone(), ending.clone()));
+        let way = Way { client: Some(address), ..way.clone() };
+        carried.spawn(http_proxy::serve(stream, client, way, ending.clone()));
         while carried.try_join_next().is_some() {}
     }
 }
@@ -320,7 +366,11 @@ pub const BOTH: [Version; 2] = [Version::Http1, Version::Http2];
 
 impl OneConnection {
     pub async fn to(address: SocketAddr, version: Version) -> Self {
-        let io = TokioIo::new(TcpStream::connect(address).await.unwrap());
+        Self::over(TcpStream::connect(address).await.unwrap(), version).await
+    }
+
+    pub async fn over(stream: TcpStream, version: Version) -> Self {
+        let io = TokioIo::new(stream);
         match version {
             Version::Http1 => {
                 let (sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();

@@ -98,7 +98,8 @@ impl Shared {
             open,
             watch: Some(Box::new(move |touches| {
                 let of_rules = touches.clone();
-                spawn_watch(move || nftables::watch(nft::Family::from(F::FAMILY), &of_rules));
+                let table = backend_nftables::table_name();
+                spawn_watch(move || nftables::watch(&table, F::FAMILY.into(), &of_rules));
                 spawn_watch(move || watch(&watched, period, &touches));
             })),
             flows: Some(Self::flows(datagrams, &metrics)),

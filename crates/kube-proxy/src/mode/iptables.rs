@@ -5,15 +5,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::mode::{Touch, Touches};
+use ::mode::{OpenTarget, Touch, Touches, Watch};
 use agent::{FamilyMode, ServedFamily, Settings};
 use anyhow::Context as _;
 use backend_iptables::{CANARY, IptablesPlanner, IptablesTarget, presence};
+use backend_nftables::{Backend, NftablesTarget, workers_table_name};
+use backend_userspace::{Beside, BesideError, BesideTarget};
 use kernel::iptables::{Programs, Tables, wait_for_loss};
 use metrics::{IptablesMetrics, Metrics};
 use model::{Family, IpFamily, V4, V6};
 use tracing::info;
 
+use super::nftables;
+use super::userspace::Proxying;
 use crate::takeover::{Leftovers, TakeOvers};
 use crate::watching::spawn_watch;
 
@@ -26,6 +30,7 @@ pub(super) async fn serve(
     settings: &Settings,
     families: Vec<IpFamily>,
     metrics: &Metrics,
+    proxying: &Proxying,
 ) -> anyhow::Result<Vec<ServedFamily>> {
     // Programs are run, which may take long where somebody else holds their lock.
     let find = tokio::task::spawn_blocking(move || working_programs(&families));
@@ -33,17 +38,50 @@ pub(super) async fn serve(
     let observer = IptablesMetrics::register(metrics);
     let served: Vec<IpFamily> = programs.iter().map(|(family, _)| *family).collect();
     // Of both families: nobody looks after them any more, whether or not there are programs for the family.
-    let take_overs = TakeOvers::new(config, Leftovers::OtherThanIptables, &served);
+    let has_workers = !matches!(proxying, Proxying::Nobody);
+    let take_overs = TakeOvers::new(config, Leftovers::OtherThanIptables { has_workers }, &served);
     let shared = Shared { drop_invalid: !tracks_liberally(), period: settings.sync_period };
     let family = |(family, programs): (IpFamily, Programs)| {
         let observer = observer(family);
         match family {
-            IpFamily::V4 => ServedFamily::new(shared.served::<V4>(programs, observer, &take_overs)),
-            IpFamily::V6 => ServedFamily::new(shared.served::<V6>(programs, observer, &take_overs)),
+            IpFamily::V4 => beside(proxying, shared.served::<V4>(programs, observer, &take_overs)),
+            IpFamily::V6 => beside(proxying, shared.served::<V6>(programs, observer, &take_overs)),
         }
     };
     Ok(programs.into_iter().map(family).collect())
 }
+
+/// A family that is served by rules of iptables, and where workers are to be by a table of nftables that hands flows to them.
+fn beside<F: Family>(proxying: &Proxying, mode: FamilyMode<F, IptablesPlanner<F>>) -> ServedFamily {
+    if matches!(proxying, Proxying::Nobody) {
+        return ServedFamily::new(mode);
+    }
+    let FamilyMode { planner, open, meter, watch, flows, take_over, observer, family } = mode;
+    let with_workers = |open: OpenTarget<IptablesTarget>| -> OpenTarget<WithWorkers> {
+        Arc::new(move || {
+            let workers = nftables::open::<F>().map_err(BesideError::Handing)?.beside_other_rules();
+            Ok(BesideTarget::new(open().map_err(BesideError::Choosing)?, workers))
+        })
+    };
+    proxying.beside(FamilyMode {
+        planner: Beside::new(planner, Backend::new(backend_nftables::Config::default())),
+        open: with_workers(open),
+        meter: meter.map(with_workers),
+        watch: watch.map(|watch| -> Watch {
+            Box::new(move |touches| {
+                let of_workers = touches.clone();
+                spawn_watch(move || nftables::watch(&workers_table_name(), F::FAMILY.into(), &of_workers));
+                watch(touches);
+            })
+        }),
+        flows,
+        take_over,
+        observer,
+        family,
+    })
+}
+
+type WithWorkers = BesideTarget<IptablesTarget, NftablesTarget>;
 
 /// The programs of each family whose programs work.
 fn working_programs(families: &[IpFamily]) -> anyhow::Result<Vec<(IpFamily, Programs)>> {

@@ -106,7 +106,9 @@ impl Shared {
             meter: Some(Arc::new(move || open(of_meter.clone()))),
             watch: Some(Box::new(move |touches| {
                 let of_rules = touches.clone();
-                spawn_watch(move || nftables::watch(F::FAMILY.into(), &of_rules));
+                spawn_watch(move || {
+                    nftables::watch(&backend_nftables::table_name(), F::FAMILY.into(), &of_rules);
+                });
                 spawn_watch(move || watch::<F>(&watched, period, &touches));
             })),
             flows: Some(Arc::new(|| Ok(Box::new(kernel::FlowsAndOwnSockets::open()?)))),

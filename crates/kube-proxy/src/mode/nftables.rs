@@ -8,7 +8,7 @@ use agent::{FamilyMode, ServedFamily, with_causes};
 use backend_nftables::{Backend, Config, NftablesTarget, trial};
 use host::Root;
 use metrics::{Metrics, NftablesMetrics};
-use model::{Balancer, Family, IpFamily, V4, V6};
+use model::{Balancer, Family, IpFamily, Proxied, V4, V6};
 use netlink::NetlinkError;
 use nft::Kernel as _;
 use tracing::{debug, warn};
@@ -39,7 +39,9 @@ fn served<F: Family>(observer: NftablesMetrics, take_overs: &TakeOvers) -> Famil
         planner: Backend::new(Config::default()),
         meter: Some(open.clone()),
         open,
-        watch: Some(Box::new(move |touches| spawn_watch(move || watch(F::FAMILY.into(), &touches)))),
+        watch: Some(Box::new(move |touches| {
+            spawn_watch(move || watch(&backend_nftables::table_name(), F::FAMILY.into(), &touches));
+        })),
         flows: Some(Arc::new(|| Ok(Box::new(kernel::FlowsAndOwnSockets::open()?)))),
         take_over: Some(take_overs.of(F::FAMILY)),
         observer: Box::new(observer),
@@ -54,9 +56,9 @@ pub(super) fn open<F: Family>() -> Result<NftablesTarget, NetlinkError> {
 }
 
 /// Passes on what others do to a family's table, for as long as somebody wants to know.
-pub(super) fn watch(own: nft::Family, touches: &Touches) {
+pub(super) fn watch(table: &nft::Name, own: nft::Family, touches: &Touches) {
     loop {
-        let failed = match kernel::TableWatch::open(backend_nftables::table_name()) {
+        let failed = match kernel::TableWatch::open(table.clone()) {
             Ok(mut watch) => loop {
                 match watch.wait() {
                     Ok(kernel::ForeignChange { family, what }) => {
@@ -110,6 +112,13 @@ pub(super) fn tell_if_untested() {
     }
 }
 
+/// Why this kernel can't have the table that hands flows to workers beside rules of others, if so.
+pub(super) fn no_workers() -> Option<String> {
+    let balancer = Balancer::OtherRules(Proxied::All);
+    let refused = try_rules::<V4>(&balancer).or_else(|| try_rules::<V6>(&balancer))?;
+    Some(format!("the kernel refuses the table of nf_tables that this takes: {}", with_causes(&refused)))
+}
+
 /// What the kernel refuses of the rules of a family; `None` also if that can't be told: then the start tells.
 fn try_rules<F: Family>(balancer: &Balancer) -> Option<NetlinkError> {
     let mut kernel = kernel::Nftables::open().ok()?;
@@ -133,7 +142,6 @@ mod tests {
     use lab::Namespace;
 
     use super::*;
-    use model::Proxied;
 
     #[test]
     fn kernels_before_5_10_are_tried() {
@@ -150,9 +158,13 @@ mod tests {
     fn a_trial_passes_here_and_leaves_nothing() {
         let host = Namespace::new("host").unwrap();
         let ipvs = |proxied| Balancer::Ipvs { node_addresses: Vec::new(), proxied };
-        for balancer in
-            [Balancer::Rules, Balancer::Proxies(Proxied::All), ipvs(None), ipvs(Some(Proxied::Asking))]
-        {
+        for balancer in [
+            Balancer::Rules,
+            Balancer::Proxies(Proxied::All),
+            Balancer::OtherRules(Proxied::All),
+            ipvs(None),
+            ipvs(Some(Proxied::Asking)),
+        ] {
             let answer = |tx| host.run(|| kernel::Nftables::open()?.apply(&tx));
             let answers =
                 [answer(trial::trial::<V4>(balancer.clone())), answer(trial::trial::<V6>(balancer))];

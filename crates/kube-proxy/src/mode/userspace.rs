@@ -30,7 +30,7 @@ use tracing::{debug, error, warn};
 use self::process::Process;
 use self::site::KernelSite;
 use self::told::Told;
-use super::Endings;
+use super::{Endings, nftables};
 use crate::limits::Limits;
 use crate::platform;
 
@@ -61,8 +61,13 @@ impl Proxying {
     pub(super) fn new(config: &Config, metrics: &Metrics, limits: &Limits) -> Self {
         match config.mode {
             Mode::Userspace => Self::All(Workers::new(config, metrics, limits)),
-            _ if config.service_proxying.is_some() => Self::Asking(Workers::new(config, metrics, limits)),
-            _ => Self::Nobody,
+            _ if config.service_proxying.is_none() => Self::Nobody,
+            Mode::IpTables if let Some(why) = nftables::no_workers() => {
+                warn!(reason = why, "Services that ask for workers are served by iptables' rules");
+                limits.note("workers", Some(why));
+                Self::Nobody
+            }
+            _ => Self::Asking(Workers::new(config, metrics, limits)),
         }
     }
 
@@ -86,12 +91,15 @@ impl Proxying {
 
 fn settings(config: &Config) -> Settings {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let timeouts = config.worker_timeouts;
     let forgotten = [config.conntrack.udp_timeout, config.conntrack.udp_stream_timeout];
     let forgotten = forgotten.into_iter().flatten().filter(|timeout| !timeout.is_zero()).min();
     Settings {
-        connect_timeout_ms: millis(CONNECT_TIMEOUT),
+        connect_timeout_ms: millis(timeouts.connect.unwrap_or(CONNECT_TIMEOUT)),
         udp_idle_ms: millis(forgotten.map_or(UDP_IDLE, |timeout| (timeout * 2 / 3).min(UDP_IDLE))),
-        drain_ms: millis(DRAIN),
+        drain_ms: millis(timeouts.drain.unwrap_or(DRAIN)),
+        idle_ms: timeouts.idle_limit().map(millis),
+        request_ms: timeouts.request_limit().map(millis),
         linger_ms: u64::from(LEASE_SECS) * 2000,
         policy: config.userspace_policy,
         max_flows: None,
@@ -116,6 +124,8 @@ pub(super) struct Workers {
     metrics: Box<dyn Fn(IpFamily) -> WorkerMetrics + Send>,
     requests: RequestMetrics,
     traces: Option<otlp::Spans>,
+    /// Where rules hand flows over.
+    table: nft::Name,
     families: RefCell<Vec<ShutDown>>,
 }
 
@@ -134,6 +144,10 @@ impl Workers {
                 &ANSWER_BOUNDS_MS,
             ),
             traces: told::begin_traces(config, metrics),
+            table: match config.mode {
+                Mode::IpTables => backend_nftables::workers_table_name(),
+                _ => backend_nftables::table_name(),
+            },
             families: RefCell::default(),
         }
     }
@@ -176,7 +190,7 @@ impl Workers {
 
     fn supervisor<F: Family>(&self, is_for_all: bool, told: Told<Outages>) -> SharedSupervisor<F> {
         let outages = told.outages.clone();
-        let site = KernelSite::new(self.settings.clone(), self.verbosity, told);
+        let site = KernelSite::new(self.table.clone(), (self.settings.clone(), self.verbosity), told);
         let supervisor = Supervisor::new(site);
         let supervisor = Arc::new(Mutex::new(if is_for_all { supervisor } else { supervisor.lazy() }));
         look_after(Arc::downgrade(&supervisor), (outages, self.limits.clone()), (self.metrics)(F::FAMILY));

@@ -25,7 +25,7 @@ mod userspace {
 
 /// Every other Service asks for workers: these have its flows, and no others.
 mod asking {
-    use testkit::cluster::ProxyMode;
+    use testkit::cluster::{Flavour, ProxyMode};
 
     #[test]
     fn nftables() {
@@ -35,6 +35,16 @@ mod asking {
     #[test]
     fn ebpf() {
         super::every_line_holds_where_some_services_ask_for_workers(ProxyMode::Ebpf);
+    }
+
+    #[test]
+    fn iptables_nft() {
+        super::every_line_holds_where_some_services_ask_for_workers(ProxyMode::Iptables(Flavour::Nft));
+    }
+
+    #[test]
+    fn iptables_legacy() {
+        super::every_line_holds_where_some_services_ask_for_workers(ProxyMode::Iptables(Flavour::Legacy));
     }
 
     #[test]

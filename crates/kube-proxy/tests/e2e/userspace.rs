@@ -1,6 +1,7 @@
 //! Mode userspace: workers, and what becomes of flows when workers or their agent are gone.
 
 mod asking;
+mod carriage;
 mod resilience;
 mod tracing;
 
@@ -9,6 +10,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
+use apiserver::Kind;
 use fakes::objects::{self, Endpoint, Port};
 use lab::Host;
 use lab::client::{Load, LoadGenerator, Reply, Transport, ask_once, udp_from};
@@ -16,11 +18,12 @@ use lab::proxy::{Proxy, wait_until};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use testkit::cluster::{Cluster, KEEP_PORT, LINE_PORT, NODE, ProxyMode, UDP_PORT};
+use serde_json::Value;
+use testkit::cluster::{Cluster, Flavour, KEEP_PORT, LINE_PORT, NODE, ProxyMode, UDP_PORT};
 
 use crate::support::{
     PATIENCE, REQUEST, WEB_PORTS, WEB_V4, WEB_V6, apply_endpoints, apply_web, check_listable, check_load,
-    cluster_in, ip, start,
+    clean_up, cluster_in, ip, listing, program, start, told,
 };
 
 fn cluster(pods: usize, node2_pods: usize) -> Cluster {
@@ -62,7 +65,12 @@ fn workers(proxy: &Proxy) -> Vec<i32> {
         std::fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default().into_bytes()
     });
     let children = String::from_utf8(children.collect()).unwrap();
-    children.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+    // In mode iptables it runs other programs now and then.
+    let is_worker = |pid: &i32| {
+        let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        arguments.split(|byte| *byte == 0).any(|argument| argument == b"proxy-worker")
+    };
+    children.split_whitespace().map(|pid| pid.parse().unwrap()).filter(is_worker).collect()
 }
 
 /// Kills them, and waits until they are dead: until then they can accept a connection, which ends with them.
@@ -122,6 +130,25 @@ fn an_endpoint_that_refuses_is_passed_over_and_the_client_notices_nothing() {
             (0..12).map(|_| ask(cluster.lab.outside(), Transport::Tcp, web(v6)).name).collect();
         assert_eq!(met.len(), 2);
     }
+}
+
+/// Kills an agent with its workers, which it can't start again in between.
+fn kill_with_workers(proxy: &mut Proxy) {
+    let workers = workers(proxy);
+    kill(Pid::from_raw(i32::try_from(proxy.pid()).unwrap()), Signal::SIGSTOP).unwrap();
+    kill_all(&workers);
+    proxy.kill().unwrap();
+}
+
+/// Waits until Events tell of objects that can't be used as they are, each in such words.
+#[track_caller]
+fn wait_for_notes(cluster: &Cluster, notes: &[&str]) {
+    let events = || cluster.api.list(Kind::Event);
+    let says = |event: &Value, what: &str| {
+        event["reason"] == "InvalidObject" && event["note"].as_str().is_some_and(|note| note.contains(what))
+    };
+    let is_told = |what: &&str| events().iter().any(|event| says(event, what));
+    assert!(wait_until(PATIENCE, || notes.iter().all(is_told)), "{:?}", events());
 }
 
 /// A pod that answers each request of HTTP with its number.
@@ -332,11 +359,24 @@ fn a_udp_client_of_two_services_is_answered_by_each() {
     assert_eq!(ask(one).name, names[0]);
 }
 
-/// In mode nftables a Service goes through a worker for as long as it asks for it, and no other does; no connection fails when that
-/// changes.
+/// A Service goes through a worker for as long as it asks for it, and no other does; no connection fails when that changes.
 #[test]
 fn a_service_goes_through_a_worker_for_as_long_as_it_asks() {
-    let cluster = cluster_in(ProxyMode::Nftables, 3, 1).proxying();
+    check_that_asks(ProxyMode::Nftables);
+}
+
+#[test]
+fn a_service_goes_through_a_worker_for_as_long_as_it_asks_beside_iptables_nft() {
+    check_that_asks(ProxyMode::Iptables(Flavour::Nft));
+}
+
+#[test]
+fn a_service_goes_through_a_worker_for_as_long_as_it_asks_beside_iptables_legacy() {
+    check_that_asks(ProxyMode::Iptables(Flavour::Legacy));
+}
+
+fn check_that_asks(mode: ProxyMode) {
+    let cluster = cluster_in(mode, 3, 1).proxying();
     apply_web(&cluster);
     let port = Port { name: "line", protocol: "TCP", port: 80, target: LINE_PORT, node_port: None };
     let plain = ip("10.96.0.40");
@@ -363,8 +403,85 @@ fn a_service_goes_through_a_worker_for_as_long_as_it_asks() {
         wait_for_capture(&cluster, false);
     }
     check_load(generators, 0, || proxy.log().join("\n"));
-    check_listable(&cluster);
+    listing(&cluster);
 }
+
+/// Tables of nftables that are ours, or mode iptables' beside its rules.
+fn has_table(cluster: &Cluster, name: &str) -> bool {
+    let tables = cluster.lab.node().exec("nft", &["list", "tables"]).unwrap();
+    ["ip", "ip6"].iter().any(|family| tables.lines().any(|line| line == format!("table {family} {name}")))
+}
+
+const WORKERS_TABLE: &str = "kube-proxy-workers";
+
+#[track_caller]
+fn wait_until_without_table(cluster: &Cluster, proxy: &Proxy) {
+    let is_gone = || !has_table(cluster, WORKERS_TABLE);
+    assert!(wait_until(PATIENCE, is_gone), "{}", proxy.log().join("\n"));
+}
+
+fn apply_asking_web(cluster: &Cluster) {
+    apply_web(cluster);
+    let web = objects::service("web", &[ip(WEB_V4), ip(WEB_V6)], &WEB_PORTS);
+    cluster.apply(objects::proxied(web, "random")).unwrap();
+}
+
+/// Beside iptables' rules a table of nftables hands flows over: it lists cleanly, is made anew if somebody deletes it, and goes with the
+/// mode, without a connection that fails.
+#[test]
+fn the_table_beside_iptables_is_repaired_and_goes_with_the_mode() {
+    let cluster = cluster_in(ProxyMode::Iptables(Flavour::Nft), 3, 1).proxying();
+    apply_asking_web(&cluster);
+    let mut proxy = start(&cluster);
+    wait_for_capture(&cluster, true);
+    assert!(has_table(&cluster, WORKERS_TABLE) && !has_table(&cluster, "kube-proxy"));
+    let nft = |arguments: &[&str]| cluster.lab.node().exec("nft", arguments).unwrap();
+    nft(&["-j", "list", "table", "ip6", WORKERS_TABLE]);
+    nft(&["delete", "table", "ip", WORKERS_TABLE]);
+    wait_for_capture(&cluster, true);
+    let checked = told(cluster.lab.node(), &["check"]);
+    assert!(!checked.contains("default/web"), "{checked}");
+    let load = |transport, v6| Load { target: web(v6), transport, rate: 50, timeout: REQUEST };
+    let generators = [
+        LoadGenerator::start(cluster.lab.outside(), load(Transport::Tcp, false)).unwrap(),
+        LoadGenerator::start(cluster.lab.pod(0), load(Transport::Tcp, true)).unwrap(),
+    ];
+    proxy.terminate(PATIENCE).unwrap();
+    let cluster = cluster.in_mode(ProxyMode::Nftables).unwrap();
+    proxy = start(&cluster);
+    wait_for_capture(&cluster, true);
+    wait_until_without_table(&cluster, &proxy);
+    proxy.terminate(PATIENCE).unwrap();
+    let cluster = cluster.in_mode(ProxyMode::Iptables(Flavour::Legacy)).unwrap();
+    proxy = start(&cluster);
+    wait_for_capture(&cluster, true);
+    let is_alone = || has_table(&cluster, WORKERS_TABLE) && !has_table(&cluster, "kube-proxy");
+    assert!(wait_until(PATIENCE, is_alone), "{}", proxy.log().join("\n"));
+    check_load(generators, 0, || proxy.log().join("\n"));
+    proxy.terminate(PATIENCE).unwrap();
+    clean_up(&cluster, &[]);
+    assert!(!has_table(&cluster, WORKERS_TABLE));
+}
+
+/// What is killed leaves a table that does nothing any more, and iptables' rules go on; it is removed where nobody may ask.
+#[test]
+fn iptables_goes_on_alone_when_everything_is_killed() {
+    let cluster = cluster_in(ProxyMode::Iptables(Flavour::Legacy), 3, 1).proxying();
+    apply_asking_web(&cluster);
+    let mut proxy = start(&cluster);
+    wait_for_capture(&cluster, true);
+    kill_with_workers(&mut proxy);
+    wait_for_capture(&cluster, false);
+    assert!(has_table(&cluster, WORKERS_TABLE));
+    let arguments = cluster.arguments();
+    let arguments: Vec<&str> =
+        arguments.iter().map(|argument| &**argument).filter(|argument| *argument != ASK).collect();
+    let proxy = Proxy::start(cluster.lab.node(), program(), &arguments).unwrap();
+    wait_until_without_table(&cluster, &proxy);
+    wait_for_capture(&cluster, false);
+}
+
+const ASK: &str = "--service-proxying-annotated";
 
 /// From mode nftables and back: the table stays, and flows are handed over or not.
 #[test]
@@ -398,10 +515,7 @@ fn the_rules_go_on_alone_when_everything_is_killed() {
     apply_web(&cluster);
     let mut proxy = start(&cluster);
     wait_for_capture(&cluster, true);
-    let workers = workers(&proxy);
-    kill(Pid::from_raw(i32::try_from(proxy.pid()).unwrap()), Signal::SIGSTOP).unwrap();
-    kill_all(&workers);
-    proxy.kill().unwrap();
+    kill_with_workers(&mut proxy);
     wait_for_capture(&cluster, false);
     check_listable(&cluster);
 }

@@ -5,8 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use balance::{Called, Weights};
+
 use super::ThisNode;
-use crate::{Conditions, Destination, EndpointNode, EndpointSlice, Family, Hints, Name, ServicePort};
+use crate::{
+    Conditions, Destination, EndpointNode, EndpointSlice, EndpointWeights, Family, Hints, Name, ServicePort,
+};
 
 /// One endpoint of a Service port, with what decides about its use.
 pub(super) struct Candidate<'a> {
@@ -14,6 +18,10 @@ pub(super) struct Candidate<'a> {
     pub(super) node: EndpointNode,
     pub(super) hints: Option<&'a Hints>,
     slice: &'a Name,
+    node_name: Option<&'a Name>,
+    zone: Option<&'a Name>,
+    /// What its slice says.
+    weight: Option<u32>,
 }
 
 /// The endpoints of one Service port, each address and port once.
@@ -34,7 +42,7 @@ pub(super) fn gather<'a, F: Family>(
         let ports = slice.ports.iter();
         for serving in ports.filter(|serving| serving.name == port.name && serving.protocol == port.protocol)
         {
-            for endpoint in endpoints {
+            for (at, endpoint) in endpoints.iter().enumerate() {
                 let candidate = Candidate {
                     conditions: endpoint.conditions,
                     node: endpoint
@@ -43,6 +51,9 @@ pub(super) fn gather<'a, F: Family>(
                         .map_or(EndpointNode::Unknown, |name| EndpointNode::this_if(*name == node.name)),
                     hints: endpoint.hints.as_deref(),
                     slice: &slice.name.name,
+                    node_name: endpoint.node.as_ref(),
+                    zone: slice.details.as_ref().and_then(|details| details.zone(at)),
+                    weight: slice.details.as_ref().and_then(|details| details.weight(at)),
                 };
                 let key = (endpoint.address, serving.port);
                 if found.get(&key).is_none_or(|known| candidate.rank() < known.rank()) {
@@ -69,6 +80,25 @@ impl Candidate<'_> {
     fn rank(&self) -> (bool, bool, bool, &Name) {
         (self.conditions.terminating, !self.conditions.ready, !self.conditions.serving, self.slice)
     }
+}
+
+/// The weights of endpoints of which something is said, by their slices or else by their Service.
+pub(super) fn weights<F: Family>(
+    candidates: &Candidates<'_, F>,
+    of_service: Option<&Weights>,
+) -> EndpointWeights<F> {
+    let weight = |((address, port), candidate): (&(F::Addr, u16), &Candidate<'_>)| {
+        let (node, zone) = (candidate.node_name, candidate.zone);
+        let called = Called {
+            address: (*address).into(),
+            pod: None,
+            node: node.map(Name::as_str),
+            zone: zone.map(Name::as_str),
+        };
+        let weight = candidate.weight.or_else(|| of_service?.of(called))?;
+        Some(((*address, *port), weight))
+    };
+    candidates.iter().filter_map(weight).collect()
 }
 
 /// All endpoints, in whatever condition.

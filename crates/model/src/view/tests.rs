@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use super::*;
 use crate::{
     AppProtocol, Change, Conditions, Endpoint, EndpointNode, EndpointSlice, Hints, Object, ObjectName,
-    SliceEndpoints, SlicePort, Store, Touched, V4, V6,
+    SliceDetails, SliceEndpoints, SlicePort, Store, Touched, V4, V6,
 };
 
 fn service(cluster_ips: &[&str], ports: &[(&str, Protocol, u16, Option<u16>)]) -> Service {
@@ -47,6 +47,7 @@ fn slice(
         } else {
             SliceEndpoints::V4(family_endpoints(endpoints))
         },
+        details: None,
         trigger_time: None,
     }
 }
@@ -360,6 +361,37 @@ fn hinted(last: u8, zones: &[&str], nodes: &[&str]) -> Endpoint<V4> {
         hints: (!zones.is_empty() || !nodes.is_empty())
             .then(|| Box::new(Hints { zones: names(zones), nodes: names(nodes) })),
     }
+}
+
+/// What a slice says counts before what the Service says; of the others nothing is known.
+#[test]
+fn weights_are_those_of_slices_and_of_the_service() {
+    let slice = |name: &str, endpoints: [(u8, &str); 2], weights| {
+        let zones = endpoints.map(|(_, zone)| Some(zone.into()));
+        let endpoints: Vec<Endpoint<V4>> = endpoints.map(|(last, _)| hinted(last, &[], &[])).into();
+        EndpointSlice {
+            name: ObjectName::new("shop", name),
+            endpoints: SliceEndpoints::V4(endpoints.into()),
+            details: SliceDetails::new(zones, weights),
+            ..tcp_slice(&[])
+        }
+    };
+    let slices = vec![
+        slice("one", [(1, "a"), (2, "a")], Some(vec![Some(7), None])),
+        slice("two", [(3, "a"), (4, "b")], None),
+    ];
+    let weights = |text: &str| {
+        let asked = (!text.is_empty()).then(|| Arc::new(balance::Weights::parse(text).unwrap()));
+        let service =
+            Service { weights: asked, ..service(&["10.96.0.10"], &[("", Protocol::Tcp, 80, None)]) };
+        let entry = ServiceEntry { service: Some(service.into()), slices: slices.clone() };
+        let frontends = frontends::<V4>(&this_node(), &entry);
+        let weights = frontends[0].weights.as_deref().cloned().unwrap_or_default();
+        weights.into_iter().map(|((address, _), weight)| (address.octets()[3], weight)).collect::<Vec<_>>()
+    };
+    assert_eq!(weights(""), [(1, 7)]);
+    assert_eq!(weights("zone:a=3"), [(1, 7), (2, 3), (3, 3)]);
+    assert_eq!(weights("10.244.0.4=0,other=2"), [(1, 7), (2, 2), (3, 2), (4, 0)]);
 }
 
 #[track_caller]

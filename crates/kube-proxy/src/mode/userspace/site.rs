@@ -10,7 +10,7 @@ use backend_userspace::{Outages, Site};
 use conntrack::{Conntrack as _, Filter};
 use model::Family;
 use netlink::NetlinkError;
-use nft::{Kernel as _, Transaction};
+use nft::{Kernel as _, Name, Transaction};
 use nix::net::if_::InterfaceFlags;
 use proxy::frame::Settings;
 use proxy::{Listeners, Pair};
@@ -22,6 +22,8 @@ use crate::platform;
 
 /// This host, in one family.
 pub(super) struct KernelSite<F> {
+    /// Where the lease is.
+    table: Name,
     settings: Settings,
     verbosity: u32,
     /// What workers tell.
@@ -38,8 +40,8 @@ pub(super) struct Place {
 }
 
 impl<F: Family> KernelSite<F> {
-    pub(super) fn new(settings: Settings, verbosity: u32, told: Told<Outages>) -> Self {
-        Self { settings, verbosity, told, kernel: None, family: PhantomData }
+    pub(super) fn new(table: Name, (settings, verbosity): (Settings, u32), told: Told<Outages>) -> Self {
+        Self { table, settings, verbosity, told, kernel: None, family: PhantomData }
     }
 
     fn apply(&mut self, transaction: &Transaction) -> Result<(), NetlinkError> {
@@ -82,15 +84,18 @@ impl<F: Family> Site for KernelSite<F> {
 
     fn renew(&mut self, listeners: &Place) -> Result<(), String> {
         const ENOENT: i32 = 2;
-        let renewed = match self.apply(&lease::renew::<F>(&listeners.lease)) {
-            Err(error) if error.refusal() == Some(ENOENT) => self.apply(&lease::begin::<F>(&listeners.lease)),
+        let table = self.table.clone();
+        let renewed = match self.apply(&lease::renew::<F>(table.clone(), &listeners.lease)) {
+            Err(error) if error.refusal() == Some(ENOENT) => {
+                self.apply(&lease::begin::<F>(table, &listeners.lease))
+            }
             other => other,
         };
         renewed.map_err(|error| format!("the lease is refused: {}", with_causes(&error)))
     }
 
     fn end(&mut self) {
-        if let Err(error) = self.apply(&lease::end::<F>()) {
+        if let Err(error) = self.apply(&lease::end::<F>(self.table.clone())) {
             // It is over already, or will be soon.
             debug!(err = with_causes(&error), "the lease is not ended");
         }

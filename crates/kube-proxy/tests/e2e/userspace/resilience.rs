@@ -13,7 +13,7 @@ use lab::proxy::{Proxy, wait_until};
 use serde_json::{Value, json};
 use testkit::cluster::Cluster;
 
-use super::{HTTP_PORT, cluster, read_head, wait_for_capture};
+use super::{HTTP_PORT, cluster, read_head, wait_for_capture, wait_for_notes};
 use crate::status::wait_for_answer;
 use crate::support::{PATIENCE, apply_web, ip, program, start, told};
 
@@ -179,17 +179,5 @@ fn what_a_service_asks_for_and_nobody_understands_has_an_event() {
     let _proxy = start(&cluster);
     wait_for_capture(&cluster, true);
     assert_eq!(met(&cluster), pods(&[0, 1]));
-    let told = |what: &str| {
-        let events = cluster.api.list(Kind::Event);
-        events.iter().any(|event| {
-            event["reason"] == "InvalidObject"
-                && event["note"].as_str().is_some_and(|note| note.contains(what))
-        })
-    };
-    let notes = ["connections is \"many\", not a number", "\"icmp\" is no check"];
-    assert!(
-        wait_until(PATIENCE, || notes.iter().all(|note| told(note))),
-        "{:?}",
-        cluster.api.list(Kind::Event)
-    );
+    wait_for_notes(&cluster, &["connections is \"many\", not a number", "\"icmp\" is no check"]);
 }
