@@ -1,10 +1,11 @@
 //! The packet contract with real packets: every line of [`Contract`] in both families, over TCP and UDP. The proxy is asked for
 //! each as well (`explain packet`), and has to say what becomes of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
 
-use fakes::contract::{AddressKind, Answer, Case, Client, Contract, target};
+use fakes::contract::{Answer, Case, Client, Contract, Situation, target};
 use fakes::objects;
 use lab::Host;
 use lab::client::{ConnectFailure, FailureClass, Reply, Transport, ask_once};
@@ -76,17 +77,9 @@ fn check_contract_of(cluster: &Cluster, asks: fn(usize) -> bool, wait: impl Fn()
     let mode = cluster.mode();
     let is_proxied = |case: &Case| mode == ProxyMode::Userspace || asks(case.n);
     let Contract { situations, cases } = Contract::read();
-    let addresses = |host: &Host| [ip(host, false), ip(host, true)];
-    let (local, remote) = (addresses(cluster.lab.pod(0)), addresses(cluster.lab.node2_pod(0)));
-    for (n, situation) in situations.iter().enumerate() {
-        for object in situation.objects(n, local, remote) {
-            let is_asking = object["kind"] == "Service" && asks(n);
-            let object = if is_asking { objects::proxied(object, "random") } else { object };
-            cluster.apply(object).unwrap();
-        }
-    }
+    let endpoints = apply_all(cluster, &situations, asks);
     assert!(cases.len() * 2 >= 120, "{} cases in two families", cases.len());
-    wait_for_all(cluster, situations.len());
+    wait_for_all(cluster, &endpoints);
     wait();
     // Drops take their time-out, so clients work side by side.
     let failures = std::thread::scope(|scope| {
@@ -106,6 +99,27 @@ fn check_contract_of(cluster: &Cluster, asks: fn(usize) -> bool, wait: impl Fn()
     });
     assert!(failures.is_empty(), "{} of {} runs:\n{}", failures.len(), cases.len() * 4, failures.join("\n"));
     listing(cluster);
+}
+
+/// Creates the Services and their slices; gives the number of endpoints of each, by name.
+fn apply_all(
+    cluster: &Cluster,
+    situations: &[Situation],
+    asks: fn(usize) -> bool,
+) -> BTreeMap<String, usize> {
+    let addresses = |host: &Host| [ip(host, false), ip(host, true)];
+    let (local, remote) = (addresses(cluster.lab.pod(0)), addresses(cluster.lab.node2_pod(0)));
+    let mut endpoints: BTreeMap<String, usize> = BTreeMap::new();
+    for (n, situation) in situations.iter().enumerate() {
+        for object in situation.objects(n, local, remote) {
+            let count = object["endpoints"].as_array().map_or(0, Vec::len);
+            *endpoints.entry(format!("s-{n}")).or_default() += count;
+            let is_asking = object["kind"] == "Service" && asks(n);
+            let object = if is_asking { objects::proxied(object, "random") } else { object };
+            cluster.apply(object).unwrap();
+        }
+    }
+    endpoints
 }
 
 fn ip(host: &Host, v6: bool) -> IpAddr {
@@ -153,9 +167,7 @@ fn explain(mode: ProxyMode, is_proxied: bool, case: &Case, cluster: &Cluster) ->
     let failures = runs.filter_map(|(v6, (protocol, port))| {
         let (source, to) = (ip(client, v6), target(case.address, case.n, v6, ip(lab.node(), v6)));
         let query = format!("source={source}&destination={to}&protocol={protocol}&from={from}");
-        let metrics = SocketAddr::from(([127, 0, 0, 1], 10249));
-        let body =
-            wait_for_answer(lab.node(), metrics, &format!("/api/v1/packet?{query}"), 200, PATIENCE).body;
+        let body = asked(cluster, &format!("/api/v1/packet?{query}"));
         let report: serde_json::Value = serde_json::from_str(&body).unwrap();
         let wanted = match (mode, case.answer) {
             // Rules lead it to a worker of this node.
@@ -174,6 +186,16 @@ fn explain(mode: ProxyMode, is_proxied: bool, case: &Case, cluster: &Cluster) ->
         (found != wanted || !named).then(|| format!("{case:?} {to} {protocol}: explained as {body}"))
     });
     failures.collect()
+}
+
+/// What the proxy's API answers. It reads rules for one question at a time, in mode iptables by programs that a slow machine takes long
+/// to start, so questions of many threads at once would wait for each other for longer than a client does.
+#[track_caller]
+fn asked(cluster: &Cluster, path: &str) -> String {
+    static ASKING: Mutex<()> = Mutex::new(());
+    let _turn = ASKING.lock().unwrap_or_else(PoisonError::into_inner);
+    let metrics = SocketAddr::from(([127, 0, 0, 1], 10249));
+    wait_for_answer(cluster.lab.node(), metrics, path, 200, PATIENCE).body
 }
 
 fn ending(ending: &serde_json::Value) -> String {
@@ -258,18 +280,25 @@ fn is_not_permitted(failure: &ConnectFailure) -> bool {
     matches!(failure, ConnectFailure::Other(error) if error.raw_os_error() == Some(1))
 }
 
-/// All Services and slices are in the kernel: the last one created is.
+/// All Services are in force, with all of their endpoints.
 #[track_caller]
-fn wait_for_all(cluster: &Cluster, n_services: usize) {
-    let last = |v6| {
-        let any = IpAddr::from([0, 0, 0, 0]);
-        target(AddressKind::LbIp, n_services - 1, v6, any).ip().to_string()
-    };
+fn wait_for_all(cluster: &Cluster, endpoints: &BTreeMap<String, usize>) {
+    let mut last = String::new();
     let there = || {
-        let text = listing(cluster);
-        text.contains(&last(false)) && text.contains(&last(true))
+        last = asked(cluster, "/api/v1/services");
+        let told: serde_json::Value = serde_json::from_str(&last).unwrap();
+        let services = told["items"].as_array().into_iter().flatten();
+        let in_force = services.filter(|service| service["waiting"] == false);
+        let known = in_force.filter_map(|service| {
+            let total = service["endpoints"]["total"].as_u64()?;
+            Some((service["name"].as_str()?.to_owned(), usize::try_from(total).ok()?))
+        });
+        let known: BTreeMap<_, _> = known.collect();
+        endpoints.iter().all(|(name, total)| known.get(name) == Some(total))
     };
-    assert!(wait_until(PATIENCE, there), "not programmed:\n{}", listing(cluster));
-    // The slices of the last Service follow its object at once.
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert!(
+        wait_until(PATIENCE, there),
+        "not programmed, wanted {endpoints:?}:\n{last}\n{}",
+        listing(cluster)
+    );
 }
