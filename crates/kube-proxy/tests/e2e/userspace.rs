@@ -1,6 +1,7 @@
 //! Mode userspace: workers, and what becomes of flows when workers or their agent are gone.
 
 mod asking;
+mod memory;
 mod resilience;
 mod tracing;
 
