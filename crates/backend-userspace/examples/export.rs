@@ -57,7 +57,9 @@ fn main() -> ExitCode {
     };
     let recorded = backend_userspace::spans(&request());
     let n = u64::try_from(recorded.len()).unwrap_or_default();
-    recorded.into_iter().for_each(|span| spans.add(span));
+    for span in recorded {
+        spans.add(span);
+    }
     let outcome = outcomes.recv();
     if outcome == Ok((Outcome::Exported, n)) {
         return ExitCode::SUCCESS;

@@ -31,7 +31,9 @@ impl Told<Outages> {
 impl Told<Teller> {
     pub(super) fn trace(&self, told: &RequestTrace) {
         if let Some(traces) = &self.traces {
-            backend_userspace::spans(told).into_iter().for_each(|span| traces.add(span));
+            for span in backend_userspace::spans(told) {
+                traces.add(span);
+            }
         }
     }
 
