@@ -143,12 +143,13 @@ conformance:
 	$(CARGO) build --locked -p http-proxy --example serve -p backend-userspace --example export
 	target/conformance/bin/python3 scripts/http-conformance target/debug/examples/serve target/debug/examples/export
 
-## What a request through a worker costs, beside nginx and HAProxy, on this machine.
+## What connections and requests through a worker cost, beside nginx and HAProxy, on this machine. As root.
 REQUESTS ?= 100000
 bench-http:
-	@scripts/setup $(BUILD_TOOLS) python3:python3 h2load:nghttp2-client nginx:nginx-light haproxy:haproxy
-	$(CARGO) build --release --locked -p http-proxy --example serve
-	scripts/http-bench target/release/examples/serve $(REQUESTS)
+	@scripts/setup $(BUILD_TOOLS) $(RUN_TOOLS) python3:python3 h2load:nghttp2-client ab:apache2-utils nginx:nginx-light \
+		/usr/lib/nginx/modules/ngx_stream_module.so:libnginx-mod-stream haproxy:haproxy
+	$(CARGO) build --release --locked -p proxy --example carry
+	scripts/http-bench target/release/examples/carry $(REQUESTS)
 
 ## What is in deploy/: manifests, chart, alert rules, dashboard, unit. Says which parts no tool was there for.
 package-check:

@@ -163,7 +163,6 @@ impl Bed {
         let growth = resident().saturating_sub(self.before);
         let is_begun = self.before > 0;
         assert!(!is_begun || growth < MAX_GROWTH_BYTES, "{what}: {growth} bytes more");
-        println!("{what}: {growth} bytes more", growth = if is_begun { growth } else { 0 });
     }
 }
 

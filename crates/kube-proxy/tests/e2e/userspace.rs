@@ -2,6 +2,7 @@
 
 mod asking;
 mod carriage;
+mod memory;
 mod resilience;
 mod tracing;
 
