@@ -232,15 +232,15 @@ fn row(flow: &conntrack::Flow, protocol: Protocol) -> FlowRow {
 fn compare(services: &[Service], evidence: &mut Evidence<'_>) {
     for ip_family in IpFamily::ALL {
         let table = backend_nftables::table_name();
-        if let Some(held) = held_in(table, ip_family.into(), evidence) {
+        if let Some(held) = held_in(&table, ip_family.into(), evidence) {
             evidence.missing.extend(missing(services, ip_family, &held));
         }
     }
 }
 
 /// What a table of nftables has; `None`: it can't be read, which is evidence by itself.
-fn held_in(table: Name, family: Family, evidence: &mut Evidence<'_>) -> Option<BTreeSet<Rule>> {
-    let read = || kernel::Nftables::open()?.read(family, &table)?.whole();
+fn held_in(table: &Name, family: Family, evidence: &mut Evidence<'_>) -> Option<BTreeSet<Rule>> {
+    let read = || kernel::Nftables::open()?.read(family, table)?.whole();
     match read() {
         Ok(found) => Some(found.as_ref().map(|ruleset| texts(ruleset, family)).unwrap_or_default()),
         Err(error) => {
@@ -261,7 +261,7 @@ fn compare_iptables(services: &[Service], overview: &Overview, evidence: &mut Ev
             Ok(saved) => {
                 let mut held = backend_iptables::rules_of(&saved);
                 let workers = backend_nftables::workers_table_name();
-                held.extend(held_in(workers, family.into(), evidence).unwrap_or_default());
+                held.extend(held_in(&workers, family.into(), evidence).unwrap_or_default());
                 evidence.missing.extend(missing(services, family, &held));
             }
             Err(error) => evidence.unread.push(format!("rules of iptables, {family}: {error}")),

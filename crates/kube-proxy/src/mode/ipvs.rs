@@ -106,7 +106,7 @@ impl Shared {
             watch: Some(Box::new(move |touches| {
                 let of_rules = touches.clone();
                 spawn_watch(move || {
-                    nftables::watch(&backend_nftables::table_name(), F::FAMILY.into(), &of_rules)
+                    nftables::watch(&backend_nftables::table_name(), F::FAMILY.into(), &of_rules);
                 });
                 spawn_watch(move || watch::<F>(&watched, period, &touches));
             })),

@@ -384,8 +384,7 @@ fn weights_are_those_of_slices_and_of_the_service() {
         let asked = (!text.is_empty()).then(|| Arc::new(balance::Weights::parse(text).unwrap()));
         let service =
             Service { weights: asked, ..service(&["10.96.0.10"], &[("", Protocol::Tcp, 80, None)]) };
-        let entry =
-            ServiceEntry { service: Some(service.into()), slices: slices.clone(), ..ServiceEntry::default() };
+        let entry = ServiceEntry { service: Some(service.into()), slices: slices.clone() };
         let frontends = frontends::<V4>(&this_node(), &entry);
         let weights = frontends[0].weights.as_deref().cloned().unwrap_or_default();
         weights.into_iter().map(|((address, _), weight)| (address.octets()[3], weight)).collect::<Vec<_>>()
