@@ -304,12 +304,14 @@ int kp_recvmsg4in6(struct socket_address *ctx)
 SECTION("iter")
 int kp_kept4(struct each_socket *ctx)
 {
-	const struct original4 *kept = ctx->sk ? storage_get(&original4, ctx->sk, NULL, 0) : NULL;
+	/* Read once: the verifier of Linux 6.1 does not see that it is the same, and not NULL, when it is read again. */
+	struct socket *sk = ctx->sk;
+	const struct original4 *kept = sk ? storage_get(&original4, sk, NULL, 0) : NULL;
 	struct told4 told;
 
 	if (!kept || !kept->endpoint_port)
 		return 0;
-	told.cookie = cookie_of(ctx->sk);
+	told.cookie = cookie_of(sk);
 	told.original = *kept;
 	write_out(ctx->iteration->out, &told, sizeof(told));
 	return 0;

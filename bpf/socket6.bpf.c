@@ -266,12 +266,14 @@ int kp_recvmsg6(struct socket_address *ctx)
 SECTION("iter")
 int kp_kept6(struct each_socket *ctx)
 {
-	const struct original6 *kept = ctx->sk ? storage_get(&original6, ctx->sk, NULL, 0) : NULL;
+	/* Read once: the verifier of Linux 6.1 does not see that it is the same, and not NULL, when it is read again. */
+	struct socket *sk = ctx->sk;
+	const struct original6 *kept = sk ? storage_get(&original6, sk, NULL, 0) : NULL;
 	struct told6 told;
 
 	if (!kept || !kept->endpoint_port)
 		return 0;
-	told.cookie = cookie_of(ctx->sk);
+	told.cookie = cookie_of(sk);
 	told.original = *kept;
 	write_out(ctx->iteration->out, &told, sizeof(told));
 	return 0;
