@@ -17,6 +17,8 @@ fn settings() -> Settings {
         connect_timeout_ms: 4000,
         udp_idle_ms: 20_000,
         drain_ms: 60_000,
+        idle_ms: None,
+        request_ms: None,
         linger_ms: 0,
         policy: Policy::LeastRequest,
         max_flows: None,
