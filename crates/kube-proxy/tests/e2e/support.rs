@@ -112,7 +112,8 @@ pub(crate) fn ask(from: &Host, transport: Transport, to: SocketAddr) -> Result<S
     answer.map(|reply| reply.name).map_err(|failure: ConnectFailure| failure.class())
 }
 
-/// No connection of these has failed, and each generator has made more than so many. `log` is what to show otherwise.
+/// No connection of these has failed, nor does one until each generator has made more than so many: a fast machine may have
+/// been through it all sooner. `log` is what to show otherwise.
 #[track_caller]
 pub(crate) fn check_load(
     generators: impl IntoIterator<Item = LoadGenerator>,
@@ -120,6 +121,7 @@ pub(crate) fn check_load(
     log: impl Fn() -> String,
 ) {
     for (n, generator) in generators.into_iter().enumerate() {
+        wait_until(PATIENCE, || generator.snapshot().succeeded > more_than);
         let report = generator.stop();
         let failures = (&report.failures, &report.first_failure);
         assert_eq!(report.failed(), 0, "generator {n}: {failures:?}\n{}", log());
