@@ -154,7 +154,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         match self.plan(Cause::Settings) {
             Planned::Plan(plan) => {
                 let step = Step::Repair(Reason::Settings);
-                self.begin(plan, step, Scope::Settings, None, now, random)
+                self.begin(plan, step, Scope::Settings, now, random)
             }
             Planned::NeedsReading => {
                 self.settings_need_reading = true;
@@ -168,7 +168,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
     fn change(&mut self, changed: Changed<F>, now: Instant, random: f64) -> Turn<P::Target> {
         self.attempt = now;
         match self.plan(Cause::Changed(&changed)) {
-            Planned::Plan(plan) => self.begin(plan, Step::Change, Scope::Changes(changed), None, now, random),
+            Planned::Plan(plan) => self.begin(plan, Step::Change, Scope::Changes(changed), now, random),
             Planned::NeedsReading => {
                 self.dirty = changed;
                 self.look_after_all(now, random)
@@ -183,7 +183,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
     fn wake(&mut self, now: Instant, random: f64) -> Turn<P::Target> {
         self.attempt = now;
         match self.plan(Cause::Woken(now)) {
-            Planned::Plan(plan) => self.begin(plan, Step::Change, Scope::Woken, None, now, random),
+            Planned::Plan(plan) => self.begin(plan, Step::Change, Scope::Woken, now, random),
             Planned::NeedsReading => self.look_after_all(now, random),
             Planned::Panicked(error) => (self.not_planned(error, now, random), None),
         }
@@ -201,7 +201,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
     }
 
     /// A planner that panics has decided nothing, and believes what it did before.
-    pub(super) fn plan(&self, cause: Cause<'_, F, <P::Target as Target>::Found>) -> Planned<F, P> {
+    fn plan(&self, cause: Cause<'_, F, <P::Target as Target>::Found>) -> Planned<F, P> {
         let planning = AssertUnwindSafe(|| self.planner.plan(&self.table, &self.settings, cause));
         match catch_unwind(planning) {
             Ok(Ok(plan)) => Planned::Plan(plan),
@@ -210,29 +210,24 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
         }
     }
 
-    /// Hands a plan's steps over; one without any holds at once. `touched`: since when what others did waits for it.
-    pub(super) fn begin(
+    /// Hands over what was planned just now, and not of everything, from what was known then.
+    fn begin(
         &mut self,
         plan: PlanOf<P, F>,
         step: Step,
         scope: Scope<F>,
-        touched: Option<Instant>,
         now: Instant,
         random: f64,
     ) -> Turn<P::Target> {
         let since = match &scope {
             Scope::Changes(_) => self.dirty_since.take(),
             Scope::Settings => self.asked_since.take(),
-            Scope::Woken => None,
-            Scope::Everything => {
-                self.dirty = Changed::default();
-                earliest([self.dirty_since.take(), self.asked_since.take(), touched])
-            }
+            Scope::Woken | Scope::Everything => None,
         };
         self.hand_over(plan, step, scope, since.unwrap_or(now), now, now, random)
     }
 
-    /// Hands over what was planned at some moment from what has been known since another one.
+    /// Hands over what was planned at some moment from what has been known since another one; a plan without steps holds at once.
     #[expect(clippy::too_many_arguments, reason = "moments and a number")]
     pub(super) fn hand_over(
         &mut self,
@@ -259,7 +254,7 @@ impl<F: Family, P: Planner<F>> Pipeline<F, P> {
 }
 
 /// What came of planning.
-pub(super) enum Planned<F: Family, P: Planner<F>> {
+enum Planned<F: Family, P: Planner<F>> {
     Plan(PlanOf<P, F>),
     NeedsReading,
     Panicked(<P::Target as Target>::Error),
