@@ -166,10 +166,7 @@ fn address_bytes(family: IpFamily) -> usize {
 
 /// An address, also as the key of `node_addresses`.
 pub fn encode_address<F: Family>(address: F::Addr) -> Vec<u8> {
-    match address.into() {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    }
+    netlink::octets(address.into())
 }
 
 /// The address of these bytes.

@@ -9,8 +9,8 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use model::IpFamily;
-use netlink::Message;
 use netlink::sock_diag::{self, COOKIE_AT, ID_BYTES, LIST};
+use netlink::{Message, octets};
 
 const UDP: u8 = 17;
 /// Where the identity is in `struct inet_diag_msg`, and the size of that.
@@ -93,10 +93,6 @@ fn read_original(value: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
 
 /// What a connected socket keeps, as [`read_told`] reads it behind the cookie.
 pub fn original(wanted: SocketAddr, endpoint: SocketAddr) -> Vec<u8> {
-    let octets = |address: IpAddr| match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    };
     let mut value = [octets(wanted.ip()), octets(endpoint.ip())].concat();
     value.extend([wanted.port(), endpoint.port()].map(u16::to_be_bytes).as_flattened());
     value.extend([0; 4]);

@@ -132,10 +132,7 @@ pub fn change_address(out: &mut Writer, index: u32, change: AddressChange, seq: 
         (*prefix, *scope) = (bits, if address.is_ipv4() { SCOPE_HOST } else { 0 });
     }
     out.out.extend(index.to_ne_bytes());
-    let bytes = match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    };
+    let bytes = netlink::octets(address);
     out.bytes(LOCAL, &bytes);
     out.bytes(ADDRESS, &bytes);
     if kind == NEW_ADDR && address.is_ipv6() {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use netlink::{NLMSG_HEADER_BYTES, Writer, flag};
+use netlink::{NLMSG_HEADER_BYTES, Writer, flag, octets};
 
 const NEW_LINK: u16 = 16;
 const NEW_ROUTE: u16 = 24;
@@ -82,13 +82,6 @@ fn begin(out: &mut Writer, kind: u16, address: IpAddr, protocol: u8, seq: u32, f
     out.out.extend([TABLE_LOCAL, protocol, SCOPE_HOST, LOCAL, 0, 0, 0, 0]);
     out.bytes(DESTINATION, &octets(address));
     start
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    }
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ pub use attrs::{Attrs, be_u16, be_u32, text};
 pub use error::NetlinkError;
 pub use family::Family;
 pub use message::{Ack, Message, messages};
-pub use writer::Writer;
+pub use writer::{Writer, octets};
 
 /// Header of a netlink message (`struct nlmsghdr`).
 pub const NLMSG_HEADER_BYTES: usize = 16;

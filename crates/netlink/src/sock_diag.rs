@@ -1,8 +1,8 @@
 //! Messages of `sock_diag` about sockets of the internet's families (`linux/sock_diag.h`, `linux/inet_diag.h`).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use crate::{NLMSG_HEADER_BYTES, Writer, flag};
+use crate::{NLMSG_HEADER_BYTES, Writer, flag, octets};
 
 /// `SOCK_DIAG_BY_FAMILY`: a list, and each of its answers.
 pub const LIST: u16 = 20;
@@ -33,10 +33,8 @@ pub fn identity(local: SocketAddr, peer: SocketAddr) -> (u8, [u8; ID_BYTES]) {
     id[..2].copy_from_slice(&local.port().to_be_bytes());
     id[2..4].copy_from_slice(&peer.port().to_be_bytes());
     for (at, address) in [(4, local.ip()), (20, peer.ip())] {
-        match address {
-            IpAddr::V4(address) => id[at..at + 4].copy_from_slice(&address.octets()),
-            IpAddr::V6(address) => id[at..at + 16].copy_from_slice(&address.octets()),
-        }
+        let bytes = octets(address);
+        id[at..at + bytes.len()].copy_from_slice(&bytes);
     }
     id[COOKIE_AT..].copy_from_slice(&ANY_COOKIE);
     (if local.is_ipv4() { 2 } else { 10 }, id)

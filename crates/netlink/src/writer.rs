@@ -1,5 +1,7 @@
 //! Messages and attributes, written.
 
+use std::net::IpAddr;
+
 use crate::{ATTR_BYTES, MAX_ATTR_BYTES, NESTED};
 
 /// Appends messages and attributes to a buffer.
@@ -97,5 +99,13 @@ impl Writer {
     fn pad(&mut self) {
         let padded = self.out.len().next_multiple_of(4);
         self.out.resize(padded, 0);
+    }
+}
+
+/// An address as messages have it: 4 or 16 bytes, in network byte order.
+pub fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
     }
 }

@@ -142,10 +142,7 @@ fn dnat(key: &[Field], map: &Name, family: Family) -> Vec<Expr> {
 fn addr_match(field: AddrField, (addr, prefix): (IpAddr, u8), negate: bool) -> Vec<Expr> {
     let family = Family::of(addr);
     let bits = usize::from(prefix).min(family.addr_len() * 8);
-    let octets = match addr {
-        IpAddr::V4(v4) => v4.octets().to_vec(),
-        IpAddr::V6(v6) => v6.octets().to_vec(),
-    };
+    let octets = netlink::octets(addr);
     if bits.is_multiple_of(8) && bits > 0 {
         let network = octets[..bits / 8].to_vec();
         return vec![load_addr(field, family, bits / 8, FIRST), cmp(negate, network)];
