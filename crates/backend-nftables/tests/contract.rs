@@ -7,12 +7,12 @@ use std::collections::BTreeSet;
 use backend_nftables::{
     Backend, Config, Extent, NodePortAddresses, PodSource, hand_over, lease, table_name, workers_table_name,
 };
-use fakes::contract::{Client, Contract};
+use fakes::contract::{Case, Client, Contract};
 use fakes::kernel::FakeKernel;
 use fakes::objects::{LINE_PORT, UDP_PORT};
 use fakes::on_paper::{self, Places, expected, packet};
 use model::{Balancer, Family, Proxied, Store, Table, V4, V6};
-use nft::{Kernel, Ruleset, SetKind};
+use nft::{Kernel, Name, Ruleset, SetKind};
 use walk::nft::Tracer;
 use walk::{Origin, Outcome, Packet, Paths};
 
@@ -45,10 +45,14 @@ fn check_family<F: Family>() {
     check_contract(&contract, &places, &tracer::<F>(&store, &config, &places));
 }
 
+/// Each case with TCP and with UDP, and the port of the endpoints for that.
+fn runs(contract: &Contract) -> impl Iterator<Item = (&Case, u8, u16)> {
+    contract.cases.iter().flat_map(|case| [(case, 6, LINE_PORT), (case, 17, UDP_PORT)])
+}
+
 #[track_caller]
 fn check_contract(contract: &Contract, places: &Places, tracer: &Tracer) {
-    let runs = contract.cases.iter().flat_map(|case| [(6, LINE_PORT), (17, UDP_PORT)].map(|run| (case, run)));
-    for (case, (protocol, port)) in runs {
+    for (case, protocol, port) in runs(contract) {
         let packet = packet(case, places, protocol);
         let found = tracer.outcomes(&packet).unwrap();
         assert_eq!(found, expected(case, places, port), "{case:?}\n{packet:?}");
@@ -90,20 +94,46 @@ fn listeners(places: &Places) -> lease::Listeners {
     lease::Listeners { address: places.node, any: ports(40_001, 40_002), internal: ports(40_003, 40_004) }
 }
 
-/// Fails if a packet is not handed over; whether it takes the short cut.
-#[track_caller]
-fn is_handed_over_by_the_short_cut(
-    found: &BTreeSet<Outcome>,
-    listeners: &lease::Listeners,
-    protocol: u8,
-) -> bool {
-    let to = |ports: lease::Ports| {
-        let port = if protocol == 6 { ports.tcp } else { ports.udp };
-        BTreeSet::from([Outcome::Delivered { to: (listeners.address, port).into(), masqueraded: false }])
-    };
-    let is_internal = *found == to(listeners.internal);
-    assert!(is_internal || *found == to(listeners.any), "{found:?}");
-    is_internal
+/// The rules of a table with and without a lease, for Services of which some ask to be handed over.
+fn without_and_with_lease<F: Family>(
+    store: &Store,
+    places: &Places,
+    balancer: Balancer,
+    table: Name,
+) -> [Tracer; 2] {
+    let config = Config { balancer, ..config::<F>(store, places) };
+    let ruleset = ruleset(&on_paper::asking(&on_paper::table::<F>(store)), &config);
+    let begun = lease::begin::<F>(table, &listeners(places));
+    let leased = on_paper::with_elements(ruleset.clone(), begun).unwrap();
+    [ruleset, leased].map(|ruleset| Tracer::new(ruleset, F::FAMILY.into(), [places.node]))
+}
+
+/// How many packets were handed over.
+#[derive(Default)]
+struct HandedOver {
+    any: usize,
+    by_the_short_cut: usize,
+}
+
+impl HandedOver {
+    /// Fails if the packet is not handed over, or comes from outside by the short cut.
+    #[track_caller]
+    fn note(&mut self, found: &BTreeSet<Outcome>, listeners: &lease::Listeners, protocol: u8, case: &Case) {
+        let to = |ports: lease::Ports| {
+            let port = if protocol == 6 { ports.tcp } else { ports.udp };
+            BTreeSet::from([Outcome::Delivered { to: (listeners.address, port).into(), masqueraded: false }])
+        };
+        let is_internal = *found == to(listeners.internal);
+        assert!(is_internal || *found == to(listeners.any), "{found:?}");
+        assert!(!is_internal || case.client != Client::Outside, "{case:?}");
+        *if is_internal { &mut self.by_the_short_cut } else { &mut self.any } += 1;
+    }
+
+    #[track_caller]
+    fn check(&self) {
+        let Self { any, by_the_short_cut } = self;
+        assert!(*any > 20 && *by_the_short_cut > 4, "{any} to any, {by_the_short_cut} by the short cut");
+    }
 }
 
 /// Beside rules of others, a table hands over with a lease what endpoints of asking Services would have, and touches nothing else.
@@ -111,15 +141,10 @@ fn check_beside_others<F: Family>() {
     let contract = Contract::read();
     let store = on_paper::store(&contract).unwrap();
     let places = Places::of(F::FAMILY);
-    let config = Config { balancer: Balancer::OtherRules(Proxied::Asking), ..config::<F>(&store, &places) };
-    let listeners = listeners(&places);
-    let ruleset = ruleset(&on_paper::asking(&on_paper::table::<F>(&store)), &config);
-    let tracer = |ruleset| Tracer::new(ruleset, F::FAMILY.into(), [places.node]);
-    let with = lease::begin::<F>(workers_table_name(), &listeners);
-    let (without, with) = (tracer(ruleset.clone()), tracer(on_paper::with_elements(ruleset, with).unwrap()));
-    let runs = contract.cases.iter().flat_map(|case| [(6, LINE_PORT), (17, UDP_PORT)].map(|run| (case, run)));
-    let (mut n_any, mut n_internal) = (0, 0);
-    for (case, (protocol, port)) in runs {
+    let balancer = Balancer::OtherRules(Proxied::Asking);
+    let [without, with] = without_and_with_lease::<F>(&store, &places, balancer, workers_table_name());
+    let mut handed_over = HandedOver::default();
+    for (case, protocol, port) in runs(&contract) {
         let packet = packet(case, &places, protocol);
         let untouched = BTreeSet::from([Outcome::Delivered { to: packet.destination, masqueraded: false }]);
         assert_eq!(without.outcomes(&packet).unwrap(), untouched, "{case:?}");
@@ -131,11 +156,9 @@ fn check_beside_others<F: Family>() {
             assert_eq!(found, untouched, "{case:?}\n{packet:?}");
             continue;
         }
-        let is_internal = is_handed_over_by_the_short_cut(&found, &listeners, protocol);
-        assert!(!is_internal || case.client != Client::Outside, "{case:?}");
-        (n_any, n_internal) = (n_any + usize::from(!is_internal), n_internal + usize::from(is_internal));
+        handed_over.note(&found, &listeners(&places), protocol, case);
     }
-    assert!(n_any > 20 && n_internal > 4, "{n_any} to any, {n_internal} by the short cut");
+    handed_over.check();
 }
 
 #[test]
@@ -150,17 +173,10 @@ fn check_proxies<F: Family>(proxied: Proxied) {
     let contract = Contract::read();
     let store = on_paper::store(&contract).unwrap();
     let places = Places::of(F::FAMILY);
-    let config = Config { balancer: Balancer::Proxies(proxied), ..config::<F>(&store, &places) };
-    let listeners = listeners(&places);
-    let ruleset = ruleset(&on_paper::asking(&on_paper::table::<F>(&store)), &config);
-    let tracer = |ruleset| Tracer::new(ruleset, F::FAMILY.into(), [places.node]);
-    let (without, with) = (
-        tracer(ruleset.clone()),
-        tracer(on_paper::with_elements(ruleset, lease::begin::<F>(table_name(), &listeners)).unwrap()),
-    );
-    let runs = contract.cases.iter().flat_map(|case| [(6, LINE_PORT), (17, UDP_PORT)].map(|run| (case, run)));
-    let (mut n_any, mut n_internal) = (0, 0);
-    for (case, (protocol, port)) in runs {
+    let [without, with] =
+        without_and_with_lease::<F>(&store, &places, Balancer::Proxies(proxied), table_name());
+    let mut handed_over = HandedOver::default();
+    for (case, protocol, port) in runs(&contract) {
         let packet = packet(case, &places, protocol);
         let expected = expected(case, &places, port);
         assert_eq!(without.outcomes(&packet).unwrap(), expected, "{case:?}\n{packet:?}");
@@ -170,11 +186,9 @@ fn check_proxies<F: Family>(proxied: Proxied) {
             assert_eq!(found, expected, "{case:?}\n{packet:?}");
             continue;
         }
-        let is_internal = is_handed_over_by_the_short_cut(&found, &listeners, protocol);
-        assert!(!is_internal || case.client != Client::Outside, "{case:?}");
-        (n_any, n_internal) = (n_any + usize::from(!is_internal), n_internal + usize::from(is_internal));
+        handed_over.note(&found, &listeners(&places), protocol, case);
     }
-    assert!(n_any > 20 && n_internal > 4, "{n_any} to any, {n_internal} by the short cut");
+    handed_over.check();
 }
 
 #[test]

@@ -4,12 +4,10 @@
 
 mod common;
 
-use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use balance::Policy;
-use common::{PATIENCE, Proxy, Server, connections_at_both_ends, resident};
+use common::{PATIENCE, ask_and_wait, connections_at_both_ends, resident, served};
 use tokio::time::Instant;
 
 /// As many as there are open files for, at both ends.
@@ -17,15 +15,8 @@ const CONNECTIONS: u64 = 10_000;
 /// 10,000 in less than 100 MB.
 const LIMIT_BYTES: u64 = 10_000;
 
-fn ask(mut stream: &TcpStream) {
-    stream.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").unwrap();
-    let mut answer = Vec::new();
-    while !answer.ends_with(b"well") {
-        let mut received = [0; 1024];
-        let n = stream.read(&mut received).unwrap();
-        assert!(n > 0, "{:?}", String::from_utf8_lossy(&answer));
-        answer.extend_from_slice(&received[..n]);
-    }
+fn ask(stream: &TcpStream) {
+    ask_and_wait(stream, b"GET / HTTP/1.1\r\nhost: web\r\n\r\n", |answer| answer.ends_with(b"well"));
 }
 
 fn connect(to: SocketAddr) -> TcpStream {
@@ -37,12 +28,7 @@ fn connect(to: SocketAddr) -> TcpStream {
 
 #[test]
 fn ten_thousand_idle_connections_take_less_than_a_hundred_megabytes() {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let (_server, proxy) = runtime.block_on(async {
-        let server = Server::named("well").await;
-        let proxy = Proxy::start(Policy::RoundRobin, &[server.address]).await;
-        (server, proxy)
-    });
+    let (_runtime, _server, proxy) = served();
     // What is there once.
     let mut clients: Vec<TcpStream> = (0..100).map(|_| connect(proxy.address)).collect();
     let (n, before) = (connections_at_both_ends(CONNECTIONS) - 100, resident());

@@ -5,11 +5,9 @@
 
 mod common;
 
-use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
-use balance::Policy;
-use common::{PATIENCE, Proxy, Server, connections_at_both_ends, resident};
+use common::{PATIENCE, ask_and_wait, connections_at_both_ends, resident, served};
 
 const CONNECTIONS: u64 = 2000;
 const LIMIT_BYTES: u64 = 40_000;
@@ -20,27 +18,15 @@ const ASK: &[u8] =
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x06\x01\x05\0\0\0\x01\x82\x86\x84\x41\x01a";
 
 fn connect(to: SocketAddr) -> TcpStream {
-    let mut stream = TcpStream::connect(to).unwrap();
+    let stream = TcpStream::connect(to).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all(ASK).unwrap();
-    let mut answer = Vec::new();
-    while !answer.windows(4).any(|bytes| bytes == b"well") {
-        let mut received = [0; 1024];
-        let n = stream.read(&mut received).unwrap();
-        assert!(n > 0, "{answer:?}");
-        answer.extend_from_slice(&received[..n]);
-    }
+    ask_and_wait(&stream, ASK, |answer| answer.windows(4).any(|bytes| bytes == b"well"));
     stream
 }
 
 #[test]
 fn an_idle_connection_of_http_2_takes_what_the_library_has_for_it() {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let (_server, proxy) = runtime.block_on(async {
-        let server = Server::named("well").await;
-        let proxy = Proxy::start(Policy::RoundRobin, &[server.address]).await;
-        (server, proxy)
-    });
+    let (_runtime, _server, proxy) = served();
     let mut clients: Vec<TcpStream> = (0..100).map(|_| connect(proxy.address)).collect();
     let (n, before) = (connections_at_both_ends(CONNECTIONS) - 100, resident());
     clients.extend((0..n).map(|_| connect(proxy.address)));

@@ -8,6 +8,7 @@
 )]
 
 use std::convert::Infallible;
+use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
@@ -329,6 +330,29 @@ pub fn connections_at_both_ends(wanted: u64) -> u64 {
     let files = maximum.unwrap_or(u64::MAX).min(2 * wanted + OTHER_FILES).max(current.unwrap_or(0));
     setrlimit(Resource::Nofile, Rlimit { current: Some(files), maximum }).unwrap();
     ((files - OTHER_FILES) / 2).min(wanted)
+}
+
+/// A server that says `well` and a proxy before it, on a runtime of their own, for clients that block.
+pub fn served() -> (tokio::runtime::Runtime, Server, Proxy) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (server, proxy) = runtime.block_on(async {
+        let server = Server::named("well").await;
+        let proxy = Proxy::start(Policy::RoundRobin, &[server.address]).await;
+        (server, proxy)
+    });
+    (runtime, server, proxy)
+}
+
+/// Sends a request, and reads its answer to the end.
+pub fn ask_and_wait(mut stream: &std::net::TcpStream, request: &[u8], is_whole: impl Fn(&[u8]) -> bool) {
+    stream.write_all(request).unwrap();
+    let mut answer = Vec::new();
+    while !is_whole(&answer) {
+        let mut received = [0; 1024];
+        let n = stream.read(&mut received).unwrap();
+        assert!(n > 0, "{:?}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&received[..n]);
+    }
 }
 
 /// The pages that this process has in memory, in bytes.
